@@ -1,0 +1,35 @@
+"""Checks at the public border of the models: one sentence that says what was expected and what came."""
+
+import torch
+
+
+def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, image_size: int) -> None:
+    """Raises `TypeError` or `ValueError` unless `pixel_values` is a float batch `(B, num_channels, size, size)`."""
+    if not torch.is_floating_point(pixel_values):
+        raise TypeError(
+            f"`pixel_values` must be float images in [0, 1], got {pixel_values.dtype}; the image processor converts "
+            "PIL and uint8 images."
+        )
+    expected = (num_channels, image_size, image_size)
+    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+        raise ValueError(
+            f"`pixel_values` must have shape (batch, {num_channels}, {image_size}, {image_size}), got "
+            f"{tuple(pixel_values.shape)}; the image processor resizes and crops."
+        )
+
+
+def check_ids(ids: torch.Tensor, name: str, upper: int, shape: tuple[int | str, ...]) -> None:
+    """Raises `TypeError` or `ValueError` unless `ids` is an integer tensor of `shape` with values in `[0, upper)`.
+
+    A string in `shape` names a free dimension.
+    """
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`{name}` must be an int64 tensor, got {ids.dtype}.")
+    if ids.ndim != len(shape) or any(isinstance(n, int) and n != m for n, m in zip(shape, ids.shape, strict=True)):
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"`{name}` must have shape ({expected}), got {tuple(ids.shape)}.")
+    if torch.compiler.is_compiling() or ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(ids))
+    if low < 0 or high >= upper:
+        raise ValueError(f"`{name}` must be in [0, {upper}), got values from {low} to {high}.")

@@ -1,0 +1,87 @@
+"""Configurations of the masked generators."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class MaskGitConfig(PreTrainedConfig):
+    """Configuration of a `MaskGitModel`. The defaults are the generator of TiTok-L-32 (arXiv 2406.07550).
+
+    Class names are the usual `id2label`; `num_labels` counts them.
+
+    Args:
+        codebook_size: Number of codes of the tokenizer.
+        num_tokens: Tokens of an image.
+        num_labels: Number of classes.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: The transformer.
+        hidden_dropout, attention_dropout: Dropout in training.
+        label_dropout: Share of the labels that training replaces by "no class", for classifier-free guidance.
+        label_smoothing: Of the loss.
+        unmasked_weight: Weight in the loss of the tokens that were not masked; masked ones have 1.
+
+    Raises:
+        ValueError: If the sizes contradict each other.
+    """
+
+    model_type = "maskgit"
+
+    codebook_size: int = 4096
+    num_tokens: int = 32
+    hidden_size: int = 768
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 3072
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    label_dropout: float | int = 0.1
+    label_smoothing: float | int = 0.1
+    unmasked_weight: float | int = 0.1
+
+    def __post_init__(self, **kwargs) -> None:
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 1000)
+        super().__post_init__(**kwargs)
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of a masked token, one past the last code."""
+        return self.codebook_size
+
+    @property
+    def null_label(self) -> int:
+        """The label that means "no class", one past the last label."""
+        return self.num_labels
+
+    def validate_architecture(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got {self.num_attention_heads}."
+            )
+
+
+@strict
+class MaskGitUViTConfig(MaskGitConfig):
+    """Configuration of a `MaskGitUViTModel`. The defaults are the generator of TiTok-S-128 (arXiv 2406.07550).
+
+    Args:
+        num_hidden_layers: Blocks on both sides of the middle one together; even.
+        See `MaskGitConfig` for the rest.
+    """
+
+    model_type = "maskgit_uvit"
+
+    num_tokens: int = 128
+    hidden_size: int = 1024
+    num_hidden_layers: int = 20
+    intermediate_size: int = 4096
+    hidden_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+
+    def validate_architecture(self) -> None:
+        super().validate_architecture()
+        if self.num_hidden_layers % 2:
+            raise ValueError(f"`num_hidden_layers` must be even, got {self.num_hidden_layers}.")
+
+
+__all__ = ["MaskGitConfig", "MaskGitUViTConfig"]

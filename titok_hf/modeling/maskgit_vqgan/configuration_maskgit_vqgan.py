@@ -1,0 +1,66 @@
+"""MaskGIT-VQGAN configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class MaskGitVQGANConfig(PreTrainedConfig):
+    """Configuration of a `MaskGitVQGANModel`. The defaults are the ImageNet tokenizer of MaskGIT (arXiv 2202.04200).
+
+    Args:
+        image_size: Side of the square images, in pixels.
+        num_channels: Channels of the images.
+        hidden_channels: Channels at full resolution.
+        channel_multipliers: Channels of each resolution, in multiples of `hidden_channels`. Each resolution but the
+            last halves the image, so the codes form a grid of side `image_size / 2 ** (len(channel_multipliers) - 1)`.
+        num_res_blocks: Residual blocks of each resolution, and in the middle.
+        norm_num_groups: Groups of the group norms; divides every number of channels.
+        latent_channels: Channels of the latents and of the code vectors.
+        codebook_size: Number of codes.
+        commitment_cost: Weight of the commitment loss.
+        shortcut_of_output: Compatibility with the official weights: where a residual block changes the number of
+            channels, its shortcut is computed from the block's own output instead of its input.
+
+    Raises:
+        ValueError: If the sizes contradict each other.
+    """
+
+    model_type = "maskgit_vqgan"
+
+    image_size: int = 256
+    num_channels: int = 3
+    hidden_channels: int = 128
+    channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    norm_num_groups: int = 32
+    latent_channels: int = 256
+    codebook_size: int = 1024
+    commitment_cost: float | int = 0.25
+    shortcut_of_output: bool = False
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along one side of the square that a code stands for."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def num_tokens(self) -> int:
+        """Codes of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def validate_architecture(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"`image_size` must be a multiple of {self.patch_size}, as {len(self.channel_multipliers)} "
+                f"`channel_multipliers` downsample by that much, got {self.image_size}."
+            )
+        for multiplier in self.channel_multipliers:
+            if (self.hidden_channels * multiplier) % self.norm_num_groups:
+                raise ValueError(
+                    f"`norm_num_groups` must divide the {self.hidden_channels * multiplier} channels of every "
+                    f"resolution, got {self.norm_num_groups}."
+                )
+
+
+__all__ = ["MaskGitVQGANConfig"]

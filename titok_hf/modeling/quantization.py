@@ -1,0 +1,80 @@
+"""From continuous latents to codes, or to a Gaussian: shared by the tokenizer families."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from .outputs import TokenizerEncoderOutput
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code quantizer with straight-through gradients (VQ-VAE, arXiv 1711.00937).
+
+    With `normalize`, latents and codes are projected onto the unit sphere first (ViT-VQGAN, arXiv 2110.04627), as
+    TiTok does. Distances are computed in float32 whatever the dtype of the model.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, commitment_cost: float, normalize: bool):
+        super().__init__()
+        self.commitment_cost = commitment_cost
+        self.normalize = normalize
+        self.codebook = nn.Embedding(codebook_size, dim)
+
+    def init_weights(self) -> None:
+        bound = 1 / self.codebook.num_embeddings
+        init.uniform_(self.codebook.weight, -bound, bound)
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        """Code vectors `(..., C)` of `codes` `(...)`, in [0, codebook_size)."""
+        vectors = self.codebook(codes)
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def forward(self, unquantized: torch.Tensor) -> TokenizerEncoderOutput:
+        """Quantizes `unquantized` `(B, N, C)`; `latents` carries the gradient of its input unchanged."""
+        latents = F.normalize(unquantized, dim=-1) if self.normalize else unquantized  # (B, N, C)
+        with torch.no_grad():
+            codebook = self.codebook.weight.float()  # (K, C)
+            codebook = F.normalize(codebook, dim=-1) if self.normalize else codebook
+            flat = latents.float().flatten(0, -2)  # (B * N, C)
+            # |z - e|^2 less |z|^2, which is the same for every code
+            distances = torch.addmm(codebook.square().sum(-1), flat, codebook.t(), alpha=-2)  # (B * N, K)
+            codes = distances.argmin(-1).view(latents.shape[:-1])  # (B, N)
+        quantized = self.lookup(codes)  # (B, N, C)
+        loss = F.mse_loss(quantized, latents.detach()) + self.commitment_cost * F.mse_loss(latents, quantized.detach())
+        return TokenizerEncoderOutput(
+            latents=latents + (quantized - latents).detach(),
+            codes=codes,
+            unquantized=unquantized,
+            quantizer_loss=loss,
+        )
+
+
+@dataclass
+class DiagonalGaussian:
+    """The posterior of a KL-regularized tokenizer; `mean` and `logvar` have one shape, the log-variance clamped."""
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+
+    @classmethod
+    def from_parameters(cls, parameters: torch.Tensor) -> "DiagonalGaussian":
+        """Splits `(..., 2 * C)` into mean and log-variance."""
+        mean, logvar = parameters.chunk(2, dim=-1)
+        return cls(mean, logvar.clamp(-30.0, 20.0))
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        noise = torch.randn(
+            self.mean.shape,
+            generator=generator,
+            dtype=self.mean.dtype,
+            device=generator.device if generator is not None else self.mean.device,
+        )
+        return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean.device)
+
+    def kl(self) -> torch.Tensor:
+        """KL divergence from the standard normal: summed over all but the first axis, averaged over the first."""
+        divergence = 0.5 * (self.mean.float().square() + self.logvar.float().exp() - 1.0 - self.logvar.float())
+        return divergence.flatten(1).sum(-1).mean()

@@ -1,0 +1,58 @@
+"""TiTok's border between images and tensors, both ways."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+
+
+class TiTokImageProcessor(PilBackend):
+    """PIL, uint8 or float images to `pixel_values` `(B, 3, H, W)` in [0, 1], and back.
+
+    By default the shorter side is resized to 256 pixels (bicubic) and the center 256x256 is cut out. Gray, palette and
+    RGBA images become RGB. Needs no torchvision.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 256, "width": 256}
+    do_convert_rgb = True
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = False
+
+    @classmethod
+    def from_image_size(cls, image_size: int) -> "TiTokImageProcessor":
+        """The processor of a tokenizer for square images of `image_size` pixels."""
+        return cls(size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size})
+
+    def postprocess(
+        self, pixel_values: torch.Tensor, output_type: str = "pil"
+    ) -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """Clamps images to [0, 1] and converts them.
+
+        Args:
+            pixel_values: Float images `(B, 3, H, W)` around [0, 1].
+            output_type: `"pil"` for a list of PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1], `"pt"` for
+                a float tensor `(B, 3, H, W)` in [0, 1].
+
+        Raises:
+            ValueError: If the output type is none of these, or there is a NaN.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+        if pixel_values.isnan().any():
+            raise ValueError("`pixel_values` must be finite, got NaN.")
+        images = pixel_values.detach().float().clamp(0, 1).cpu()
+        if output_type == "pt":
+            return images
+        array = images.permute(0, 2, 3, 1).numpy()  # (B, H, W, 3)
+        if output_type == "np":
+            return array
+        return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
+
+
+__all__ = ["TiTokImageProcessor"]

@@ -1,0 +1,224 @@
+"""Class labels to images: a masked generator fills the tokens in, the tokenizer decodes them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from ..modeling.checks import check_ids
+from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
+from ..modeling.maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANModel
+from ..modeling.titok.image_processing_titok import TiTokImageProcessor
+from ..modeling.titok.modeling_titok import TiTokModel
+from .scheduling_maskgit import MaskGitScheduler
+
+GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
+ClassLabel = int | str
+
+
+def guidance_scale_at(
+    step: int, num_inference_steps: int, guidance_scale: float, guidance_schedule: GuidanceSchedule
+) -> float:
+    """The scale `s` of a step in `unconditional + s * (conditional - unconditional)`; 1 is no guidance.
+
+    With `q = step / num_inference_steps`, counted from 0, so that every schedule but the constant one starts at 1:
+    `"linear"` is `1 + (guidance_scale - 1) * q`, `"power-cosine"` is
+    `1 + (guidance_scale - 1) * (1 - cos(pi * q ** 3)) / 2` (MDT, arXiv 2303.14389).
+
+    The reference writes `conditional + s * (conditional - unconditional)` for the first two schedules: its scale of
+    4.5 there is 5.5 here.
+
+    Raises:
+        ValueError: If the schedule is none of the three.
+    """
+    progress = step / num_inference_steps
+    if guidance_schedule == "constant":
+        return guidance_scale
+    if guidance_schedule == "linear":
+        return 1 + (guidance_scale - 1) * progress
+    if guidance_schedule == "power-cosine":
+        return 1 + (guidance_scale - 1) * (1 - math.cos(math.pi * progress**3)) / 2
+    raise ValueError(
+        f"`guidance_schedule` must be one of {', '.join(get_args(GuidanceSchedule))}, got {guidance_schedule!r}."
+    )
+
+
+@dataclass
+class TiTokPipelineOutput(BaseOutput):
+    """Result of `TiTokPipeline`.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+            The images, as asked for by `output_type`; the codes for `"codes"`.
+        codes (`torch.LongTensor` of shape `(B, N)`):
+            Their codes.
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    codes: torch.LongTensor
+
+
+class TiTokPipeline(DiffusionPipeline):
+    """Generates images of given classes in a few steps (TiTok, arXiv 2406.07550; MaskGIT, arXiv 2202.04200).
+
+    Args:
+        tokenizer: Decodes the codes.
+        generator: Predicts the codes; its `config.id2label` holds the class names.
+        scheduler: Decides what stays masked.
+        num_inference_steps, guidance_scale, guidance_schedule: Defaults of a call.
+
+    Raises:
+        ValueError: If the components do not fit each other.
+    """
+
+    model_cpu_offload_seq = "generator->tokenizer"
+
+    def __init__(
+        self,
+        tokenizer: TiTokModel | MaskGitVQGANModel,
+        generator: MaskGitPreTrainedModel,
+        scheduler: MaskGitScheduler,
+        num_inference_steps: int = 8,
+        guidance_scale: float = 5.5,
+        guidance_schedule: GuidanceSchedule = "linear",
+    ):
+        super().__init__()
+        for name in ("codebook_size", "num_tokens"):
+            of_tokenizer, of_generator = getattr(tokenizer.config, name), getattr(generator.config, name)
+            if of_tokenizer != of_generator:
+                raise ValueError(
+                    f"Tokenizer and generator must have the same `{name}`, got {of_tokenizer} and {of_generator}."
+                )
+        if scheduler.config.mask_token_id != generator.config.mask_token_id:
+            raise ValueError(
+                f"The scheduler's `mask_token_id` must be the generator's, {generator.config.mask_token_id}, got "
+                f"{scheduler.config.mask_token_id}."
+            )
+        self.register_modules(tokenizer=tokenizer, generator=generator, scheduler=scheduler)
+        self.register_to_config(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, guidance_schedule=guidance_schedule
+        )
+        self.image_processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
+
+    def label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor) -> list[int]:
+        """Ids of classes given by id or name; a name is a whole `id2label` entry or one of its comma-separated parts.
+
+        Raises:
+            ValueError: If an id is out of range, or a name unknown or shared by several classes.
+            TypeError: If a label is neither an integer nor a string.
+        """
+        if isinstance(class_labels, torch.Tensor):
+            class_labels = class_labels.flatten().tolist()
+        elif isinstance(class_labels, int | str):
+            class_labels = [class_labels]
+        config, ids = self.generator.config, []
+        for label in class_labels:
+            if isinstance(label, str):
+                found = [
+                    index
+                    for index, name in config.id2label.items()
+                    if label == name or label in (part.strip() for part in name.split(","))
+                ]
+                if len(found) != 1:
+                    names = ", ".join(repr(name) for name in list(config.id2label.values())[:10])
+                    problem = f"names the classes {found}: pass one of these ids" if found else "is not among them"
+                    raise ValueError(f"`class_labels` must be ids or names such as {names}; {label!r} {problem}.")
+                ids.append(found[0])
+            elif isinstance(label, bool) or not isinstance(label, int | np.integer):
+                raise TypeError(f"`class_labels` must be integers or class names, got {label!r}.")
+            elif not 0 <= label < config.num_labels:
+                raise ValueError(f"`class_labels` must be in [0, {config.num_labels}), got {label}.")
+            else:
+                ids.append(int(label))
+        return ids
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_schedule: GuidanceSchedule | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_images_per_label: int = 1,
+        codes: torch.Tensor | None = None,
+        output_type: Literal["pil", "np", "pt", "codes"] = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["TiTokPipeline", int, torch.Tensor, dict], dict[str, Any] | None]
+        | None = None,
+    ) -> TiTokPipelineOutput | tuple:
+        """Generates images.
+
+        Args:
+            class_labels: Classes, by id or name; one image each unless `num_images_per_label` says otherwise.
+            num_inference_steps: Steps of the sampler; the pipeline's default if not given.
+            guidance_scale: Scale of classifier-free guidance, 1 for none (see `guidance_scale_at`).
+            guidance_schedule: `"constant"`, `"linear"` or `"power-cosine"` (see `guidance_scale_at`).
+            generator: Source of the randomness. With a list, one an image, each image depends on its own generator
+                alone. From a single one a seed is drawn for each image in turn, so that images do not depend on how
+                many are made at once either.
+            num_images_per_label: Images of each label.
+            codes: `(B, N)` codes to complete, with `generator.config.mask_token_id` where a token is to be filled in;
+                the other tokens stay. `B` is the number of images.
+            output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1], `"pt"` for a float
+                tensor `(B, 3, H, W)` in [0, 1], `"codes"` for an int64 tensor `(B, N)`.
+            return_dict: Whether to return a `TiTokPipelineOutput` or the tuple `(images,)`.
+            callback_on_step_end: Called after each step with the pipeline, the step, the timestep and
+                `{"codes": codes}`; may return a dict with changed `"codes"`.
+
+        Raises:
+            ValueError, TypeError: If a label, the codes, the number of steps or generators, the output type or the
+                guidance schedule is not valid.
+        """
+        config = self.generator.config
+        device = self._execution_device
+        num_inference_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        guidance_schedule = guidance_schedule or self.config.guidance_schedule
+        if output_type not in ("pil", "np", "pt", "codes"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'codes', got {output_type!r}.")
+        if num_images_per_label < 1:
+            raise ValueError(f"`num_images_per_label` must be at least 1, got {num_images_per_label}.")
+        guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
+        labels = torch.tensor(self.label_ids(class_labels), device=device).repeat_interleave(num_images_per_label)
+        if len(labels) == 0:
+            raise ValueError("`class_labels` must name at least one class, got none.")
+        if codes is None:
+            codes = torch.full((len(labels), config.num_tokens), config.mask_token_id, device=device)
+        else:
+            check_ids(codes, "codes", config.codebook_size + 1, (len(labels), config.num_tokens))
+            codes = codes.to(device, torch.int64)
+        if not isinstance(generator, list):
+            source = generator.device if generator is not None else "cpu"
+            seeds = (torch.randint(2**63 - 1, (), generator=generator, device=source) for _ in labels)
+            generator = [torch.Generator(source).manual_seed(int(seed)) for seed in seeds]
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        num_masked_at_first = (codes == config.mask_token_id).sum(-1)  # (B,)
+        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            scale = guidance_scale_at(step, num_inference_steps, guidance_scale, guidance_schedule)
+            if scale == 1:
+                logits = self.generator(codes, labels).logits  # (B, N, codebook_size)
+            else:
+                both = torch.cat([labels, torch.full_like(labels, config.null_label)])
+                conditional, unconditional = self.generator(torch.cat([codes, codes]), both).logits.chunk(2)
+                logits = unconditional + scale * (conditional - unconditional)
+            codes = self.scheduler.step(logits, timestep, codes, num_masked_at_first, generator).prev_sample  # (B, N)
+            if callback_on_step_end is not None:
+                codes = (callback_on_step_end(self, step, timestep, {"codes": codes}) or {}).get("codes", codes)
+
+        if output_type == "codes":
+            images = codes
+        else:
+            images = self.image_processor.postprocess(self.tokenizer.decode_codes(codes).reconstruction, output_type)
+        self.maybe_free_model_hooks()
+        return TiTokPipelineOutput(images, codes) if return_dict else (images,)
+
+
+__all__ = ["TiTokPipeline", "TiTokPipelineOutput", "guidance_scale_at"]

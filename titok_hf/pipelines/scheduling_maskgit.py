@@ -1,0 +1,218 @@
+"""The masked-token scheduler: how many tokens stay masked, which codes are drawn, which of them are kept."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+
+MaskSchedule = Literal["arccos", "cosine", "linear", "root"]
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.Tensor:
+    """Share of the tokens that are masked at `progress`, from 1 at 0 to 0 at 1.
+
+    Sampling calls it with the share of steps done, training with a uniform random number.
+
+    Args:
+        progress: In [0, 1], any shape.
+        schedule: `"arccos"`: `2 / pi * arccos(r)`, TiTok's; `"cosine"`: `cos(pi / 2 * r)`, MaskGIT's; `"linear"`:
+            `1 - r`; `"root"`: `1 - sqrt(r)`.
+
+    Returns:
+        A float32 tensor of the shape of `progress`, at least float32-exact at both ends.
+
+    Raises:
+        ValueError: If the schedule is none of these.
+    """
+    progress = torch.as_tensor(progress, dtype=torch.float32)
+    if schedule == "arccos":
+        return progress.acos() / (math.pi / 2)
+    if schedule == "cosine":
+        return (progress * (math.pi / 2)).cos()
+    if schedule == "linear":
+        return 1 - progress
+    if schedule == "root":
+        return 1 - progress.sqrt()
+    raise ValueError(f"`mask_schedule` must be one of {', '.join(get_args(MaskSchedule))}, got {schedule!r}.")
+
+
+def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
+    """Uniform float32 noise in [0, 1) of `shape`; with a list of generators, row i comes from the i-th alone.
+
+    Raises:
+        ValueError: If there is not one generator a row.
+    """
+    if isinstance(generator, list):
+        if len(generator) != shape[0]:
+            raise ValueError(f"`generator` must be one, or one for each of {shape[0]} images, got {len(generator)}.")
+        return torch.stack([uniform(shape[1:], row, device) for row in generator])
+    source = generator.device if generator is not None else device
+    return torch.rand(shape, generator=generator, device=source).to(device)
+
+
+def gumbel(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
+    """Standard Gumbel noise, float32."""
+    # rand reaches 0 and never 1; both logarithms need the open interval
+    noise = uniform(shape, generator, device).clamp_min(torch.finfo(torch.float32).tiny)
+    return -(-noise.log()).log()
+
+
+@dataclass
+class MaskGitSchedulerOutput(BaseOutput):
+    """Result of one step.
+
+    Args:
+        prev_sample (`torch.LongTensor` of shape `(B, N)`):
+            Codes, fewer of them masked than before.
+        pred_original_sample (`torch.LongTensor` of shape `(B, N)`):
+            Codes with every masked one drawn, before the least confident are masked again.
+    """
+
+    prev_sample: torch.LongTensor
+    pred_original_sample: torch.LongTensor
+
+
+class MaskGitScheduler(SchedulerMixin, ConfigMixin):
+    """Parallel decoding of masked tokens (MaskGIT, arXiv 2202.04200, section 3.2).
+
+    A step draws a code for every masked token, keeps the most confident and masks the others again. Both choices are
+    noisy. With `g` Gumbel noise and `r` the share of steps done after this one:
+
+    - `code = argmax(logits + token_temperature * g)`, which is a draw from `softmax(logits / token_temperature)`;
+    - `confidence = log p(code) + choice_temperature * (1 - r) * g`;
+    - `floor(mask_ratio(r) * M)` of the `M` tokens masked at first stay masked: at least one, and at least one fewer
+      than before; none after the last step.
+
+    Args:
+        mask_token_id: Id of a masked token; `config.mask_token_id` of the generator.
+        mask_schedule: See `mask_ratio`.
+        token_temperature: Randomness of the codes; 0 takes the likeliest.
+        choice_temperature: Randomness of the order in which tokens are kept; fades linearly over the steps.
+        anneal_token_temperature: Whether `token_temperature` fades in the same way, as in TiTok's sampler.
+        confidence: `"log_prob"`, or TiTok's `"logit"`: the unnormalized logit of the code.
+        softmax_temperature_annealing: Whether logits are divided by `0.5 + 0.8 * (1 - r)` first, as in TiTok's
+            sampler.
+
+    Raises:
+        ValueError: If the mask schedule is unknown or a temperature negative.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        mask_schedule: MaskSchedule = "arccos",
+        token_temperature: float = 1.0,
+        choice_temperature: float = 4.5,
+        anneal_token_temperature: bool = False,
+        confidence: Literal["log_prob", "logit"] = "log_prob",
+        softmax_temperature_annealing: bool = False,
+    ):
+        mask_ratio(0.0, mask_schedule)
+        if min(token_temperature, choice_temperature) < 0:
+            raise ValueError(
+                f"Temperatures must not be negative, got {token_temperature} for tokens and {choice_temperature} for "
+                "the choice."
+            )
+        if confidence not in ("log_prob", "logit"):
+            raise ValueError(f"`confidence` must be 'log_prob' or 'logit', got {confidence!r}.")
+        self.timesteps: torch.Tensor | None = None
+        self.num_inference_steps: int | None = None
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Plans `num_inference_steps` steps; `timesteps` counts them from 0.
+
+        Raises:
+            ValueError: If there is not at least one step.
+        """
+        if num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = torch.arange(num_inference_steps, device=device)
+
+    def step(
+        self,
+        logits: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        num_masked_at_first: torch.Tensor | None = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> MaskGitSchedulerOutput | tuple[torch.Tensor]:
+        """Draws codes for the masked tokens of `sample` and masks the least confident of them again.
+
+        Args:
+            logits: `(B, N, codebook_size)` for `sample`, guidance applied.
+            timestep: Element of `timesteps`.
+            sample: Codes `(B, N)`, masked ones `mask_token_id`. The others never change.
+            num_masked_at_first: `(B,)` masked tokens of each image before the first step; all N if not given.
+            generator: Source of the noise: one, or one an image.
+            return_dict: Whether to return a `MaskGitSchedulerOutput` or a tuple of its first field.
+
+        Raises:
+            ValueError: If `set_timesteps` was not called, or shapes do not match.
+        """
+        if self.num_inference_steps is None:
+            raise ValueError("Call `set_timesteps` before `step`.")
+        if logits.shape[:-1] != sample.shape:
+            raise ValueError(
+                f"`logits` must be (B, N, codebook_size) for a sample (B, N) of {tuple(sample.shape)}, "
+                f"got {tuple(logits.shape)}."
+            )
+        config, device = self.config, sample.device
+        masked = sample == config.mask_token_id  # (B, N)
+        progress = (int(timestep) + 1) / self.num_inference_steps
+        fade = 1 - progress
+
+        logits = logits.float()
+        if config.softmax_temperature_annealing:
+            logits = logits / (0.5 + 0.8 * fade)
+        token_temperature = config.token_temperature * (fade if config.anneal_token_temperature else 1)
+        noise = gumbel(logits.shape, generator, device)
+        drawn = torch.where(masked, (logits + token_temperature * noise).argmax(-1), sample)  # (B, N)
+        if int(timestep) == self.num_inference_steps - 1:
+            return MaskGitSchedulerOutput(drawn, drawn) if return_dict else (drawn,)
+
+        scores = logits.log_softmax(-1) if config.confidence == "log_prob" else logits
+        confidence = scores.gather(-1, drawn.clamp(max=logits.shape[-1] - 1)[..., None])[..., 0]  # (B, N)
+        confidence = confidence + config.choice_temperature * fade * gumbel(sample.shape, generator, device)
+        confidence = confidence.masked_fill(~masked, math.inf)
+        num_masked = masked.sum(-1)  # (B,)
+        if num_masked_at_first is None:
+            num_masked_at_first = torch.full_like(num_masked, sample.shape[1])
+        stay = (num_masked_at_first * mask_ratio(progress, config.mask_schedule).to(device)).floor().long()
+        stay = torch.minimum(stay.clamp_min(1), num_masked - 1)  # (B,)
+        rank = confidence.argsort(-1).argsort(-1)  # (B, N), least confident first
+        remasked = torch.where(rank < stay[:, None], config.mask_token_id, drawn)
+        return MaskGitSchedulerOutput(remasked, drawn) if return_dict else (remasked,)
+
+    def add_noise(
+        self,
+        original_samples: torch.Tensor,
+        progress: torch.Tensor,
+        generator: Generators = None,
+    ) -> torch.Tensor:
+        """Masks random tokens, as training does.
+
+        Args:
+            original_samples: Codes `(B, N)`.
+            progress: `(B,)` in [0, 1]; `max(1, round(mask_ratio(progress) * N))` tokens of each image are masked.
+            generator: Source of the noise: one, or one an image.
+
+        Returns:
+            The codes `(B, N)`, masked ones `mask_token_id`.
+        """
+        device, num_tokens = original_samples.device, original_samples.shape[1]
+        num_masked = (mask_ratio(progress, self.config.mask_schedule) * num_tokens).round().clamp_min(1).to(device)
+        rank = uniform(tuple(original_samples.shape), generator, device).argsort(-1).argsort(-1)  # (B, N)
+        return torch.where(rank < num_masked[:, None], self.config.mask_token_id, original_samples)
+
+
+__all__ = ["MaskGitScheduler", "MaskGitSchedulerOutput", "mask_ratio"]
