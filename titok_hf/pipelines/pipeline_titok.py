@@ -86,7 +86,7 @@ class TiTokPipeline(DiffusionPipeline):
         scheduler: MaskGitScheduler,
         num_inference_steps: int = 8,
         guidance_scale: float = 5.5,
-        guidance_schedule: GuidanceSchedule = "linear",
+        guidance_schedule: str = "linear",
     ):
         super().__init__()
         for name in ("codebook_size", "num_tokens"):
@@ -169,8 +169,9 @@ class TiTokPipeline(DiffusionPipeline):
             output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1], `"pt"` for a float
                 tensor `(B, 3, H, W)` in [0, 1], `"codes"` for an int64 tensor `(B, N)`.
             return_dict: Whether to return a `TiTokPipelineOutput` or the tuple `(images,)`.
-            callback_on_step_end: Called after each step with the pipeline, the step, the timestep and
-                `{"codes": codes}`; may return a dict with changed `"codes"`.
+            callback_on_step_end: Called after each step with the pipeline, the step, the timestep and a dict of
+                `"codes"` `(B, N)`, some still masked, and `"predicted_codes"` `(B, N)`, the guess at all of them; may
+                return a dict with changed `"codes"`.
 
         Raises:
             ValueError, TypeError: If a label, the codes, the number of steps or generators, the output type or the
@@ -209,9 +210,11 @@ class TiTokPipeline(DiffusionPipeline):
                 both = torch.cat([labels, torch.full_like(labels, config.null_label)])
                 conditional, unconditional = self.generator(torch.cat([codes, codes]), both).logits.chunk(2)
                 logits = unconditional + scale * (conditional - unconditional)
-            codes = self.scheduler.step(logits, timestep, codes, num_masked_at_first, generator).prev_sample  # (B, N)
+            output = self.scheduler.step(logits, timestep, codes, num_masked_at_first, generator)
+            codes = output.prev_sample  # (B, N)
             if callback_on_step_end is not None:
-                codes = (callback_on_step_end(self, step, timestep, {"codes": codes}) or {}).get("codes", codes)
+                tensors = {"codes": codes, "predicted_codes": output.pred_original_sample}
+                codes = (callback_on_step_end(self, step, timestep, tensors) or {}).get("codes", codes)
 
         if output_type == "codes":
             images = codes

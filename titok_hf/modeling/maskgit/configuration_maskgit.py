@@ -19,6 +19,7 @@ class MaskGitConfig(PreTrainedConfig):
         label_dropout: Share of the labels that training replaces by "no class", for classifier-free guidance.
         label_smoothing: Of the loss.
         unmasked_weight: Weight in the loss of the tokens that were not masked; masked ones have 1.
+        initializer_range: Standard deviation of the weights at the start; narrow models want more than the default.
 
     Raises:
         ValueError: If the sizes contradict each other.
@@ -37,6 +38,7 @@ class MaskGitConfig(PreTrainedConfig):
     label_dropout: float | int = 0.1
     label_smoothing: float | int = 0.1
     unmasked_weight: float | int = 0.1
+    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs) -> None:
         if self.id2label is None:

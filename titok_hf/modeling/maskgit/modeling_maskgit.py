@@ -123,6 +123,7 @@ class MaskGitModel(MaskGitPreTrainedModel):
                 hidden_dropout_prob=config.hidden_dropout,
                 attention_probs_dropout_prob=config.attention_dropout,
                 max_position_embeddings=1 + config.num_tokens,
+                initializer_range=config.initializer_range,
                 attn_implementation=self.config._attn_implementation,
             ),
             add_pooling_layer=False,
@@ -137,7 +138,7 @@ class MaskGitModel(MaskGitPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=0.02)
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
 
 
 class MaskGitUViTModel(MaskGitPreTrainedModel):
@@ -184,9 +185,9 @@ class MaskGitUViTModel(MaskGitPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Linear | nn.Embedding):
-            init.trunc_normal_(module.weight, std=0.02)
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, MaskGitUViTModel):
-            init.trunc_normal_(module.position_embedding, std=0.02)
+            init.trunc_normal_(module.position_embedding, std=self.config.initializer_range)
 
 
 __all__ = ["MaskGitModel", "MaskGitOutput", "MaskGitUViTModel"]

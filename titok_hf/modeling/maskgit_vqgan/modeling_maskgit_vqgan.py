@@ -151,7 +151,7 @@ class MaskGitVQGANModel(PreTrainedModel):
         return self.decode(latents)
 
     def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> TokenizerOutput:
-        """Reconstructs float images `(B, 3, H, W)` in [0, 1]; the loss is the mean squared error plus the quantizer's."""
+        """Reconstructs float images `(B, 3, H, W)` in [0, 1]; the loss is mean squared error plus the quantizer's."""
         encoded = self.encode(pixel_values)
         reconstruction = self.decode(encoded.latents).reconstruction  # (B, 3, H, W)
         loss = F.mse_loss(reconstruction, pixel_values) + encoded.quantizer_loss if return_loss else None

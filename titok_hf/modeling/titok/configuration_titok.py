@@ -35,6 +35,7 @@ class TiTokConfig(PreTrainedConfig):
         vqgan_config: The VQGAN of the proxy codes; not for `"pixels"`.
         interleaved_latents: Compatibility with the official two-stage weights: the encoder's output `(B, K, W)` is
             read as `(B, W, K)`, without a transpose, before it is projected to `latent_dim` channels.
+        initializer_range: Standard deviation of the weights at the start; narrow models want more than the default.
 
     Raises:
         ValueError: If the sizes contradict each other.
@@ -63,6 +64,7 @@ class TiTokConfig(PreTrainedConfig):
     head: Literal["proxy_codes", "vqgan_decoder", "pixels"] = "proxy_codes"
     vqgan_config: MaskGitVQGANConfig | dict | None = None
     interleaved_latents: bool = False
+    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head != "pixels" and self.vqgan_config is None:

@@ -36,8 +36,8 @@ class TiTokImageProcessor(PilBackend):
 
         Args:
             pixel_values: Float images `(B, 3, H, W)` around [0, 1].
-            output_type: `"pil"` for a list of PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1], `"pt"` for
-                a float tensor `(B, 3, H, W)` in [0, 1].
+            output_type: `"pil"` for a list of PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1],
+                `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1].
 
         Raises:
             ValueError: If the output type is none of these, or there is a NaN.

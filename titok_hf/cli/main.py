@@ -1,0 +1,148 @@
+"""Commands of `titok`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Images as short 1D token sequences: train, reconstruct and generate with TiTok and MaskGIT.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in stages.warmup.training.max_steps=100."),
+]
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Folder for models, pictures and metrics.")] = Path("demo"),
+    seed: Seed = 0,
+    overrides: Overrides = None,
+    images_per_class: Annotated[int, typer.Option(min=2, help="Generated images of each digit to measure.")] = 100,
+) -> None:
+    """Train a tokenizer and a generator on handwritten digits, measure and show them.
+
+    Stopped and started again, it goes on where it was.
+    """
+    from ..demo import run_demo
+
+    with training_progress() as progress:
+        metrics = run_demo(output_dir, seed, overrides or (), images_per_class, callbacks=[progress])
+    console.print(demo_table(metrics))
+    console.print(f"Pictures, models and metrics.json are in [bold]{output_dir}[/bold].")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships, such as digits.")],
+    data: Annotated[str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the models.")],
+    image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    seed: Seed = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Train all stages of a recipe: VQGAN, 1D tokenizer, generator.
+
+    Stopped and started again, it goes on where it was.
+    """
+    from ..data.images import load_image_dataset
+    from ..training import Recipe, RecipeRun
+
+    loaded = Recipe.load(recipe, overrides or ())
+    dataset = load_image_dataset(data, image_column, label_column)
+    with training_progress() as progress:
+        RecipeRun(loaded, dataset, output_dir, image_column, label_column, seed, [progress]).train()
+    console.print(f"The models are in [bold]{output_dir}[/bold]: vqgan, tokenizer and pipeline.")
+
+
+@app.command()
+def reconstruct(
+    images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Image files.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder or Hub repository of a tokenizer.")] = "demo/tokenizer",
+    output: Annotated[Path, typer.Option(help="Picture of the images above their reconstructions.")] = Path(
+        "reconstructions.png"
+    ),
+) -> None:
+    """Encode images into tokens and decode them again."""
+    from ..evaluation import reconstruct_files
+
+    reconstruct_files(tokenizer, images, output)
+    console.print(f"{len(images)} images above their reconstructions: [bold]{output}[/bold]")
+
+
+@app.command()
+def generate(
+    label: Annotated[list[str], typer.Option(help="Class, by id or name; may be given several times.")],
+    pipeline: Annotated[str, typer.Option(help="Folder or Hub repository of a pipeline.")] = "demo/pipeline",
+    num_images: Annotated[int, typer.Option(min=1, help="Images of each label.")] = 12,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; if not given, the pipeline's own.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Scale of the guidance, 1 for none.")] = None,
+    guidance_schedule: Annotated[str | None, typer.Option(help="constant, linear or power-cosine.")] = None,
+    seed: Seed = 0,
+    output: Annotated[Path, typer.Option(help="Picture with a row of images for each label.")] = Path("samples.png"),
+) -> None:
+    """Generate images of classes."""
+    from ..evaluation import generate_to_file
+
+    generate_to_file(
+        pipeline,
+        [int(name) if name.isdecimal() else name for name in label],
+        output,
+        seed=seed,
+        num_images_per_label=num_images,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_schedule=guidance_schedule,
+    )
+    console.print(f"{num_images} images of each label: [bold]{output}[/bold]")
+
+
+def training_progress() -> Any:
+    from transformers.utils import logging
+
+    from .progress import RichProgress
+
+    logging.disable_progress_bar()
+    return RichProgress(console)
+
+
+def demo_table(metrics: dict[str, Any]) -> Table:
+    """The measures of a demo, for the screen."""
+    columns = {
+        "real, held out": metrics["real_held_out"],
+        "generated": metrics["generated"],
+        "from 1D tokens": metrics["reconstructed"]["decoder_finetuning"],
+        "before fine-tuning": metrics["reconstructed"]["warmup"],
+        "from the VQGAN": metrics["reconstructed"]["vqgan"],
+    }
+    rows = {
+        "classed as the right digit": ("accuracy", "{:.1%}"),
+        "Fréchet distance to training digits": ("frechet_distance", "{:.3f}"),
+        "mean squared error": ("mean_squared_error", "{:.4f}"),
+        "codes in use": ("codebook_usage", "{:.1%}"),
+        "nearest training digit, real = 1": ("nearest_neighbor_ratio", "{:.2f}"),
+    }
+    table = Table("", *columns, title=f"Digits, seed {metrics['seed']}")
+    for name, (key, form) in rows.items():
+        table.add_row(name, *(form.format(column[key]) if key in column else "" for column in columns.values()))
+    return table
+
+
+def main() -> None:
+    """Entry point: what users can mend is one sentence, without a traceback."""
+    try:
+        app()
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

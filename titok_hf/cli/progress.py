@@ -1,0 +1,43 @@
+"""Training progress on the screen."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+
+class RichProgress(TrainerCallback):
+    """A bar for each stage, with its latest loss. Use as a context manager around the training."""
+
+    def __init__(self, console: Console):
+        self.progress = Progress(
+            TextColumn("{task.description:<19}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=console,
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> "RichProgress":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        stage = Path(args.output_dir).name.replace("_", " ")
+        self.task = self.progress.add_task(stage, total=state.max_steps, completed=state.global_step, loss="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, *rest: Any, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if "loss" in logs:
+            self.progress.update(self.task, loss=f"loss {logs['loss']:.4f}")

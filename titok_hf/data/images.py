@@ -1,0 +1,56 @@
+"""Data sets of labelled images, from wherever they are."""
+
+from pathlib import Path
+
+from datasets import ClassLabel, DatasetDict, Image, Value, load_dataset, load_from_disk
+
+
+def load_image_dataset(source: str, image_column: str = "image", label_column: str = "label") -> DatasetDict:
+    """Loads images with labels, as splits `train` and `test`.
+
+    Args:
+        source: `"digits"` for the embedded data set; a folder of images, one subfolder a class; a folder written by
+            `save_to_disk`; or the name of a data set on the Hub.
+        image_column: Name of the column of images.
+        label_column: Name of the column of labels: integers, or strings, which become classes.
+
+    Returns:
+        Both splits with these two columns. If there is no `test`, `validation` takes its place; if there is neither, a
+        fifth of `train` is held out, with the same share of every class, and always the same.
+
+    Raises:
+        ValueError: If there is no split `train`, or a column is missing.
+    """
+    if source == "digits":
+        from .digits import load_digits_dataset
+
+        return load_digits_dataset()
+    if (Path(source) / "dataset_dict.json").exists():
+        dataset = load_from_disk(source)
+    elif Path(source).is_dir():
+        dataset = load_dataset("imagefolder", data_dir=source)
+    else:
+        dataset = load_dataset(source)
+    if "train" not in dataset:
+        raise ValueError(f"The data set {source!r} must have a split 'train', got {', '.join(dataset)}.")
+    train = dataset["train"]
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in train.column_names:
+            raise ValueError(
+                f"The data set {source!r} has no column {column!r} but {', '.join(train.column_names)}; name the "
+                f"right one with `{option}`."
+            )
+    held_out = next((dataset[split] for split in ("test", "validation") if split in dataset), None)
+    splits = DatasetDict({"train": train} if held_out is None else {"train": train, "test": held_out})
+    splits = splits.select_columns([image_column, label_column]).cast_column(image_column, Image())
+    if isinstance(train.features[label_column], Value):
+        splits = splits.class_encode_column(label_column)
+    if held_out is None:
+        splits = splits["train"].train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
+    return splits
+
+
+def class_names(dataset: DatasetDict, label_column: str = "label") -> list[str]:
+    """Names of the classes, in the order of their ids."""
+    feature: ClassLabel = dataset["train"].features[label_column]
+    return list(feature.names)

@@ -1,0 +1,123 @@
+"""The whole of TiTok on real data, in minutes: tokenizer and generator trained, measured and shown on digits."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, TrainerCallback
+
+from .data.collator import ImageCollator
+from .data.digits import load_digits_dataset
+from .evaluation.digits import DigitsJudge
+from .evaluation.pictures import generation_grid, reconstruction_grid, training_curves, unmasking_grid
+from .evaluation.reconstruction import codebook_statistics, reconstruct
+from .pipelines import TiTokPipeline
+from .training.memory import PeakMemory
+from .training.recipe import Recipe
+from .training.run import RecipeRun
+
+
+def run_demo(
+    output_dir: str | Path,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    images_per_class: int = 100,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Trains the recipe `digits`, then measures it on held-out and generated images and draws pictures.
+
+    Called again with the same folder, it goes on where it was.
+
+    Args:
+        output_dir: The folder. It ends with `vqgan/`, `tokenizer/`, `pipeline/`, `reconstructions.png`, `samples.png`,
+            `unmasking.png`, `training.png` and `metrics.json`.
+        seed: Of all that is random.
+        overrides: Changes of the recipe, `key=value`.
+        images_per_class: Generated images that are measured.
+        callbacks: For the trainers.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ValueError: If the folder holds a run of another recipe or seed.
+    """
+    output_dir = Path(output_dir)
+    dataset = load_digits_dataset()
+    run = RecipeRun(Recipe.load("digits", overrides), dataset, output_dir, seed=seed, callbacks=callbacks)
+    vqgan = run.vqgan()
+    warm = run.warmup(vqgan)
+    tokenizer = run.decoder_finetuning(vqgan, warm)
+    pipeline = run.generator(tokenizer)
+
+    with PeakMemory() as memory:
+        started = time.perf_counter()
+        collate = ImageCollator(run.processor, label_column="label")
+        train, test = (collate(list(dataset[split])) for split in ("train", "test"))
+        judge = DigitsJudge()
+        labels = [label for label in range(10) for _ in range(images_per_class)]
+        generated = generate(pipeline, labels, seed)
+        tokenizers = {
+            "vqgan": vqgan,
+            "warmup": warm.with_pixel_decoder(vqgan).eval(),
+            "decoder_finetuning": tokenizer,
+        }
+        metrics = {
+            "seed": seed,
+            "generated": {
+                "images": len(generated),
+                "accuracy": judge.accuracy(generated, labels),
+                "frechet_distance": judge.frechet_distance(generated),
+                **judge.memorization(generated),
+            },
+            "reconstructed": {name: measure(model, judge, train, test) for name, model in tokenizers.items()},
+            "real_held_out": {
+                "images": len(test["pixel_values"]),
+                "accuracy": judge.accuracy(test["pixel_values"], test["class_labels"]),
+                "frechet_distance": judge.frechet_distance(test["pixel_values"]),
+            },
+        }
+        images = run.processor.postprocess(generated)
+        names = pipeline.generator.config.id2label
+        reconstruction_grid(test["pixel_values"], reconstruct(tokenizer, test["pixel_values"])).save(
+            output_dir / "reconstructions.png"
+        )
+        generation_grid(images, [names[label] for label in labels]).save(output_dir / "samples.png")
+        unmasking_grid(pipeline, list(range(0, 10, 2)), seed).save(output_dir / "unmasking.png")
+        logs = {path.stem: json.loads(path.read_text()) for path in (run.work_dir / "logs").glob("*.json")}
+        training_curves({name: logs[name]["history"] for name in run.recipe.stages}, output_dir / "training.png")
+    parts = {
+        name: {key: logs[name][key] for key in ("seconds", "peak_memory_gib", "resumed_from")}
+        for name in run.recipe.stages
+    }
+    parts["evaluation"] = {"seconds": time.perf_counter() - started, "peak_memory_gib": memory.gib}
+    metrics["parts"] = parts
+    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def generate(pipeline: TiTokPipeline, labels: Sequence[int], seed: int, batch_size: int = 250) -> torch.Tensor:
+    """Images `(B, 3, H, W)` in [0, 1] of the labels, made in batches."""
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    batches = [labels[start : start + batch_size] for start in range(0, len(labels), batch_size)]
+    return torch.cat([pipeline(batch, generator=generator, output_type="pt").images for batch in batches])
+
+
+def measure(
+    tokenizer: PreTrainedModel, judge: DigitsJudge, train: dict[str, torch.Tensor], test: dict[str, torch.Tensor]
+) -> dict[str, float]:
+    """Quality of the reconstructions of held-out images, and use of the codebook on the training images."""
+    reconstructions = reconstruct(tokenizer, test["pixel_values"])
+    codebook = codebook_statistics(tokenizer, train["pixel_values"].split(128))
+    return {
+        "accuracy": judge.accuracy(reconstructions, test["class_labels"]),
+        "mean_squared_error": float(F.mse_loss(reconstructions, test["pixel_values"])),
+        "frechet_distance": judge.frechet_distance(reconstructions),
+        "codebook_usage": codebook["usage"],
+        "codebook_perplexity": codebook["perplexity"],
+    }

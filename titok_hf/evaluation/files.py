@@ -1,0 +1,74 @@
+"""From files to files: what a saved tokenizer or pipeline does, as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from ..modeling.titok import TiTokImageProcessor, TiTokModel
+from ..pipelines import TiTokPipeline
+from .pictures import generation_grid, reconstruction_grid
+from .reconstruction import reconstruct
+
+
+def reconstruct_files(tokenizer: str | Path, images: Sequence[str | Path], output: str | Path) -> None:
+    """Draws images above their reconstructions.
+
+    Args:
+        tokenizer: Folder or Hub repository of a `TiTokModel` and its image processor.
+        images: Image files.
+        output: The picture.
+
+    Raises:
+        OSError: If the tokenizer is not there.
+        ValueError: If a file is not an image.
+    """
+    model = TiTokModel.from_pretrained(tokenizer).eval()
+    processor = TiTokImageProcessor.from_pretrained(tokenizer)
+    opened = []
+    for path in images:
+        try:
+            opened.append(Image.open(path).convert("RGB"))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{path} must be an image file, but Pillow cannot read it: {error}") from error
+    pixel_values = processor(opened, return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
+    zoom = max(1, 64 // pixel_values.shape[-1])
+    grid = reconstruction_grid(pixel_values, reconstruct(model, pixel_values), pairs=len(images), zoom=zoom)
+    grid.save(output)
+
+
+def generate_to_file(
+    pipeline: str | Path,
+    class_labels: Sequence[int | str],
+    output: str | Path,
+    seed: int = 0,
+    num_images_per_label: int = 1,
+    **arguments: Any,
+) -> None:
+    """Draws a row of generated images for each label.
+
+    Args:
+        pipeline: Folder or Hub repository of a `TiTokPipeline`.
+        class_labels: Classes, by id or name.
+        output: The picture.
+        seed: Of the images.
+        num_images_per_label: Images of each label.
+        arguments: Further arguments of the pipeline's call.
+
+    Raises:
+        OSError: If the pipeline is not there.
+        ValueError: If a label or an argument is not valid.
+    """
+    loaded = TiTokPipeline.from_pretrained(pipeline)
+    images = loaded(
+        class_labels,
+        generator=torch.Generator().manual_seed(seed),
+        num_images_per_label=num_images_per_label,
+        **arguments,
+    ).images
+    id2label = loaded.generator.config.id2label
+    names = [id2label[label] for label in loaded.label_ids(class_labels) for _ in range(num_images_per_label)]
+    zoom = max(1, 64 // images[0].width)
+    generation_grid(images, names, columns=num_images_per_label, zoom=zoom).save(output)
