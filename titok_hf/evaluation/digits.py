@@ -18,7 +18,7 @@ class DigitsJudge:
     published training digits.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         from sklearn.svm import SVC
 
         pixels, labels = load_published_digits("train")  # (1437, 64) in [0, 1], (1437,)

@@ -1,5 +1,7 @@
 """The pre-norm transformer block of the ViT encoders, decoders and generators."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ def eager_attention_forward(
     value: torch.Tensor,
     attention_mask: None,
     scaling: float,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     weights = (query @ key.transpose(-1, -2) * scaling).softmax(-1)  # (B, heads, N, N)
     return (weights @ value).transpose(1, 2), weights  # (B, N, heads, D)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 class BlurDownsample(nn.Module):
     """Halves the resolution after a [1, 3, 3, 1] low-pass filter (arXiv 1904.11486)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         kernel = torch.tensor([1.0, 3.0, 3.0, 1.0])
         kernel = torch.outer(kernel, kernel)

@@ -31,7 +31,7 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 
 class _AfterOptimizerStep(TrainerCallback):
-    def on_optimizer_step(self, args, state, control, model: Objective, **kwargs) -> None:
+    def on_optimizer_step(self, *args: Any, model: Objective, **kwargs: Any) -> None:
         model.after_optimizer_step()
 
 

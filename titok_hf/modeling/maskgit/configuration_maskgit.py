@@ -1,5 +1,7 @@
 """Configurations of the masked generators."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -40,7 +42,7 @@ class MaskGitConfig(PreTrainedConfig):
     unmasked_weight: float | int = 0.1
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is None:
             kwargs.setdefault("num_labels", 1000)
         super().__post_init__(**kwargs)

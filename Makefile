@@ -1,0 +1,27 @@
+# `make demo` and `make test` set everything up by themselves; they need Python 3.11 or newer, pip and venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint pictures
+
+demo: $(VENV)/installed
+	$(BIN)/titok demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The pictures of the README, from a finished demo.
+pictures: demo
+	cp demo/reconstructions.png demo/samples.png demo/unmasking.png docs/images/
+
+# torch first: asked for by its tested version alone, pip takes that build and does not look for a newer one.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

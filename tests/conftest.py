@@ -1,0 +1,153 @@
+"""Tiny real models that all tests share: 32x32 images, 8 tokens of 64 codes, 10 classes."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from titok_hf import (
+    MaskGitConfig,
+    MaskGitModel,
+    MaskGitScheduler,
+    MaskGitUViTConfig,
+    MaskGitUViTModel,
+    MaskGitVQGANConfig,
+    MaskGitVQGANModel,
+    TiTokConfig,
+    TiTokModel,
+    TiTokPipeline,
+)
+
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "repeatable",
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("repeatable")
+
+HEADS = ("proxy_codes", "vqgan_decoder", "pixels")
+QUANTIZERS = ("vq", "kl")
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def vqgan_config():
+    return MaskGitVQGANConfig(
+        image_size=32,
+        hidden_channels=8,
+        channel_multipliers=(1, 1, 2, 2),
+        num_res_blocks=1,
+        norm_num_groups=4,
+        latent_channels=8,
+        codebook_size=64,
+    )
+
+
+@pytest.fixture
+def make_titok_config(vqgan_config):
+    """Builds tiny configurations: `make_titok_config(head="pixels", quantizer="kl", latent_dim=4)`."""
+
+    def make(head="proxy_codes", **overrides):
+        fields = {
+            "image_size": 32,
+            "encoder_patch_size": 8,
+            "decoder_patch_size": 8,
+            "encoder_hidden_size": 32,
+            "encoder_num_hidden_layers": 2,
+            "encoder_num_attention_heads": 2,
+            "decoder_hidden_size": 32,
+            "decoder_num_hidden_layers": 2,
+            "decoder_num_attention_heads": 2,
+            "mlp_ratio": 2,
+            "num_latent_tokens": 8,
+            "latent_dim": 6,
+            "codebook_size": 64,
+            "head": head,
+            "vqgan_config": None if head == "pixels" else vqgan_config,
+            "initializer_range": 0.2,
+        }
+        return TiTokConfig(**{**fields, **overrides})
+
+    return make
+
+
+@pytest.fixture
+def titok_config(make_titok_config):
+    return make_titok_config("proxy_codes")
+
+
+@pytest.fixture(params=[(head, quantizer) for head in HEADS for quantizer in QUANTIZERS], ids="-".join)
+def any_titok_config(request, make_titok_config):
+    """Each head with each quantizer in turn."""
+    head, quantizer = request.param
+    return make_titok_config(head, quantizer=quantizer)
+
+
+def _generator_fields():
+    return {
+        "codebook_size": 64,
+        "num_tokens": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "id2label": dict(enumerate(CLASS_NAMES)),
+        "label2id": {name: index for index, name in enumerate(CLASS_NAMES)},
+        "initializer_range": 0.2,
+    }
+
+
+@pytest.fixture
+def generator_config():
+    return MaskGitConfig(**_generator_fields())
+
+
+@pytest.fixture
+def uvit_config():
+    return MaskGitUViTConfig(**_generator_fields())
+
+
+@pytest.fixture(params=[MaskGitModel, MaskGitUViTModel], ids=["vit", "uvit"])
+def any_generator(request):
+    """Each masked generator in turn."""
+    return request.param(request.param.config_class(**_generator_fields())).eval()
+
+
+@pytest.fixture
+def vqgan(vqgan_config):
+    return MaskGitVQGANModel(vqgan_config).eval()
+
+
+@pytest.fixture
+def titok(make_titok_config):
+    return TiTokModel(make_titok_config("vqgan_decoder")).eval()
+
+
+@pytest.fixture
+def generator(generator_config):
+    return MaskGitModel(generator_config).eval()
+
+
+@pytest.fixture
+def pipeline(titok, generator):
+    pipeline = TiTokPipeline(titok, generator, MaskGitScheduler(mask_token_id=generator.config.mask_token_id))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pixel_values():
+    return torch.rand(3, 3, 32, 32)
