@@ -58,7 +58,7 @@ def run_demo(
         started = time.perf_counter()
         collate = ImageCollator(run.processor, label_column="label")
         train, test = (collate(list(dataset[split])) for split in ("train", "test"))
-        judge = DigitsJudge()
+        judge = DigitsJudge(train["pixel_values"], test["pixel_values"])
         labels = [label for label in range(10) for _ in range(images_per_class)]
         generated = generate(pipeline, labels, seed)
         tokenizers = {

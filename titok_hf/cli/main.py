@@ -119,23 +119,30 @@ def training_progress() -> Any:
 
 def demo_table(metrics: dict[str, Any]) -> Table:
     """The measures of a demo, for the screen."""
-    columns = {
+    rows = {
         "real, held out": metrics["real_held_out"],
         "generated": metrics["generated"],
-        "from 1D tokens": metrics["reconstructed"]["decoder_finetuning"],
-        "before fine-tuning": metrics["reconstructed"]["warmup"],
-        "from the VQGAN": metrics["reconstructed"]["vqgan"],
+        "reconstructed from 1D tokens": metrics["reconstructed"]["decoder_finetuning"],
+        "  before decoder fine-tuning": metrics["reconstructed"]["warmup"],
+        "  by the VQGAN alone": metrics["reconstructed"]["vqgan"],
     }
-    rows = {
-        "classed as the right digit": ("accuracy", "{:.1%}"),
-        "Fréchet distance to training digits": ("frechet_distance", "{:.3f}"),
-        "mean squared error": ("mean_squared_error", "{:.4f}"),
-        "codes in use": ("codebook_usage", "{:.1%}"),
-        "nearest training digit, real = 1": ("nearest_neighbor_ratio", "{:.2f}"),
+    columns = {
+        "accuracy": ("accuracy", "{:.1%}"),
+        "Fréchet": ("frechet_distance", "{:.3f}"),
+        "MSE": ("mean_squared_error", "{:.4f}"),
+        "codes used": ("codebook_usage", "{:.0%}"),
+        "distance": ("nearest_neighbor_ratio", "{:.2f}"),
     }
-    table = Table("", *columns, title=f"Digits, seed {metrics['seed']}")
-    for name, (key, form) in rows.items():
-        table.add_row(name, *(form.format(column[key]) if key in column else "" for column in columns.values()))
+    table = Table(
+        "digits",
+        *columns,
+        title=f"Demo, seed {metrics['seed']}",
+        caption="accuracy: of a classifier that knows the real training digits only; Fréchet: distance to them; "
+        "distance: to the nearest of them, real held-out digits being 1",
+    )
+    for name, measures in rows.items():
+        cells = (form.format(measures[key]) if key in measures else "" for key, form in columns.values())
+        table.add_row(name, *cells)
     return table
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datasets import ClassLabel, DatasetDict, Image, Value, load_dataset, load_from_disk
+from datasets import ClassLabel, DatasetDict, Features, Image, load_dataset, load_from_disk
 
 
 def load_image_dataset(source: str, image_column: str = "image", label_column: str = "label") -> DatasetDict:
@@ -42,9 +42,13 @@ def load_image_dataset(source: str, image_column: str = "image", label_column: s
             )
     held_out = next((dataset[split] for split in ("test", "validation") if split in dataset), None)
     splits = DatasetDict({"train": train} if held_out is None else {"train": train, "test": held_out})
-    splits = splits.select_columns([image_column, label_column]).cast_column(image_column, Image())
-    if isinstance(train.features[label_column], Value):
-        splits = splits.class_encode_column(label_column)
+    labels = train.features[label_column]
+    if not isinstance(labels, ClassLabel):
+        values = sorted(train.unique(label_column))
+        numbered = isinstance(values[0], int)
+        labels = ClassLabel(names=[str(i) for i in range(values[-1] + 1)] if numbered else values)
+    features = Features({image_column: Image(), label_column: labels})
+    splits = splits.select_columns([image_column, label_column]).cast(features)
     if held_out is None:
         splits = splits["train"].train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
     return splits

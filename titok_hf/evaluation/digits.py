@@ -1,4 +1,4 @@
-"""How good the demo's digits are, in the eyes of a judge that never saw the network."""
+"""How good the demo's digits are, in the eyes of a judge that never saw the networks."""
 
 from collections.abc import Sequence
 
@@ -6,24 +6,26 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data.digits import load_published_digits
+from ..data.digits import load_digits_pixels
 from .frechet import frechet_distance
 
 
 class DigitsJudge:
-    """Measures images of digits against the published 8x8 digits of the training split.
+    """Measures images of digits `(B, 3, 32, 32)`, averaged to gray and over 4x4 blocks to 8x8.
 
-    Images are averaged to gray and over 4x4 blocks to 8x8, as the published digits were made from their scans. The
-    classifier is a support vector machine (RBF kernel, gamma 0.001 on the scale of 0 to 16, C 10) fitted to the
-    published training digits.
+    The classifier is a support vector machine (RBF kernel, gamma 0.001 on the scale of 0 to 16, C 10) fitted to the
+    8x8 training digits. Distances are to the training images, enlarged to 32x32 and averaged back like all others.
+
+    Args:
+        training_images, held_out_images: Both splits as the networks see them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, training_images: torch.Tensor, held_out_images: torch.Tensor) -> None:
         from sklearn.svm import SVC
 
-        pixels, labels = load_published_digits("train")  # (1437, 64) in [0, 1], (1437,)
-        self.training_pixels = pixels
-        self.held_out_pixels, _ = load_published_digits("test")
+        self.training_pixels = self.pixels(training_images)
+        self.held_out_pixels = self.pixels(held_out_images)
+        pixels, labels = load_digits_pixels("train")
         self.classifier = SVC(gamma=0.001, C=10).fit(pixels * 16, labels)
 
     @staticmethod
@@ -32,9 +34,9 @@ class DigitsJudge:
         gray = images.clamp(0, 1).mean(1, keepdim=True)  # (B, 1, 32, 32)
         return F.adaptive_avg_pool2d(gray, 8).flatten(1).double().numpy()
 
-    def accuracy(self, images: torch.Tensor, labels: Sequence[int]) -> float:
+    def accuracy(self, images: torch.Tensor, labels: Sequence[int] | torch.Tensor) -> float:
         """Share of the images that the classifier gives their label."""
-        return float(self.classifier.score(self.pixels(images) * 16, labels))
+        return float(self.classifier.score(self.pixels(images) * 16, np.asarray(labels)))
 
     def frechet_distance(self, images: torch.Tensor) -> float:
         """Fréchet distance of the images to the training digits, on the 64 pixels."""

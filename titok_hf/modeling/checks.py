@@ -4,7 +4,10 @@ import torch
 
 
 def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, image_size: int) -> None:
-    """Raises `TypeError` or `ValueError` unless `pixel_values` is a float batch `(B, num_channels, size, size)`."""
+    """Raises `TypeError` or `ValueError` unless these are float images `(B, num_channels, size, size)` in [0, 1].
+
+    Values a tenth outside pass, since interpolation overshoots.
+    """
     if not torch.is_floating_point(pixel_values):
         raise TypeError(
             f"`pixel_values` must be float images in [0, 1], got {pixel_values.dtype}; the image processor converts "
@@ -15,6 +18,14 @@ def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, image_size
         raise ValueError(
             f"`pixel_values` must have shape (batch, {num_channels}, {image_size}, {image_size}), got "
             f"{tuple(pixel_values.shape)}; the image processor resizes and crops."
+        )
+    if torch.compiler.is_compiling() or pixel_values.numel() == 0:
+        return
+    low, high = (float(bound) for bound in torch.aminmax(pixel_values.detach()))
+    if not (low >= -0.1 and high <= 1.1):
+        raise ValueError(
+            f"`pixel_values` must be in [0, 1], got values from {low:.4g} to {high:.4g}; the image processor rescales "
+            "and does not normalize."
         )
 
 

@@ -102,7 +102,7 @@ class WarmupObjective(Objective):
         """Images `(B, 3, H, W)` in [0, 1] to cross-entropy plus the quantizer's loss."""
         with torch.no_grad():
             proxy_codes = self.vqgan.encode(pixel_values).codes  # (B, P)
-        output = self.model(pixel_values, proxy_codes, sample_posterior=self.training)
+        output = self.model(pixel_values, proxy_codes)
         accuracy = (output.proxy_logits.argmax(-1) == proxy_codes).float().mean()
         parts = {
             "proxy_code_loss": output.loss - output.quantizer_loss,
@@ -144,9 +144,11 @@ class ReconstructionObjective(Objective):
         lecam_decay: float = 0.999,
         ema_decay: float = 0.0,
     ):
+        discrete = hasattr(model, "quantizer")
         if freeze_encoder:
             model.encoder.requires_grad_(False)
-            model.quantizer.requires_grad_(False)
+            if discrete:
+                model.quantizer.requires_grad_(False)
         super().__init__(model, ema_decay)
         self.freeze_encoder = freeze_encoder
         self.perceptual = perceptual
@@ -160,7 +162,7 @@ class ReconstructionObjective(Objective):
         self.lecam_decay = lecam_decay
         self.register_buffer("real_average", torch.zeros(()))
         self.register_buffer("fake_average", torch.zeros(()))
-        if not freeze_encoder and hasattr(model, "quantizer"):
+        if discrete and not freeze_encoder:
             self.codebook_revival = CodebookRevival(model.quantizer.codebook)
 
     def networks(self) -> Iterator[tuple[str, nn.Module]]:

@@ -5,9 +5,11 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ..loading import CheckedConfigMixin
+
 
 @strict
-class MaskGitConfig(PreTrainedConfig):
+class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
     """Configuration of a `MaskGitModel`. The defaults are the generator of TiTok-L-32 (arXiv 2406.07550).
 
     Class names are the usual `id2label`; `num_labels` counts them.

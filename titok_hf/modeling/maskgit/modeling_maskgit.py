@@ -10,6 +10,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..checks import check_ids
+from ..loading import CheckedLoadingMixin
 from ..transformer import TransformerBlock
 from .configuration_maskgit import MaskGitConfig, MaskGitUViTConfig
 
@@ -52,7 +53,7 @@ def masked_token_loss(
     return (losses * weights).sum() / weights.sum().clamp_min(1e-8)
 
 
-class MaskGitPreTrainedModel(PreTrainedModel):
+class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     """The shared frame: `[label, codes]` as one sequence of ids, through a backbone, to logits of the codes.
 
     Ids are the codes, the mask token, the labels and "no class", in this order.

@@ -3,9 +3,11 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ..loading import CheckedConfigMixin
+
 
 @strict
-class MaskGitVQGANConfig(PreTrainedConfig):
+class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
     """Configuration of a `MaskGitVQGANModel`. The defaults are the ImageNet tokenizer of MaskGIT (arXiv 2202.04200).
 
     Args:

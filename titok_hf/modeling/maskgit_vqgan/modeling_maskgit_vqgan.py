@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..checks import check_ids, check_pixel_values
+from ..loading import CheckedLoadingMixin
 from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
 from ..quantization import VectorQuantizer
 from .configuration_maskgit_vqgan import MaskGitVQGANConfig
@@ -87,7 +88,7 @@ class MaskGitVQGANDecoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.up[-1](x))))
 
 
-class MaskGitVQGANModel(PreTrainedModel):
+class MaskGitVQGANModel(CheckedLoadingMixin, PreTrainedModel):
     """A 2D VQGAN (MaskGIT, arXiv 2202.04200): images `(B, 3, H, W)` in [0, 1] to a raster of codes and back."""
 
     config: MaskGitVQGANConfig

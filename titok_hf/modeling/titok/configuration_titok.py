@@ -8,11 +8,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..loading import CheckedConfigMixin
 from ..maskgit_vqgan.configuration_maskgit_vqgan import MaskGitVQGANConfig
 
 
 @strict
-class TiTokConfig(PreTrainedConfig):
+class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
     """Configuration of a `TiTokModel`. The defaults are TiTok-L-32 (arXiv 2406.07550) before decoder fine-tuning.
 
     Args:

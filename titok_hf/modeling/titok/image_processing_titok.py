@@ -1,5 +1,7 @@
 """TiTok's border between images and tensors, both ways."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -28,6 +30,23 @@ class TiTokImageProcessor(PilBackend):
     def from_image_size(cls, image_size: int) -> "TiTokImageProcessor":
         """The processor of a tokenizer for square images of `image_size` pixels."""
         return cls(size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size})
+
+    def process_image(
+        self, image: Image.Image | np.ndarray | torch.Tensor, do_rescale: bool | None = None, **kwargs: Any
+    ) -> np.ndarray:
+        """One image to a channels-first array.
+
+        Raises:
+            ValueError: If a float image is to be rescaled, or is not in [0, 1].
+        """
+        if not isinstance(image, Image.Image):
+            array = np.asarray(image)
+            if array.dtype.kind == "f":
+                if do_rescale:
+                    raise ValueError("Float images are expected in [0, 1] and not rescaled: pass `do_rescale=False`.")
+                if not (array.min() >= 0 and array.max() <= 1):
+                    raise ValueError(f"Float images must be in [0, 1], got {array.min():.4g} to {array.max():.4g}.")
+        return super().process_image(image, **kwargs)
 
     def postprocess(
         self, pixel_values: torch.Tensor, output_type: str = "pil"

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..checks import check_ids, check_pixel_values
+from ..loading import CheckedLoadingMixin
 from ..maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANDecoder, MaskGitVQGANModel
 from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
 from ..quantization import DiagonalGaussian, VectorQuantizer
@@ -110,7 +111,7 @@ class PixelHead(nn.Module):
         return self.conv(x.flatten(4, 5).flatten(2, 3))  # (B, 3, H, W)
 
 
-class TiTokModel(PreTrainedModel):
+class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
     """A 1D tokenizer (TiTok, arXiv 2406.07550): images `(B, 3, H, W)` in [0, 1] to `(B, K)` codes and back."""
 
     config: TiTokConfig
@@ -186,14 +187,15 @@ class TiTokModel(PreTrainedModel):
     def encode(
         self,
         pixel_values: torch.Tensor,
-        sample_posterior: bool = False,
+        sample_posterior: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> TokenizerEncoderOutput:
         """Encodes float images `(B, 3, H, W)` in [0, 1].
 
         Args:
             pixel_values: The images.
-            sample_posterior: Whether the latents of a `"kl"` tokenizer are a sample of the posterior or its mode.
+            sample_posterior: Whether the latents of a `"kl"` tokenizer are a sample of the posterior or its mode; if
+                not given, a sample in training mode only.
             generator: Source of the sample's noise.
 
         Returns:
@@ -206,6 +208,7 @@ class TiTokModel(PreTrainedModel):
         encoded = self.encoder(pixel_values)  # (B, K, C), for "kl" (B, K, 2C)
         if self.config.quantizer == "vq":
             return self.quantizer(encoded)
+        sample_posterior = self.training if sample_posterior is None else sample_posterior
         posterior = DiagonalGaussian.from_parameters(encoded)
         latents = posterior.sample(generator) if sample_posterior else posterior.mean
         return TokenizerEncoderOutput(latents=latents, quantizer_loss=posterior.kl())
@@ -254,7 +257,7 @@ class TiTokModel(PreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         proxy_codes: torch.Tensor | None = None,
-        sample_posterior: bool = False,
+        sample_posterior: bool | None = None,
         return_loss: bool = True,
     ) -> TokenizerOutput:
         """Encodes and decodes float images `(B, 3, H, W)` in [0, 1].
