@@ -1,11 +1,14 @@
 """Tiny real models that all tests share: 32x32 images, 8 tokens of 64 codes, 10 classes."""
 
+import json
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, settings
 
 from titok_hf import (
@@ -20,6 +23,7 @@ from titok_hf import (
     TiTokModel,
     TiTokPipeline,
 )
+from titok_hf.demo import run_demo
 
 torch.set_num_threads(1)
 
@@ -76,7 +80,7 @@ def make_titok_config(vqgan_config):
             "latent_dim": 6,
             "codebook_size": 64,
             "head": head,
-            "vqgan_config": None if head == "pixels" else vqgan_config,
+            "vqgan_config": None if head == "pixels" else vqgan_config.to_dict(),
             "initializer_range": 0.2,
         }
         return TiTokConfig(**{**fields, **overrides})
@@ -151,3 +155,21 @@ def pipeline(titok, generator):
 @pytest.fixture
 def pixel_values():
     return torch.rand(3, 3, 32, 32)
+
+
+@pytest.fixture(scope="session")
+def miniature():
+    """Overrides that turn the demo's recipe into the miniature."""
+    recipe = yaml.safe_load((Path(__file__).parent / "miniature.yaml").read_text())
+    return [
+        f"stages.{stage}.{part}={json.dumps(arguments)}"
+        for stage, parts in recipe["stages"].items()
+        for part, arguments in parts.items()
+    ] + [f"{part}={json.dumps(recipe[part])}" for part in ("scheduler", "sampling")]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory, miniature):
+    """Folder and metrics of a miniature demo. Tests that use it are in the xdist group "demo"."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    return folder, run_demo(folder, seed=5, overrides=miniature, images_per_class=2)

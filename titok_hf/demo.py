@@ -86,13 +86,13 @@ def run_demo(
         reconstruction_grid(test["pixel_values"], reconstruct(tokenizer, test["pixel_values"])).save(
             output_dir / "reconstructions.png"
         )
-        generation_grid(images, [names[label] for label in labels]).save(output_dir / "samples.png")
+        generation_grid(images, list(names.values())).save(output_dir / "samples.png")
         unmasking_grid(pipeline, list(range(0, 10, 2)), seed).save(output_dir / "unmasking.png")
-        logs = {path.stem: json.loads(path.read_text()) for path in (run.work_dir / "logs").glob("*.json")}
-        training_curves({name: logs[name]["history"] for name in run.recipe.stages}, output_dir / "training.png")
+        paths = [run.work_dir / "logs" / f"{name}.json" for name in run.recipe.stages]
+        logs = {path.stem: json.loads(path.read_text()) for path in paths if path.exists()}
+        training_curves({name: log["history"] for name, log in logs.items()}, output_dir / "training.png")
     parts = {
-        name: {key: logs[name][key] for key in ("seconds", "peak_memory_gib", "resumed_from")}
-        for name in run.recipe.stages
+        name: {key: log[key] for key in ("seconds", "peak_memory_gib", "resumed_from")} for name, log in logs.items()
     }
     parts["evaluation"] = {"seconds": time.perf_counter() - started, "peak_memory_gib": memory.gib}
     metrics["parts"] = parts

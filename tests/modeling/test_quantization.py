@@ -31,7 +31,7 @@ def test_codes_are_int64_indices_of_the_nearest_vectors(quantizer, unquantized):
 
     vectors, codebook = unquantized, quantizer.codebook.weight
     if quantizer.normalize:
-        vectors, codebook = vectors / vectors.norm(dim=-1, keepdim=True), codebook / codebook.norm(dim=-1, keepdim=True)
+        vectors, codebook = (rows / rows.norm(dim=-1, keepdim=True) for rows in (vectors, codebook))
     distances = (vectors[:, :, None] - codebook).norm(dim=-1)
     assert output.codes.dtype == torch.int64
     assert torch.equal(output.codes, distances.argmin(-1))

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ def demo(
     with training_progress() as progress:
         metrics = run_demo(output_dir, seed, overrides or (), images_per_class, callbacks=[progress])
     console.print(demo_table(metrics))
-    console.print(f"Pictures, models and metrics.json are in [bold]{output_dir}[/bold].")
+    console.print(f"Pictures, models and metrics.json are in [bold]{escape(str(output_dir))}[/bold].")
 
 
 @app.command()
@@ -63,7 +64,7 @@ def train(
     dataset = load_image_dataset(data, image_column, label_column)
     with training_progress() as progress:
         RecipeRun(loaded, dataset, output_dir, image_column, label_column, seed, [progress]).train()
-    console.print(f"The models are in [bold]{output_dir}[/bold]: vqgan, tokenizer and pipeline.")
+    console.print(f"The models are in [bold]{escape(str(output_dir))}[/bold]: vqgan, tokenizer and pipeline.")
 
 
 @app.command()
@@ -78,7 +79,7 @@ def reconstruct(
     from ..evaluation import reconstruct_files
 
     reconstruct_files(tokenizer, images, output)
-    console.print(f"{len(images)} images above their reconstructions: [bold]{output}[/bold]")
+    console.print(f"{len(images)} images above their reconstructions: [bold]{escape(str(output))}[/bold]")
 
 
 @app.command()
@@ -105,7 +106,7 @@ def generate(
         guidance_scale=guidance_scale,
         guidance_schedule=guidance_schedule,
     )
-    console.print(f"{num_images} images of each label: [bold]{output}[/bold]")
+    console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")
 
 
 def training_progress() -> Any:
@@ -151,5 +152,7 @@ def main() -> None:
     try:
         app()
     except (ImportError, OSError, TypeError, ValueError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(1)

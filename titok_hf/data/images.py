@@ -12,22 +12,25 @@ def load_image_dataset(source: str, image_column: str = "image", label_column: s
         source: `"digits"` for the embedded data set; a folder of images, one subfolder a class; a folder written by
             `save_to_disk`; or the name of a data set on the Hub.
         image_column: Name of the column of images.
-        label_column: Name of the column of labels: integers, or strings, which become classes.
+        label_column: Name of the column of labels: classes, or integers or strings, which become classes.
 
     Returns:
         Both splits with these two columns. If there is no `test`, `validation` takes its place; if there is neither, a
         fifth of `train` is held out, with the same share of every class, and always the same.
 
     Raises:
-        ValueError: If there is no split `train`, or a column is missing.
+        ValueError: If there is no split `train`, a column is missing, or `test` has a class that `train` lacks.
     """
+    folder = Path(source)
     if source == "digits":
         from .digits import load_digits_dataset
 
-        return load_digits_dataset()
-    if (Path(source) / "dataset_dict.json").exists():
+        dataset = load_digits_dataset()
+    elif (folder / "dataset_dict.json").exists():
         dataset = load_from_disk(source)
-    elif Path(source).is_dir():
+    elif (folder / "state.json").exists():
+        dataset = DatasetDict(train=load_from_disk(source))
+    elif folder.is_dir():
         dataset = load_dataset("imagefolder", data_dir=source)
     else:
         dataset = load_dataset(source)
@@ -43,7 +46,13 @@ def load_image_dataset(source: str, image_column: str = "image", label_column: s
     held_out = next((dataset[split] for split in ("test", "validation") if split in dataset), None)
     splits = DatasetDict({"train": train} if held_out is None else {"train": train, "test": held_out})
     labels = train.features[label_column]
-    if not isinstance(labels, ClassLabel):
+    if isinstance(labels, ClassLabel):
+        for name, split in splits.items():
+            if split.features[label_column] != labels:  # the same id may mean another class: go by the names
+                names = split.features[label_column].names
+                column = [names[label] for label in split[label_column]]
+                splits[name] = split.remove_columns(label_column).add_column(label_column, column)
+    else:
         values = sorted(train.unique(label_column))
         numbered = isinstance(values[0], int)
         labels = ClassLabel(names=[str(i) for i in range(values[-1] + 1)] if numbered else values)

@@ -28,7 +28,8 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     root = (eigenvectors * np.sqrt(eigenvalues.clip(0))) @ eigenvectors.T
     product_eigenvalues = np.linalg.eigvalsh(root @ reference_covariance @ root)
-    trace_of_root = np.sqrt(product_eigenvalues.clip(0)).sum()
+    rounding = np.finfo(np.float64).eps * len(root) * product_eigenvalues.max()  # roots would magnify it
+    trace_of_root = np.sqrt(product_eigenvalues[product_eigenvalues > rounding]).sum()
     return float(
         mean_difference @ mean_difference + np.trace(covariance) + np.trace(reference_covariance) - 2 * trace_of_root
     )

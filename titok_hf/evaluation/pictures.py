@@ -58,11 +58,10 @@ def reconstruction_grid(
 def generation_grid(
     images: Sequence[Image.Image], names: Sequence[str], columns: int = 12, zoom: int = 2
 ) -> Image.Image:
-    """A row for each name, of the first images that have it."""
-    rows = {name: [] for name in names}
-    for image, name in zip(images, names, strict=True):
-        rows[name].append(image)
-    return image_grid([row[:columns] for row in rows.values()], list(rows), zoom)
+    """A row for each name, of at most `columns` images; the images come name by name, equally many of each."""
+    each = len(images) // len(names)
+    rows = [images[start : start + min(each, columns)] for start in range(0, len(images), each)]
+    return image_grid(rows, names, zoom)
 
 
 def unmasking_grid(

@@ -3,23 +3,24 @@
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import ConvNextConfig
+from transformers import ConvNextConfig, PreTrainedConfig
 
-from ..data.collator import Augmentation
+from ..data.augmentation import Augmentation
 from ..modeling.maskgit import MaskGitConfig
 from ..modeling.maskgit_vqgan import MaskGitVQGANConfig
 from ..modeling.titok import TiTokConfig
-from ..pipelines import MaskGitScheduler
+from ..pipelines import MaskGitScheduler, TiTokPipeline
 from .discriminator import PatchDiscriminator
 from .objectives import MaskedTokenObjective, Objective, ReconstructionObjective, WarmupObjective
 from .trainer import TiTokTrainingArguments
 
-# What each part of a stage is handed to; its parameters are the keys that the part may have.
+# What each part of a stage is handed to: its parameters are the keys that the part may have.
 STAGES: dict[str, dict[str, Callable]] = {
     "vqgan": {"model": MaskGitVQGANConfig, "objective": ReconstructionObjective},
     "classifier": {"model": ConvNextConfig, "objective": Objective},
@@ -28,10 +29,6 @@ STAGES: dict[str, dict[str, Callable]] = {
     "generator": {"model": MaskGitConfig, "objective": MaskedTokenObjective},
 }
 COMMON: dict[str, Callable] = {"augmentation": Augmentation, "training": TiTokTrainingArguments}
-
-
-def sampling_defaults(num_inference_steps: int, guidance_scale: float, guidance_schedule: str) -> None:
-    """The keys of `sampling`: the defaults of a `TiTokPipeline`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +62,15 @@ class Recipe:
             FileNotFoundError: If there is no such recipe.
             ValueError: If a key is unknown or missing, or an override is not `key=value`.
         """
-        shipped = Path(__file__).parents[1] / "recipes" / f"{source}.yaml"
         path = Path(source)
-        if not path.is_file() and not shipped.is_file():
-            names = sorted(entry.name.removesuffix(".yaml") for entry in shipped.parent.glob("*.yaml"))
-            raise FileNotFoundError(f"The recipe must be a YAML file or one of {', '.join(names)}, got {source!r}.")
-        content = yaml.safe_load((path if path.is_file() else shipped).read_text())
+        if not path.is_file():
+            shipped = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
+            if str(source) not in shipped:
+                names = ", ".join(sorted(shipped))
+                raise FileNotFoundError(f"The recipe must be a YAML file or one of {names}, got {str(source)!r}.")
+            path = shipped[str(source)]
+        # through JSON, since YAML's aliases are shared dicts, and an override must change one of them only
+        content = json.loads(json.dumps(parse_yaml(path.read_text(), str(path))))
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
@@ -78,8 +78,10 @@ class Recipe:
             *parents, leaf = key.split(".")
             target = content
             for parent in parents:
-                target = target.setdefault(parent, {})
-            target[leaf] = yaml.safe_load(value)
+                target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+            if not isinstance(target, dict):
+                raise ValueError(f"The override {override!r} sets a key of something that has no keys.")
+            target[leaf] = parse_yaml(value, override)
         return cls.from_dict(content)
 
     @classmethod
@@ -98,9 +100,9 @@ class Recipe:
             parts = STAGES[name] | COMMON
             check_keys(f"stages.{name}", stage, parts)
             for part, arguments in stage.items():
-                check_keys(f"stages.{name}.{part}", arguments, inspect.signature(parts[part]).parameters)
-        check_keys("scheduler", content["scheduler"], inspect.signature(MaskGitScheduler).parameters)
-        check_keys("sampling", content["sampling"], inspect.signature(sampling_defaults).parameters)
+                check_keys(f"stages.{name}.{part}", arguments, settable(parts[part]))
+        check_keys("scheduler", content["scheduler"], settable(MaskGitScheduler))
+        check_keys("sampling", content["sampling"], settable(TiTokPipeline))
         return cls(**content)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,9 +110,32 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-def check_keys(where: str, given: dict[str, Any], known: Any) -> None:
+def settable(target: Callable) -> list[str]:
+    """Names of the parameters that a recipe may set: all but networks, which have no default or None.
+
+    A configuration may also be given its `model_type`.
+    """
+    parameters = inspect.signature(target).parameters.values()
+    if isinstance(target, type) and issubclass(target, PreTrainedConfig):
+        return ["model_type", *(parameter.name for parameter in parameters)]
+    if target is TiTokTrainingArguments:
+        return [parameter.name for parameter in parameters]
+    return [parameter.name for parameter in parameters if parameter.default not in (parameter.empty, None)]
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def check_keys(where: str, given: Any, known: Iterable[str]) -> None:
+    if not isinstance(given, dict):
+        raise ValueError(f"`{where}` must be a mapping, got {given!r}.")
+    known = list(known)
     for key in given:
         if key not in known:
-            nearest = difflib.get_close_matches(key, list(known), n=1)
+            nearest = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}."
             raise ValueError(f"Unknown key {key!r} in `{where}`: {hint}")

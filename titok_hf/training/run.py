@@ -18,10 +18,12 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
 
-from ..data.collator import Augmentation, ImageCollator
+from ..data.augmentation import Augmentation
+from ..data.collator import ImageCollator
 from ..data.images import class_names
 from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
 from ..modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
@@ -150,10 +152,9 @@ class RecipeRun:
                 discriminator = PatchDiscriminator(**self.part("decoder_finetuning", "discriminator"))
             return ReconstructionObjective(
                 warm.with_pixel_decoder(vqgan),
-                freeze_encoder=True,
                 perceptual=perceptual,
                 discriminator=discriminator,
-                **arguments,
+                **{"freeze_encoder": True, **arguments},
             )
 
         return self.stage("decoder_finetuning", TiTokModel, self.output_dir / "tokenizer", objective)
@@ -215,18 +216,22 @@ class RecipeRun:
                     **{"report_to": "none", "save_total_limit": 2, **self.part(name, "training")},
                 ),
                 train_dataset=self.dataset["train"],
+                augmentation=Augmentation(**self.part(name, "augmentation")),
                 data_collator=ImageCollator(
-                    self.processor,
-                    self.image_column,
-                    self.label_column if labelled else None,
-                    Augmentation(**self.part(name, "augmentation")),
+                    self.processor, self.image_column, self.label_column if labelled else None
                 ),
                 callbacks=self.callbacks,
             )
             if self.callbacks:
                 trainer.remove_callback(PrinterCallback)
             checkpoint = last_checkpoint(checkpoints)
-            trainer.train(resume_from_checkpoint=checkpoint)
+            state = checkpoint and TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            if state and state.global_step >= trainer.args.max_steps:
+                # stopped after the last step: Trainer would take one more
+                trainer._load_from_checkpoint(checkpoint)
+                trainer.state = state
+            else:
+                trainer.train(resume_from_checkpoint=checkpoint)
         log = {
             "seconds": time.perf_counter() - started,
             "peak_memory_gib": memory.gib,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ..data.augmentation import Augmentation
 from .objectives import Objective
 
 
@@ -41,12 +42,20 @@ class TiTokTrainer(Trainer):
     Args:
         model: The objective.
         args: `TiTokTrainingArguments`.
+        augmentation: Random changes of the images, in training only.
         kwargs: Those of `transformers.Trainer`; batches of the collator are the arguments of the objective's
             `forward`.
     """
 
-    def __init__(self, model: Objective, args: TiTokTrainingArguments, **kwargs: Any):
+    def __init__(
+        self,
+        model: Objective,
+        args: TiTokTrainingArguments,
+        augmentation: Augmentation | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(model, args, **kwargs)
+        self.augmentation = augmentation or Augmentation()
         self.add_callback(_AfterOptimizerStep())
         self.model_accepts_loss_kwargs = False
         self.parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -81,6 +90,8 @@ class TiTokTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        if model.training:
+            inputs = inputs | {"pixel_values": self.augmentation(inputs["pixel_values"])}
         output = model(**inputs, step=self.state.global_step)
         if model.training:
             for name, part in output.parts.items():

@@ -1,0 +1,179 @@
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+
+from titok_hf.data import class_names, load_image_dataset
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def draw(color, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PILImage.new("RGB", (8, 8), color).save(path)
+
+
+def make_split(labels, feature, label_column="label"):
+    """A data set whose i-th image has the gray value i."""
+    images = [np.full((8, 8), i, np.uint8) for i in range(len(labels))]
+    features = Features({"image": Image(), label_column: feature, "note": Value("string")})
+    return Dataset.from_dict({"image": images, label_column: labels, "note": ["?"] * len(labels)}, features=features)
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(**splits):
+        DatasetDict(splits).save_to_disk(tmp_path / "saved")
+        return str(tmp_path / "saved")
+
+    return save
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Ten red and ten blue images."""
+    for i in range(10):
+        draw((i, 0, 0), tmp_path / "folder" / "red" / f"{i}.png")
+        draw((0, 0, i), tmp_path / "folder" / "blue" / f"{i}.png")
+    return tmp_path / "folder"
+
+
+def grays(split):
+    return [image.getpixel((0, 0)) for image in split["image"]]
+
+
+def test_subfolders_are_classes_and_a_fifth_of_each_is_held_out(image_folder):
+    dataset = load_image_dataset(str(image_folder))
+    assert class_names(dataset) == ["blue", "red"]
+    assert Counter(dataset["train"]["label"]) == {0: 8, 1: 8}
+    assert Counter(dataset["test"]["label"]) == {0: 2, 1: 2}
+    for split in dataset.values():
+        for image, label in zip(split["image"], split["label"], strict=True):
+            red, _, blue = image.getpixel((0, 0))
+            assert red == 0 if label == 0 else blue == 0, (label, image.getpixel((0, 0)))
+    colors = [image.getpixel((0, 0)) for split in dataset.values() for image in split["image"]]
+    assert sorted(colors) == sorted([(i, 0, 0) for i in range(10)] + [(0, 0, i) for i in range(10)])
+
+
+def test_the_held_out_fifth_is_always_the_same(save):
+    source = save(train=make_split([0, 1] * 20, ClassLabel(names=["a", "b"])))
+    first, second = (load_image_dataset(source) for _ in range(2))
+    assert grays(first["test"]) == grays(second["test"])
+    assert sorted(grays(first["train"]) + grays(first["test"])) == list(range(40))
+
+
+@pytest.mark.parametrize("folder", ["test", "validation"])
+def test_a_folder_of_held_out_images_is_the_test_split(tmp_path, folder):
+    for label in ("a", "b"):
+        for i in range(3):
+            draw((i, i, i), tmp_path / "folder" / "train" / label / f"{i}.png")
+        draw((100, 100, 100), tmp_path / "folder" / folder / label / "0.png")
+    dataset = load_image_dataset(str(tmp_path / "folder"))
+    assert {split: len(dataset[split]) for split in dataset} == {"train": 6, "test": 2}
+    assert {image.getpixel((0, 0)) for image in dataset["test"]["image"]} == {(100, 100, 100)}
+
+
+def test_test_takes_precedence_over_validation(save):
+    feature = ClassLabel(names=["a", "b"])
+    source = save(
+        train=make_split([0, 1] * 3, feature), validation=make_split([0] * 3, feature), test=make_split([1], feature)
+    )
+    dataset = load_image_dataset(source)
+    assert {split: len(dataset[split]) for split in dataset} == {"train": 6, "test": 1}
+
+
+def test_string_labels_become_classes(save):
+    dataset = load_image_dataset(save(train=make_split(["owl", "cat", "eel"] * 10, Value("string"))))
+    assert class_names(dataset) == ["cat", "eel", "owl"]
+    assert Counter(dataset["train"]["label"]) == {0: 8, 1: 8, 2: 8}
+    for split in dataset.values():
+        assert [gray % 3 for gray in grays(split)] == [{0: 1, 1: 2, 2: 0}[label] for label in split["label"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "test_labels", "test_feature"),
+    [
+        (["a", "b", "c"], Value("string"), ["c", "b"], Value("string")),
+        ([0, 1, 2], ClassLabel(names=["a", "b", "c"]), [1, 0], ClassLabel(names=["b", "c"])),
+    ],
+    ids=["strings", "classes"],
+)
+def test_labels_mean_the_same_in_both_splits(save, labels, feature, test_labels, test_feature):
+    """Also where the test split has only c and b."""
+    train, test = make_split(labels * 2, feature), make_split(test_labels, test_feature)
+    dataset = load_image_dataset(save(train=train, test=test))
+    assert class_names(dataset) == ["a", "b", "c"]
+    assert dataset["test"].features == dataset["train"].features
+    assert list(dataset["test"]["label"]) == [2, 1]
+
+
+def test_a_label_that_training_lacks_is_an_error(save):
+    train, test = (make_split(labels, Value("string")) for labels in (["a", "b"] * 2, ["a", "owl"]))
+    with pytest.raises(ValueError, match="owl"):
+        load_image_dataset(save(train=train, test=test))
+
+
+@pytest.mark.parametrize("numbers", [range(2), range(12), range(1, 4), (7, 3)], ids=str)
+def test_integer_labels_keep_their_numbers(save, numbers):
+    labels, feature = list(numbers) * 2, Value("int64")
+    dataset = load_image_dataset(save(train=make_split(labels, feature), test=make_split(labels, feature)))
+    names = class_names(dataset)
+    for split in dataset.values():
+        assert list(split["label"]) == labels
+        assert [names[label] for label in split["label"]] == list(map(str, labels))
+
+
+def test_columns_may_have_other_names_and_others_are_dropped(save):
+    train = make_split([0, 1] * 5, ClassLabel(names=["a", "b"]), "kind").rename_column("image", "picture")
+    dataset = load_image_dataset(save(train=train), image_column="picture", label_column="kind")
+    assert dataset.column_names == {"train": ["picture", "kind"], "test": ["picture", "kind"]}
+    assert class_names(dataset, "kind") == ["a", "b"]
+
+
+def test_encoded_images_in_a_plain_column_are_decoded(save, tmp_path):
+    draw((9, 9, 9), tmp_path / "a.png")
+    paths = Dataset.from_dict({"image": [str(tmp_path / "a.png")] * 4, "label": ["x", "y"] * 2})
+    dataset = load_image_dataset(save(train=paths, test=paths))
+    assert dataset["train"][0]["image"].getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_a_single_saved_split_is_the_training_split(tmp_path):
+    make_split([0, 1] * 5, ClassLabel(names=["a", "b"])).save_to_disk(tmp_path / "saved")
+    dataset = load_image_dataset(str(tmp_path / "saved"))
+    assert {split: len(dataset[split]) for split in dataset} == {"train": 8, "test": 2}
+
+
+@pytest.mark.parametrize("option", ["image_column", "label_column"])
+def test_a_missing_column_is_named_with_those_that_are_there(save, option):
+    source = save(train=make_split([0, 1] * 5, ClassLabel(names=["a", "b"])))
+    with pytest.raises(ValueError, match=rf"no column 'klass' but image, label, note; .* `{option}`"):
+        load_image_dataset(source, **{option: "klass"})
+
+
+@pytest.mark.parametrize("option", ["image_column", "label_column"])
+def test_a_column_that_the_digits_lack_is_named(option):
+    with pytest.raises(ValueError, match=rf"no column 'klass' but image, label; .* `{option}`"):
+        load_image_dataset("digits", **{option: "klass"})
+
+
+def test_a_folder_without_classes_lacks_the_label_column(tmp_path):
+    for i in range(4):
+        draw((i, 0, 0), tmp_path / "folder" / f"{i}.png")
+    with pytest.raises(ValueError, match="no column 'label' but image"):
+        load_image_dataset(str(tmp_path / "folder"))
+
+
+def test_a_data_set_without_training_split_is_an_error(save):
+    with pytest.raises(ValueError, match="split 'train', got test"):
+        load_image_dataset(save(test=make_split([0], ClassLabel(names=["a"]))))
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_image_dataset(str(tmp_path / "nowhere"))

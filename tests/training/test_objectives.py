@@ -1,0 +1,357 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from titok_hf.training import ClassifierObjective
+
+STAGES = (
+    ("vqgan", "vq"),
+    ("classifier", "vq"),
+    ("warmup", "vq"),
+    ("warmup", "kl"),
+    ("decoder_finetuning", "vq"),
+    ("decoder_finetuning", "kl"),
+    ("single_stage", "vq"),
+    ("single_stage", "kl"),
+    ("generator", "vq"),
+)
+
+
+def call(objective, batch, stage, step=0):
+    """The objective on what its stage takes of a batch."""
+    inputs = batch if stage in ("classifier", "generator") else {"pixel_values": batch["pixel_values"]}
+    return objective(**inputs, step=step)
+
+
+def gradients(module):
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def partial_gradients(loss, module):
+    """Gradients of a part of a loss; `None` where there is none."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+
+
+@pytest.fixture
+def pixel_values(digit_batch):
+    return digit_batch["pixel_values"]
+
+
+@pytest.mark.parametrize(("stage", "quantizer"), STAGES)
+def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(make_objective, digit_batch, stage, quantizer):
+    objective = make_objective(stage, quantizer=quantizer, ema_decay=0.9).train()
+    call(objective, digit_batch, stage).loss.backward()
+    trained = {id(p) for _, network in objective.networks() for p in network.parameters() if p.requires_grad}
+    for name, parameter in objective.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in trained), name
+    assert sum(float(p.grad.abs().sum()) > 0 for p in objective.parameters() if p.grad is not None) > 10
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "kl"])
+@pytest.mark.parametrize("stage", ["warmup", "single_stage"])
+def test_training_samples_the_posterior_of_continuous_tokens(make_objective, pixel_values, stage, quantizer):
+    objective = make_objective(stage, quantizer=quantizer)
+    for training in (True, False):
+        objective.train(training)
+        losses = {objective(pixel_values).loss.item() for _ in range(3)}
+        assert (len(losses) == 1) == (quantizer == "vq" or not training)
+
+
+class TestWarmup:
+    def test_the_loss_is_cross_entropy_of_the_vqgans_codes_plus_the_quantizers(self, make_objective, pixel_values):
+        objective = make_objective("warmup")
+        output = objective(pixel_values)
+        codes = objective.vqgan.encode(pixel_values).codes  # (B, P)
+        encoded = objective.model.encode(pixel_values)
+        log_probabilities = objective.model.decode(encoded.latents).proxy_logits.log_softmax(-1)
+        cross_entropy = -log_probabilities.gather(-1, codes[..., None]).mean()
+        torch.testing.assert_close(output.loss, cross_entropy + encoded.quantizer_loss)
+        torch.testing.assert_close(output.parts["proxy_code_loss"], cross_entropy)
+        torch.testing.assert_close(output.parts["quantizer_loss"], encoded.quantizer_loss)
+        accuracy = (log_probabilities.argmax(-1) == codes).float().mean()
+        assert output.parts["proxy_code_accuracy"] == accuracy
+
+    def test_the_vqgan_gets_no_gradient(self, make_objective, pixel_values):
+        objective = make_objective("warmup").train()
+        objective(pixel_values).loss.backward()
+        assert all(gradient is None for gradient in gradients(objective.vqgan).values())
+        assert not any(parameter.requires_grad for parameter in objective.vqgan.parameters())
+
+    def test_encoder_codebook_and_decoder_get_one(self, make_objective, pixel_values):
+        objective = make_objective("warmup").train()
+        objective(pixel_values).loss.backward()
+        found = gradients(objective.model)
+        for name in ("encoder.latent_tokens", "encoder.patch_embedding.weight", "quantizer.codebook.weight"):
+            assert found[name].abs().sum() > 0, name
+        assert found["head.proj_out.weight"].abs().sum() > 0
+
+
+class TestDecoderFinetuning:
+    def test_only_the_decoder_gets_a_gradient(self, make_adversarial_objective, pixel_values):
+        objective = make_adversarial_objective().train()
+        objective(pixel_values).loss.backward()
+        frozen = {n for n, gradient in gradients(objective.model).items() if gradient is None}
+        assert frozen == {n for n, _ in objective.model.named_parameters() if n.startswith(("encoder.", "quantizer."))}
+        assert "encoder.latent_tokens" in frozen and "quantizer.codebook.weight" in frozen
+        for part in ("decoder.mask_token", "decoder.latent_embedding.weight", "head.proj_in.weight"):
+            assert gradients(objective.model)[part].abs().sum() > 0
+        for part in ("pixel_codebook.weight", "pixel_decoder.conv_out.weight"):
+            assert gradients(objective.model)[part].abs().sum() > 0
+
+    def test_encoder_and_codebook_are_not_watched(self, make_objective, pixel_values):
+        objective = make_objective("decoder_finetuning").train()
+        assert objective.codebook_revival is None
+        assert objective(pixel_values).parts.keys() == {"reconstruction_loss"}
+
+    def test_the_loss_is_the_weighted_sum(self, make_adversarial_objective, pixel_values):
+        objective = make_adversarial_objective(reconstruction_weight=0.7).eval()
+        objective.real_average, objective.fake_average = torch.tensor(0.3), torch.tensor(-0.2)
+        output = objective(pixel_values)
+
+        images = objective.model(pixel_values).reconstruction
+        judge = objective.discriminator
+        real, fake = judge(pixel_values), judge(images)
+        squared_error = (images - pixel_values).square().mean()
+        perceptual = objective.perceptual(images, pixel_values)
+        hinge = ((1 - real).clamp_min(0).mean() + (1 + fake).clamp_min(0).mean()) / 2
+        lecam = (real.mean() + 0.2).clamp_min(0) ** 2 + (0.3 - fake.mean()).clamp_min(0) ** 2
+        expected = 0.7 * squared_error + 0.1 * perceptual - 0.2 * fake.mean() + hinge + 0.05 * lecam
+        torch.testing.assert_close(output.loss, expected)
+        parts = {
+            "reconstruction_loss": squared_error,
+            "perceptual_loss": perceptual,
+            "adversarial_loss": -fake.mean(),
+            "discriminator_loss": hinge,
+            "real_logit": real.mean(),
+            "fake_logit": fake.mean(),
+        }
+        assert output.parts.keys() == parts.keys()
+        for name, part in parts.items():
+            torch.testing.assert_close(output.parts[name], part)
+
+    def test_generator_and_discriminator_do_not_train_each_other(self, make_adversarial_objective, pixel_values):
+        objective = make_adversarial_objective().train()
+        parts = objective(pixel_values).parts
+        of_generator, of_discriminator = parts["adversarial_loss"], parts["discriminator_loss"]
+        assert all(g is None for g in partial_gradients(of_generator, objective.discriminator))
+        assert all(g is None for g in partial_gradients(of_discriminator, objective.model))
+        for loss, network in (
+            (of_generator, objective.model.pixel_decoder),
+            (of_discriminator, objective.discriminator),
+        ):
+            assert sum(float(g.abs().sum()) for g in partial_gradients(loss, network)) > 0
+
+    def test_one_backward_pass_gives_each_network_the_gradient_of_its_own_loss(
+        self, make_adversarial_objective, pixel_values
+    ):
+        objective = make_adversarial_objective(lecam_weight=0.0, perceptual_weight=0.0).train()
+        output = objective(pixel_values)
+        output.loss.backward(retain_graph=True)
+        parts = output.parts
+        of_discriminator = partial_gradients(parts["discriminator_loss"], objective.discriminator)
+        for gradient, parameter in zip(of_discriminator, objective.discriminator.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+        of_tokenizer = partial_gradients(
+            parts["reconstruction_loss"] + 0.2 * parts["adversarial_loss"], objective.model
+        )
+        trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+        for gradient, parameter in zip(of_tokenizer, trained, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+    def test_before_its_start_the_discriminator_contributes_exactly_nothing(
+        self, make_adversarial_objective, pixel_values
+    ):
+        with_discriminator = make_adversarial_objective(discriminator_start=3).train()
+        without = make_adversarial_objective(discriminator=None, adversarial_weight=0.0).train()
+        without.model.load_state_dict(with_discriminator.model.state_dict())
+        without.perceptual.load_state_dict(with_discriminator.perceptual.state_dict())
+        for step in range(3):
+            losses = [objective(pixel_values, step=step).loss for objective in (with_discriminator, without)]
+            assert torch.equal(*losses)
+        for loss in losses:
+            loss.backward()
+        for name, gradient in gradients(without.model).items():
+            same = gradients(with_discriminator.model)[name]
+            assert same is None if gradient is None else torch.equal(same, gradient)
+        # a gradient of zeros and not none, which distributed training waits for
+        assert all(not gradient.any() for gradient in gradients(with_discriminator.discriminator).values())
+        assert float(with_discriminator.real_average) == float(with_discriminator.fake_average) == 0
+
+        with_discriminator.zero_grad()
+        output = with_discriminator(pixel_values, step=3)
+        assert output.loss != losses[0]
+        output.loss.backward()
+        assert all(gradient.any() for gradient in gradients(with_discriminator.discriminator).values())
+        assert float(with_discriminator.real_average) != 0
+
+    def test_lecam_averages_follow_the_mean_logits_in_training_alone(self, make_adversarial_objective, pixel_values):
+        objective = make_adversarial_objective(lecam_decay=0.75).train()
+        real, fake = 0.0, 0.0
+        for _ in range(3):
+            parts = objective(pixel_values).parts
+            real, fake = (
+                0.75 * real + 0.25 * parts["real_logit"].item(),
+                0.75 * fake + 0.25 * parts["fake_logit"].item(),
+            )
+        objective.eval()(pixel_values)
+        assert float(objective.real_average) == pytest.approx(real, rel=1e-5)
+        assert float(objective.fake_average) == pytest.approx(fake, rel=1e-5)
+        assert not objective.real_average.requires_grad
+        assert {"real_average", "fake_average"} <= objective.state_dict().keys()
+
+    def test_tokenizer_and_discriminator_are_two_networks(self, make_adversarial_objective):
+        objective = make_adversarial_objective()
+        assert dict(objective.networks()) == {"model": objective.model, "discriminator": objective.discriminator}
+
+
+class TestSingleStage:
+    @pytest.mark.parametrize("stage", ["vqgan", "single_stage"])
+    def test_the_loss_is_squared_error_plus_the_weighted_quantizers(self, make_objective, pixel_values, stage):
+        objective = make_objective(stage, quantizer_weight=0.3)
+        encoded = objective.model.encode(pixel_values)
+        images = objective.model.decode(encoded.latents).reconstruction
+        expected = (images - pixel_values).square().mean() + 0.3 * encoded.quantizer_loss
+        torch.testing.assert_close(objective(pixel_values).loss, expected)
+
+    @pytest.mark.parametrize("stage", ["vqgan", "single_stage"])
+    def test_the_reconstruction_trains_the_encoder_through_the_quantizer(self, make_objective, pixel_values, stage):
+        objective = make_objective(stage, quantizer_weight=0.0).train()
+        objective(pixel_values).loss.backward()
+        assert any(parameter.grad.abs().sum() > 0 for parameter in objective.model.encoder.parameters())
+        assert not objective.model.quantizer.codebook.weight.grad.any()
+
+
+class TestGenerator:
+    def test_the_loss_is_the_models_on_masked_codes(self, make_objective, digit_batch):
+        objective = make_objective("generator").eval()
+        torch.manual_seed(5)
+        output = objective(**digit_batch)
+
+        torch.manual_seed(5)
+        codes = objective.tokenizer.encode(digit_batch["pixel_values"]).codes
+        masked_codes = objective.scheduler.add_noise(codes, torch.rand(8))
+        masked = masked_codes == objective.model.config.mask_token_id
+        assert 0 < masked.float().mean() < 1
+        expected = objective.model(masked_codes, digit_batch["class_labels"], target_codes=codes)
+        assert torch.equal(output.loss, expected.loss)
+        correct = (expected.logits.argmax(-1) == codes)[masked].float()
+        assert float(output.parts["masked_token_accuracy"]) == pytest.approx(float(correct.mean()))
+
+    def test_the_tokenizer_gets_no_gradient_and_does_not_change(self, make_objective, digit_batch):
+        objective = make_objective("generator").train()
+        before = copy.deepcopy(objective.tokenizer.state_dict())
+        objective(**digit_batch).loss.backward()
+        torch.optim.AdamW([p for p in objective.parameters() if p.grad is not None], weight_decay=0.1).step()
+        assert all(gradient is None for gradient in gradients(objective.tokenizer).values())
+        assert not any(parameter.requires_grad for parameter in objective.tokenizer.parameters())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in objective.tokenizer.state_dict().items())
+
+    def test_masks_are_drawn_anew(self, make_objective, digit_batch):
+        objective = make_objective("generator").eval()
+        assert len({objective(**digit_batch).loss.item() for _ in range(3)}) == 3
+
+
+class TestClassifier:
+    def test_the_loss_is_cross_entropy_of_normalized_images(self, make_objective, digit_batch):
+        objective = make_objective("classifier").eval()
+        output = objective(**digit_batch)
+        assert (ClassifierObjective.MEAN, ClassifierObjective.STD) == ((0.5,) * 3, (0.5,) * 3)
+        logits = objective.model(2 * digit_batch["pixel_values"] - 1).logits
+        torch.testing.assert_close(output.loss, F.cross_entropy(logits, digit_batch["class_labels"]))
+        accuracy = (logits.argmax(-1) == digit_batch["class_labels"]).float().mean()
+        assert output.parts["accuracy"] == accuracy
+
+
+class TestMovingAverage:
+    def test_it_follows_the_formula(self, make_objective, digit_batch):
+        """The weights after the first step, then `decay * average + (1 - decay) * weights`."""
+        objective = make_objective("warmup", ema_decay=0.8).train()
+        optimizer = torch.optim.SGD(objective.model.parameters(), lr=0.1)
+        expected = None
+        for _ in range(4):
+            optimizer.zero_grad()
+            objective(digit_batch["pixel_values"]).loss.backward()
+            optimizer.step()
+            objective.after_optimizer_step()
+            weights = {name: tensor.detach().clone() for name, tensor in objective.model.state_dict().items()}
+            if expected is None:
+                expected = weights
+            expected = {name: 0.8 * expected[name] + 0.2 * weights[name] for name in weights}
+        assert objective.result is not objective.model
+        for name, tensor in objective.result.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name], msg=name)
+        assert not torch.equal(objective.result.head.proj_out.weight, objective.model.head.proj_out.weight)
+
+    def test_frozen_weights_stay_bit_equal(self, make_objective, pixel_values):
+        objective = make_objective("decoder_finetuning", ema_decay=0.7).train()
+        before = copy.deepcopy(objective.model.encoder.state_dict())
+        trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.1)
+        for _ in range(3):
+            objective(pixel_values).loss.backward()
+            optimizer.step()
+            objective.after_optimizer_step()
+        for name, tensor in objective.result.encoder.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+
+    def test_it_gets_no_gradient_and_is_in_the_state(self, make_objective, pixel_values):
+        objective = make_objective("warmup", ema_decay=0.8).train()
+        objective(pixel_values).loss.backward()
+        assert not any(parameter.requires_grad for parameter in objective.ema.parameters())
+        state = objective.state_dict()
+        assert {f"ema.module.{name}" for name in objective.model.state_dict()} <= state.keys()
+        assert "ema.n_averaged" in state
+
+    @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+    def test_the_result_is_in_evaluation_mode(self, make_objective, ema_decay):
+        objective = make_objective("warmup", ema_decay=ema_decay).train()
+        assert (objective.result is objective.model) == (ema_decay == 0)
+        assert not any(module.training for module in objective.result.modules())
+
+
+class TestCodebook:
+    @pytest.mark.parametrize("stage", ["vqgan", "warmup", "single_stage"])
+    def test_stages_that_train_a_codebook_watch_it(self, make_objective, pixel_values, stage):
+        objective = make_objective(stage).train()
+        codes = objective.model.encode(pixel_values).codes
+        parts = objective(pixel_values).parts
+        revival = objective.codebook_revival
+        shares = torch.bincount(codes.flatten(), minlength=64) / codes.numel()
+        torch.testing.assert_close(revival.shares, (1 - revival.decay) * shares + revival.decay / 64)
+        assert float(parts["codebook_usage"]) == 1
+        entropy = -(revival.shares * revival.shares.log()).sum()
+        torch.testing.assert_close(parts["codebook_perplexity"], entropy.exp())
+
+    @pytest.mark.parametrize("stage", ["vqgan", "warmup", "single_stage"])
+    def test_evaluation_does_not_count(self, make_objective, pixel_values, stage):
+        objective = make_objective(stage).eval()
+        before = copy.deepcopy(objective.codebook_revival.state_dict())
+        assert "codebook_usage" not in objective(pixel_values).parts
+        assert all(torch.equal(t, before[name]) for name, t in objective.codebook_revival.state_dict().items())
+
+    @pytest.mark.parametrize("stage", ["vqgan", "warmup", "single_stage"])
+    def test_dead_codes_become_outputs_of_the_encoder(self, make_objective, pixel_values, stage):
+        objective = make_objective(stage).train()
+        revival = objective.codebook_revival
+        revival.interval, revival.decay = 1, 0.0
+        codebook = objective.model.quantizer.codebook.weight
+        before = codebook.detach().clone()
+        encoded = objective.model.encode(pixel_values)
+        outputs = encoded.unquantized if stage != "vqgan" else encoded.unquantized.permute(0, 2, 3, 1)
+        outputs = outputs.reshape(-1, codebook.shape[1])
+        objective(pixel_values)
+        objective.after_optimizer_step()
+        used = torch.bincount(encoded.codes.flatten(), minlength=64) > 0
+        assert 0 < used.sum() < 64
+        assert torch.equal(codebook[used], before[used])
+        distances = torch.cdist(codebook[~used], outputs, compute_mode="donot_use_mm_for_euclid_dist")
+        assert distances.min(1).values.max() < 1e-5
+
+    def test_a_continuous_tokenizer_has_none(self, make_objective, pixel_values):
+        objective = make_objective("warmup", quantizer="kl").train()
+        assert objective.codebook_revival is None
+        assert objective(pixel_values).parts.keys() == {"proxy_code_loss", "proxy_code_accuracy", "quantizer_loss"}
+        objective.after_optimizer_step()

@@ -1,0 +1,183 @@
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+import titok_hf
+from titok_hf.data import Augmentation
+from titok_hf.training import Recipe, TiTokTrainingArguments
+
+MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
+SHIPPED = sorted(path.stem for path in (Path(titok_hf.__file__).parent / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def content():
+    """The miniature recipe as plain data, no part shared by two stages."""
+    return Recipe.load(MINIATURE).to_dict()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_load(name, tmp_path):
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    for stage in recipe.stages.values():
+        arguments = TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **stage["training"])
+        assert arguments.max_steps == stage["training"]["max_steps"]
+        Augmentation(**stage.get("augmentation", {}))
+
+
+def test_the_demos_recipe_ships():
+    assert "digits" in SHIPPED
+    assert list(Recipe.load("digits").stages) == ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"]
+
+
+@pytest.mark.parametrize("source", [MINIATURE, str(MINIATURE)])
+def test_a_file_loads(source):
+    recipe = Recipe.load(source)
+    assert (recipe.name, recipe.image_size) == ("miniature", 32)
+    assert recipe.stages["warmup"]["model"]["num_latent_tokens"] == 4
+    assert recipe.sampling == {"num_inference_steps": 3, "guidance_scale": 1.5, "guidance_schedule": "constant"}
+
+
+def test_a_recipe_survives_yaml(tmp_path):
+    recipe = Recipe.load(MINIATURE, ["name=copy"])
+    (tmp_path / "copy.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    assert Recipe.load(tmp_path / "copy.yaml") == recipe
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("override", "path", "value"),
+        [
+            ("image_size=64", ["image_size"], 64),
+            ("name=large", ["name"], "large"),
+            ("stages.warmup.training.max_steps=100", ["stages", "warmup", "training", "max_steps"], 100),
+            ("stages.vqgan.training.learning_rate=0.5", ["stages", "vqgan", "training", "learning_rate"], 0.5),
+            ("stages.vqgan.training.bf16=true", ["stages", "vqgan", "training", "bf16"], True),
+            (
+                "stages.vqgan.model.channel_multipliers=[1, 2]",
+                ["stages", "vqgan", "model", "channel_multipliers"],
+                [1, 2],
+            ),
+            ("stages.warmup.augmentation.rotation=3", ["stages", "warmup", "augmentation", "rotation"], 3),
+            ("stages.vqgan.augmentation={}", ["stages", "vqgan", "augmentation"], {}),
+            ("sampling.guidance_schedule=linear", ["sampling", "guidance_schedule"], "linear"),
+            ("scheduler.mask_schedule=arccos", ["scheduler", "mask_schedule"], "arccos"),
+        ],
+    )
+    def test_one_value_changes_and_nothing_else(self, content, override, path, value):
+        expected = content
+        for key in path[:-1]:
+            expected = expected.setdefault(key, {})
+        expected[path[-1]] = value
+        assert Recipe.load(MINIATURE, [override]).to_dict() == content
+
+    @pytest.mark.parametrize("name", SHIPPED)
+    @pytest.mark.parametrize("key", ["augmentation.rotation", "training.max_steps"])
+    def test_stages_that_share_a_part_in_the_file_keep_it(self, name, key):
+        expected = Recipe.load(name).to_dict()
+        part, leaf = key.split(".")
+        for stage in expected["stages"]:
+            changed = Recipe.load(name, [f"stages.{stage}.{key}=77"]).to_dict()
+            assert changed["stages"][stage][part].pop(leaf) == 77
+            others = {other: parts for other, parts in expected["stages"].items() if other != stage}
+            assert {other: parts for other, parts in changed["stages"].items() if other != stage} == others
+
+    def test_of_several_the_last_wins(self):
+        recipe = Recipe.load(MINIATURE, ["image_size=64", "name=large", "image_size=128"])
+        assert (recipe.image_size, recipe.name) == (128, "large")
+
+    def test_a_value_may_hold_an_equals_sign(self):
+        assert Recipe.load(MINIATURE, ["name=a=b"]).name == "a=b"
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "stages.warmup.training.max_steps",
+            "",
+            "=3",
+            "name.x=1",  # a value has no keys
+            "stages.warmup.training.max_steps.x.y=1",
+            "image_size=[1",  # not YAML
+            "stages.warmup.augmentation=3",  # a part is keys and values
+            "stages.warmup=null",
+        ],
+    )
+    def test_a_malformed_one_is_an_error(self, override):
+        with pytest.raises(ValueError):
+            Recipe.load(MINIATURE, [override])
+
+    def test_a_malformed_one_is_named(self):
+        with pytest.raises(ValueError, match=r"`key=value`, got 'stages.warmup'"):
+            Recipe.load(MINIATURE, ["stages.warmup"])
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("where", "key", "nearest"),
+        [
+            ("", "image_sise", "image_size"),
+            ("stages", "warm_up", "warmup"),
+            ("stages.vqgan", "trainings", "training"),
+            ("stages.vqgan.model", "hidden_channel", "hidden_channels"),
+            ("stages.vqgan.objective", "ema_dekay", "ema_decay"),
+            ("stages.vqgan.augmentation", "rotations", "rotation"),
+            ("stages.vqgan.training", "max_step", "max_steps"),
+            ("stages.classifier.model", "hidden_size", "hidden_sizes"),
+            ("stages.warmup.model", "num_latent_token", "num_latent_tokens"),
+            ("stages.decoder_finetuning.discriminator", "num_stage", "num_stages"),
+            ("stages.decoder_finetuning.training", "discriminator_lr", "discriminator_learning_rate"),
+            ("stages.generator.model", "num_heads", "num_attention_heads"),
+            ("scheduler", "mask_shedule", "mask_schedule"),
+            ("sampling", "guidance", "guidance_scale"),
+        ],
+    )
+    def test_an_unknown_one_is_an_error_that_names_the_nearest(self, content, where, key, nearest):
+        part = content
+        for parent in filter(None, where.split(".")):
+            part = part[parent]
+        part[key] = {}
+        with pytest.raises(ValueError, match=rf"'{key}' in `{where or 'recipe'}`: did you mean '{nearest}'\?"):
+            Recipe.from_dict(content)
+
+    def test_one_that_is_near_none_is_an_error_that_lists_all(self, content):
+        content["sampling"]["xyz"] = 1
+        with pytest.raises(ValueError, match="'xyz' in `sampling`: known are num_inference_steps, guidance_scale, "):
+            Recipe.from_dict(content)
+
+    @pytest.mark.parametrize("stage", ["vqgan", "classifier", "warmup", "generator"])
+    def test_parts_belong_to_their_stages(self, content, stage):
+        content["stages"][stage]["discriminator"] = {"num_stages": 2}
+        with pytest.raises(ValueError, match=f"'discriminator' in `stages.{stage}`"):
+            Recipe.from_dict(content)
+
+    @pytest.mark.parametrize("key", list(inspect.signature(Recipe).parameters))
+    def test_a_missing_one_is_named(self, content, key):
+        del content[key]
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            Recipe.from_dict(content)
+
+    def test_a_generator_may_be_a_unet(self):
+        recipe = Recipe.load(MINIATURE, ["stages.generator.model.model_type=maskgit_uvit"])
+        assert recipe.stages["generator"]["model"]["model_type"] == "maskgit_uvit"
+
+    @pytest.mark.parametrize("key", ["model", "discriminator", "perceptual"])
+    def test_what_a_run_builds_is_no_key(self, content, key):
+        content["stages"]["decoder_finetuning"]["objective"][key] = {}
+        with pytest.raises(ValueError, match=f"'{key}' in `stages.decoder_finetuning.objective`"):
+            Recipe.from_dict(content)
+
+
+class TestFiles:
+    @pytest.mark.parametrize("source", ["no-such-recipe", "missing.yaml", "/nowhere/digits.yaml"])
+    def test_an_unknown_recipe_is_an_error_that_lists_what_ships(self, source):
+        with pytest.raises(FileNotFoundError, match=rf"one of {', '.join(SHIPPED)}, got '{source}'"):
+            Recipe.load(source)
+
+    @pytest.mark.parametrize("text", ["name: [1", "- a\n- b\n", "", "digits"])
+    def test_a_file_that_holds_no_recipe_is_an_error(self, tmp_path, text):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError):
+            Recipe.load(tmp_path / "bad.yaml")

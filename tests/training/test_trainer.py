@@ -1,0 +1,348 @@
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+import titok_hf
+from titok_hf.data import Augmentation, ImageCollator
+from titok_hf.training import TiTokTrainer, TiTokTrainingArguments
+
+from .distributed_warmup import MAX_STEPS
+from .distributed_warmup import train as train_warmup
+
+CODEBOOK = {"codebook_usage", "codebook_perplexity"}
+GAN = {"adversarial_loss", "discriminator_loss", "real_logit", "fake_logit", "grad_norm_discriminator"}
+# What falls, and what else is logged.
+STAGES = {
+    "vqgan": ("reconstruction_loss", {"quantizer_loss", *CODEBOOK}),
+    "classifier": ("loss", {"accuracy"}),
+    "warmup": ("proxy_code_loss", {"proxy_code_accuracy", "quantizer_loss", *CODEBOOK}),
+    "decoder_finetuning": ("reconstruction_loss", {"perceptual_loss", *GAN}),
+    "single_stage": ("reconstruction_loss", {"quantizer_loss", *CODEBOOK}),
+    "generator": ("loss", {"masked_token_accuracy"}),
+}
+OF_TRAINER = {"loss", "grad_norm", "grad_norm_model", "learning_rate", "epoch", "step"}
+
+
+@pytest.fixture
+def make(make_objective, make_adversarial_objective):
+    def make(stage, **arguments):
+        if stage == "decoder_finetuning":
+            return make_adversarial_objective(**arguments)
+        return make_objective(stage, **arguments)
+
+    return make
+
+
+def steps_of(trainer):
+    """The entries of the log that belong to steps."""
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def differing(first, second):
+    """Names of the tensors of two state dicts that are not bit-equal."""
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients as the optimizer sees them."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        norms = {}
+        for name, network in model.networks():
+            gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            norms[name] = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+        self.norms.append(norms)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_learns_and_logs_its_parts(make, make_trainer, stage):
+    falling, others = STAGES[stage]
+    trainer = make_trainer(make(stage, ema_decay=0.9), max_steps=30, learning_rate=3e-3)
+    trainer.train()
+    log = steps_of(trainer)
+    assert [entry["step"] for entry in log] == list(range(1, 31))
+    assert all(entry.keys() == OF_TRAINER | {falling} | others for entry in log)
+    first, last = (sum(entry[falling] for entry in part) / 5 for part in (log[:5], log[-5:]))
+    assert last < 0.95 * first
+
+
+def test_logged_parts_are_means_since_the_last_log(make, make_trainer):
+    logs = {}
+    for logging_steps in (1, 3):
+        trainer = make_trainer(make("warmup"), max_steps=6, logging_steps=logging_steps)
+        trainer.train()
+        logs[logging_steps] = steps_of(trainer)
+    for i, entry in enumerate(logs[3]):
+        for name in ("proxy_code_loss", "quantizer_loss", "codebook_perplexity", "grad_norm_model"):
+            mean = sum(single[name] for single in logs[1][3 * i : 3 * i + 3]) / 3
+            assert entry[name] == pytest.approx(mean, rel=1e-5), name
+        assert entry["loss"] == pytest.approx(entry["proxy_code_loss"] + entry["quantizer_loss"], rel=1e-4)
+
+
+class TestOptimizer:
+    def groups(self, trainer):
+        optimizer = trainer.create_optimizer()
+        return {(group["network"], group["weight_decay"] > 0): group for group in optimizer.param_groups}
+
+    def test_each_network_has_its_own_learning_rate_on_one_schedule(self, make, make_trainer):
+        trainer = make_trainer(
+            make("decoder_finetuning"),
+            max_steps=4,
+            learning_rate=4e-3,
+            discriminator_learning_rate=1e-3,
+            lr_scheduler_type="linear",
+        )
+        rates = {"model": 4e-3, "discriminator": 1e-3}
+        groups = self.groups(trainer)
+        assert {network: group["lr"] for (network, _), group in groups.items()} == rates
+        trainer.create_scheduler(4, trainer.optimizer)
+        for step in range(4):
+            for (network, _), group in groups.items():
+                assert group["lr"] == pytest.approx(rates[network] * (1 - step / 4))
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_every_trained_parameter_is_in_one_group_and_frozen_ones_in_none(self, make, make_trainer, stage):
+        objective = make(stage, ema_decay=0.9)
+        groups = self.groups(make_trainer(objective, weight_decay=0.1))
+        for name, network in objective.networks():
+            grouped = [*groups[name, True]["params"], *groups[name, False]["params"]]
+            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            assert sorted(map(id, grouped)) == sorted(map(id, trained))
+        assert {name for name, _ in groups} == dict(objective.networks()).keys()
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_gains_biases_embeddings_and_tokens_do_not_decay(self, make, make_trainer, stage):
+        objective = make(stage)
+        groups = self.groups(make_trainer(objective, weight_decay=0.1))
+        decayed = {id(parameter) for (_, decay), group in groups.items() if decay for parameter in group["params"]}
+        undecayed = {
+            id(parameter) for (_, decay), group in groups.items() if not decay for parameter in group["params"]
+        }
+        for module in (module for _, network in objective.networks() for module in network.modules()):
+            for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad or (name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)):
+                    continue
+                assert id(parameter) in undecayed, (type(module), name)
+        kernels = {
+            id(module.weight)
+            for _, network in objective.networks()
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and "embedding" not in name and module.weight.requires_grad
+        }
+        assert kernels == decayed
+
+    def test_the_defaults_are_the_references(self, tmp_path):
+        arguments = TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        assert (arguments.discriminator_learning_rate, arguments.adam_beta2) == (1e-4, 0.99)
+
+    def test_the_given_betas_are_used(self, make, make_trainer):
+        trainer = make_trainer(make("warmup"), adam_beta1=0.8, adam_beta2=0.96)
+        assert {group["betas"] for group in self.groups(trainer).values()} == {(0.8, 0.96)}
+
+
+class TestClipping:
+    def test_each_network_is_clipped_to_the_norm_on_its_own(self, make, make_trainer):
+        seen = Gradients()
+        trainer = make_trainer(make("decoder_finetuning"), callbacks=[seen], max_steps=3, max_grad_norm=0.01)
+        trainer.train()
+        for norms, entry in zip(seen.norms, steps_of(trainer), strict=True):
+            assert norms == {"model": pytest.approx(0.01, rel=1e-3), "discriminator": pytest.approx(0.01, rel=1e-3)}
+            before = [entry[f"grad_norm_{name}"] for name in norms]
+            assert min(before) > 0.01
+            assert entry["grad_norm"] == pytest.approx(torch.tensor(before).norm().item(), rel=1e-5)
+
+    def test_small_gradients_stay_as_they_are(self, make, make_trainer):
+        seen = Gradients()
+        trainer = make_trainer(make("decoder_finetuning"), callbacks=[seen], max_steps=2, max_grad_norm=1e6)
+        trainer.train()
+        for norms, entry in zip(seen.norms, steps_of(trainer), strict=True):
+            assert norms == pytest.approx({name: entry[f"grad_norm_{name}"] for name in norms}, rel=1e-4)
+
+
+def test_accumulated_batches_equal_a_large_one(make, make_trainer):
+    """16 of the 18 digits, in two steps."""
+    trainers = []
+    for batch_size, accumulation in ((8, 1), (4, 2), (2, 4)):
+        trainer = make_trainer(
+            make("warmup"),
+            max_steps=2,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            learning_rate=0.1,
+        )
+        trainer.train()
+        trainers.append(trainer)
+    whole, *accumulated = trainers
+    for trainer in accumulated:
+        for entry, expected in zip(steps_of(trainer), steps_of(whole), strict=True):
+            for name in ("loss", "proxy_code_loss", "quantizer_loss", "grad_norm"):
+                assert entry[name] == pytest.approx(expected[name], abs=1e-5, rel=1e-5), name
+        for name, parameter in trainer.model.model.named_parameters():
+            torch.testing.assert_close(parameter, whole.model.model.get_parameter(name), atol=1e-5, rtol=0)
+
+
+class TestSteps:
+    def test_adversarial_losses_start_at_their_step(self, make, make_trainer):
+        seen = Gradients()
+        trainer = make_trainer(make("decoder_finetuning", discriminator_start=2), callbacks=[seen], max_steps=4)
+        trainer.train()
+        assert [norms["discriminator"] > 0 for norms in seen.norms] == [False, False, True, True]
+
+    @pytest.mark.parametrize("accumulation", [1, 2])
+    def test_the_moving_average_is_updated_once_an_optimizer_step(self, make, make_trainer, accumulation):
+        objective = make("warmup", ema_decay=0.5)
+        weights = []
+
+        class Weights(TrainerCallback):
+            def on_optimizer_step(self, args, state, control, model, **kwargs):
+                weights.append(model.model.head.proj_out.weight.detach().clone())
+
+        make_trainer(objective, callbacks=[Weights()], max_steps=3, gradient_accumulation_steps=accumulation).train()
+        first, second, third = weights
+        expected = 0.5 * (0.5 * first + 0.5 * second) + 0.5 * third
+        torch.testing.assert_close(objective.result.head.proj_out.weight, expected)
+        assert int(objective.codebook_revival.steps) == 3
+
+    def test_frozen_weights_do_not_change(self, make, make_trainer):
+        objective = make("decoder_finetuning")
+        frozen = {n: p.detach().clone() for n, p in objective.named_parameters() if not p.requires_grad}
+        assert any(n.startswith("perceptual.") for n in frozen) and "model.encoder.latent_tokens" in frozen
+        make_trainer(objective, max_steps=3, weight_decay=0.1).train()
+        assert all(torch.equal(objective.get_parameter(name), weight) for name, weight in frozen.items())
+
+
+class TestResuming:
+    """Batches of 4 of 18 digits: an epoch has five steps."""
+
+    @pytest.fixture
+    def resumed(self, make, make_trainer, tmp_path):
+        """States after an uninterrupted run, and after going on from a checkpoint with other weights at the start."""
+
+        def run(stage, checkpoint, max_steps=8, augmentation=None, **arguments):
+            arguments = {"ema_decay": 0.9} | arguments
+            options = {"max_steps": max_steps, "save_strategy": "steps", "save_steps": checkpoint}
+            whole = make_trainer(make(stage, **arguments), augmentation=augmentation, **options)
+            whole.train()
+            folder = tmp_path / "trainer" / f"checkpoint-{checkpoint}"
+            torch.rand(7)  # another process would not be at the same random number either
+            again = make_trainer(make(stage, seed=1, **arguments), augmentation=augmentation, **options)
+            assert differing(whole.model.state_dict(), again.model.state_dict())
+            again.train(resume_from_checkpoint=str(folder))
+            return whole, again
+
+        return run
+
+    @pytest.mark.parametrize(
+        ("checkpoint", "max_steps"), [(4, 8), (5, 10)], ids=["within an epoch", "at the end of an epoch"]
+    )
+    def test_decoder_finetuning_goes_on_bit_by_bit(self, resumed, checkpoint, max_steps):
+        whole, again = resumed("decoder_finetuning", checkpoint, max_steps, discriminator_start=2)
+        state = whole.model.state_dict()
+        assert float(state["real_average"]) != 0
+        assert int(state["ema.n_averaged"]) == max_steps
+        assert differing(state, again.model.state_dict()) == []
+        assert steps_of(again) == steps_of(whole)
+
+    @pytest.mark.parametrize("stage", ["warmup", "generator"])
+    def test_codebooks_and_random_masks_go_on_bit_by_bit(self, resumed, stage):
+        """Twelve steps, so that dead codes are revived at the tenth."""
+        whole, again = resumed(stage, 6, 12)
+        assert differing(whole.model.state_dict(), again.model.state_dict()) == []
+
+    def test_random_changes_of_the_images_go_on_bit_by_bit(self, resumed):
+        augmentation = Augmentation(horizontal_flip=True, rotation=10, translation=0.1)
+        whole, again = resumed("vqgan", 4, augmentation=augmentation)
+        assert differing(whole.model.state_dict(), again.model.state_dict()) == []
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "generator"])
+    def test_the_loss_is_the_mean_over_the_batches(self, make, make_trainer, digits, stage):
+        objective = make(stage)
+        trainer = make_trainer(objective, eval_dataset=digits.select(range(8)), per_device_eval_batch_size=4)
+        metrics = trainer.evaluate()
+        losses = []
+        with torch.no_grad():
+            for rows in (range(4), range(4, 8)):
+                losses.append(objective.eval()(**trainer.data_collator([digits[i] for i in rows])).loss)
+        assert metrics["eval_loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+
+    def test_the_generators_loss_depends_on_the_random_masks(self, make, make_trainer, digits):
+        trainer = make_trainer(make("generator"), eval_dataset=digits)
+        losses = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            losses.append(trainer.evaluate()["eval_loss"])
+        assert losses[0] == losses[1] != losses[2]
+
+    def test_evaluating_in_between_changes_no_weight(self, make, make_trainer, digits):
+        states, logs = [], []
+        for arguments in ({}, {"eval_strategy": "steps", "eval_steps": 2}):
+            trainer = make_trainer(make("warmup"), eval_dataset=digits.select(range(8)), max_steps=4, **arguments)
+            trainer.train()
+            revival = trainer.model.codebook_revival
+            states.append(trainer.model.model.state_dict() | {"shares": revival.shares, "steps": revival.steps})
+            logs.append(steps_of(trainer))
+            evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+            assert evaluated == ([2, 4] if arguments else [])
+        assert differing(*states) == []
+        assert logs[0] == logs[1]
+
+
+@pytest.mark.xdist_group("distributed")
+def test_two_processes_train_as_one(tmp_path):
+    """Same losses as one process with the same global batch, until codes are revived with random vectors."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    train_warmup(one, 1)
+    script = Path(__file__).with_name("distributed_warmup.py")
+    root = str(Path(titok_hf.__file__).parents[1])
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, two, "2"],
+        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    states = [torch.load(two / f"{rank}.pt") for rank in (0, 1)]
+    assert differing(*states) == []
+    alone = torch.load(one / "0.pt")
+    assert states[0].keys() == alone.keys()
+    assert int(states[0]["codebook_revival.steps"]) == MAX_STEPS
+
+    log, expected = (
+        [entry for entry in json.loads((folder / "log.json").read_text()) if "loss" in entry] for folder in (two, one)
+    )
+    assert len(log) == len(expected) == MAX_STEPS
+    for entry, reference in itertools.islice(zip(log, expected, strict=True), 10):
+        for name in ("loss", "proxy_code_loss", "proxy_code_accuracy", "codebook_usage", "codebook_perplexity"):
+            assert entry[name] == pytest.approx(reference[name], rel=1e-3), (entry["step"], name)
+    assert log[8]["codebook_usage"] < log[10]["codebook_usage"]  # codes died, and were revived
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_the_collator_gets_all_columns(digits, make, tmp_path, processor):
+    trainer = TiTokTrainer(
+        make("generator"),
+        TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+        train_dataset=digits,
+        data_collator=ImageCollator(processor, label_column="label"),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["pixel_values"].shape[1:] == (3, 32, 32)
+    assert batch["class_labels"].shape == (8,)
