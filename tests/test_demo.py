@@ -124,7 +124,7 @@ def test_another_seed_in_its_folder_is_refused(demo, miniature):
     assert measures(json.loads((folder / "metrics.json").read_text())) == measures(metrics)
 
 
-def test_a_recipe_without_perceptual_loss_needs_no_classifier(tmp_path):
+def test_a_recipe_without_perceptual_loss_needs_no_classifier(tmp_path, miniature):
     overrides = [*miniature, "stages.decoder_finetuning.objective.perceptual_weight=0"]
     metrics = run_demo(tmp_path / "demo", overrides=overrides, images_per_class=2)
     assert metrics["parts"].keys() == {*STAGES, "evaluation"} - {"classifier"}

@@ -178,7 +178,25 @@ def test_complete_codes_stay_as_they_are(pipeline):
 
 def test_given_codes_may_be_int32(pipeline, partly_masked):
     expected = codes_of(pipeline, LABELS, codes=partly_masked, generator=seeded(0))
-    assert torch.equal(codes_of(pipeline, LABELS, codes=partly_masked.int(), generator=seeded(0)), expected)
+    completed = codes_of(pipeline, LABELS, codes=partly_masked.int(), generator=seeded(0))
+
+    assert completed.dtype == torch.int64
+    assert torch.equal(completed, expected)
+
+
+def test_given_codes_are_completed_evenly_over_the_steps(titok, generator):
+    left = []
+    pipeline = make_quiet(titok, generator, MaskGitScheduler(MASK, mask_schedule="linear"))
+    codes = torch.tensor([[MASK] * 4 + [1] * 4, [MASK] * 8])
+    pipeline(
+        [3, 1],
+        2,
+        codes=codes,
+        callback_on_step_end=lambda _, step, timestep, tensors: left.append(
+            (tensors["codes"] == MASK).sum(-1).tolist()
+        ),
+    )
+    assert left == [[2, 4], [0, 0]]
 
 
 def test_each_label_is_repeated_in_place(pipeline):

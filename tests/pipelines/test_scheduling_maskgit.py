@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titok_hf import MaskGitScheduler
-from titok_hf.pipelines.scheduling_maskgit import MaskSchedule, mask_ratio
+from titok_hf.pipelines.scheduling_maskgit import MaskSchedule, gumbel, mask_ratio
 
 MASK = 64
 SCHEDULES = get_args(MaskSchedule)
@@ -232,6 +232,15 @@ def test_each_image_depends_on_its_own_generator_alone():
         assert torch.equal(together[row], alone)
 
 
+@pytest.mark.parametrize("share", [1e-4, 0.1, 0.5, 0.9, 1 - 1e-4])
+def test_noise_is_gumbel_noise_to_its_tails(share):
+    noise = gumbel((10, 100_000), seeded(0), torch.device("cpu"))
+
+    below = (noise < -math.log(-math.log(share))).float().mean().item()
+    assert below == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 1e6))
+    assert noise.isfinite().all()
+
+
 @pytest.mark.parametrize("token_temperature", [0.5, 1.0, 2.0])
 def test_codes_are_drawn_from_the_softmax_at_the_token_temperature(token_temperature):
     scheduler = MaskGitScheduler(mask_token_id=5, token_temperature=token_temperature)
@@ -289,9 +298,9 @@ def test_step_returns_a_tuple_on_request():
 
 
 def test_low_precision_logits_are_sampled_in_float32():
-    scheduler, codes = MaskGitScheduler(MASK), torch.full((2, 12), MASK)
+    scheduler, codes = MaskGitScheduler(MASK, choice_temperature=0), torch.full((2, 500), MASK)
     scheduler.set_timesteps(3)
-    logits = torch.randn(2, 12, 64).bfloat16()
+    logits = torch.randn(2, 500, 64).bfloat16()
     expected = scheduler.step(logits.float(), 0, codes, generator=seeded(0)).prev_sample
 
     assert torch.equal(scheduler.step(logits, 0, codes, generator=seeded(0)).prev_sample, expected)
