@@ -181,3 +181,11 @@ class TestFiles:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ValueError):
             Recipe.load(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"])
+def test_a_stage_that_is_needed_must_be_there(stage):
+    content = Recipe.load("digits").to_dict()
+    del content["stages"][stage]
+    with pytest.raises(ValueError, match=stage):
+        Recipe.from_dict(content)

@@ -95,12 +95,17 @@ class Recipe:
         check_keys("recipe", content, fields)
         if missing := [field for field in fields if field not in content]:
             raise ValueError(f"The recipe lacks {', '.join(missing)}.")
-        check_keys("stages", content["stages"], STAGES)
-        for name, stage in content["stages"].items():
+        stages = content["stages"]
+        check_keys("stages", stages, STAGES)
+        for name, stage in stages.items():
             parts = STAGES[name] | COMMON
             check_keys(f"stages.{name}", stage, parts)
             for part, arguments in stage.items():
                 check_keys(f"stages.{name}.{part}", arguments, settable(parts[part]))
+        if missing := [name for name in STAGES if name not in stages and name != "classifier"]:
+            raise ValueError(f"The recipe lacks the stages {', '.join(missing)}.")
+        if stages["decoder_finetuning"].get("objective", {}).get("perceptual_weight") and "classifier" not in stages:
+            raise ValueError("The recipe has a `perceptual_weight` but lacks the stage classifier.")
         check_keys("scheduler", content["scheduler"], settable(MaskGitScheduler))
         check_keys("sampling", content["sampling"], settable(TiTokPipeline))
         return cls(**content)
