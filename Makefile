@@ -15,9 +15,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The pictures of the README, from a finished demo.
+# The pictures of README and docs.
 pictures: demo
-	cp demo/reconstructions.png demo/samples.png demo/unmasking.png docs/images/
+	cp demo/reconstructions.png demo/samples.png demo/unmasking.png demo/training.png docs/images/
 
 # torch first: asked for by its tested version alone, pip takes that build and does not look for a newer one.
 $(VENV)/installed: pyproject.toml constraints.txt
