@@ -89,6 +89,13 @@ class TiTokPipeline(DiffusionPipeline):
         guidance_schedule: str = "linear",
     ):
         super().__init__()
+        if isinstance(tokenizer, TiTokModel):
+            head, quantizer = tokenizer.config.head, tokenizer.config.quantizer
+            if head == "proxy_codes" or quantizer != "vq":
+                raise ValueError(
+                    "The tokenizer must decode codes to pixels: `quantizer='vq'` and a head other than 'proxy_codes' "
+                    f"(see `TiTokModel.with_pixel_decoder`), got {quantizer!r} and {head!r}."
+                )
         for name in ("codebook_size", "num_tokens"):
             of_tokenizer, of_generator = getattr(tokenizer.config, name), getattr(generator.config, name)
             if of_tokenizer != of_generator:

@@ -33,7 +33,7 @@ def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.
     if schedule == "arccos":
         return progress.acos() / (math.pi / 2)
     if schedule == "cosine":
-        return (progress * (math.pi / 2)).cos()
+        return (progress * (math.pi / 2)).cos().clamp_min(0)
     if schedule == "linear":
         return 1 - progress
     if schedule == "root":

@@ -47,7 +47,7 @@ def masked_token_loss(
         unmasked_weight: Weight of a token that was not masked; masked tokens have 1.
     """
     losses = F.cross_entropy(
-        logits.flatten(0, 1), target_codes.flatten(), label_smoothing=label_smoothing, reduction="none"
+        logits.flatten(0, 1), target_codes.flatten().long(), label_smoothing=label_smoothing, reduction="none"
     )  # (B * N,)
     weights = torch.where(masked.flatten(), 1.0, unmasked_weight)
     return (losses * weights).sum() / weights.sum().clamp_min(1e-8)
@@ -124,6 +124,7 @@ class MaskGitModel(MaskGitPreTrainedModel):
                 hidden_dropout_prob=config.hidden_dropout,
                 attention_probs_dropout_prob=config.attention_dropout,
                 max_position_embeddings=1 + config.num_tokens,
+                pad_token_id=None,  # 0 is a code like any other
                 initializer_range=config.initializer_range,
                 attn_implementation=self.config._attn_implementation,
             ),

@@ -281,10 +281,9 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
         if return_loss and proxy_codes is not None:
             if decoded.proxy_logits is None:
                 raise ValueError('`proxy_codes` need a tokenizer that predicts them; this one has `head="pixels"`.')
-            check_ids(
-                proxy_codes, "proxy_codes", decoded.proxy_logits.shape[-1], tuple(decoded.proxy_logits.shape[:2])
-            )
-            loss = F.cross_entropy(decoded.proxy_logits.flatten(0, 1), proxy_codes.flatten()) + encoded.quantizer_loss
+            logits = decoded.proxy_logits  # (B, P, N)
+            check_ids(proxy_codes, "proxy_codes", logits.shape[-1], tuple(logits.shape[:2]))
+            loss = F.cross_entropy(logits.flatten(0, 1), proxy_codes.flatten().long()) + encoded.quantizer_loss
         elif return_loss and decoded.reconstruction is not None:
             loss = F.mse_loss(decoded.reconstruction, pixel_values) + encoded.quantizer_loss
         return TokenizerOutput(loss=loss, **encoded, **decoded)
