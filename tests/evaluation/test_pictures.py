@@ -138,6 +138,11 @@ class TestUnmaskingGrid:
 
 
 class TestTrainingCurves:
+    def test_a_stage_too_short_to_log_is_left_empty(self, tmp_path):
+        training_curves({"short": [{"step": 3, "train_loss": 1.0}]}, tmp_path / "curves.png")
+        with Image.open(tmp_path / "curves.png") as picture:
+            assert picture.format == "PNG"
+
     def test_each_stage_has_a_column(self, tmp_path):
         history = [
             {"step": 1, "loss": 2.0, "quantizer_loss": 0.5, "codebook_usage": 0.2},

@@ -2,12 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+if TYPE_CHECKING:
+    from .progress import RichProgress
 
 app = typer.Typer(
     help="Images as short 1D token sequences: train, reconstruct and generate with TiTok and MaskGIT.",
@@ -109,12 +114,9 @@ def generate(
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")
 
 
-def training_progress() -> Any:
-    from transformers.utils import logging
-
+def training_progress() -> "RichProgress":
     from .progress import RichProgress
 
-    logging.disable_progress_bar()
     return RichProgress(console)
 
 
@@ -149,6 +151,9 @@ def demo_table(metrics: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Entry point: what users can mend is one sentence, without a traceback."""
+    # the bars of loading a file; training and sampling have theirs
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     try:
         app()
     except (ImportError, OSError, TypeError, ValueError) as error:

@@ -110,7 +110,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     for column, (stage, history) in enumerate(histories.items()):
         entries = [entry for entry in history if "loss" in entry]
         names = sorted({name for entry in entries for name in entry})
-        losses = [name for name in names if name.endswith("loss") and name != "loss"] or ["loss"]
+        losses = [name for name in names if name.endswith("loss") and name != "loss"] or names and ["loss"]
         shares = [name for name in names if name.endswith(("accuracy", "usage"))]
         for axis, shown in ((axes[0, column], losses), (axes[1, column], shares)):
             for name in shown:
@@ -121,7 +121,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: 
             if shown:
                 axis.legend(fontsize=8)
         axes[0, column].set_title(stage.replace("_", " "))
-        if min(entry[name] for entry in entries for name in losses if name in entry) > 0:
+        if all(entry[name] > 0 for entry in entries for name in losses if name in entry):
             axes[0, column].set_yscale("log")
         axes[1, column].set_ylim(0, 1.02)
         axes[1, column].set_visible(bool(shares))
