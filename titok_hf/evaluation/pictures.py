@@ -110,7 +110,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     for column, (stage, history) in enumerate(histories.items()):
         entries = [entry for entry in history if "loss" in entry]
         names = sorted({name for entry in entries for name in entry})
-        losses = [name for name in names if name.endswith("loss") and name != "loss"] or names and ["loss"]
+        losses = [name for name in names if name.endswith("loss") and name != "loss"] or (names and ["loss"])
         shares = [name for name in names if name.endswith(("accuracy", "usage"))]
         for axis, shown in ((axes[0, column], losses), (axes[1, column], shares)):
             for name in shown:
