@@ -104,11 +104,11 @@ def test_bfloat16_distances_are_computed_in_float32(quantizer, unquantized):
     quantizer, unquantized = quantizer.bfloat16(), unquantized.bfloat16()
     output = quantizer(unquantized)
 
-    vectors = F.normalize(unquantized, dim=-1) if quantizer.normalize else unquantized
+    vectors = F.normalize(unquantized.float(), dim=-1) if quantizer.normalize else unquantized.float()
     codebook = quantizer.codebook.weight.float()
     codebook = F.normalize(codebook, dim=-1) if quantizer.normalize else codebook
     assert output.latents.dtype == torch.bfloat16
-    assert torch.equal(output.codes, torch.cdist(vectors.float().flatten(0, 1), codebook).argmin(-1).view(3, 8))
+    assert torch.equal(output.codes, torch.cdist(vectors.flatten(0, 1), codebook).argmin(-1).view(3, 8))
 
 
 def test_codebook_starts_uniform_within_one_over_its_size():

@@ -14,7 +14,7 @@ class VectorQuantizer(nn.Module):
     """Nearest-code quantizer with straight-through gradients (VQ-VAE, arXiv 1711.00937).
 
     With `normalize`, latents and codes are projected onto the unit sphere first (ViT-VQGAN, arXiv 2110.04627), as
-    TiTok does. Distances are computed in float32 whatever the dtype of the model.
+    TiTok does. Norms, distances and losses are computed in float32 whatever the dtype of the model.
     """
 
     def __init__(self, codebook_size: int, dim: int, commitment_cost: float, normalize: bool):
@@ -29,23 +29,27 @@ class VectorQuantizer(nn.Module):
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """Code vectors `(..., C)` of `codes` `(...)`, in [0, codebook_size)."""
-        vectors = self.codebook(codes)
+        return self.vectors(codes).to(self.codebook.weight.dtype)
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        vectors = self.codebook(codes).float()
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def forward(self, unquantized: torch.Tensor) -> TokenizerEncoderOutput:
         """Quantizes `unquantized` `(B, N, C)`; `latents` carries the gradient of its input unchanged."""
-        latents = F.normalize(unquantized, dim=-1) if self.normalize else unquantized  # (B, N, C)
+        latents = unquantized.float()  # (B, N, C)
+        latents = F.normalize(latents, dim=-1) if self.normalize else latents
         with torch.no_grad():
             codebook = self.codebook.weight.float()  # (K, C)
             codebook = F.normalize(codebook, dim=-1) if self.normalize else codebook
-            flat = latents.float().flatten(0, -2)  # (B * N, C)
+            flat = latents.flatten(0, -2)  # (B * N, C)
             # |z - e|^2 less |z|^2, which is the same for every code
             distances = torch.addmm(codebook.square().sum(-1), flat, codebook.t(), alpha=-2)  # (B * N, K)
             codes = distances.argmin(-1).view(latents.shape[:-1])  # (B, N)
-        quantized = self.lookup(codes)  # (B, N, C)
+        quantized = self.vectors(codes)  # (B, N, C)
         loss = F.mse_loss(quantized, latents.detach()) + self.commitment_cost * F.mse_loss(latents, quantized.detach())
         return TokenizerEncoderOutput(
-            latents=latents + (quantized - latents).detach(),
+            latents=(latents + (quantized - latents).detach()).to(unquantized.dtype),
             codes=codes,
             unquantized=unquantized,
             quantizer_loss=loss,
@@ -66,13 +70,10 @@ class DiagonalGaussian:
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        noise = torch.randn(
-            self.mean.shape,
-            generator=generator,
-            dtype=self.mean.dtype,
-            device=generator.device if generator is not None else self.mean.device,
-        )
-        return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean.device)
+        """A sample in the dtype of the mean, drawn in float32."""
+        source = generator.device if generator is not None else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=source).to(self.mean.device)
+        return (self.mean.float() + (0.5 * self.logvar.float()).exp() * noise).to(self.mean.dtype)
 
     def kl(self) -> torch.Tensor:
         """KL divergence from the standard normal: summed over all but the first axis, averaged over the first."""
