@@ -1,14 +1,32 @@
 """Tiny real models that all tests share: 32x32 images, 8 tokens of 64 codes, 10 classes."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+from loopback_hub import LoopbackHub
+
+# Each test process has its own Hub, on loopback, and its own cache; the client reads these when it is imported.
+HUB = LoopbackHub()
+HUB.start()
+HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
+atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": HF_HOME,
+    "HF_TOKEN": "hf_user",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+}
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 import pytest
 import torch
 import yaml
+from huggingface_hub.utils import http_backoff
 from hypothesis import HealthCheck, settings
 
 from titok_hf import (
@@ -45,6 +63,16 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """An empty Hub that the client talks to as `user`; a test that sends it something unheard of fails."""
+    # the client waits 1, 2, 4, 8 and 8 seconds before it gives a request up
+    monkeypatch.setitem(http_backoff.__kwdefaults__, "base_wait_time", 0.01)
+    HUB.reset()
+    yield HUB
+    assert HUB.unknown == []
 
 
 @pytest.fixture

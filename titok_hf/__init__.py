@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from . import conversion  # noqa: F401  teaches `from_pretrained` the official formats
 from .modeling.maskgit import MaskGitConfig, MaskGitModel, MaskGitUViTConfig, MaskGitUViTModel
 from .modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
 from .modeling.titok import TiTokConfig, TiTokImageProcessor, TiTokModel

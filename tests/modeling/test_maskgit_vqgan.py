@@ -184,6 +184,7 @@ def test_codes_are_checked(vqgan, codes, error, sentence):
     ("fields", "sentence"),
     [
         ({"image_size": 36}, "`image_size` must be a multiple of 8, as 4 `channel_multipliers` .* got 36"),
+        ({"norm_num_groups": 0}, "`norm_num_groups` must be at least 1, got 0"),
         ({"norm_num_groups": 3}, "`norm_num_groups` must divide the 8 channels of every resolution, got 3"),
         ({"codebook_size": "64"}, "'codebook_size' expected int, got str"),
     ],

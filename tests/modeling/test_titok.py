@@ -433,6 +433,15 @@ def test_pixel_decoder_may_come_in_another_dtype(warmup_titok, vqgan, save_and_l
     assert_same_tensors(model.bfloat16(), expected.bfloat16())
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_pixel_decoder_keeps_the_attention(warmup_titok, vqgan, implementation):
+    warmup_titok.set_attn_implementation(implementation)
+    model = warmup_titok.with_pixel_decoder(vqgan)
+
+    assert model.config._attn_implementation == implementation
+    assert model.encoder.blocks[0].attention.config._attn_implementation == implementation
+
+
 def test_pixel_decoder_takes_the_dtype_of_the_tokenizer(warmup_titok, vqgan):
     assert warmup_titok.bfloat16().with_pixel_decoder(vqgan).dtype == torch.bfloat16
 
@@ -563,6 +572,8 @@ def test_proxy_codes_need_a_head_that_predicts_them(make_titok_config, pixel_val
         ({"decoder_num_attention_heads": 5}, "`decoder_num_attention_heads` must divide .* 32, got 5"),
         ({"decoder_patch_size": 4}, "`decoder_patch_size` 4 pixels, got images of 32 and squares of 8"),
         ({"image_size": 64}, "`vqgan_config` must have images of 64 pixels .* got images of 32"),
+        ({"num_latent_tokens": 0}, "`num_latent_tokens` must be at least 1, got 0"),
+        ({"encoder_patch_size": 0}, "`encoder_patch_size` must be at least 1, got 0"),
         ({"head": "pixels"}, '`vqgan_config` must be None with `head="pixels"`'),
         ({"head": "gan"}, "'head' expected one of .*'proxy_codes'.*, got gan"),
         ({"quantizer": "fsq"}, "'quantizer' expected one of .*'vq', 'kl'.*, got fsq"),

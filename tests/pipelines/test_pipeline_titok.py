@@ -280,6 +280,7 @@ def test_a_scale_of_zero_ignores_the_label(pipeline):
         (torch.tensor(7), [7]),
         (np.array([2, 5]), [2, 5]),
         ([np.int64(6)], [6]),
+        (np.int64(6), [6]),
     ],
 )
 def test_labels_are_ids_or_names(pipeline, class_labels, ids):
@@ -424,7 +425,7 @@ def test_nothing_is_left_for_a_backward_pass(pipeline):
 @pytest.mark.parametrize(
     ("fields", "error", "sentence"),
     [
-        ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be at least 1, got 0"),
+        ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be an integer of at least 1, got 0"),
         ({"guidance_schedule": "cosine"}, ValueError, "must be one of constant, linear, power-cosine, got 'cosine'"),
         ({"output_type": "latent"}, ValueError, "`output_type` must be 'pil', 'np', 'pt' or 'codes', got 'latent'"),
         ({"num_images_per_label": 0}, ValueError, "`num_images_per_label` must be at least 1, got 0"),

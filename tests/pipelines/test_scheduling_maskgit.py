@@ -96,10 +96,18 @@ def test_timesteps_count_the_steps():
     assert scheduler.num_inference_steps == 5
 
 
-@pytest.mark.parametrize("steps", [0, -3])
+@pytest.mark.parametrize("steps", [0, -3, 2.5])
 def test_no_steps_are_refused(steps):
-    with pytest.raises(ValueError, match=f"`num_inference_steps` must be at least 1, got {steps}"):
+    with pytest.raises(ValueError, match=f"`num_inference_steps` must be an integer of at least 1, got {steps}"):
         MaskGitScheduler(MASK).set_timesteps(steps)
+
+
+@pytest.mark.parametrize("timestep", [-1, 4])
+def test_timesteps_outside_the_plan_are_refused(timestep):
+    scheduler = MaskGitScheduler(MASK)
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match=rf"`timestep` must be in \[0, 4\), got {timestep}"):
+        scheduler.step(torch.zeros(1, 8, 64), timestep, torch.full((1, 8), MASK))
 
 
 def test_step_needs_timesteps():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -68,7 +69,8 @@ def train(
     loaded = Recipe.load(recipe, overrides or ())
     dataset = load_image_dataset(data, image_column, label_column)
     with training_progress() as progress:
-        RecipeRun(loaded, dataset, output_dir, image_column, label_column, seed, [progress]).train()
+        name = Path(data).name
+        RecipeRun(loaded, dataset, output_dir, image_column, label_column, seed, [progress], name).train()
     console.print(f"The models are in [bold]{escape(str(output_dir))}[/bold]: vqgan, tokenizer and pipeline.")
 
 
@@ -114,6 +116,54 @@ def generate(
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(help="Official checkpoint: a file, a folder, a Hub repository, or a file of one."),
+    ],
+    output_dir: Annotated[Path, typer.Option(help="Folder to write.")],
+    generator: Annotated[
+        str | None, typer.Option(help="Generator of the tokenizer's codes: the folder is a whole pipeline then.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(exists=True, help="Official configuration, if none is beside the weights.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")] = None,
+    to_official: Annotated[bool, typer.Option(help="The way back: a folder of ours to the official format.")] = False,
+    push: Annotated[str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")] = None,
+    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
+) -> None:
+    """Convert official checkpoints of tokenizers, generators and VQGANs."""
+    from .. import conversion
+    from ..publish import publish_folder
+
+    if to_official:
+        if generator or config or dtype or push:
+            raise ValueError("`--to-official` takes a folder of ours as it is: no other option goes with it.")
+        conversion.convert_to_official(source, output_dir)
+    else:
+        conversion.convert(source, output_dir, generator, config, dtype and conversion.parse_dtype(dtype))
+    console.print(f"Converted: [bold]{escape(str(output_dir))}[/bold]")
+    if push:
+        publish_folder(output_dir, push, private)
+        console.print(f"Published: [bold]{escape(push)}[/bold]")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model or pipeline.")],
+    repo_id: Annotated[str, typer.Argument(metavar="USER/REPO", help="Hub repository; created if need be.")],
+    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch; created if need be.")] = None,
+) -> None:
+    """Publish a trained or converted folder on the Hub, with a model card."""
+    from ..publish import publish_folder
+
+    publish_folder(folder, repo_id, private, revision=revision)
+    console.print(f"Published: [bold]{escape(repo_id)}[/bold]")
+
+
 def training_progress() -> "RichProgress":
     from .progress import RichProgress
 
@@ -156,7 +206,7 @@ def main() -> None:
     diffusers_logging.disable_progress_bar()
     try:
         app()
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, StrictDataclassError, TypeError, ValueError) as error:
         Console(stderr=True).print(
             f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
         )

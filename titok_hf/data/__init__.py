@@ -1,7 +1,15 @@
-"""Images in."""
+"""Images in, token data sets out."""
 
 from .augmentation import Augmentation
 from .collator import ImageCollator
 from .images import class_names, load_image_dataset
+from .tokens import push_tokens_to_hub, tokenize_images
 
-__all__ = ["Augmentation", "ImageCollator", "class_names", "load_image_dataset"]
+__all__ = [
+    "Augmentation",
+    "ImageCollator",
+    "class_names",
+    "load_image_dataset",
+    "push_tokens_to_hub",
+    "tokenize_images",
+]

@@ -1,40 +1,231 @@
-"""Loading that refuses what does not fit, where transformers would warn and go on with random weights."""
+"""Loading that refuses what does not fit, where transformers would warn and go on with random weights.
 
-from typing import Any
+Official checkpoints load as they are: `titok_hf.conversion` registers, with each configuration class, what it knows of
+their format.
+"""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+from ..hub.publish import PublishMixin
+from ..version import __version__
+
+# What `from_pretrained` takes to find files.
+LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Names that give a family away, in our checkpoints as in official ones.
+FAMILY_MARKS = {
+    "latent_token": "TiTokModel",
+    "word_embeddings": "MaskGitModel",
+    "in_blocks.": "MaskGitUViTModel",
+    "conv_in": "MaskGitVQGANModel",
+}
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+Misshapen = tuple[str, Sequence[int], Sequence[int]]
+
+
+class OfficialFormat(Protocol):
+    """A family's checkpoints as the reference stores them."""
+
+    def find_config(self, path: str | Path, **location: Any) -> dict[str, Any] | None:
+        """The official configuration of a folder or Hub repository; None if it is in our format."""
+
+    def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
+        """The fields of our configuration."""
+
+    def provenance(self, path: str | Path) -> dict[str, Any] | None:
+        """What is known of a Hub repository's weights; None for a folder."""
+
+    def load_state_dict(
+        self, path: str | Path, config: PreTrainedConfig, dtype: torch.dtype | str | None, **location: Any
+    ) -> dict[str, torch.Tensor]:
+        """The weights of a folder or Hub repository, under our names; as stored if the dtype is None or "auto"."""
 
 
 class CheckedConfigMixin:
-    """Refuses the configuration of another kind of model."""
+    """Refuses the configuration of another kind of model, unknown fields, and sizes below 1."""
+
+    official_format: ClassVar[OfficialFormat]
+
+    def validate_architecture(self) -> None:
+        super().validate_architecture()
+        for config_class in type(self).__mro__:
+            if issubclass(config_class, CheckedConfigMixin):
+                for name, annotation in vars(config_class).get("__annotations__", {}).items():
+                    if annotation is int and getattr(self, name) < 1:
+                        raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
     @classmethod
-    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers.
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; an official configuration comes as the fields of ours.
 
         Raises:
-            ValueError: If the configuration is of another model type.
+            ValueError: If the configuration is of another model type, or has fields that this version does not know.
         """
-        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        official = cls.official_format.find_config(pretrained_model_name_or_path, **location)
+        if official is not None:
+            origin = cls.official_format.provenance(pretrained_model_name_or_path)
+            kwargs = {name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS}
+            return {**cls.official_format.config_fields(official), "provenance": origin}, kwargs
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"{cls.__name__} expects a model of type {cls.model_type!r}, got one of {model_type!r}.")
+        known = {field.name for field in fields(cls)} | {"model_type", "titok_hf_version", "auto_map", "_name_or_path"}
+        if unknown := sorted(config_dict.keys() - known):
+            raise ValueError(
+                f"The configuration of {pretrained_model_name_or_path} has fields that titok_hf {__version__} does "
+                f"not know: {', '.join(unknown[:3])}. It was written by titok_hf "
+                f"{config_dict.get('titok_hf_version', 'of an unknown version')}: install that one or a newer one."
+            )
+        config_dict.pop("titok_hf_version", None)
         return config_dict, kwargs
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        return {**super().to_diff_dict(), "titok_hf_version": __version__}
 
-class CheckedLoadingMixin:
-    """Refuses a checkpoint that lacks weights or has others."""
+
+class CheckedLoadingMixin(PublishMixin):
+    """Loads our checkpoints and official ones, refuses those that do not fit, and publishes."""
+
+    def provenance(self) -> dict[str, Any] | None:
+        return self.config.provenance
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *args: Any,
+        config: PreTrainedConfig | str | Path | None = None,
+        dtype: torch.dtype | str | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, for folders and Hub repositories in our format or the reference's.
 
         Raises:
-            ValueError: If the checkpoint is of another model type, or lacks weights or has others.
+            ValueError: If the checkpoint is of another model type, is corrupt or a pickle that would run code, lacks
+                weights, or has others or misshapen ones, or if a folder holds more than one.
+            OSError: If there is no such folder or repository, or a file is missing there.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for problem in ("missing", "unexpected"):
-            if names := sorted(info[f"{problem}_keys"]):
-                raise ValueError(
-                    f"The checkpoint does not fit {cls.__name__} with its configuration: {len(names)} weights are "
-                    f"{problem}, {', '.join(names[:3])} among them."
-                )
+        path, official_format = pretrained_model_name_or_path, cls.config_class.official_format
+        location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        with refuse_unreadable(path):
+            if config is None and path is not None and official_format.find_config(path, **location) is not None:
+                config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+                kwargs["state_dict"] = official_format.load_state_dict(path, config, dtype, **location)
+                path = None
+            if path is not None and "use_safetensors" not in kwargs and "variant" not in kwargs:
+                folder = Path(path) / kwargs.get("subfolder", "")
+                if len(found := [name for name in WEIGHT_FILES if (folder / name).exists()]) > 1:
+                    raise ValueError(
+                        f"{folder} holds more than one checkpoint: {' and '.join(found)}. Remove all but one, or pass "
+                        "`use_safetensors=True` or `False`."
+                    )
+            # misshapen weights come back in `info` instead of as transformers' own error, and are refused below
+            model, info = super().from_pretrained(
+                path,
+                *args,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                **{**kwargs, "ignore_mismatched_sizes": True},
+            )
+        refuse_misfit(
+            cls.__name__,
+            sorted(info["missing_keys"]),
+            sorted(info["unexpected_keys"]),
+            sorted(info["mismatched_keys"]),
+        )
         return (model, info) if output_loading_info else model
+
+
+@contextmanager
+def refuse_unreadable(path: str | Path | None) -> Iterator[None]:
+    """Turns what readers of broken or unsafe files raise into a `ValueError` of one sentence."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"The safetensors file of {path} is truncated or corrupt ({error}). Copy it again, or download it again "
+            "with `force_download=True`."
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"The checkpoint {path} is a pickle that is corrupt or would run code, and was not loaded. Where it can "
+            "be trusted, in the code that made it, save the tensors alone: "
+            "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`."
+        ) from error
+    except (EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        raise ValueError(f"The checkpoint {path} is truncated or corrupt. Copy or download it again.") from error
+
+
+def refuse_misfit(
+    model_class: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[Misshapen]
+) -> None:
+    """Raises `ValueError` if any weight is missing, unexpected or misshapen, with the first names and a guess why.
+
+    Args:
+        model_class: Name of the model's class.
+        missing, unexpected: Names of weights.
+        misshapen: Names, shapes in the checkpoint, and shapes that the configuration asks for.
+    """
+    problems = [
+        f"{len(names)} weights are {problem}, {', '.join(names[:3])} among them"
+        for problem, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    if misshapen:
+        name, got, expected = misshapen[0]
+        problems.append(
+            f"{len(misshapen)} weights are misshapen, {name} among them: {tuple(got)} instead of {tuple(expected)}"
+        )
+    if problems:
+        raise ValueError(
+            f"The checkpoint does not fit {model_class} with its configuration: {'; '.join(problems)}."
+            + "".join(f" {guess}" for guess in guess_misfit(model_class, missing, unexpected, misshapen))
+        )
+
+
+def guess_misfit(
+    model_class: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[Misshapen]
+) -> Iterator[str]:
+    """What a misfit suggests, as sentences."""
+    families = {family for mark, family in FAMILY_MARKS.items() if any(mark in name for name in unexpected)}
+    if missing and unexpected and families - {model_class}:
+        yield f"These are the weights of a {sorted(families - {model_class})[0]}."
+    elif any("text_guidance" in name for name in unexpected):
+        yield "This is a text-aware TA-TiTok, which is not supported."
+    elif missing and all(name.startswith("pixel_") for name in missing):
+        yield (
+            "It is a tokenizer from before decoder fine-tuning, given as a fine-tuned one: its configuration should "
+            "say `head='proxy_codes'`, in the official format `finetune_decoder: false`."
+        )
+    elif unexpected and all(name.startswith("pixel_") for name in unexpected):
+        yield (
+            "It is a tokenizer after decoder fine-tuning, given as one from before: its configuration should say "
+            "`head='vqgan_decoder'`, in the official format `finetune_decoder: true`."
+        )
+    for name, got, expected in misshapen:
+        if name.endswith(("quantizer.codebook.weight", "quantize.embedding.weight", "lm_head.weight")):
+            yield f"It was made for a codebook of {got[0]} codes; the configuration has {expected[0]}."
+        elif name.endswith(("encoder.latent_tokens", "latent_tokens")):
+            yield f"It was made for {got[-2]} tokens; the configuration has {expected[-2]}."

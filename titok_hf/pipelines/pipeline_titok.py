@@ -1,18 +1,25 @@
 """Class labels to images: a masked generator fills the tokens in, the tokenizer decodes them."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from huggingface_hub import snapshot_download
 from PIL import Image
 
+from ..hub.cards import MASKGIT_CITATION, TITOK_CITATION, Description
+from ..hub.errors import explain_hub_errors
+from ..hub.publish import PublishMixin
 from ..modeling.checks import check_ids
-from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
+from ..modeling.loading import LOCATION_ARGUMENTS
+from ..modeling.maskgit.modeling_maskgit import MaskGitModel, MaskGitPreTrainedModel, MaskGitUViTModel
 from ..modeling.maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANModel
 from ..modeling.titok.image_processing_titok import TiTokImageProcessor
 from ..modeling.titok.modeling_titok import TiTokModel
@@ -20,6 +27,12 @@ from .scheduling_maskgit import MaskGitScheduler
 
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 ClassLabel = int | str
+# Modules in a saved pipeline's folder, one line each.
+PIPELINE_MODULE, COMPONENT_MODULE = "pipeline", "component"
+CLASSES = {
+    component.__name__: component
+    for component in (TiTokModel, MaskGitVQGANModel, MaskGitModel, MaskGitUViTModel, MaskGitScheduler)
+}
 
 
 def guidance_scale_at(
@@ -64,7 +77,7 @@ class TiTokPipelineOutput(BaseOutput):
     codes: torch.LongTensor
 
 
-class TiTokPipeline(DiffusionPipeline):
+class TiTokPipeline(PublishMixin, DiffusionPipeline):
     """Generates images of given classes in a few steps (TiTok, arXiv 2406.07550; MaskGIT, arXiv 2202.04200).
 
     Args:
@@ -113,6 +126,96 @@ class TiTokPipeline(DiffusionPipeline):
         )
         self.image_processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
 
+    def describe(self) -> Description:
+        config = self.generator.config
+        size = self.tokenizer.config.image_size
+        text = (
+            f"Generates {size}x{size} images of {config.num_labels} classes in {self.config.num_inference_steps} "
+            f"steps: a masked generator fills in {config.num_tokens} tokens, a tokenizer decodes them (TiTok, "
+            "[arXiv 2406.07550](https://arxiv.org/abs/2406.07550)).\n\nSampling: guidance "
+            f"`{self.config.guidance_schedule}` with scale {self.config.guidance_scale}, temperature "
+            f"{self.scheduler.config.token_temperature} of the tokens and "
+            f"{self.scheduler.config.choice_temperature} of the choice of those to keep."
+        )
+        usage = """from titok_hf import TiTokPipeline
+
+pipe = TiTokPipeline.from_pretrained("{repo_id}")
+image = pipe(0).images[0]"""
+        usage += f"  # class 0: {config.id2label[0]}"
+        citations = (TITOK_CITATION, MASKGIT_CITATION)
+        return Description(
+            "TiTok pipeline", text, usage, "diffusers", "unconditional-image-generation", ("maskgit",), citations
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Both models' together: base models, data and results of both, and what else the generator's says."""
+        parts = [model.provenance() or {} for model in (self.tokenizer, self.generator)]
+        joined = {key: value for part in parts for key, value in part.items()}
+        for key in ("base_model", "datasets", "results"):
+            joined[key] = []
+            for part in parts:
+                joined[key] += [item for item in part.get(key, []) if item not in joined[key]]
+        return {key: value for key, value in joined.items() if value}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str = "", **kwargs: Any
+    ) -> "TiTokPipeline":
+        """As in diffusers, from a folder or a Hub repository.
+
+        Args:
+            pretrained_model_name_or_path: The folder or repository.
+            subfolder: Folder of the pipeline in it.
+            kwargs: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` find a repository; the
+                rest goes to diffusers, components and `torch_dtype` among it.
+
+        Raises:
+            OSError: If there is no such repository, or the connection broke.
+            ValueError: If there is no pipeline in it, or its parts do not fit each other.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
+        if not folder.is_dir():
+            location.pop("proxies", None)
+            with explain_hub_errors(str(pretrained_model_name_or_path)):
+                folder = Path(snapshot_download(str(pretrained_model_name_or_path), **location))
+        if not (folder / subfolder / cls.config_name).exists():
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds no pipeline, which would have a {cls.config_name}. From a "
+                "tokenizer and a generator `titok convert` or `TiTokPipeline(tokenizer, generator, scheduler)` make "
+                "one."
+            )
+        return super().from_pretrained(folder / subfolder, **kwargs)
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers, with the real modules in place of the one-line ones of the folder."""
+        loaded = super().load_config(*args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        for value in config.values():
+            if isinstance(value, list) and value[0] == COMPONENT_MODULE:
+                value[0] = CLASSES[value[1]].__module__
+        return loaded
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As in diffusers.
+
+        With the one-line modules beside the parts,
+        `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads the folder too.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        index = json.loads((folder / self.config_name).read_text())
+        index["_class_name"] = [PIPELINE_MODULE, type(self).__name__]
+        (folder / f"{PIPELINE_MODULE}.py").write_text(f"from titok_hf import {type(self).__name__}\n")
+        for name, component in self.components.items():
+            class_name = type(component).__name__
+            index[name] = [COMPONENT_MODULE, class_name]
+            (folder / name / f"{COMPONENT_MODULE}.py").write_text(f"from titok_hf import {class_name}\n")
+        (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
+
     def label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor) -> list[int]:
         """Ids of classes given by id or name; a name is a whole `id2label` entry or one of its comma-separated parts.
 
@@ -122,7 +225,7 @@ class TiTokPipeline(DiffusionPipeline):
         """
         if isinstance(class_labels, torch.Tensor):
             class_labels = class_labels.flatten().tolist()
-        elif isinstance(class_labels, int | str):
+        elif isinstance(class_labels, int | str | np.integer):
             class_labels = [class_labels]
         config, ids = self.generator.config, []
         for label in class_labels:

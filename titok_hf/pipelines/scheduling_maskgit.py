@@ -8,6 +8,10 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
+from huggingface_hub import HfApi
+
+from ..hub.cards import MASKGIT_CITATION, Description
+from ..hub.publish import PublishMixin
 
 MaskSchedule = Literal["arccos", "cosine", "linear", "root"]
 Generators = torch.Generator | list[torch.Generator] | None
@@ -77,7 +81,7 @@ class MaskGitSchedulerOutput(BaseOutput):
     pred_original_sample: torch.LongTensor
 
 
-class MaskGitScheduler(SchedulerMixin, ConfigMixin):
+class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
     """Parallel decoding of masked tokens (MaskGIT, arXiv 2202.04200, section 3.2).
 
     A step draws a code for every masked token, keeps the most confident and masks the others again. Both choices are
@@ -126,14 +130,33 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps: torch.Tensor | None = None
         self.num_inference_steps: int | None = None
 
+    def describe(self) -> Description:
+        text = (
+            "How a masked generator samples ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)): the schedule "
+            f"`{self.config.mask_schedule}`, temperature {self.config.token_temperature} of the tokens and "
+            f"{self.config.choice_temperature} of the choice of those to keep."
+        )
+        usage = """from titok_hf import MaskGitScheduler
+
+scheduler = MaskGitScheduler.from_pretrained("{repo_id}")
+scheduler.set_timesteps(8)"""
+        citations = (MASKGIT_CITATION,)
+        return Description(
+            "MaskGIT scheduler", text, usage, "diffusers", "unconditional-image-generation", ("maskgit",), citations
+        )
+
+    def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
+        """A scheduler goes along with a generator, whose card stays."""
+        return not api.file_exists(repo_id, "README.md", revision=revision)
+
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Plans `num_inference_steps` steps; `timesteps` counts them from 0.
 
         Raises:
-            ValueError: If there is not at least one step.
+            ValueError: If the number of steps is not an integer, or there is not at least one.
         """
-        if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
+        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be an integer of at least 1, got {num_inference_steps}.")
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.arange(num_inference_steps, device=device)
 
@@ -157,10 +180,12 @@ class MaskGitScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Whether to return a `MaskGitSchedulerOutput` or a tuple of its first field.
 
         Raises:
-            ValueError: If `set_timesteps` was not called, or shapes do not match.
+            ValueError: If `set_timesteps` was not called, the timestep is not one of its, or shapes do not match.
         """
         if self.num_inference_steps is None:
             raise ValueError("Call `set_timesteps` before `step`.")
+        if not 0 <= int(timestep) < self.num_inference_steps:
+            raise ValueError(f"`timestep` must be in [0, {self.num_inference_steps}), got {int(timestep)}.")
         if logits.shape[:-1] != sample.shape:
             raise ValueError(
                 f"`logits` must be (B, N, codebook_size) for a sample (B, N) of {tuple(sample.shape)}, "

@@ -25,6 +25,8 @@ from transformers import (
 from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
 from ..data.images import class_names
+from ..hub.folders import whole_folder
+from ..hub.publish import PublishMixin
 from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
 from ..modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
 from ..modeling.titok import TiTokConfig, TiTokImageProcessor, TiTokModel
@@ -57,6 +59,7 @@ class RecipeRun:
         image_column, label_column: Columns of the data set.
         seed: Of all that is random.
         callbacks: For every stage's trainer.
+        data_name: Name of the data set, for the model cards.
 
     Raises:
         ValueError: If the folder holds a run of another recipe or seed.
@@ -71,6 +74,7 @@ class RecipeRun:
         label_column: str = "label",
         seed: int = 0,
         callbacks: Sequence[TrainerCallback] = (),
+        data_name: str | None = None,
     ):
         self.recipe = recipe
         self.dataset = dataset
@@ -80,6 +84,7 @@ class RecipeRun:
         self.label_column = label_column
         self.seed = seed
         self.callbacks = list(callbacks)
+        self.data_name = data_name
         self.processor = TiTokImageProcessor.from_image_size(recipe.image_size)
         record = self.output_dir / "recipe.yaml"
         resolved = {"seed": seed, **recipe.to_dict()}
@@ -239,17 +244,18 @@ class RecipeRun:
             "history": trainer.state.log_history,
         }
         if trainer.is_world_process_zero():
-            partial = folder.with_name(folder.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            if save is None:
-                objective.result.save_pretrained(partial)
-                self.processor.save_pretrained(partial)
-            else:
-                save(objective.result, partial)
-            logs = self.work_dir / "logs"
-            logs.mkdir(exist_ok=True)
-            (logs / f"{name}.json").write_text(json.dumps(log, indent=1))
-            partial.rename(folder)
+            with whole_folder(folder) as partial:
+                if isinstance(objective.result, PublishMixin):
+                    stages = dict(list(self.recipe.stages.items())[: list(self.recipe.stages).index(name) + 1])
+                    objective.result.config.provenance = {"training_data": self.data_name, "recipe": stages}
+                if save is None:
+                    objective.result.save_pretrained(partial)
+                    self.processor.save_pretrained(partial)
+                else:
+                    save(objective.result, partial)
+                logs = self.work_dir / "logs"
+                logs.mkdir(exist_ok=True)
+                (logs / f"{name}.json").write_text(json.dumps(log, indent=1))
             shutil.rmtree(checkpoints)
         trainer.accelerator.wait_for_everyone()
         return result_class.from_pretrained(folder)

@@ -24,9 +24,11 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
         label_smoothing: Of the loss.
         unmasked_weight: Weight in the loss of the tokens that were not masked; masked ones have 1.
         initializer_range: Standard deviation of the weights at the start; narrow models want more than the default.
+        provenance: Where the weights come from and how well they do, for the model card; see
+            `titok_hf.hub.cards.render_card`.
 
     Raises:
-        ValueError: If the sizes contradict each other.
+        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes contradict each other.
     """
 
     model_type = "maskgit"
@@ -43,6 +45,7 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
     label_smoothing: float | int = 0.1
     unmasked_weight: float | int = 0.1
     initializer_range: float = 0.02
+    provenance: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is None:
@@ -60,6 +63,7 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
         return self.num_labels
 
     def validate_architecture(self) -> None:
+        super().validate_architecture()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got {self.num_attention_heads}."
@@ -72,6 +76,7 @@ class MaskGitUViTConfig(MaskGitConfig):
 
     Args:
         num_hidden_layers: Blocks on both sides of the middle one together; even.
+        hidden_dropout, attention_dropout: 0, as the network has no dropout.
         See `MaskGitConfig` for the rest.
     """
 
@@ -88,6 +93,11 @@ class MaskGitUViTConfig(MaskGitConfig):
         super().validate_architecture()
         if self.num_hidden_layers % 2:
             raise ValueError(f"`num_hidden_layers` must be even, got {self.num_hidden_layers}.")
+        if self.hidden_dropout or self.attention_dropout:
+            raise ValueError(
+                f"`hidden_dropout` and `attention_dropout` must be 0, as a U-ViT has no dropout, got "
+                f"{self.hidden_dropout} and {self.attention_dropout}."
+            )
 
 
 __all__ = ["MaskGitConfig", "MaskGitUViTConfig"]

@@ -23,9 +23,11 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
         commitment_cost: Weight of the commitment loss.
         shortcut_of_output: Compatibility with the official weights: where a residual block changes the number of
             channels, its shortcut is computed from the block's own output instead of its input.
+        provenance: Where the weights come from and how well they do, for the model card; see
+            `titok_hf.hub.cards.render_card`.
 
     Raises:
-        ValueError: If the sizes contradict each other.
+        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes contradict each other.
     """
 
     model_type = "maskgit_vqgan"
@@ -40,6 +42,7 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
     codebook_size: int = 1024
     commitment_cost: float | int = 0.25
     shortcut_of_output: bool = False
+    provenance: dict | None = None
 
     @property
     def patch_size(self) -> int:
@@ -52,6 +55,7 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
         return (self.image_size // self.patch_size) ** 2
 
     def validate_architecture(self) -> None:
+        super().validate_architecture()
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"`image_size` must be a multiple of {self.patch_size}, as {len(self.channel_multipliers)} "

@@ -37,9 +37,11 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
         interleaved_latents: Compatibility with the official two-stage weights: the encoder's output `(B, K, W)` is
             read as `(B, W, K)`, without a transpose, before it is projected to `latent_dim` channels.
         initializer_range: Standard deviation of the weights at the start; narrow models want more than the default.
+        provenance: Where the weights come from and how well they do, for the model card; see
+            `titok_hf.hub.cards.render_card`.
 
     Raises:
-        ValueError: If the sizes contradict each other.
+        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes contradict each other.
     """
 
     model_type = "titok"
@@ -66,6 +68,7 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
     vqgan_config: MaskGitVQGANConfig | dict | None = None
     interleaved_latents: bool = False
     initializer_range: float = 0.02
+    provenance: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head != "pixels" and self.vqgan_config is None:
@@ -94,6 +97,7 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
         return cls(**{**sizes[size], **overrides})
 
     def validate_architecture(self) -> None:
+        super().validate_architecture()
         for side in ("encoder", "decoder"):
             patch_size = getattr(self, f"{side}_patch_size")
             hidden_size = getattr(self, f"{side}_hidden_size")

@@ -1,15 +1,22 @@
 """TiTok's border between images and tensors, both ways."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
+from ...hub.cards import Description
+from ...hub.publish import PublishMixin
+from ..loading import LOCATION_ARGUMENTS
+from .configuration_titok import TiTokConfig
 
-class TiTokImageProcessor(PilBackend):
+
+class TiTokImageProcessor(PublishMixin, PilBackend):
     """PIL, uint8 or float images to `pixel_values` `(B, 3, H, W)` in [0, 1], and back.
 
     By default the shorter side is resized to 256 pixels (bicubic) and the center 256x256 is cut out. Gray, palette and
@@ -25,6 +32,40 @@ class TiTokImageProcessor(PilBackend):
     do_center_crop = True
     do_rescale = True
     do_normalize = False
+
+    def describe(self) -> Description:
+        size = self.size["shortest_edge"]
+        usage = """from PIL import Image
+
+from titok_hf import TiTokImageProcessor
+
+processor = TiTokImageProcessor.from_pretrained("{repo_id}")
+pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"]
+image = processor.postprocess(pixel_values)[0]"""
+        text = (
+            f"TiTok's image processor: images to float tensors in [0, 1], {size} pixels on the shorter side, and back."
+        )
+        return Description("TiTok image processor", text, usage, "transformers", "image-feature-extraction")
+
+    def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
+        """A processor goes along with a tokenizer, whose card stays."""
+        return not api.file_exists(repo_id, "README.md", revision=revision)
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; where there is a tokenizer and no processor, as in the official repositories, the
+        tokenizer's image size makes one."""
+        try:
+            return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
+            try:
+                config = TiTokConfig.from_pretrained(pretrained_model_name_or_path, **location)
+            except (OSError, ValueError):
+                raise error from None
+            return cls.from_image_size(config.image_size).to_dict(), kwargs
 
     @classmethod
     def from_image_size(cls, image_size: int) -> "TiTokImageProcessor":

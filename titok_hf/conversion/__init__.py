@@ -1,0 +1,15 @@
+"""Official checkpoints to ours and back: one file a family, configuration and names together."""
+
+from .checkpoint import parse_dtype
+from .convert import OfficialCheckpoint, build_pipeline, convert, convert_to_official, load_official
+from .formats import FORMATS
+
+__all__ = [
+    "FORMATS",
+    "OfficialCheckpoint",
+    "build_pipeline",
+    "convert",
+    "convert_to_official",
+    "load_official",
+    "parse_dtype",
+]

@@ -1,0 +1,114 @@
+"""Reading and writing the files of official checkpoints: tensors only, nothing that runs code."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from ..modeling.loading import refuse_unreadable
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype of a name.
+
+    Raises:
+        ValueError: If it is none that weights are stored in.
+    """
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    if name not in dtypes:
+        raise ValueError(f"The dtype must be one of {', '.join(dtypes)}, got {name!r}.")
+    return dtypes[name]
+
+
+def find_weights(path: str | Path) -> list[Path]:
+    """The file of a checkpoint, or its shards.
+
+    Args:
+        path: A file, or a folder that holds one checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If the folder holds more than one.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+    candidates = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    for index in sorted(path.glob("*.index.json")):
+        shards = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        if missing := [shard.name for shard in shards if not shard.exists()]:
+            raise FileNotFoundError(f"{index} names files that are not there: {', '.join(missing)}.")
+        if set(candidates) == set(shards):
+            return shards
+    if not candidates:
+        raise FileNotFoundError(f"{path} holds no weights: expected one file of {', '.join(SUFFIXES)}.")
+    if len(candidates) > 1:
+        names = ", ".join(file.name for file in candidates)
+        raise ValueError(f"{path} holds more than one checkpoint: {names}. Name the file, or remove all but one.")
+    return candidates
+
+
+def read_tensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint's files.
+
+    They are read, not memory-mapped: what is loaded stays whole when the file is overwritten.
+
+    Raises:
+        ValueError: If a file is truncated, corrupt, a pickle that would run code, or holds anything but tensors.
+    """
+    tensors: dict[str, Any] = {}
+    for file in files:
+        with refuse_unreadable(file):
+            if file.suffix == ".safetensors":
+                tensors |= load_file(file, backend="pread")
+                continue
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+            held = list(loaded)[:5] if isinstance(loaded, dict) else type(loaded).__name__
+            raise ValueError(f"{file} must hold a dict of tensors by name, got {held}.")
+        tensors |= loaded
+    return tensors
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Writes a checkpoint in the format of the file's suffix."""
+    if file.suffix == ".safetensors":
+        save_file(tensors, file, metadata={"format": "pt"})
+    else:
+        torch.save(tensors, file)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """An official configuration, JSON or YAML; references such as `${model.vq_model.num_latent_tokens}` are resolved.
+
+    Raises:
+        ValueError: If it is not a mapping, or a reference leads nowhere.
+    """
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a configuration in JSON or YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a mapping, got {type(config).__name__}.")
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: resolve(nested) for key, nested in value.items()}
+        if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+            found: Any = config
+            for key in value[2:-1].split("."):
+                if not isinstance(found, dict) or key not in found:
+                    raise ValueError(f"{path} refers to {value}, which is not there.")
+                found = found[key]
+            return resolve(found)
+        return value
+
+    return resolve(config)

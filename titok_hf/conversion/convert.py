@@ -1,0 +1,198 @@
+"""Official checkpoints to our folders, and back."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from ..hub.errors import explain_hub_errors
+from ..hub.folders import whole_folder
+from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
+from ..modeling.titok import TiTokImageProcessor, TiTokModel
+from ..pipelines import MaskGitScheduler, TiTokPipeline
+from .checkpoint import SUFFIXES, find_weights, read_config, read_tensors, write_tensors
+from .formats import FORMATS
+from .maskgit import official_sampling, sampling_to_official
+from .maskgit_vqgan import FILE_NAME as VQGAN_FILE_NAME
+from .official import OfficialFormat, Shapes
+
+
+@dataclass
+class OfficialCheckpoint:
+    """An official model, and its official configuration."""
+
+    model: PreTrainedModel
+    config: dict[str, Any]
+
+
+def load_official(
+    source: str | Path, config: str | Path | None = None, dtype: torch.dtype | None = None, **location: Any
+) -> OfficialCheckpoint:
+    """Loads an official tokenizer, generator or VQGAN, whichever it is.
+
+    Args:
+        source: A file (`.safetensors`, or a `.bin` of tensors); a folder with one; a Hub repository; or a file of a
+            Hub repository, such as `fun-research/TiTok/tokenizer_titok_l32.bin`.
+        config: The official configuration, JSON or YAML. If not given, `config.json` beside the weights; if there is
+            none, the sizes of the tensors tell.
+        dtype: Of the weights; as stored if not given.
+        location: `revision`, `token`, `cache_dir`, … of a repository.
+
+    Raises:
+        OSError: If there is no such file, folder or repository.
+        ValueError: If it is none of the three, a file is corrupt or unsafe, or weights and configuration do not fit.
+    """
+    files = find_weights(local_path(str(source), **location))
+    beside = files[0].parent / "config.json"
+    official_config = None
+    if config is not None or beside.exists():
+        official_config = read_config(config or beside)
+        if "model_type" in official_config:
+            raise ValueError(f"{source} is in the format of titok_hf already: `from_pretrained` loads it.")
+    tensors = read_tensors(files)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    official_format = recognize(shapes, source)
+    if official_config is None:
+        official_config = official_format.config_from_shapes(shapes)
+    model_class = official_format.model_class
+    our_config = model_class.config_class(
+        **official_format.config_fields(official_config), provenance=official_format.provenance(source)
+    )
+    state_dict = official_format.to_ours(tensors, our_config, dtype)
+    model = model_class.from_pretrained(None, config=our_config, state_dict=state_dict)
+    return OfficialCheckpoint(model.eval(), official_config)
+
+
+def local_path(source: str, **location: Any) -> Path:
+    """A file or folder, downloaded if it is not there."""
+    if Path(source).exists():
+        return Path(source)
+    with explain_hub_errors(source):
+        if source.endswith(SUFFIXES) and source.count("/") >= 2:
+            owner, name, file = source.split("/", 2)
+            return Path(hf_hub_download(f"{owner}/{name}", file, **location))
+        if source.count("/") == 1 and not source.endswith(SUFFIXES):
+            return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.bin"], **location))
+    raise FileNotFoundError(f"{source} is neither a file or folder here, nor a Hub repository or a file of one.")
+
+
+def recognize(shapes: Shapes, source: str | Path) -> OfficialFormat:
+    """The format of a checkpoint with tensors of these names and shapes.
+
+    Raises:
+        ValueError: If none fits.
+    """
+    for official_format in FORMATS:
+        if official_format.recognizes(shapes):
+            return official_format
+    names = ", ".join(official_format.model_class.__name__ for official_format in FORMATS)
+    raise ValueError(
+        f"{source} is none of the official checkpoints known here ({names}): it has tensors such as "
+        f"{', '.join(list(shapes)[:3]) or 'none at all'}."
+    )
+
+
+def build_pipeline(tokenizer: PreTrainedModel, generator: OfficialCheckpoint) -> TiTokPipeline:
+    """A pipeline that samples as the reference does with this generator.
+
+    Raises:
+        ValueError: If the two do not fit each other, or the second is no generator.
+    """
+    if not isinstance(generator.model, MaskGitPreTrainedModel):
+        raise ValueError(f"A generator is expected beside the tokenizer, got a {type(generator.model).__name__}.")
+    scheduler, sampling = official_sampling(generator.config)
+    mask_token_id = generator.model.config.mask_token_id
+    return TiTokPipeline(tokenizer, generator.model, MaskGitScheduler(mask_token_id, **scheduler), **sampling)
+
+
+def convert(
+    source: str | Path,
+    output_dir: str | Path,
+    generator: str | Path | None = None,
+    config: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    **location: Any,
+) -> PreTrainedModel | TiTokPipeline:
+    """Converts an official checkpoint into a folder that `from_pretrained` loads.
+
+    Args:
+        source: Tokenizer, generator or VQGAN, see `load_official`.
+        output_dir: The folder; appears when it is whole.
+        generator: With a tokenizer as `source`: the generator of its codes. The folder is a whole pipeline then, which
+            samples as the reference does by default.
+        config: The official configuration; of both, if there are two.
+        dtype: Of the weights; as stored if not given.
+        location: `revision`, `token`, `cache_dir`, … of a repository.
+
+    Returns:
+        The model or pipeline.
+
+    Raises:
+        FileExistsError: If the folder holds something already.
+        OSError, ValueError: See `load_official`.
+    """
+    with whole_folder(output_dir) as folder:
+        loaded = load_official(source, config, dtype, **location)
+        if generator is None:
+            result = loaded.model
+        else:
+            result = build_pipeline(loaded.model, load_official(generator, config, dtype, **location))
+        result.save_pretrained(folder)
+        if not isinstance(loaded.model, MaskGitPreTrainedModel):
+            processor_folder = folder if generator is None else folder / "tokenizer"
+            TiTokImageProcessor.from_image_size(loaded.model.config.image_size).save_pretrained(processor_folder)
+        result.model_card(str(output_dir)).save(folder / "README.md")
+    return result
+
+
+def convert_to_official(source: str | Path, output_dir: str | Path, **location: Any) -> None:
+    """Converts one of our folders into the official format, bit for bit.
+
+    Args:
+        source: Folder or Hub repository of a model or pipeline.
+        output_dir: The folder; appears when it is whole. A tokenizer or generator becomes `config.json` and
+            `model.safetensors`, as in the official repositories; a VQGAN the bare file of tensors
+            `maskgit-vqgan-imagenet-f16-256.bin`; a pipeline one folder each, `tokenizer/` and `generator/`.
+        location: `revision`, `token`, `cache_dir`, … of a repository.
+
+    Raises:
+        FileExistsError: If the folder holds something already.
+        ValueError: If the official format has no word for what the model is.
+        OSError: If there is no such folder or repository.
+    """
+    path = local_path(str(source), **location)
+    with whole_folder(output_dir) as folder:
+        if (path / TiTokPipeline.config_name).exists():
+            pipeline = TiTokPipeline.from_pretrained(path)
+            sampling = sampling_to_official(dict(pipeline.scheduler.config), dict(pipeline.config))
+            write_official(pipeline.tokenizer, folder / "tokenizer", {})
+            write_official(pipeline.generator, folder / "generator", sampling)
+        else:
+            if not hasattr(AutoConfig.from_pretrained(path), "official_format"):
+                raise ValueError(f"{source} is no model of titok_hf.")
+            write_official(AutoModel.from_pretrained(path), folder, {})
+
+
+def write_official(model: PreTrainedModel, folder: Path, sampling: dict[str, Any]) -> None:
+    """Writes a model into a folder in the official format.
+
+    Args:
+        model: The model.
+        folder: The folder.
+        sampling: More fields of `model.generator` in the official configuration.
+    """
+    official_format: OfficialFormat = model.config.official_format
+    config = official_format.official_config(model.config)
+    folder.mkdir(exist_ok=True)
+    tensors = official_format.to_official(model)
+    if not config:
+        write_tensors(tensors, folder / VQGAN_FILE_NAME)
+        return
+    if not isinstance(model, TiTokModel):
+        config["model"]["generator"] |= sampling
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_tensors(tensors, folder / "model.safetensors")

@@ -1,0 +1,175 @@
+"""The shared frame of the official formats: one subclass a family."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..hub.errors import explain_hub_errors
+from ..modeling.loading import refuse_misfit
+from .checkpoint import find_weights, read_tensors
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class OfficialFormat(ABC):
+    """A family's checkpoints as the reference stores them: a configuration, and tensors under other names and shapes.
+
+    The names and shapes of an official checkpoint follow from ours one by one, so this map serves both directions.
+    """
+
+    model_class: type[PreTrainedModel]
+
+    @abstractmethod
+    def recognizes(self, shapes: Shapes) -> bool:
+        """Whether a checkpoint with tensors of these names and shapes is of this family."""
+
+    @abstractmethod
+    def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
+        """The fields of our configuration.
+
+        Raises:
+            ValueError: If the official one is not of this family, or asks for what is not known.
+        """
+
+    @abstractmethod
+    def config_from_shapes(self, shapes: Shapes) -> dict[str, Any]:
+        """The official configuration of a checkpoint that came without one."""
+
+    @abstractmethod
+    def official_config(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """The official configuration of one of our models.
+
+        Raises:
+            ValueError: If the official format has no word for it.
+        """
+
+    @abstractmethod
+    def official_name(self, name: str, config: PreTrainedConfig) -> str:
+        """The official name of one of our weights."""
+
+    def official_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """The official shape of one of our weights."""
+        return tuple(shape)
+
+    def find_config(self, path: str | Path, **location: Any) -> dict[str, Any] | None:
+        """The official configuration of a folder or Hub repository; None if it is in our format.
+
+        Raises:
+            OSError: If there is none.
+        """
+        config, _ = PreTrainedConfig.get_config_dict(path, **location)
+        return None if "model_type" in config else config
+
+    def provenance(self, path: str | Path) -> dict[str, Any] | None:
+        """What is known of a Hub repository's weights; None for a folder."""
+        if Path(path).is_dir():
+            return None
+        released = yaml.safe_load((Path(__file__).parent / "released.yaml").read_text())
+        origin = {"base_model": [str(path)]}
+        if str(path) in released["models"]:
+            origin |= released["shared"]
+            origin["results"] = [
+                {**released["results"][metric], "metric": metric, "value": value}
+                for metric, value in released["models"][str(path)].items()
+            ]
+        return origin
+
+    def load_state_dict(
+        self, path: str | Path, config: PreTrainedConfig, dtype: torch.dtype | str | None, **location: Any
+    ) -> dict[str, torch.Tensor]:
+        """The weights of a folder or Hub repository, under our names, in our shapes.
+
+        Args:
+            path: The folder or repository.
+            config: Our configuration of it.
+            dtype: Of the weights; as stored if None or `"auto"`.
+            location: Where to find a repository.
+
+        Raises:
+            OSError: If there is none.
+            ValueError: If they do not fit the configuration, or cannot be read.
+        """
+        files = find_weights(self.local_folder(path, **location))
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        return self.to_ours(read_tensors(files), config, dtype)
+
+    def local_folder(self, path: str | Path, subfolder: str = "", **location: Any) -> Path:
+        """A folder with the checkpoint's files, downloaded if need be."""
+        if not Path(path).is_dir():
+            location.pop("proxies", None)
+            patterns = [str(Path(subfolder) / name) for name in ("*.json", "*.safetensors", "*.bin")]
+            with explain_hub_errors(str(path)):
+                path = snapshot_download(str(path), allow_patterns=patterns, **location)
+        return Path(path) / subfolder
+
+    def to_ours(
+        self, tensors: dict[str, torch.Tensor], config: PreTrainedConfig, dtype: torch.dtype | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Renames and reshapes an official checkpoint.
+
+        Args:
+            tensors: The checkpoint. Emptied on the way, so that a conversion of the dtype never holds both.
+            config: Our configuration of it.
+            dtype: Of the result; as stored if not given.
+
+        Raises:
+            ValueError: If weights are missing, unexpected or misshapen.
+        """
+        ours = self.meta_state_dict(config)
+        names = {self.official_name(name, config): name for name in ours}
+        expected = {official: self.official_shape(name, ours[name].shape) for official, name in names.items()}
+        refuse_misfit(
+            self.model_class.__name__,
+            sorted(expected.keys() - tensors.keys()),
+            sorted(tensors.keys() - expected.keys()),
+            [
+                (name, tuple(tensors[name].shape), shape)
+                for name, shape in expected.items()
+                if name in tensors and tuple(tensors[name].shape) != shape
+            ],
+        )
+        return {name: tensors.pop(official).to(dtype).reshape(ours[name].shape) for official, name in names.items()}
+
+    def to_official(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """The weights of one of our models under official names, in official shapes, bit for bit."""
+        return {
+            self.official_name(name, model.config): tensor.reshape(self.official_shape(name, tensor.shape))
+            for name, tensor in model.state_dict().items()
+        }
+
+    def meta_state_dict(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+        """Names and shapes of our weights, without memory."""
+        with torch.device("meta"):
+            return self.model_class(config).state_dict()
+
+
+def section(official_config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of the reference's nested configuration, by its dotted name.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    found: Any = official_config
+    for key in name.split("."):
+        if not isinstance(found, dict) or key not in found:
+            raise ValueError(
+                f"An official configuration has a section `{name}`; this one has only {', '.join(official_config)}."
+            )
+        found = found[key]
+    return found
+
+
+def refuse_unknown(fields: Mapping[str, Any], known: set[str], name: str) -> None:
+    """Raises `ValueError` if a section has fields that would change the model in unknown ways."""
+    if unknown := sorted(fields.keys() - known):
+        raise ValueError(
+            f"The section `{name}` of the official configuration has fields that are not known here: "
+            f"{', '.join(unknown)}. It may be of a newer version of the reference or of another model."
+        )

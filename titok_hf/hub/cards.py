@@ -1,0 +1,144 @@
+"""Model and data set cards: what it is, how to use it, where it comes from, how well it does, whom to cite."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
+
+GENERATED = "<!-- Written by titok_hf, which writes it anew on the next push. Delete this line to keep your edits. -->"
+
+TITOK_CITATION = """@inproceedings{yu2024titok,
+  author    = {Qihang Yu and Mark Weber and Xueqing Deng and Xiaohui Shen and Daniel Cremers and Liang-Chieh Chen},
+  title     = {An Image is Worth 32 Tokens for Reconstruction and Generation},
+  booktitle = {NeurIPS},
+  year      = {2024},
+  note      = {arXiv 2406.07550}
+}"""
+MASKGIT_CITATION = """@inproceedings{chang2022maskgit,
+  author    = {Huiwen Chang and Han Zhang and Lu Jiang and Ce Liu and William T. Freeman},
+  title     = {MaskGIT: Masked Generative Image Transformer},
+  booktitle = {CVPR},
+  year      = {2022},
+  note      = {arXiv 2202.04200}
+}"""
+
+
+@dataclass
+class Description:
+    """What a card says of a class of things; the rest comes from its provenance.
+
+    Args:
+        title: Heading.
+        text: What it is, in a few sentences.
+        usage: Python that runs, `{repo_id}` where the repository goes.
+        library_name, pipeline_tag, tags: Metadata.
+        citations: BibTeX entries.
+    """
+
+    title: str
+    text: str
+    usage: str
+    library_name: str
+    pipeline_tag: str
+    tags: Sequence[str] = ()
+    citations: Sequence[str] = field(default=(TITOK_CITATION,))
+
+
+def render_card(description: Description, provenance: Mapping[str, Any] | None, repo_id: str) -> ModelCard:
+    """The model card of a thing.
+
+    Args:
+        description: What it is.
+        provenance: Where it comes from, see `docs/hub.md`: `license`, `base_model`, `datasets`, `training_data`,
+            `recipe`, and `results`, each with `task`, `dataset`, `split`, `metric`, `value`, `protocol` and `source`.
+        repo_id: Repository or folder that the snippet loads.
+    """
+    provenance = provenance or {}
+    results = provenance.get("results", [])
+    metadata = ModelCardData(
+        library_name=description.library_name,
+        pipeline_tag=description.pipeline_tag,
+        tags=["titok", "image-tokenizer", *description.tags],
+        license=provenance.get("license"),
+        base_model=provenance.get("base_model"),
+        datasets=provenance.get("datasets"),
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=[
+            EvalResult(
+                task_type=result["task"],
+                dataset_type=result["dataset"],
+                dataset_name=result["dataset"],
+                dataset_split=result.get("split"),
+                metric_type=result["metric"],
+                metric_name=result["metric"],
+                metric_value=result["value"],
+                metric_args={"protocol": result["protocol"]},
+                source_name=result.get("source") and "source",
+                source_url=result.get("source"),
+            )
+            for result in results
+        ]
+        or None,
+    )
+    parts = [
+        f"# {description.title}",
+        GENERATED,
+        description.text,
+        "## Use\n\n" + code("python", description.usage.replace("{repo_id}", repo_id)),
+    ]
+    if training := training_section(provenance):
+        parts.append(f"## Training\n\n{training}")
+    if results:
+        rows = "\n".join(
+            f"| {result['metric']} | {result['value']:.4g} | {result['dataset']} | {result.get('split', '')} | "
+            f"{result['protocol']} |"
+            for result in results
+        )
+        parts.append(f"## Results\n\n| metric | value | data | split | protocol |\n|---|---|---|---|---|\n{rows}")
+    parts.append("## Citation\n\n" + code("bibtex", "\n\n".join(description.citations)))
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def training_section(provenance: Mapping[str, Any]) -> str:
+    """Data, base models and recipe, as far as they are known."""
+    lines = []
+    if base_models := provenance.get("base_model"):
+        base_models = [base_models] if isinstance(base_models, str) else base_models
+        lines.append("Weights: " + ", ".join(f"`{name}`" for name in base_models) + ".")
+    if data := provenance.get("training_data") or ", ".join(provenance.get("datasets") or []):
+        lines.append(f"Data: {data}.")
+    if recipe := provenance.get("recipe"):
+        lines.append("Recipe:\n\n" + code("yaml", yaml.safe_dump(recipe, sort_keys=False).rstrip()))
+    return "\n\n".join(lines)
+
+
+def token_dataset_text(images: str, tokenizer: str, num_tokens: int, codebook_size: int, repo_id: str) -> str:
+    """The text of the card of a data set of tokens."""
+    usage = (
+        "from datasets import load_dataset\n\n"
+        f'tokens = load_dataset("{repo_id}")["train"].with_format("torch")\n'
+        f'codes = tokens[0]["codes"]  # ({num_tokens},)'
+    )
+    return (
+        f"# Images as {num_tokens} tokens\n\n{GENERATED}\n\n"
+        f"The images of `{images}`, each as {num_tokens} codes in [0, {codebook_size}) of the tokenizer "
+        f"`{tokenizer}`, with its label. Made with `titok_hf`; a generator trains on these instead of on images.\n\n"
+        f"## Use\n\n{code('python', usage)}\n\n"
+        f'The tokenizer decodes the codes: `TiTokModel.from_pretrained("{tokenizer}").decode_codes(codes[None])`.\n\n'
+        f"## Citation\n\n{code('bibtex', TITOK_CITATION)}\n"
+    )
+
+
+def write_token_card(card: DatasetCard, text: str, tokenizer: str, license: str | None) -> DatasetCard:
+    """A card with the metadata that `datasets` wrote, more of it, and the text."""
+    card.data.tags = ["titok", "image-tokens"]
+    card.data.license = license
+    card.data.source_tokenizer = tokenizer
+    card.text = text
+    return card
+
+
+def code(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"

@@ -1,0 +1,69 @@
+"""What goes wrong between here and the Hub, in one sentence each."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+# httpx's base class of all that can happen to a request, from whichever distribution of it the client uses
+HTTPError = HfHubHTTPError.__mro__[1]
+
+
+@contextmanager
+def explain_hub_errors(repo_id: str) -> Iterator[None]:
+    """Turns the client's errors into an `OSError` that says what happened to `repo_id` and what to do.
+
+    Raises:
+        FileNotFoundError: If the repository, the revision or a file is missing, on the Hub or, offline, in the cache.
+        PermissionError: If the token does not allow it.
+        ConnectionError: If the connection broke or the Hub is out of reach.
+        OSError: If the Hub refused for another reason.
+    """
+    try:
+        yield
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"Access to {repo_id} has to be asked for on its page; then log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no repository {repo_id} on the Hub, or it is private and the token does not open it: check the "
+            "name, or log in with `hf auth login` or pass `token`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"The repository {repo_id} has no such revision: {first_line(error)}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(
+            f"{repo_id} is not in the cache, or not whole, and the Hub is out of reach or not to be asked "
+            "(`HF_HUB_OFFLINE`, `local_files_only`): load it once with a connection."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(f"A file is missing in the repository {repo_id}: {first_line(error)}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise PermissionError(
+                f"The token gives no permission for this on {repo_id} (status {status}): use a token that may write "
+                f"there. The Hub says: {first_line(error)}"
+            ) from error
+        raise OSError(f"The Hub refused a request for {repo_id} (status {status}): {first_line(error)}") from error
+    except (HTTPError, ConnectionError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "uploading" not in str(error):  # the client's word for a cut upload
+            raise
+        raise ConnectionError(
+            f"The connection to the Hub broke at {repo_id} ({type(error).__name__}: {first_line(error)}). An upload "
+            "has changed nothing, a download keeps what it has: try again."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,87 @@
+"""`push_to_hub` for all that can be published."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
+
+from .cards import GENERATED, Description, render_card
+from .errors import explain_hub_errors
+
+
+class PublishMixin:
+    """Adds `push_to_hub`, with a model card, to whatever has `save_pretrained`."""
+
+    def describe(self) -> Description:
+        """What the card says of it."""
+        raise NotImplementedError
+
+    def provenance(self) -> dict[str, Any] | None:
+        """Where it comes from and how well it does, as far as it is known; see `render_card`."""
+        return None
+
+    def model_card(self, repo_id: str) -> ModelCard:
+        """The generated card.
+
+        Args:
+            repo_id: Repository or folder that the card's snippet loads.
+        """
+        return render_card(self.describe(), self.provenance(), repo_id)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        create_pr: bool = False,
+        **save_arguments: Any,
+    ) -> CommitInfo:
+        """Publishes on the Hub, in one commit.
+
+        A card that someone wrote or edited stays; a generated one is replaced.
+
+        Args:
+            repo_id: Repository, such as `"user/titok-l-32"`; created if it is not there.
+            commit_message: Of the commit.
+            private: Whether a new repository is private; if not given, as the account is set up.
+            token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
+            revision: Branch; created if it is not there.
+            subfolder: Folder in the repository; comes without a card.
+            create_pr: Whether to open a pull request instead.
+            save_arguments: For `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            PermissionError: If the token may not write there.
+            ConnectionError: If the connection broke; nothing has changed then.
+            OSError: If the Hub refused for another reason.
+        """
+        api = HfApi(token=token)
+        with TemporaryDirectory() as folder, explain_hub_errors(repo_id):
+            self.save_pretrained(folder, **save_arguments)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            if not subfolder and self.replaces_card(api, repo_id, revision):
+                self.model_card(repo_id).save(Path(folder) / "README.md")
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                path_in_repo=subfolder or None,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
+        """Whether the repository has no card yet, or a generated one."""
+        try:
+            card = Path(api.hf_hub_download(repo_id, "README.md", revision=revision))
+        except EntryNotFoundError:
+            return True
+        return GENERATED in card.read_text()

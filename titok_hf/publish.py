@@ -1,0 +1,40 @@
+"""What `titok push` does: a folder that was trained or converted here, to the Hub."""
+
+from pathlib import Path
+
+from transformers import AutoModel
+
+from .modeling.titok import TiTokImageProcessor
+from .pipelines import TiTokPipeline
+
+
+def publish_folder(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Publishes a pipeline, or a model with its image processor, with a model card.
+
+    It is loaded first: what cannot be loaded is not published.
+
+    Args:
+        folder: The folder.
+        repo_id: Repository, such as `"user/titok-l-32"`; created if it is not there.
+        private: Whether a new repository is private; if not given, as the account is set up.
+        token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
+        revision: Branch; created if it is not there.
+
+    Raises:
+        ValueError, OSError: If the folder does not load, or the Hub refused; see `push_to_hub`.
+    """
+    folder = Path(folder)
+    if (folder / TiTokPipeline.config_name).exists():
+        things = [TiTokPipeline.from_pretrained(folder)]
+    else:
+        things = [AutoModel.from_pretrained(folder)]
+        if (folder / "preprocessor_config.json").exists():
+            things.append(TiTokImageProcessor.from_pretrained(folder))
+    for thing in things:
+        thing.push_to_hub(repo_id, private=private, token=token, revision=revision)
