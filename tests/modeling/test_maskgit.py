@@ -319,7 +319,11 @@ def test_ids_are_checked(any_generator, codes, class_labels, target_codes, field
         (MaskGitConfig, {"num_attention_heads": 3}, "`num_attention_heads` must divide `hidden_size` 32, got 3"),
         (MaskGitUViTConfig, {"num_attention_heads": 3}, "`num_attention_heads` must divide `hidden_size` 32, got 3"),
         (MaskGitUViTConfig, {"num_hidden_layers": 3}, "`num_hidden_layers` must be even, got 3"),
-        (MaskGitUViTConfig, {"hidden_dropout": 0.1, "attention_dropout": 0.0}, "a U-ViT has no dropout, got 0.1 and 0"),
+        (
+            MaskGitUViTConfig,
+            {"hidden_dropout": 0.1, "attention_dropout": 0.0},
+            "a U-ViT has no dropout, got 0.1 and 0",
+        ),
         (MaskGitUViTConfig, {"num_tokens": 0}, "`num_tokens` must be at least 1, got 0"),
         (MaskGitConfig, {"num_tokens": -3}, "`num_tokens` must be at least 1, got -3"),
         (MaskGitConfig, {"num_attention_heads": 0}, "`num_attention_heads` must be at least 1, got 0"),
