@@ -67,16 +67,17 @@ class OfficialFormat(ABC):
         return None if "model_type" in config else config
 
     def provenance(self, path: str | Path) -> dict[str, Any] | None:
-        """What is known of a Hub repository's weights; None for a folder."""
-        if Path(path).is_dir():
+        """What is known of the weights of a Hub repository, or of a file of one; None for what is here."""
+        if Path(path).exists():
             return None
+        repo_id = "/".join(str(path).split("/")[:2])
         released = yaml.safe_load((Path(__file__).parent / "released.yaml").read_text())
-        origin = {"base_model": [str(path)]}
-        if str(path) in released["models"]:
+        origin = {"base_model": [repo_id]}
+        if repo_id in released["models"]:
             origin |= released["shared"]
             origin["results"] = [
                 {**released["results"][metric], "metric": metric, "value": value}
-                for metric, value in released["models"][str(path)].items()
+                for metric, value in released["models"][repo_id].items()
             ]
         return origin
 

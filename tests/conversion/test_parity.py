@@ -1,0 +1,444 @@
+"""Official checkpoints through `from_pretrained`, held against outputs of the reference implementation."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from fixtures.parity.fill import fill, integers, normal, uniform
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from titok_hf import (
+    MaskGitConfig,
+    MaskGitModel,
+    MaskGitScheduler,
+    MaskGitUViTModel,
+    MaskGitVQGANConfig,
+    MaskGitVQGANModel,
+    TiTokModel,
+    TiTokPipeline,
+)
+from titok_hf.conversion import FORMATS
+from titok_hf.conversion.maskgit import official_sampling
+from titok_hf.modeling.outputs import TokenizerDecoderOutput, TokenizerEncoderOutput
+from titok_hf.modeling.quantization import DiagonalGaussian
+from titok_hf.training.discriminator import PatchDiscriminator
+from titok_hf.training.losses import lecam_loss
+from titok_hf.training.objectives import MaskedTokenObjective, ReconstructionObjective
+
+CASES = Path(__file__).parents[1] / "fixtures" / "parity" / "cases"
+# long ones first
+GENERATORS = {
+    "generator_s128": MaskGitUViTModel,
+    "generator_b64": MaskGitModel,
+    "generator_l32": MaskGitModel,
+}
+TOKENIZERS = (
+    "titok_b128_512",
+    "titok_l32",
+    "titok_ll32_vae_c16",
+    "titok_bl128_vq8k",
+    "titok_bl128_vae_c16",
+    "titok_sl256_vq8k",
+    "titok_bl64_vq8k",
+    "titok_bl64_vae_c16",
+    "titok_b64",
+    "titok_s128",
+    "titok_s128_stage1",
+)
+VQGAN = "maskgit_vqgan"
+VQGAN_FILE = "maskgit-vqgan-imagenet-f16-256.bin"
+
+TOLERANCE = 5e-6
+TOLERANCE_OF_VQGAN = 5e-5
+AMBIGUOUS = 1e-4  # gap of squared distances below which either of two codes is right
+
+REFERENCE_SCALES = {"constant": 3.0, "linear": 4.5, "power-cosine": 6.9}
+
+
+class Case:
+    """A reference checkpoint's description, its inputs and the reference's outputs."""
+
+    def __init__(self, name):
+        description = json.loads((CASES / f"{name}.json").read_text())
+        self.name = name
+        self.shapes = description["shapes"]
+        self.config = description.get("config")
+        self.salt = description["salt"]
+        self.reference = load_file(CASES / f"{name}.safetensors")
+
+    def weights(self):
+        return {name: torch.from_numpy(fill(name, shape, self.salt)) for name, shape in self.shapes.items()}
+
+    def uniform(self, name, *shape):
+        return torch.from_numpy(uniform(name, list(shape), self.salt))
+
+    def normal(self, name, *shape):
+        return torch.from_numpy(normal(name, list(shape), self.salt))
+
+    def integers(self, name, high, *shape):
+        return torch.from_numpy(integers(name, list(shape), high, self.salt))
+
+    def pixel_values(self, image_size):
+        return self.uniform("pixel_values", 2, 3, image_size, image_size)
+
+    def format(self):
+        [official_format] = [known for known in FORMATS if known.recognizes(self.shapes)]
+        return official_format
+
+    def our_config(self):
+        return self.format().model_class.config_class(**self.format().config_fields(self.config))
+
+
+class Loaded:
+    """A case's checkpoint in the reference's files, loaded from there."""
+
+    def __init__(self, case, folder, model_class):
+        self.case = case
+        if case.name == VQGAN:
+            self.file = folder / VQGAN_FILE
+            torch.save(case.weights(), self.file)
+        else:
+            self.file = folder / "model.safetensors"
+            (folder / "config.json").write_text(json.dumps(case.config))
+            save_file(case.weights(), self.file)
+        self.model = model_class.from_pretrained(folder)
+
+    def stored(self):
+        """Names and tensors of the checkpoint, one by one."""
+        if self.file.suffix == ".bin":
+            yield from torch.load(self.file, weights_only=True).items()
+            return
+        with safe_open(self.file, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a case: `load(case, TiTokModel)`. Its files, of up to 2.5 GB, are gone after the test."""
+    yield lambda case, model_class: Loaded(case, tmp_path, model_class)
+    shutil.rmtree(tmp_path)
+
+
+def assert_near(name, actual, expected, tolerance=TOLERANCE):
+    """Asserts that no number is off by more than `tolerance` of the largest expected one."""
+    atol = tolerance * float(expected.abs().max())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol, msg=lambda message: f"{name}: {message}")
+
+
+def assert_outputs(outputs, reference, tolerances=None):
+    """Asserts that all of the reference's outputs are there, and near; codes and code vectors where they are certain.
+
+    Args:
+        outputs, reference: Tensors by name.
+        tolerances: By name, where it is not the usual one.
+    """
+    assert outputs.keys() == reference.keys() - {"code_margin"}
+    for name, output in outputs.items():
+        expected = reference[name]
+        if name in ("codes", "quantized"):
+            certain = reference["code_margin"] > AMBIGUOUS  # (B, N)
+            if name == "quantized":
+                certain = certain[:, None, None]
+            output = torch.where(certain, output, expected)
+        if expected.dtype == torch.int64:
+            assert torch.equal(output, expected), name
+        else:
+            assert_near(name, output, expected, (tolerances or {}).get(name, TOLERANCE))
+
+
+def assert_official_again(loaded):
+    """Asserts that the loaded model makes up the official checkpoint, bit for bit."""
+    official = loaded.model.config.official_format.to_official(loaded.model)
+    assert {name: list(tensor.shape) for name, tensor in official.items()} == loaded.case.shapes
+    for name, stored in loaded.stored():
+        assert official[name].dtype == stored.dtype, name
+        assert torch.equal(official[name].view(torch.int32), stored.view(torch.int32)), name
+
+
+def in_reference_layout(tokens):
+    """Tokens `(B, N, C)` as the reference holds them, `(B, C, 1, N)`."""
+    return tokens.transpose(1, 2).unsqueeze(2)
+
+
+def encode(model, pixel_values):
+    """What `encode` gives, and the output of the encoder alone."""
+    outputs = []
+    hook = model.encoder.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    encoded = model.encode(pixel_values)
+    hook.remove()
+    return encoded, outputs[0]
+
+
+def vector_quantizer_outputs(model, pixel_values):
+    encoded, encoder_output = encode(model, pixel_values)
+    with mock.patch.object(model.quantizer, "commitment_cost", 0.0):
+        codebook_loss = model.quantizer(encoder_output).quantizer_loss
+    return {
+        "encoder_output": in_reference_layout(encoder_output),
+        "codes": encoded.codes,
+        "quantized": in_reference_layout(encoded.latents),
+        "codebook_loss": codebook_loss,
+        "commitment_loss": encoded.quantizer_loss - codebook_loss,
+    }
+
+
+def gaussian_outputs(model, pixel_values):
+    encoded, encoder_output = encode(model, pixel_values)
+    posterior = DiagonalGaussian.from_parameters(encoder_output)
+    kl = [DiagonalGaussian.from_parameters(token[None]).kl() for token in encoder_output.flatten(0, 1)]
+    kl = torch.stack(kl).unflatten(0, encoder_output.shape[:2])  # (B, N)
+    assert_near("quantizer_loss", encoded.quantizer_loss, kl.sum(-1).mean())
+    return {
+        "encoder_output": in_reference_layout(encoder_output),
+        "mean": in_reference_layout(encoded.latents),
+        "logvar": in_reference_layout(posterior.logvar),
+        "kl": kl,
+    }
+
+
+def decode(model, case):
+    config = model.config
+    if config.quantizer == "vq":
+        return model.decode_codes(case.integers("codes", config.codebook_size, 2, config.num_latent_tokens))
+    latents = case.normal("latents", 2, config.latent_dim, 1, config.num_latent_tokens)
+    return model.decode(latents.squeeze(2).transpose(1, 2))
+
+
+def decoder_outputs(model, case):
+    decoded, outputs = decode(model, case), {}
+    if decoded.proxy_logits is not None:
+        side = model.config.image_size // model.config.decoder_patch_size
+        logits = decoded.proxy_logits.transpose(1, 2).unflatten(-1, (side, side))  # (B, N, h, w)
+        outputs["proxy_logits_every_64th"] = logits[:, ::64]
+    if decoded.reconstruction is not None:
+        outputs["decoded_every_8th"] = decoded.reconstruction[..., ::8, ::8]
+        outputs["decoded_mean"] = decoded.reconstruction.mean((-2, -1))
+        outputs["decoded_std"] = decoded.reconstruction.std((-2, -1))
+    return outputs
+
+
+def tokenizer_outputs(model, case):
+    encoder_outputs = vector_quantizer_outputs if model.config.quantizer == "vq" else gaussian_outputs
+    return encoder_outputs(model, case.pixel_values(model.config.image_size)) | decoder_outputs(model, case)
+
+
+def vqgan_outputs(model, case):
+    encoded = model.encode(case.pixel_values(256))
+    decoded = model.decode_codes(case.integers("codes", 1024, 2, 256)).reconstruction
+    return {
+        "hidden_every_16th": encoded.unquantized[:, ::16],
+        "codes": encoded.codes,
+        "decoded_every_8th": decoded[..., ::8, ::8],
+        "decoded_mean": decoded.mean((-2, -1)),
+    }
+
+
+def logits_outputs(model, case):
+    config = model.config
+    labels = case.integers("labels", config.num_labels, 2)
+    codes = case.integers("codes", config.codebook_size, 2, config.num_tokens)
+    codes = codes.masked_fill(case.uniform("mask", 2, config.num_tokens) < 0.6, config.mask_token_id)
+    return {
+        "logits_every_64th": model(codes, labels).logits[..., ::64],
+        "uncond_logits_every_64th": model(codes, torch.full_like(labels, config.null_label)).logits[..., ::64],
+    }
+
+
+def greedy_pipeline(model, tokenizer, official_generator, schedule, annealed):
+    """The pipeline with the reference's way to sample, at temperature 0."""
+    official = {
+        **official_generator,
+        "num_steps": 8,
+        "randomize_temperature": 0.0,
+        "guidance_scale": REFERENCE_SCALES[schedule],
+        "guidance_decay": schedule,
+    }
+    scheduler, sampling = official_sampling({"model": {"generator": official}})
+    scheduler["softmax_temperature_annealing"] = annealed
+    pipeline = TiTokPipeline(tokenizer, model, MaskGitScheduler(model.config.mask_token_id, **scheduler), **sampling)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def computed_once(forward):
+    """A generator's `forward` that remembers: greedy runs have many steps in common."""
+    outputs = {}
+
+    def remember(codes, labels):
+        ids = (*codes.flatten().tolist(), *labels.tolist())
+        if ids not in outputs:
+            outputs[ids] = forward(codes, labels)
+        return outputs[ids]
+
+    return remember
+
+
+def greedy_outputs(model, case, tokenizer):
+    labels = case.integers("labels", model.config.num_labels, 2)
+    official_generator = case.config["model"]["generator"]
+    outputs = {}
+    with mock.patch.object(model, "forward", computed_once(model.forward)):
+        for schedule in REFERENCE_SCALES:
+            for kind in ("annealed", "plain"):
+                pipeline = greedy_pipeline(model, tokenizer, official_generator, schedule, kind == "annealed")
+                outputs[f"greedy_{schedule}_{kind}"] = pipeline(labels, output_type="codes").codes
+    return outputs
+
+
+@pytest.mark.parametrize(("name", "model_class"), GENERATORS.items(), ids=GENERATORS)
+@torch.no_grad()
+def test_generator_is_the_reference_and_goes_back(load, make_titok_config, name, model_class):
+    case = Case(name)
+    loaded = load(case, model_class)
+    sizes = {"num_latent_tokens": loaded.model.config.num_tokens, "codebook_size": loaded.model.config.codebook_size}
+    tokenizer = TiTokModel(make_titok_config("pixels", **sizes))
+
+    outputs = logits_outputs(loaded.model, case) | greedy_outputs(loaded.model, case, tokenizer)
+    assert_outputs(outputs, case.reference)
+    assert_official_again(loaded)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@torch.no_grad()
+def test_tokenizer_is_the_reference_and_goes_back(load, name):
+    case = Case(name)
+    loaded = load(case, TiTokModel)
+
+    tolerances = {}
+    if loaded.model.config.head == "vqgan_decoder":
+        tolerances = dict.fromkeys(("decoded_every_8th", "decoded_mean", "decoded_std"), TOLERANCE_OF_VQGAN)
+    assert_outputs(tokenizer_outputs(loaded.model, case), case.reference, tolerances)
+    assert_official_again(loaded)
+
+
+@torch.no_grad()
+def test_vqgan_is_the_reference_and_goes_back(load):
+    case = Case(VQGAN)
+    loaded = load(case, MaskGitVQGANModel)
+
+    assert_outputs(
+        vqgan_outputs(loaded.model, case), case.reference, dict.fromkeys(case.reference, TOLERANCE_OF_VQGAN)
+    )
+    assert_official_again(loaded)
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, *GENERATORS])
+def test_shapes_tell_the_configuration(name):
+    case = Case(name)
+    fields = case.format().config_fields(case.format().config_from_shapes(case.shapes))
+    assert case.format().model_class.config_class(**fields).to_dict() == case.our_config().to_dict()
+
+
+def test_shapes_tell_the_configuration_of_the_vqgan():
+    case = Case(VQGAN)
+    fields = case.format().config_fields(case.format().config_from_shapes(case.shapes))
+    sizes = {
+        "image_size": case.config["resolution"],
+        "num_channels": case.config["num_channels"],
+        "hidden_channels": case.config["hidden_channels"],
+        "channel_multipliers": case.config["channel_mult"],
+        "num_res_blocks": case.config["num_res_blocks"],
+        "latent_channels": case.config["z_channels"],
+    }
+    expected = MaskGitVQGANConfig(**sizes, shortcut_of_output=True)
+    assert MaskGitVQGANConfig(**fields).to_dict() == expected.to_dict()
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, *GENERATORS])
+def test_configuration_goes_back(name):
+    case = Case(name)
+    config = case.our_config()
+    fields = case.format().config_fields(case.format().official_config(config))
+    assert type(config)(**fields).to_dict() == config.to_dict()
+
+
+class FixedTokenizer(nn.Module):
+    """Gives the same outputs whatever comes in."""
+
+    def __init__(self, encoded, decoded=None):
+        super().__init__()
+        self.encoded, self.decoded = encoded, decoded
+
+    def encode(self, *_):
+        return self.encoded
+
+    def decode(self, _latents):
+        return self.decoded
+
+
+def official_discriminator(case):
+    discriminator = PatchDiscriminator()
+    names = (("conv_in", "block_in.0"), ("stages", "blocks"), ("proj", "to_logits.0"), ("conv_out", "to_logits.2"))
+    weights = case.weights()
+    state_dict = {}
+    for name in discriminator.state_dict():
+        official = name
+        for ours, theirs in names:
+            official = official.replace(ours, theirs)
+        state_dict[name] = weights.pop(official)
+    assert not weights
+    discriminator.load_state_dict(state_dict)
+    return discriminator
+
+
+def adversarial_outputs(case):
+    pixel_values, reconstruction = case.pixel_values(256), case.uniform("reconstruction", 2, 3, 256, 256)
+    tokenizer = FixedTokenizer(
+        TokenizerEncoderOutput(quantizer_loss=torch.zeros(())), TokenizerDecoderOutput(reconstruction=reconstruction)
+    )
+    discriminator = official_discriminator(case)
+    parts = ReconstructionObjective(tokenizer, discriminator=discriminator).eval()(pixel_values).parts
+    return {
+        "logits_real": discriminator(pixel_values),
+        "logits_fake": discriminator(reconstruction),
+        "reconstruction_l1": F.l1_loss(reconstruction, pixel_values),
+        "reconstruction_l2": parts["reconstruction_loss"],
+        "discriminator_hinge": parts["discriminator_loss"],
+        "generator_adversarial": parts["adversarial_loss"],
+        "lecam": lecam_loss(parts["real_logit"], parts["fake_logit"], torch.tensor(0.3), torch.tensor(-0.2)),
+    }
+
+
+def masked_token_outputs(case):
+    logits, targets = case.normal("logits", 2, 16, 64), case.integers("targets", 64, 2, 16)
+    masked = case.uniform("mask", 2, 16) < 0.6
+    generator = MaskGitModel(MaskGitConfig(codebook_size=64, num_tokens=16, num_hidden_layers=1)).eval()
+    generator.backbone = lambda _ids: F.pad(logits, (0, 0, 1, 0))
+    generator.lm_head = nn.Identity()
+    objective = MaskedTokenObjective(
+        generator,
+        FixedTokenizer(TokenizerEncoderOutput(codes=targets)),
+        SimpleNamespace(add_noise=lambda codes, _progress: codes.masked_fill(masked, 64)),
+    )
+    output = objective.eval()(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
+    return {"masked_token_loss": output.loss, "masked_token_accuracy": output.parts["masked_token_accuracy"]}
+
+
+def proxy_code_outputs(case, titok_config):
+    logits = case.normal("proxy_logits", 2, 1024, 4, 4).flatten(2).transpose(1, 2)  # (B, P, N)
+    fixed = FixedTokenizer(
+        TokenizerEncoderOutput(quantizer_loss=torch.tensor(0.5)), TokenizerDecoderOutput(proxy_logits=logits)
+    )
+    tokenizer = TiTokModel(titok_config)
+    tokenizer.encode, tokenizer.decode = fixed.encode, fixed.decode
+    output = tokenizer(torch.zeros(2, 3, 32, 32), case.integers("proxy_codes", 1024, 2, 16))
+    return {"proxy_code_loss_total": output.loss}
+
+
+@torch.no_grad()
+def test_losses_are_those_of_the_reference(titok_config):
+    case = Case("losses")
+    outputs = adversarial_outputs(case) | masked_token_outputs(case) | proxy_code_outputs(case, titok_config)
+    assert_outputs(outputs, case.reference)
+
+
+def test_every_case_is_compared():
+    assert {file.stem for file in CASES.iterdir()} == {*TOKENIZERS, *GENERATORS, VQGAN, "losses"}
