@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
@@ -179,8 +178,8 @@ def encode(model, pixel_values):
 
 def vector_quantizer_outputs(model, pixel_values):
     encoded, encoder_output = encode(model, pixel_values)
-    with mock.patch.object(model.quantizer, "commitment_cost", 0.0):
-        codebook_loss = model.quantizer(encoder_output).quantizer_loss
+    model.quantizer.commitment_cost = 0.0
+    codebook_loss = model.quantizer(encoder_output).quantizer_loss
     return {
         "encoder_output": in_reference_layout(encoder_output),
         "codes": encoded.codes,
@@ -285,11 +284,11 @@ def greedy_outputs(model, case, tokenizer):
     labels = case.integers("labels", model.config.num_labels, 2)
     official_generator = case.config["model"]["generator"]
     outputs = {}
-    with mock.patch.object(model, "forward", computed_once(model.forward)):
-        for schedule in REFERENCE_SCALES:
-            for kind in ("annealed", "plain"):
-                pipeline = greedy_pipeline(model, tokenizer, official_generator, schedule, kind == "annealed")
-                outputs[f"greedy_{schedule}_{kind}"] = pipeline(labels, output_type="codes").codes
+    model.forward = computed_once(model.forward)
+    for schedule in REFERENCE_SCALES:
+        for kind in ("annealed", "plain"):
+            pipeline = greedy_pipeline(model, tokenizer, official_generator, schedule, kind == "annealed")
+            outputs[f"greedy_{schedule}_{kind}"] = pipeline(labels, output_type="codes").codes
     return outputs
 
 
