@@ -2,6 +2,7 @@ import json
 import sys
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from titok_hf import MaskGitVQGANModel, TiTokModel, TiTokPipeline
@@ -39,6 +40,24 @@ def test_models_load(demo):
     pipeline = TiTokPipeline.from_pretrained(folder / "pipeline")
     assert tokenizer.config.vqgan_config.codebook_size == vqgan.config.codebook_size
     assert pipeline.generator.config.codebook_size == tokenizer.config.codebook_size
+
+
+def test_cards_carry_recipe_and_measures(demo):
+    folder, metrics = demo
+    for name in ("tokenizer", "pipeline"):
+        card = ModelCard.load(folder / name / "README.md")
+        assert f'from_pretrained("{folder / name}")' in card.text
+        assert "max_steps: " in card.text
+        assert card.data.license == "cc-by-4.0"
+        for result in card.data.eval_results:
+            assert result.dataset_name == "UCI Optical Recognition of Handwritten Digits"
+            assert "real training digits" in result.metric_args["protocol"]
+        results = {(result.task_type, result.metric_type): result.metric_value for result in card.data.eval_results}
+        reconstruction = metrics["reconstructed"]["decoder_finetuning"]
+        assert results["image-reconstruction", "mean_squared_error"] == reconstruction["mean_squared_error"]
+        if name == "pipeline":
+            generated = results["unconditional-image-generation", "frechet_distance"]
+            assert generated == metrics["generated"]["frechet_distance"]
 
 
 def test_metrics_are_what_is_returned(demo):

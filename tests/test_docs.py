@@ -1,4 +1,4 @@
-"""Every snippet of README and docs runs, beside the folder of a miniature demo."""
+"""Every snippet of README and docs runs, page by page, beside the folder of a miniature demo."""
 
 import os
 import re
@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from titok_hf import MaskGitConfig, MaskGitModel, TiTokConfig, TiTokModel
+from titok_hf.conversion.convert import write_official
 from titok_hf.data.digits import load_digits_dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SAMPLING = {"num_steps": 8, "randomize_temperature": 9.5, "guidance_scale": 4.5, "guidance_decay": "linear"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -32,27 +35,43 @@ def image_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.xdist_group("demo")
-@every_page
-def test_python_snippets_run(page, demo, monkeypatch):
-    monkeypatch.chdir(demo[0].parent)
-    namespace = {}
-    for snippet in snippets(page, "python"):
-        exec(compile(snippet, str(page), "exec"), namespace)
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Stand-ins for the released TiTok-L-32, of its format, tokens and codes but smaller."""
+    vqgan_config = {"image_size": 256, "shortcut_of_output": True}
+    tokenizer = TiTokConfig.from_size(
+        "titok-s-128", num_latent_tokens=32, head="vqgan_decoder", interleaved_latents=True, vqgan_config=vqgan_config
+    )
+    generator = MaskGitConfig(hidden_size=64, num_hidden_layers=2, intermediate_size=128)
+    folders = {}
+    for kind, model in (("tokenizer", TiTokModel(tokenizer)), ("generator", MaskGitModel(generator))):
+        folder = tmp_path_factory.mktemp(kind)
+        write_official(model, folder, {} if kind == "tokenizer" else SAMPLING)
+        folders[f"yucornetto/{kind}_titok_l32_imagenet"] = folder
+    return folders
 
 
 @pytest.mark.xdist_group("demo")
 @every_page
-def test_titok_commands_run(page, demo, miniature, image_folder):
+def test_snippets_run_in_order(page, demo, miniature, image_folder, hub, released, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").symlink_to(demo[0])
+    for repo_id, folder in released.items():
+        hub.add(repo_id, {path.name: path.read_bytes() for path in folder.iterdir()})
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for line in "".join(snippets(page, "bash")).splitlines():
-        words = shlex.split(line.replace("path/to/images", str(image_folder)), comments=True)
-        if words[:1] != ["titok"]:
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    namespace = {}
+    for language, snippet in re.findall(r"^```(python|bash)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        if language == "python":
+            exec(compile(snippet, str(page), "exec"), namespace)
             continue
-        if words[1] == "train":
-            words[3:3] = [argument for override in miniature for argument in ("--set", override)]
-        environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-        subprocess.run(words, cwd=demo[0].parent, env=environment, check=True)
+        for line in snippet.splitlines():
+            words = shlex.split(line.replace("path/to/images", str(image_folder)), comments=True)
+            if words[:1] != ["titok"]:
+                continue
+            if words[1] == "train":
+                words[3:3] = [argument for override in miniature for argument in ("--set", override)]
+            subprocess.run(words, env=environment, check=True)
 
 
 @every_page

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 import titok_hf
-from titok_hf import TiTokImageProcessor, TiTokPipeline
+from titok_hf import MaskGitModel, TiTokImageProcessor, TiTokPipeline
 from titok_hf.cli import main
+from titok_hf.conversion.convert import write_official
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_dataset
 from titok_hf.evaluation import generate_to_file
 
@@ -27,6 +29,8 @@ COMMANDS = {
         "--guidance-schedule",
         "--seed",
     ),
+    "convert": ("--output-dir", "--generator", "--config", "--dtype", "--to-official", "--push", "--private"),
+    "push": ("--private", "--revision"),
 }
 
 pytestmark = pytest.mark.xdist_group("cli")
@@ -283,3 +287,62 @@ def test_output_paths_are_printed_as_they_are(folder, call, tmp_path, monkeypatc
     assert code == 0
     assert (tmp_path / "a[b].png").exists()
     assert "a[b].png" in printed
+
+
+@pytest.fixture
+def saved(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+def test_push_publishes_a_folder(call, saved, hub):
+    code, out, _ = call("push", saved, "user/cli-digits", "--private", "--revision", "v2")
+
+    assert code == 0 and "Published: user/cli-digits" in out
+    assert "model_index.json" in hub.files("user/cli-digits", revision="v2")
+    assert 'from_pretrained("user/cli-digits")' in hub.files("user/cli-digits", revision="v2")["README.md"].decode()
+
+
+def test_push_says_what_is_not_allowed(call, saved, hub, monkeypatch):
+    hub.add("lab/digits", {"README.md": b"theirs"})
+    code, _, err = call("push", saved, "lab/digits")
+
+    assert code == 1
+    assert "no permission for this on lab/digits" in err and "Traceback" not in err
+
+
+@pytest.fixture
+def official(tmp_path, generator_config):
+    """A generator in the official format."""
+    generator_config.num_attention_heads = 16
+    sampling = {"num_steps": 8, "randomize_temperature": 1.0, "guidance_scale": 0.0, "guidance_decay": "constant"}
+    write_official(MaskGitModel(generator_config), tmp_path / "official", sampling)
+    return tmp_path / "official"
+
+
+def test_convert_there_and_back(call, official, tmp_path, hub):
+    code, out, _ = call("convert", official, "--output-dir", tmp_path / "ours", "--push", "user/cli-generator")
+    assert code == 0 and "Published: user/cli-generator" in out
+    assert MaskGitModel.from_pretrained("user/cli-generator").config.num_tokens == 8
+
+    code, out, _ = call("convert", tmp_path / "ours", "--to-official", "--output-dir", tmp_path / "back")
+    assert code == 0 and "Converted:" in out
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (official / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("nowhere",), "neither a file or folder here, nor a Hub repository"),
+        (("OFFICIAL", "--dtype", "int8"), "must be one of float32, bfloat16, float16, got 'int8'"),
+        (("OFFICIAL", "--to-official", "--dtype", "float16"), "no other option goes with it"),
+        (("OFFICIAL", "--generator", "OFFICIAL"), "masked generator are expected, got a MaskGitModel and a MaskGit"),
+    ],
+)
+def test_convert_says_what_is_wrong(call, official, tmp_path, arguments, sentence):
+    words = [official if word == "OFFICIAL" else word for word in arguments]
+    code, _, err = call("convert", *words, "--output-dir", tmp_path / "out")
+
+    assert code == 1
+    assert re.search(sentence, err), err
+    assert not (tmp_path / "out").exists()

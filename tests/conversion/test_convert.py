@@ -201,6 +201,8 @@ def test_parts_that_do_not_fit_leave_nothing(make_tokenizer, write_official, pai
         convert(other, tmp_path / "pipeline", generator=pair[1])
     with pytest.raises(ValueError, match="A generator is expected beside the tokenizer, got a TiTokModel"):
         convert(pair[0], tmp_path / "pipeline", generator=pair[0])
+    with pytest.raises(TypeError, match="masked generator are expected, got a MaskGitModel and a MaskGitModel"):
+        convert(pair[1], tmp_path / "pipeline", generator=pair[1])
     assert not list(tmp_path.glob("pipeline*"))
 
 

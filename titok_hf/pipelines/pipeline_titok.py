@@ -87,6 +87,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         num_inference_steps, guidance_scale, guidance_schedule: Defaults of a call.
 
     Raises:
+        TypeError: If a component is of another kind.
         ValueError: If the components do not fit each other.
     """
 
@@ -102,6 +103,11 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         guidance_schedule: str = "linear",
     ):
         super().__init__()
+        if not hasattr(tokenizer, "decode_codes") or not isinstance(generator, MaskGitPreTrainedModel):
+            raise TypeError(
+                "A tokenizer that decodes codes and a masked generator are expected, got a "
+                f"{type(tokenizer).__name__} and a {type(generator).__name__}."
+            )
         if isinstance(tokenizer, TiTokModel):
             head, quantizer = tokenizer.config.head, tokenizer.config.quantizer
             if head == "proxy_codes" or quantizer != "vq":
@@ -167,7 +173,7 @@ image = pipe(0).images[0]"""
             pretrained_model_name_or_path: The folder or repository.
             subfolder: Folder of the pipeline in it.
             kwargs: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` find a repository; the
-                rest goes to diffusers, components and `torch_dtype` among it.
+                rest goes to diffusers, components and `dtype` among it.
 
         Raises:
             OSError: If there is no such repository, or the connection broke.
