@@ -30,6 +30,20 @@ class PublishMixin:
         """
         return render_card(self.describe(), self.provenance(), repo_id)
 
+    def complete_folder(self, folder: Path) -> None:
+        """Adds to a saved folder what the base class does not write."""
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As in the base class; with `push_to_hub=True` also published, as `repo_id` or the folder's name."""
+        names = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
+        publishing = {name: kwargs.pop(name) for name in names if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self.complete_folder(Path(save_directory))
+        if push_to_hub:
+            self.push_to_hub(publishing.pop("repo_id", Path(save_directory).name), **publishing)
+
     def push_to_hub(
         self,
         repo_id: str,

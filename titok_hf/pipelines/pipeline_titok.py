@@ -205,14 +205,9 @@ image = pipe(0).images[0]"""
                 value[0] = CLASSES[value[1]].__module__
         return loaded
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As in diffusers.
-
-        With the one-line modules beside the parts,
-        `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads the folder too.
-        """
-        super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
+    def complete_folder(self, folder: Path) -> None:
+        """Writes a one-line module beside each part, with which
+        `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads the folder too."""
         index = json.loads((folder / self.config_name).read_text())
         index["_class_name"] = [PIPELINE_MODULE, type(self).__name__]
         (folder / f"{PIPELINE_MODULE}.py").write_text(f"from titok_hf import {type(self).__name__}\n")
