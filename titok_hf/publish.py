@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from huggingface_hub import HfApi
 from transformers import AutoModel
 
+from .hub.cards import GENERATED
+from .hub.errors import explain_hub_errors
 from .modeling.titok import TiTokImageProcessor
 from .pipelines import TiTokPipeline
 
@@ -17,7 +20,8 @@ def publish_folder(
 ) -> None:
     """Publishes a pipeline, or a model with its image processor, with a model card.
 
-    It is loaded first: what cannot be loaded is not published.
+    It is loaded first: what cannot be loaded is not published. A `README.md` in the folder that someone wrote or
+    edited is the card.
 
     Args:
         folder: The folder.
@@ -38,3 +42,9 @@ def publish_folder(
             things.append(TiTokImageProcessor.from_pretrained(folder))
     for thing in things:
         thing.push_to_hub(repo_id, private=private, token=token, revision=revision)
+    card = folder / "README.md"
+    if card.exists() and GENERATED not in card.read_text(encoding="utf-8"):
+        with explain_hub_errors(repo_id):
+            HfApi(token=token).upload_file(
+                path_or_fileobj=card, path_in_repo=card.name, repo_id=repo_id, revision=revision
+            )

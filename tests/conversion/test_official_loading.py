@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
 
 from titok_hf import (
     MaskGitConfig,
@@ -276,10 +277,11 @@ def edit_config(folder, **fields):
     (folder / "config.json").write_text(json.dumps(config | fields))
 
 
-def test_config_of_a_newer_version_is_refused(ours):
+@pytest.mark.parametrize("loader", [MaskGitModel, MaskGitConfig, AutoModel, AutoConfig])
+def test_config_of_a_newer_version_is_refused(ours, loader):
     edit_config(ours, rope_theta=100.0, titok_hf_version="7.0.0")
-    with pytest.raises(ValueError, match=r"does not know: rope_theta\. It was written by titok_hf 7\.0\.0: install"):
-        MaskGitModel.from_pretrained(ours)
+    with pytest.raises(ValueError, match=r"not known here: rope_theta\. It was written by titok_hf 7\.0\.0 and tr"):
+        loader.from_pretrained(ours)
 
 
 def test_misshapen_weights_of_ours_are_refused(ours):

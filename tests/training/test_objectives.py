@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from titok_hf.training import ClassifierObjective
+from titok_hf.training import ClassifierObjective, ReconstructionObjective
 
 STAGES = (
     ("vqgan", "vq"),
@@ -58,6 +58,12 @@ def test_training_samples_the_posterior_of_continuous_tokens(make_objective, pix
         objective.train(training)
         losses = {objective(pixel_values).loss.item() for _ in range(3)}
         assert (len(losses) == 1) == (quantizer == "vq" or not training)
+
+
+def test_what_is_trained_on_is_not_what_was_measured(titok):
+    titok.config.provenance = {"base_model": ["lab/titok"], "results": [{"metric": "rFID", "value": 2.21}]}
+    objective = ReconstructionObjective(titok, ema_decay=0.9)
+    assert objective.result.config.provenance == titok.config.provenance == {"base_model": ["lab/titok"]}
 
 
 class TestWarmup:

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..hub.errors import explain_hub_errors
+from ..hub.errors import explain_hub_errors, explain_loading_errors
 from ..modeling.loading import refuse_misfit
 from .checkpoint import find_weights, read_tensors
 
@@ -63,7 +63,10 @@ class OfficialFormat(ABC):
         Raises:
             OSError: If there is none.
         """
-        config, _ = PreTrainedConfig.get_config_dict(path, **location)
+        with explain_loading_errors(path):
+            config, _ = PreTrainedConfig.get_config_dict(path, **location)
+        if not config:
+            raise FileNotFoundError(f"{Path(path) / location.get('subfolder', '')} has no config.json.")
         return None if "model_type" in config else config
 
     def provenance(self, path: str | Path) -> dict[str, Any] | None:
@@ -96,7 +99,10 @@ class OfficialFormat(ABC):
             OSError: If there is none.
             ValueError: If they do not fit the configuration, or cannot be read.
         """
-        files = find_weights(self.local_folder(path, **location))
+        try:
+            files = find_weights(self.local_folder(path, **location))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path} holds no weights: {error}") from error
         if isinstance(dtype, str):
             dtype = None if dtype == "auto" else getattr(torch, dtype)
         return self.to_ours(read_tensors(files), config, dtype)

@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, DatasetCard, HfApi
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..hub.cards import token_dataset_text, write_token_card
+from ..hub.cards import GENERATED, token_dataset_text
 from ..hub.errors import explain_hub_errors
 
 
@@ -37,8 +37,10 @@ def tokenize_images(
     Raises:
         ValueError: If the tokenizer is continuous, or a column is missing.
     """
-    if getattr(tokenizer.config, "quantizer", "vq") != "vq":
-        raise ValueError("A tokenizer with codes is expected; this one is continuous.")
+    if not hasattr(tokenizer, "decode_codes") or getattr(tokenizer.config, "quantizer", "vq") != "vq":
+        raise ValueError(f"A tokenizer with codes is expected; this {type(tokenizer).__name__} has none.")
+    if not dataset:
+        raise ValueError("The data set is empty.")
     splits = dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
     for name, split in splits.items():
         if missing := {image_column, label_column} - set(split.column_names):
@@ -56,9 +58,10 @@ def tokenize_images(
     integer = next(f"uint{bits}" for bits in (8, 16, 32) if config.codebook_size <= 2**bits)
     labels = next(iter(splits.values())).features[label_column]
     features = Features({"codes": List(Value(integer), length=config.num_tokens), "label": labels})
+    dataset = dataset.select_columns([image_column, label_column])
     if label_column != "label":
         dataset = dataset.rename_column(label_column, "label")
-    return dataset.select_columns([image_column, "label"]).map(
+    return dataset.map(
         encode,
         input_columns=image_column,
         batched=True,
@@ -79,7 +82,7 @@ def push_tokens_to_hub(
     token: str | None = None,
     revision: str | None = None,
 ) -> CommitInfo:
-    """Publishes a token data set as Parquet, with a card.
+    """Publishes a token data set as Parquet, then its card; the text of a card that someone edited stays.
 
     Args:
         dataset: Result of `tokenize_images`.
@@ -99,11 +102,20 @@ def push_tokens_to_hub(
         dataset.push_to_hub(repo_id, private=private, token=token, revision=revision)
         api = HfApi(token=token)
         card = DatasetCard.load(api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=revision))
-        config = tokenizer.config
-        text = token_dataset_text(images, tokenizer_id, config.num_tokens, config.codebook_size, repo_id)
-        return write_token_card(card, text, tokenizer_id, license).push_to_hub(
-            repo_id, repo_type="dataset", token=token, revision=revision
-        )
+        if not card.text.strip() or GENERATED in card.text:
+            card.text = token_dataset_text(
+                images,
+                tokenizer_id,
+                type(tokenizer).__name__,
+                tokenizer.config.num_tokens,
+                tokenizer.config.codebook_size,
+                next(iter(dataset)) if isinstance(dataset, DatasetDict) else "train",
+                repo_id,
+            )
+        card.data.tags = ["titok", "image-tokens"]
+        card.data.license = license
+        card.data.source_tokenizer = tokenizer_id
+        return card.push_to_hub(repo_id, repo_type="dataset", token=token, revision=revision)
 
 
 __all__ = ["push_tokens_to_hub", "tokenize_images"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 GENERATED = "<!-- Written by titok_hf, which writes it anew on the next push. Delete this line to keep your edits. -->"
 
@@ -46,7 +46,9 @@ class Description:
     citations: Sequence[str] = field(default=(TITOK_CITATION,))
 
 
-def render_card(description: Description, provenance: Mapping[str, Any] | None, repo_id: str) -> ModelCard:
+def render_card(
+    description: Description, provenance: Mapping[str, Any] | None, repo_id: str, revision: str | None = None
+) -> ModelCard:
     """The model card of a thing.
 
     Args:
@@ -54,7 +56,9 @@ def render_card(description: Description, provenance: Mapping[str, Any] | None, 
         provenance: Where it comes from, see `docs/hub.md`: `license`, `base_model`, `datasets`, `training_data`,
             `recipe`, and `results`, each with `task`, `dataset`, `split`, `metric`, `value`, `protocol` and `source`.
         repo_id: Repository or folder that the snippet loads.
+        revision: Branch that it loads; the main one if not given.
     """
+    place = f'"{repo_id}"' if revision is None else f'"{repo_id}", revision="{revision}"'
     provenance = provenance or {}
     results = provenance.get("results", [])
     metadata = ModelCardData(
@@ -86,7 +90,7 @@ def render_card(description: Description, provenance: Mapping[str, Any] | None, 
         f"# {description.title}",
         GENERATED,
         description.text,
-        "## Use\n\n" + code("python", description.usage.replace("{repo_id}", repo_id)),
+        "## Use\n\n" + code("python", description.usage.replace('"{repo_id}"', place)),
     ]
     if training := training_section(provenance):
         parts.append(f"## Training\n\n{training}")
@@ -114,11 +118,20 @@ def training_section(provenance: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def token_dataset_text(images: str, tokenizer: str, num_tokens: int, codebook_size: int, repo_id: str) -> str:
-    """The text of the card of a data set of tokens."""
+def token_dataset_text(
+    images: str, tokenizer: str, model_class: str, num_tokens: int, codebook_size: int, split: str, repo_id: str
+) -> str:
+    """The text of the card of a data set of tokens.
+
+    Args:
+        images: What the images are.
+        tokenizer, model_class: Repository and class of the tokenizer.
+        num_tokens, codebook_size: Of the tokenizer.
+        split, repo_id: What the snippet loads.
+    """
     usage = (
         "from datasets import load_dataset\n\n"
-        f'tokens = load_dataset("{repo_id}")["train"].with_format("torch")\n'
+        f'tokens = load_dataset("{repo_id}")["{split}"].with_format("torch")\n'
         f'codes = tokens[0]["codes"]  # ({num_tokens},)'
     )
     return (
@@ -126,18 +139,9 @@ def token_dataset_text(images: str, tokenizer: str, num_tokens: int, codebook_si
         f"The images of `{images}`, each as {num_tokens} codes in [0, {codebook_size}) of the tokenizer "
         f"`{tokenizer}`, with its label. Made with `titok_hf`; a generator trains on these instead of on images.\n\n"
         f"## Use\n\n{code('python', usage)}\n\n"
-        f'The tokenizer decodes the codes: `TiTokModel.from_pretrained("{tokenizer}").decode_codes(codes[None])`.\n\n'
+        f'`{model_class}.from_pretrained("{tokenizer}").decode_codes(codes[None])` makes an image of them again.\n\n'
         f"## Citation\n\n{code('bibtex', TITOK_CITATION)}\n"
     )
-
-
-def write_token_card(card: DatasetCard, text: str, tokenizer: str, license: str | None) -> DatasetCard:
-    """A card with the metadata that `datasets` wrote, more of it, and the text."""
-    card.data.tags = ["titok", "image-tokens"]
-    card.data.license = license
-    card.data.source_tokenizer = tokenizer
-    card.text = text
-    return card
 
 
 def code(language: str, text: str) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -23,7 +25,7 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: If the repository, the revision or a file is missing, on the Hub or, offline, in the cache.
-        PermissionError: If the token does not allow it.
+        PermissionError: If the token is not accepted, or does not allow it.
         ConnectionError: If the connection broke or the Hub is out of reach.
         OSError: If the Hub refused for another reason.
     """
@@ -39,22 +41,27 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
             "name, or log in with `hf auth login` or pass `token`."
         ) from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"The repository {repo_id} has no such revision: {first_line(error)}") from error
+        raise FileNotFoundError(f"The repository {repo_id} has no such revision: {reason(error)}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
             f"{repo_id} is not in the cache, or not whole, and the Hub is out of reach or not to be asked "
             "(`HF_HUB_OFFLINE`, `local_files_only`): load it once with a connection."
         ) from error
     except EntryNotFoundError as error:
-        raise FileNotFoundError(f"A file is missing in the repository {repo_id}: {first_line(error)}") from error
+        raise FileNotFoundError(f"A file is missing in the repository {repo_id}: {reason(error)}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        if status in (401, 403):
+        if status == 401:
+            raise PermissionError(
+                f"The Hub does not accept the token for {repo_id} (status {status}): log in with `hf auth login` or "
+                f"pass another `token`. The Hub says: {reason(error)}"
+            ) from error
+        if status == 403:
             raise PermissionError(
                 f"The token gives no permission for this on {repo_id} (status {status}): use a token that may write "
-                f"there. The Hub says: {first_line(error)}"
+                f"there. The Hub says: {reason(error)}"
             ) from error
-        raise OSError(f"The Hub refused a request for {repo_id} (status {status}): {first_line(error)}") from error
+        raise OSError(f"The Hub refused a request for {repo_id} (status {status}): {reason(error)}") from error
     except (HTTPError, ConnectionError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "uploading" not in str(error):  # the client's word for a cut upload
             raise
@@ -62,6 +69,37 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
             f"The connection to the Hub broke at {repo_id} ({type(error).__name__}: {first_line(error)}). An upload "
             "has changed nothing, a download keeps what it has: try again."
         ) from error
+
+
+@contextmanager
+def explain_loading_errors(path: str | Path | None) -> Iterator[None]:
+    """As `explain_hub_errors`, where transformers or diffusers have put the client's error into one of their own."""
+    try:
+        yield
+    except (OSError, HTTPError) as error:
+        cause = client_error(error)
+        if cause is None or path is None or Path(path).is_dir():
+            raise
+        with explain_hub_errors(str(path)):
+            raise cause from None
+
+
+def client_error(error: BaseException | None) -> BaseException | None:
+    """The client's own error among those that led to an error."""
+    seen = []
+    while error is not None and error not in seen:
+        if isinstance(error, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def reason(error: HfHubHTTPError) -> str:
+    """The missing file, or what the Hub says."""
+    if isinstance(error, EntryNotFoundError):
+        return unquote(error.response.url.path.partition("/resolve/")[2].partition("/")[2])
+    return " ".join((error.server_message or first_line(error)).split())
 
 
 def first_line(error: Exception) -> str:

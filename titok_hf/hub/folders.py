@@ -16,7 +16,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     Raises:
         FileExistsError: If there is something already.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already: choose another name, or delete it.")
     partial = folder.with_name(folder.name + ".partial")

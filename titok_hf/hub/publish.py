@@ -5,10 +5,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from .cards import GENERATED, Description, render_card
 from .errors import explain_hub_errors
+
+# Weights as transformers names them. Those of an earlier push go, since loading might prefer them to the new ones.
+WEIGHT_PATTERNS = (
+    "model.safetensors",
+    "model-[0-9]*-of-[0-9]*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 class PublishMixin:
@@ -22,13 +31,14 @@ class PublishMixin:
         """Where it comes from and how well it does, as far as it is known; see `render_card`."""
         return None
 
-    def model_card(self, repo_id: str) -> ModelCard:
+    def model_card(self, repo_id: str, revision: str | None = None) -> ModelCard:
         """The generated card.
 
         Args:
             repo_id: Repository or folder that the card's snippet loads.
+            revision: Branch that it loads; the main one if not given.
         """
-        return render_card(self.describe(), self.provenance(), repo_id)
+        return render_card(self.describe(), self.provenance(), repo_id, revision)
 
     def complete_folder(self, folder: Path) -> None:
         """Adds to a saved folder what the base class does not write."""
@@ -42,7 +52,7 @@ class PublishMixin:
         super().save_pretrained(save_directory, *args, **kwargs)
         self.complete_folder(Path(save_directory))
         if push_to_hub:
-            self.push_to_hub(publishing.pop("repo_id", Path(save_directory).name), **publishing)
+            self.push_to_hub(publishing.pop("repo_id", Path(save_directory).name), **publishing, **kwargs)
 
     def push_to_hub(
         self,
@@ -82,7 +92,7 @@ class PublishMixin:
             if revision is not None and not create_pr:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             if not subfolder and self.replaces_card(api, repo_id, revision):
-                self.model_card(repo_id).save(Path(folder) / "README.md")
+                self.model_card(repo_id, revision).save(Path(folder) / "README.md")
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -90,12 +100,19 @@ class PublishMixin:
                 commit_message=commit_message or f"Upload {type(self).__name__}",
                 revision=revision,
                 create_pr=create_pr,
+                delete_patterns=[
+                    str(config.parent.relative_to(folder) / pattern)
+                    for config in Path(folder).rglob("config.json")
+                    for pattern in WEIGHT_PATTERNS
+                ],
             )
 
     def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
         """Whether the repository has no card yet, or a generated one."""
         try:
-            card = Path(api.hf_hub_download(repo_id, "README.md", revision=revision))
-        except EntryNotFoundError:
+            # by its commit: by the name of a branch, a stale card might come from the cache
+            sha = api.model_info(repo_id, revision=revision).sha
+            card = Path(api.hf_hub_download(repo_id, "README.md", revision=sha))
+        except RemoteEntryNotFoundError:
             return True
-        return GENERATED in card.read_text()
+        return GENERATED in card.read_text(encoding="utf-8")

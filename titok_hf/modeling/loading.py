@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
+from ..hub.errors import explain_loading_errors
 from ..hub.publish import PublishMixin
 from ..version import __version__
 
@@ -33,6 +35,19 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+# What a configuration may hold besides its fields.
+KNOWN_TO_TRANSFORMERS = {
+    "_attn_implementation",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "model_type",
+    "num_labels",
+    "quantization_config",
+    "titok_hf_version",
+    "torch_dtype",
+}
 
 Misshapen = tuple[str, Sequence[int], Sequence[int]]
 
@@ -75,7 +90,7 @@ class CheckedConfigMixin:
         """As in transformers; an official configuration comes as the fields of ours.
 
         Raises:
-            ValueError: If the configuration is of another model type, or has fields that this version does not know.
+            ValueError: If the configuration is of another model type.
         """
         location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
         official = cls.official_format.find_config(pretrained_model_name_or_path, **location)
@@ -87,17 +102,29 @@ class CheckedConfigMixin:
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"{cls.__name__} expects a model of type {cls.model_type!r}, got one of {model_type!r}.")
-        known = {field.name for field in fields(cls)} | {"model_type", "titok_hf_version", "auto_map", "_name_or_path"}
-        if unknown := sorted(config_dict.keys() - known):
-            raise ValueError(
-                f"The configuration of {pretrained_model_name_or_path} has fields that titok_hf {__version__} does "
-                f"not know: {', '.join(unknown[:3])}. It was written by titok_hf "
-                f"{config_dict.get('titok_hf_version', 'of an unknown version')}: install that one or a newer one."
-            )
-        config_dict.pop("titok_hf_version", None)
         return config_dict, kwargs
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            ValueError: If there are fields that this version does not know.
+        """
+        if unknown := sorted(config_dict.keys() - {field.name for field in fields(cls)} - KNOWN_TO_TRANSFORMERS):
+            writers = (config_dict.get(f"{name}_version", "unknown") for name in ("titok_hf", "transformers"))
+            raise ValueError(
+                f"This configuration of a {cls.model_type!r} has fields that are not known here: "
+                f"{', '.join(unknown[:3])}. It was written by titok_hf {' and transformers '.join(writers)}, this is "
+                f"titok_hf {__version__} and transformers {transformers.__version__}: install those or newer ones, or "
+                "correct the fields."
+            )
+        return super().from_dict(
+            {name: value for name, value in config_dict.items() if name != "titok_hf_version"}, **kwargs
+        )
+
     def to_diff_dict(self) -> dict[str, Any]:
+        """The fields to save, and the version that saves them."""
         return {**super().to_diff_dict(), "titok_hf_version": __version__}
 
 
@@ -106,6 +133,15 @@ class CheckedLoadingMixin(PublishMixin):
 
     def provenance(self) -> dict[str, Any] | None:
         return self.config.provenance
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, max_shard_size: int | str = "50GB", **kwargs: Any
+    ) -> None:
+        """As in transformers, and `push_to_hub=True` publishes with a card.
+
+        `max_shard_size` stands in the signature because diffusers' pipelines look for it there.
+        """
+        super().save_pretrained(save_directory, *args, max_shard_size=max_shard_size, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -126,7 +162,7 @@ class CheckedLoadingMixin(PublishMixin):
         """
         path, official_format = pretrained_model_name_or_path, cls.config_class.official_format
         location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
-        with refuse_unreadable(path):
+        with refuse_unreadable(path), explain_loading_errors(path):
             if config is None and path is not None and official_format.find_config(path, **location) is not None:
                 config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **kwargs)
                 kwargs["state_dict"] = official_format.load_state_dict(path, config, dtype, **location)

@@ -160,7 +160,10 @@ image = pipe(0).images[0]"""
         for key in ("base_model", "datasets", "results"):
             joined[key] = []
             for part in parts:
-                joined[key] += [item for item in part.get(key, []) if item not in joined[key]]
+                items = part.get(key) or []
+                joined[key] += [
+                    item for item in ([items] if isinstance(items, str) else items) if item not in joined[key]
+                ]
         return {key: value for key, value in joined.items() if value}
 
     @classmethod
@@ -183,15 +186,22 @@ image = pipe(0).images[0]"""
         location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
         if not folder.is_dir():
             location.pop("proxies", None)
-            with explain_hub_errors(str(pretrained_model_name_or_path)):
-                folder = Path(snapshot_download(str(pretrained_model_name_or_path), **location))
+            repo_id, prefix = str(pretrained_model_name_or_path), f"{subfolder}/" if subfolder else ""
+            with explain_hub_errors(repo_id):
+                # the index first: where there is none, nothing large is downloaded
+                folder = Path(snapshot_download(repo_id, allow_patterns=prefix + cls.config_name, **location))
+                if (folder / subfolder / cls.config_name).exists():
+                    folder = Path(snapshot_download(repo_id, allow_patterns=f"{prefix}*", **location))
         if not (folder / subfolder / cls.config_name).exists():
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds no pipeline, which would have a {cls.config_name}. From a "
                 "tokenizer and a generator `titok convert` or `TiTokPipeline(tokenizer, generator, scheduler)` make "
                 "one."
             )
-        return super().from_pretrained(folder / subfolder, **kwargs)
+        try:
+            return super().from_pretrained(folder / subfolder, **kwargs)
+        except OSError as error:
+            raise OSError(f"The pipeline in {pretrained_model_name_or_path} is not whole: {error}") from error
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:

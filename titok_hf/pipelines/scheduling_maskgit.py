@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -11,6 +12,7 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import HfApi
 
 from ..hub.cards import MASKGIT_CITATION, Description
+from ..hub.errors import explain_loading_errors
 from ..hub.publish import PublishMixin
 
 MaskSchedule = Literal["arccos", "cosine", "linear", "root"]
@@ -129,6 +131,18 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"`confidence` must be 'log_prob' or 'logit', got {confidence!r}.")
         self.timesteps: torch.Tensor | None = None
         self.num_inference_steps: int | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None = None, *args: Any, **kwargs: Any
+    ) -> "MaskGitScheduler":
+        """As in diffusers.
+
+        Raises:
+            OSError: If there is no such folder or repository, or the connection broke.
+        """
+        with explain_loading_errors(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def describe(self) -> Description:
         text = (

@@ -51,6 +51,8 @@ class Objective(nn.Module):
 
     def __init__(self, model: PreTrainedModel, ema_decay: float = 0.0):
         super().__init__()
+        if provenance := getattr(model.config, "provenance", None):  # trained on, it is not what was measured any more
+            model.config.provenance = {key: value for key, value in provenance.items() if key != "results"}
         self.model = model
         self.ema = None
         if ema_decay:

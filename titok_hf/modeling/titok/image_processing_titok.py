@@ -11,6 +11,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
 from ...hub.cards import Description
+from ...hub.errors import explain_loading_errors
 from ...hub.publish import PublishMixin
 from ..loading import LOCATION_ARGUMENTS
 from .configuration_titok import TiTokConfig
@@ -58,7 +59,8 @@ image = processor.postprocess(pixel_values)[0]"""
         """As in transformers; where there is a tokenizer and no processor, as in the official repositories, the
         tokenizer's image size makes one."""
         try:
-            return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+            with explain_loading_errors(pretrained_model_name_or_path):
+                return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
             location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
             try:

@@ -1,0 +1,52 @@
+import pytest
+
+from titok_hf.hub.folders import whole_folder
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
+def test_folder_appears_when_it_is_whole(tmp_path, kind):
+    target = tmp_path / "not" / "there" / "folder"
+    with whole_folder(kind(target)) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.txt").write_text("a")
+        assert not target.exists()
+    assert (target / "sub" / "a.txt").read_text() == "a"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    target = tmp_path / "folder"
+    target.mkdir()
+    with whole_folder(target) as folder:
+        (folder / "a.txt").write_text("a")
+        assert not list(target.iterdir())
+    assert (target / "a.txt").read_text() == "a"
+
+
+def test_what_is_there_is_not_replaced(tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    file.write_text("mine")
+    for target in (folder, file):
+        with pytest.raises(FileExistsError, match=f"{target} exists already"), whole_folder(target):
+            pytest.fail("must not be entered")
+    assert (folder / "mine.txt").read_text() == file.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == [file, folder]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_nothing(tmp_path, error):
+    with pytest.raises(error, match="half way"), whole_folder(tmp_path / "folder") as folder:
+        (folder / "a.txt").write_text("a")
+        raise error("half way")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    left = tmp_path / "folder.partial"
+    left.mkdir()
+    (left / "old.txt").write_text("old")
+    with whole_folder(tmp_path / "folder") as folder:
+        (folder / "new.txt").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new.txt"]
