@@ -300,7 +300,10 @@ def test_push_publishes_a_folder(call, saved, hub):
 
     assert code == 0 and "Published: user/cli-digits" in out
     assert "model_index.json" in hub.files("user/cli-digits", revision="v2")
-    assert 'from_pretrained("user/cli-digits")' in hub.files("user/cli-digits", revision="v2")["README.md"].decode()
+    assert (
+        'from_pretrained("user/cli-digits", revision="v2")'
+        in hub.files("user/cli-digits", revision="v2")["README.md"].decode()
+    )
 
 
 def test_push_says_what_is_not_allowed(call, saved, hub, monkeypatch):

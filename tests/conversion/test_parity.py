@@ -364,6 +364,7 @@ class FixedTokenizer(nn.Module):
 
     def __init__(self, encoded, decoded=None):
         super().__init__()
+        self.config = SimpleNamespace(provenance=None)
         self.encoded, self.decoded = encoded, decoded
 
     def encode(self, *_):
