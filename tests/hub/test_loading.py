@@ -201,7 +201,7 @@ def test_offline(hub, pipeline, titok, tmp_path):
     """
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), tmp_path / "loaded.pt"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
