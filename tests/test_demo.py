@@ -46,7 +46,7 @@ def test_cards_carry_recipe_and_measures(demo):
     folder, metrics = demo
     for name in ("tokenizer", "pipeline"):
         card = ModelCard.load(folder / name / "README.md")
-        assert f'from_pretrained("{folder / name}")' in card.text
+        assert f'from_pretrained("demo/{name}")' in card.text
         assert "max_steps: " in card.text
         assert card.data.license == "cc-by-4.0"
         for result in card.data.eval_results:

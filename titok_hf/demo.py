@@ -123,7 +123,7 @@ def write_cards(output_dir: Path, tokenizer: TiTokModel, pipeline: TiTokPipeline
         model.config.provenance = {**model.config.provenance, "license": "cc-by-4.0", "results": measured}
         model.config.save_pretrained(output_dir / folder)
     for thing, folder in ((tokenizer, "tokenizer"), (pipeline, "pipeline")):
-        thing.model_card(str(output_dir / folder)).save(output_dir / folder / "README.md")
+        thing.model_card(f"{output_dir.name}/{folder}").save(output_dir / folder / "README.md")
 
 
 def results(task: str, measures: dict[str, float], count: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import yaml
 from safetensors.torch import load_file
 
 from titok_hf import (
+    MaskGitModel,
     MaskGitScheduler,
     MaskGitUViTModel,
     MaskGitVQGANConfig,
@@ -189,6 +190,35 @@ def test_unknown_sampling_is_asked_for(make_tokenizer, make_generator, write_off
         convert(write_official(make_tokenizer()), tmp_path / "pipeline", generator=generator)
 
 
+def test_mask_schedule_of_older_configurations_is_taken_over(make_tokenizer, make_generator, write_official, tmp_path):
+    def edit(tensors, config):
+        config["model"]["generator"]["mask_schedule_strategy"] = "cosine"
+
+    generator = write_official(make_generator(), "generator", edit=edit)
+    pipeline = convert(write_official(make_tokenizer()), tmp_path / "pipeline", generator=generator)
+    assert pipeline.scheduler.config.mask_schedule == "cosine"
+    convert_to_official(tmp_path / "pipeline", tmp_path / "back")
+    back = json.loads((tmp_path / "back" / "generator" / "config.json").read_text())
+    assert back["model"]["generator"]["mask_schedule_strategy"] == "cosine"
+
+
+def test_unknown_guidance_is_refused_before_anything_is_written(pair, write_official, make_generator, tmp_path):
+    def edit(tensors, config):
+        config["model"]["generator"]["guidance_decay"] = "cosine"
+
+    generator = write_official(make_generator(), "other", edit=edit)
+    with pytest.raises(ValueError, match="`guidance_schedule` must be one of constant, linear, power-cosine"):
+        convert(pair[0], tmp_path / "pipeline", generator=generator)
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_loss_of_a_generator_goes_there_and_back(make_generator, tmp_path):
+    make_generator(label_smoothing=0.2, unmasked_weight=0.5).save_pretrained(tmp_path / "ours")
+    convert_to_official(tmp_path / "ours", tmp_path / "official")
+    config = MaskGitModel.from_pretrained(tmp_path / "official").config
+    assert (config.label_smoothing, config.unmasked_weight) == (0.2, 0.5)
+
+
 def test_sampling_in_part_is_refused():
     generator = {"model_type": "ViT", "image_seq_len": 8, "num_steps": 8, "guidance_scale": 1.0}
     with pytest.raises(ValueError, match="lacks randomize_temperature, guidance_decay"):
@@ -292,7 +322,7 @@ def test_sources_on_the_hub(hub, make_tokenizer, make_generator, write_official,
     assert_same_weights(convert("lab/files/generator.bin", tmp_path / "from_file"), generator)
     with pytest.raises(FileNotFoundError, match="There is no repository lab/nothing on the Hub, or it is private"):
         convert("lab/nothing", tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match=r"A file is missing in the repository lab/files/none.bin"):
+    with pytest.raises(FileNotFoundError, match=r"A file is missing in the repository lab/files: none.bin"):
         convert("lab/files/none.bin", tmp_path / "nothing")
 
 

@@ -18,6 +18,7 @@ from titok_hf import (
     TiTokConfig,
     TiTokImageProcessor,
     TiTokModel,
+    TiTokPipeline,
 )
 from titok_hf.conversion.checkpoint import write_tensors
 
@@ -100,6 +101,36 @@ def test_dtype_is_chosen_on_loading(make_tokenizer, write_official, assert_same_
     assert_same_weights(loaded, tokenizer.to(expected))
 
 
+def test_references_that_the_reference_leaves_in_its_config_are_resolved(make_generator, write_official):
+    def edit(tensors, config):
+        config["model"]["vq_model"]["num_latent_tokens"] = 8
+        config["model"]["generator"]["image_seq_len"] = "${model.vq_model.num_latent_tokens}"
+        config["model"]["generator"]["class_label_dropout"] = "2e-1"
+        config["experiment"] = {"output_dir": "${oc.env:RUNS}"}
+
+    config = MaskGitModel.from_pretrained(write_official(make_generator(), edit=edit)).config
+    assert (config.num_tokens, config.label_dropout) == (8, 0.2)
+
+
+def test_configuration_may_be_given(make_tokenizer, write_official, assert_same_weights):
+    tokenizer = make_tokenizer()
+    folder = write_official(tokenizer)
+    config = TiTokConfig.from_pretrained(folder, initializer_range=0.5)
+    for given in (config, folder, str(folder)):
+        loaded = TiTokModel.from_pretrained(folder, config=given)
+        assert_same_weights(loaded, tokenizer)
+    assert TiTokModel.from_pretrained(folder, config=config).config.initializer_range == 0.5
+
+
+def test_weights_saved_from_within_distributed_training_load(make_tokenizer, write_official, assert_same_weights):
+    def edit(tensors, config):
+        for name in list(tensors):
+            tensors["module." + name] = tensors.pop(name)
+
+    tokenizer = make_tokenizer()
+    assert_same_weights(TiTokModel.from_pretrained(write_official(tokenizer, edit=edit)), tokenizer)
+
+
 def test_fields_may_be_changed_on_loading(make_generator, write_official):
     folder = write_official(make_generator())
     assert MaskGitModel.from_pretrained(folder, label_dropout=0.0).config.label_dropout == 0
@@ -165,7 +196,12 @@ def test_quirks_are_on_for_two_stage_weights_only(make_tokenizer, write_official
         (put(is_legacy=True), "pixel_decoder.* missing|unexpected"),
         (put(clustering_vq=True, rope=True), "section `model.vq_model` .* not known here: clustering_vq, rope"),
         (put(vit_enc_model_size="huge"), "`vit_enc_model_size` must be one of small, base, large, tiny, got 'huge'"),
-        (lambda tensors, config: config.pop("dataset"), "a section `dataset.preprocessing.crop_size`; this one has"),
+        (
+            lambda tensors, config: config["model"]["vq_model"].pop("token_size"),
+            "The section `model.vq_model` of the official configuration lacks `token_size`",
+        ),
+        (put(token_size="${model.none}"), r"refers with `token_size` to \${model.none}, which is not there"),
+        (lambda tensors, config: config.pop("dataset"), "a section `dataset.preprocessing`; this one has"),
         (lambda tensors, config: config["model"].pop("vq_model"), "a section `model.vq_model`"),
     ],
 )
@@ -275,6 +311,20 @@ def ours(make_generator, tmp_path):
 def edit_config(folder, **fields):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+@pytest.mark.parametrize("config_class", [TiTokConfig, MaskGitConfig, MaskGitVQGANConfig])
+def test_configs_go_through_dicts(config_class):
+    config = config_class()
+    assert config_class.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("loader", [TiTokModel, TiTokConfig, MaskGitModel, MaskGitVQGANModel, TiTokPipeline])
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nope"])
+def test_missing_folder_is_called_a_folder(loader, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"There is no folder {path}"):
+        loader.from_pretrained(path)
 
 
 @pytest.mark.parametrize("loader", [MaskGitModel, MaskGitConfig, AutoModel, AutoConfig])

@@ -50,3 +50,18 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
     with whole_folder(tmp_path / "folder") as folder:
         (folder / "new.txt").write_text("new")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new.txt"]
+
+
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError, match="exists already"), whole_folder("."):
+        pytest.fail("must not be entered")
+
+
+def test_a_link_to_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with whole_folder(tmp_path / "link") as folder:
+        (folder / "a.txt").write_text("a")
+    assert (tmp_path / "real" / "a.txt").read_text() == "a"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]

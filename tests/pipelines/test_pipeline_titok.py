@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 
 import numpy as np
@@ -471,3 +472,37 @@ def test_not_a_number_never_becomes_an_image(pipeline):
     pipeline.tokenizer.pixel_decoder.conv_out.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="`pixel_values` must be finite, got NaN"):
         pipeline(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        ("model_index.json", {"guidance_interval": 0.1}, "does not know: guidance_interval"),
+        ("model_index.json", {"tokenizer": ["component", "FutureModel"]}, "does not know: tokenizer=FutureModel"),
+        ("scheduler/scheduler_config.json", {"confidence_power": 2.0}, "does not know: confidence_power"),
+    ],
+)
+def test_folder_of_a_newer_version_is_refused(pipeline, tmp_path, part, change, sentence):
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / part).write_text(json.dumps(json.loads((tmp_path / part).read_text()) | change))
+    with pytest.raises(ValueError, match=sentence):
+        TiTokPipeline.from_pretrained(tmp_path)
+
+
+def test_two_checkpoints_of_a_part_are_refused(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    torch.save(pipeline.generator.state_dict(), tmp_path / "generator" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"holds more than one checkpoint: model\.safetensors and pytorch_model\.bin"):
+        TiTokPipeline.from_pretrained(tmp_path)
+
+
+def test_saved_folder_does_not_say_where_it_was(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "first")
+    TiTokPipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for path in (tmp_path / "second").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+
+
+def test_unknown_guidance_schedule_is_refused_at_once(titok, generator):
+    with pytest.raises(ValueError, match="`guidance_schedule` must be one of"):
+        TiTokPipeline(titok, generator, MaskGitScheduler(MASK), guidance_schedule="cosine")

@@ -1,6 +1,7 @@
 """Reading and writing the files of official checkpoints: tensors only, nothing that runs code."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from ..modeling.loading import refuse_unreadable
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# What saving a model from within DistributedDataParallel puts before its names.
+DISTRIBUTED_PREFIX = "module."
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -75,6 +78,8 @@ def read_tensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
             held = list(loaded)[:5] if isinstance(loaded, dict) else type(loaded).__name__
             raise ValueError(f"{file} must hold a dict of tensors by name, got {held}.")
         tensors |= loaded
+    if tensors and all(name.startswith(DISTRIBUTED_PREFIX) for name in tensors):
+        tensors = {name.removeprefix(DISTRIBUTED_PREFIX): tensor for name, tensor in tensors.items()}
     return tensors
 
 
@@ -87,10 +92,10 @@ def write_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """An official configuration, JSON or YAML; references such as `${model.vq_model.num_latent_tokens}` are resolved.
+    """An official configuration, JSON or YAML, with its references resolved.
 
     Raises:
-        ValueError: If it is not a mapping, or a reference leads nowhere.
+        ValueError: If it is not a mapping.
     """
     try:
         config = yaml.safe_load(Path(path).read_text())
@@ -98,15 +103,28 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be a configuration in JSON or YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a mapping, got {type(config).__name__}.")
+    return resolve_references(config)
+
+
+def resolve_references(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with values for references such as `${model.vq_model.num_latent_tokens}`.
+
+    The reference leaves them in the `config.json` that it saves, too. Those that lead nowhere stay. Numbers such as
+    `1e-4`, which YAML 1.1 takes for text, become floats.
+    """
 
     def resolve(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: resolve(nested) for key, nested in value.items()}
-        if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+        if not isinstance(value, str):
+            return value
+        if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+            return float(value)
+        if reference := re.fullmatch(r"\$\{([\w.]+)\}", value):
             found: Any = config
-            for key in value[2:-1].split("."):
+            for key in reference[1].split("."):
                 if not isinstance(found, dict) or key not in found:
-                    raise ValueError(f"{path} refers to {value}, which is not there.")
+                    return value
                 found = found[key]
             return resolve(found)
         return value

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..hub.errors import explain_hub_errors
@@ -71,13 +71,28 @@ def local_path(source: str, **location: Any) -> Path:
     """A file or folder, downloaded if it is not there."""
     if Path(source).exists():
         return Path(source)
-    with explain_hub_errors(source):
-        if source.endswith(SUFFIXES) and source.count("/") >= 2:
-            owner, name, file = source.split("/", 2)
-            return Path(hf_hub_download(f"{owner}/{name}", file, **location))
+    repo_id, file = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
+    with explain_hub_errors(repo_id):
+        if source.endswith(SUFFIXES) and file:
+            return Path(hf_hub_download(repo_id, file, **location))
         if source.count("/") == 1 and not source.endswith(SUFFIXES):
-            return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.bin"], **location))
+            # the small files first: of a repository with many checkpoints, none is downloaded
+            folder = Path(snapshot_download(repo_id, allow_patterns="*.json", **location))
+            weights = [name for name in files_of(repo_id, **location) if "/" not in name and name.endswith(SUFFIXES)]
+            if len(weights) > 1 and not list(folder.glob("*.index.json")):
+                raise ValueError(
+                    f"{repo_id} holds more than one checkpoint: {', '.join(weights)}. Name one, such as "
+                    f"{repo_id}/{weights[0]}."
+                )
+            return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors", "*.bin"], **location))
     raise FileNotFoundError(f"{source} is neither a file or folder here, nor a Hub repository or a file of one.")
+
+
+def files_of(repo_id: str, revision: str | None = None, token: str | None = None, **location: Any) -> list[str]:
+    """Names of a repository's files; none if the Hub is not to be asked."""
+    if is_offline_mode() or location.get("local_files_only"):
+        return []
+    return HfApi(token=token).list_repo_files(repo_id, revision=revision)
 
 
 def recognize(shapes: Shapes, source: str | Path) -> OfficialFormat:
@@ -133,6 +148,7 @@ def convert(
 
     Raises:
         FileExistsError: If the folder holds something already.
+        TypeError: If a generator is given as the tokenizer.
         OSError, ValueError: See `load_official`.
     """
     with whole_folder(output_dir) as folder:
@@ -145,7 +161,7 @@ def convert(
         if not isinstance(loaded.model, MaskGitPreTrainedModel):
             processor_folder = folder if generator is None else folder / "tokenizer"
             TiTokImageProcessor.from_image_size(loaded.model.config.image_size).save_pretrained(processor_folder)
-        result.model_card(str(output_dir)).save(folder / "README.md")
+        result.model_card(Path(output_dir).name).save(folder / "README.md")
     return result
 
 

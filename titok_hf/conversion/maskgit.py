@@ -26,6 +26,7 @@ KNOWN_FIELDS = {
     "randomize_temperature",
     "guidance_scale",
     "guidance_decay",
+    "mask_schedule_strategy",
 }
 SAMPLING_FIELDS = ("num_steps", "randomize_temperature", "guidance_scale", "guidance_decay")
 
@@ -51,7 +52,7 @@ class OfficialMaskGit(OfficialFormat):
         num_labels = official["condition_num_classes"]
         names = imagenet_labels() if num_labels == 1000 else [f"LABEL_{index}" for index in range(num_labels)]
         fields = {
-            "codebook_size": section(official_config, "model.vq_model.codebook_size"),
+            "codebook_size": section(official_config, "model.vq_model")["codebook_size"],
             "num_tokens": official["image_seq_len"],
             "hidden_size": official["hidden_size"],
             "num_hidden_layers": official["num_hidden_layers"],
@@ -61,7 +62,7 @@ class OfficialMaskGit(OfficialFormat):
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
         }
-        losses = official_config.get("losses", {})
+        losses = official_config.get("losses") or {}
         for ours, theirs in (
             ("label_smoothing", "label_smoothing"),
             ("unmasked_weight", "loss_weight_unmasked_token"),
@@ -98,7 +99,11 @@ class OfficialMaskGit(OfficialFormat):
             "image_seq_len": config.num_tokens,
             "condition_num_classes": config.num_labels,
         }
-        return {"model": {"vq_model": {"codebook_size": config.codebook_size}, "generator": generator}}
+        losses = {"label_smoothing": config.label_smoothing, "loss_weight_unmasked_token": config.unmasked_weight}
+        return {
+            "model": {"vq_model": {"codebook_size": config.codebook_size}, "generator": generator},
+            "losses": losses,
+        }
 
 
 class OfficialMaskGitViT(OfficialMaskGit):
@@ -188,7 +193,7 @@ def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], 
         raise ValueError(f"`model.generator` of the official configuration lacks {', '.join(missing)}.")
     temperature, schedule = generator["randomize_temperature"], generator["guidance_decay"]
     scheduler = {
-        "mask_schedule": "arccos",
+        "mask_schedule": generator.get("mask_schedule_strategy", "arccos"),
         "token_temperature": temperature,
         "choice_temperature": temperature,
         "anneal_token_temperature": True,
@@ -220,6 +225,8 @@ def sampling_to_official(scheduler: dict[str, Any], sampling: dict[str, Any]) ->
         "guidance_scale": sampling["guidance_scale"] - (schedule != "power-cosine"),
         "guidance_decay": schedule,
     }
+    if scheduler["mask_schedule"] != "arccos":
+        generator["mask_schedule_strategy"] = scheduler["mask_schedule"]
     expected, _ = official_sampling({"model": {"generator": generator}})
     if differing := [f"`{key}={scheduler[key]!r}`" for key in expected if scheduler[key] != expected[key]]:
         raise ValueError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
 from ..hub.errors import explain_hub_errors
@@ -32,10 +32,9 @@ class OfficialMaskGitVQGAN(OfficialFormat):
                 if (Path(path) / location.get("subfolder", "") / FILE_NAME).exists():
                     return {}
                 raise
-            location.pop("proxies", None)
             try:
-                hf_hub_download(str(path), FILE_NAME, **location)
-            except (EntryNotFoundError, OSError, ValueError):
+                self.local_folder(path, **location)
+            except (FileNotFoundError, HFValidationError):
                 pass
             else:
                 return {}
@@ -44,7 +43,6 @@ class OfficialMaskGitVQGAN(OfficialFormat):
     def local_folder(self, path: str | Path, subfolder: str = "", **location: Any) -> Path:
         if Path(path).is_dir():
             return Path(path) / subfolder
-        location.pop("proxies", None)
         with explain_hub_errors(str(path)):
             return Path(hf_hub_download(str(path), FILE_NAME, subfolder=subfolder or None, **location)).parent
 

@@ -1,7 +1,7 @@
 """The shared frame of the official formats: one subclass a family."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.errors import explain_hub_errors, explain_loading_errors
 from ..modeling.loading import refuse_misfit
-from .checkpoint import find_weights, read_tensors
+from .checkpoint import find_weights, parse_dtype, read_tensors, resolve_references
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -20,7 +20,7 @@ Shapes = Mapping[str, Sequence[int]]
 class OfficialFormat(ABC):
     """A family's checkpoints as the reference stores them: a configuration, and tensors under other names and shapes.
 
-    The names and shapes of an official checkpoint follow from ours one by one, so this map serves both directions.
+    The names and shapes of an official checkpoint follow from ours, so this map serves both directions.
     """
 
     model_class: type[PreTrainedModel]
@@ -53,21 +53,14 @@ class OfficialFormat(ABC):
     def official_name(self, name: str, config: PreTrainedConfig) -> str:
         """The official name of one of our weights."""
 
-    def official_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-        """The official shape of one of our weights."""
-        return tuple(shape)
-
     def find_config(self, path: str | Path, **location: Any) -> dict[str, Any] | None:
         """The official configuration of a folder or Hub repository; None if it is in our format.
 
         Raises:
             OSError: If there is none.
         """
-        with explain_loading_errors(path):
-            config, _ = PreTrainedConfig.get_config_dict(path, **location)
-        if not config:
-            raise FileNotFoundError(f"{Path(path) / location.get('subfolder', '')} has no config.json.")
-        return None if "model_type" in config else config
+        config = find_config_dict(path, **location)
+        return None if "model_type" in config else resolve_references(config)
 
     def provenance(self, path: str | Path) -> dict[str, Any] | None:
         """What is known of the weights of a Hub repository, or of a file of one; None for what is here."""
@@ -104,13 +97,12 @@ class OfficialFormat(ABC):
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path} holds no weights: {error}") from error
         if isinstance(dtype, str):
-            dtype = None if dtype == "auto" else getattr(torch, dtype)
+            dtype = None if dtype == "auto" else parse_dtype(dtype)
         return self.to_ours(read_tensors(files), config, dtype)
 
     def local_folder(self, path: str | Path, subfolder: str = "", **location: Any) -> Path:
         """A folder with the checkpoint's files, downloaded if need be."""
         if not Path(path).is_dir():
-            location.pop("proxies", None)
             patterns = [str(Path(subfolder) / name) for name in ("*.json", "*.safetensors", "*.bin")]
             with explain_hub_errors(str(path)):
                 path = snapshot_download(str(path), allow_patterns=patterns, **location)
@@ -130,8 +122,12 @@ class OfficialFormat(ABC):
             ValueError: If weights are missing, unexpected or misshapen.
         """
         ours = self.meta_state_dict(config)
-        names = {self.official_name(name, config): name for name in ours}
-        expected = {official: self.official_shape(name, ours[name].shape) for official, name in names.items()}
+        layout = self.layout(ours, config)
+        expected = {official: self.official_shape(names, ours) for official, names in layout.items()}
+        for name, constant in self.constants(config).items():
+            stored = tensors.pop(name, constant)
+            if not torch.equal(stored.to(constant.dtype), constant):
+                raise ValueError(f"The checkpoint's {name} must be {constant.tolist()}, got {stored.tolist()}.")
         refuse_misfit(
             self.model_class.__name__,
             sorted(expected.keys() - tensors.keys()),
@@ -142,14 +138,47 @@ class OfficialFormat(ABC):
                 if name in tensors and tuple(tensors[name].shape) != shape
             ],
         )
-        return {name: tensors.pop(official).to(dtype).reshape(ours[name].shape) for official, name in names.items()}
+        state_dict = {}
+        for official, names in layout.items():
+            tensor = tensors.pop(official).to(dtype)
+            parts = [tensor] if len(names) == 1 else tensor.chunk(len(names))
+            for name, part in zip(names, parts, strict=True):
+                state_dict[name] = self.our_tensor(name, part, config).reshape(ours[name].shape)
+        return state_dict
 
     def to_official(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
         """The weights of one of our models under official names, in official shapes, bit for bit."""
-        return {
-            self.official_name(name, model.config): tensor.reshape(self.official_shape(name, tensor.shape))
-            for name, tensor in model.state_dict().items()
-        }
+        ours = model.state_dict()
+        tensors = self.constants(model.config)
+        for official, names in self.layout(ours, model.config).items():
+            parts = [self.our_tensor(name, ours[name], model.config) for name in names]
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+            tensors[official] = joined.reshape(self.official_shape(names, ours))
+        return tensors
+
+    def layout(self, ours: Iterable[str], config: PreTrainedConfig) -> dict[str, list[str]]:
+        """The official names, each with ours: one, or those whose tensors it joins along the first axis."""
+        layout: dict[str, list[str]] = {}
+        for name in ours:
+            layout.setdefault(self.official_name(name, config), []).append(name)
+        return layout
+
+    def official_shape(self, names: Sequence[str], ours: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+        """The official shape of some of our weights, joined."""
+        shape = tuple(ours[names[0]].shape)
+        return self.official_axes(names[0], shape if len(names) == 1 else (len(names) * shape[0], *shape[1:]))
+
+    def official_axes(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """Our shape with the axes of length 1 that the official one has more or fewer."""
+        return tuple(shape)
+
+    def our_tensor(self, name: str, tensor: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+        """A weight that is stored in another order; its own inverse."""
+        return tensor
+
+    def constants(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+        """Official tensors that follow from the configuration."""
+        return {}
 
     def meta_state_dict(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
         """Names and shapes of our weights, without memory."""
@@ -157,7 +186,40 @@ class OfficialFormat(ABC):
             return self.model_class(config).state_dict()
 
 
-def section(official_config: dict[str, Any], name: str) -> dict[str, Any]:
+def find_config_dict(path: str | Path, **location: Any) -> dict[str, Any]:
+    """The `config.json` of a folder or Hub repository.
+
+    Raises:
+        OSError: If there is none.
+    """
+    if not Path(path).exists() and (str(path).count("/") > 1 or str(path).startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"There is no folder {path}.")
+    with explain_loading_errors(path):
+        config, _ = PreTrainedConfig.get_config_dict(path, **location)
+    if not config:
+        raise FileNotFoundError(
+            f"{Path(path) / location.get('subfolder', '')} has no config.json; `titok convert` also reads official "
+            "weights that came without one."
+        )
+    return config
+
+
+class Section(dict):
+    """A section of an official configuration, whose missing fields are one clear error."""
+
+    def __init__(self, name: str, fields: Mapping[str, Any]):
+        super().__init__(fields)
+        self.name = name
+
+    def __getitem__(self, field: str) -> Any:
+        value = self.get(field)
+        if field not in self or (isinstance(value, str) and value.startswith("${")):
+            problem = f"refers with `{field}` to {value}, which is not there" if field in self else f"lacks `{field}`"
+            raise ValueError(f"The section `{self.name}` of the official configuration {problem}.")
+        return value
+
+
+def section(official_config: dict[str, Any], name: str) -> Section:
     """A section of the reference's nested configuration, by its dotted name.
 
     Raises:
@@ -169,8 +231,8 @@ def section(official_config: dict[str, Any], name: str) -> dict[str, Any]:
             raise ValueError(
                 f"An official configuration has a section `{name}`; this one has only {', '.join(official_config)}."
             )
-        found = found[key]
-    return found
+        found = dict.__getitem__(found, key)
+    return Section(name, found)
 
 
 def refuse_unknown(fields: Mapping[str, Any], known: set[str], name: str) -> None:

@@ -76,7 +76,7 @@ class OfficialTiTok(OfficialFormat):
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
         official = section(official_config, "model.vq_model")
         refuse_unknown(official, KNOWN_FIELDS, "model.vq_model")
-        image_size = section(official_config, "dataset.preprocessing.crop_size")
+        image_size = section(official_config, "dataset.preprocessing")["crop_size"]
         fields = {
             "image_size": image_size,
             "encoder_patch_size": official["vit_enc_patch_size"],
@@ -99,7 +99,7 @@ class OfficialTiTok(OfficialFormat):
             fields["commitment_cost"] = official["commitment_cost"]
         if official.get("is_legacy", True):
             fields["interleaved_latents"] = True
-            fields["head"] = "vqgan_decoder" if official["finetune_decoder"] else "proxy_codes"
+            fields["head"] = "vqgan_decoder" if official.get("finetune_decoder", True) else "proxy_codes"
             vqgan_config = MaskGitVQGANConfig(image_size=image_size, shortcut_of_output=True)
             fields["vqgan_config"] = vqgan_config.to_dict()
         else:
@@ -192,7 +192,7 @@ class OfficialTiTok(OfficialFormat):
             name = re.sub(ours, official, name)
         return name
 
-    def official_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    def official_axes(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         if CONVOLUTIONS.fullmatch(name):
             return (*shape, 1, 1)
         if WITHOUT_LEADING_AXIS.fullmatch(name):

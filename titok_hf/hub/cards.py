@@ -24,6 +24,13 @@ MASKGIT_CITATION = """@inproceedings{chang2022maskgit,
   note      = {arXiv 2202.04200}
 }"""
 
+VTP_CITATION = """@article{yao2025vtp,
+  author  = {Jingfeng Yao and Yuda Song and Yucong Zhou and Xinggang Wang},
+  title   = {Towards Scalable Pre-training of Visual Tokenizers for Generation},
+  journal = {arXiv preprint arXiv:2512.13687},
+  year    = {2025}
+}"""
+
 
 @dataclass
 class Description:

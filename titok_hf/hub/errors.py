@@ -66,8 +66,8 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "uploading" not in str(error):  # the client's word for a cut upload
             raise
         raise ConnectionError(
-            f"The connection to the Hub broke at {repo_id} ({type(error).__name__}: {first_line(error)}). An upload "
-            "has changed nothing, a download keeps what it has: try again."
+            f"The connection to the Hub broke at {repo_id} ({type(error).__name__}: {first_line(error)}). A commit is "
+            "whole or not there, a download keeps what it has: try again."
         ) from error
 
 

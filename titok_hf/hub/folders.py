@@ -11,22 +11,23 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     """A folder to write into, which takes its place in one rename when all is written.
 
     Args:
-        folder: Where it ends up; must not exist, or be empty.
+        folder: Where it ends up; must not exist, or be empty and not the current one.
 
     Raises:
         FileExistsError: If there is something already.
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = Path(folder).resolve()
+    taken = folder == Path.cwd() or not folder.is_dir() or any(folder.iterdir()) if folder.exists() else False
+    if taken:
         raise FileExistsError(f"{folder} exists already: choose another name, or delete it.")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)

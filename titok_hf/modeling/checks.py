@@ -29,6 +29,35 @@ def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, image_size
         )
 
 
+def check_normalized_pixel_values(pixel_values: torch.Tensor, num_channels: int, patch_size: int) -> None:
+    """Raises `TypeError` or `ValueError` unless these are normalized float images `(B, num_channels, H, W)` with sides
+    that are multiples of `patch_size`.
+
+    Normalized is by ImageNet's mean and standard deviation. Images in [0, 1] and in [0, 255] are told from normalized
+    ones by their values, unless they are nearly uniform.
+    """
+    if not torch.is_floating_point(pixel_values):
+        raise TypeError(
+            f"`pixel_values` must be normalized float images, got {pixel_values.dtype}; the image processor converts "
+            "PIL and uint8 images."
+        )
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != num_channels or any(side == 0 or side % patch_size for side in shape[2:]):
+        raise ValueError(
+            f"`pixel_values` must have shape (batch, {num_channels}, height, width), channels first, with sides that "
+            f"are multiples of {patch_size}, got {shape}; the image processor resizes and crops."
+        )
+    if torch.compiler.is_compiling() or pixel_values.numel() == 0:
+        return
+    low, high = (float(bound) for bound in torch.aminmax(pixel_values.detach()))
+    unnormalized = low >= 0 and high <= 1 and high - low > 0.5
+    if not (low >= -10 and high <= 10) or unnormalized:
+        raise ValueError(
+            f"`pixel_values` must be normalized by ImageNet's mean and standard deviation, got values from {low:.4g} "
+            f"to {high:.4g}{', as of images in [0, 1]' if unnormalized else ''}; the image processor normalizes."
+        )
+
+
 def check_ids(ids: torch.Tensor, name: str, upper: int, shape: tuple[int | str, ...]) -> None:
     """Raises `TypeError` or `ValueError` unless `ids` is an integer tensor of `shape` with values in `[0, upper)`.
 

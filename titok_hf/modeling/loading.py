@@ -21,7 +21,7 @@ from ..hub.publish import PublishMixin
 from ..version import __version__
 
 # What `from_pretrained` takes to find files.
-LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 # Names that give a family away, in our checkpoints as in official ones.
 FAMILY_MARKS = {
     "latent_token": "TiTokModel",
@@ -38,11 +38,10 @@ WEIGHT_FILES = (
 
 # What a configuration may hold besides its fields.
 KNOWN_TO_TRANSFORMERS = {
+    *PreTrainedConfig().to_dict(),
     "_attn_implementation",
-    "_name_or_path",
     "attn_implementation",
     "auto_map",
-    "model_type",
     "num_labels",
     "quantization_config",
     "titok_hf_version",
@@ -163,11 +162,20 @@ class CheckedLoadingMixin(PublishMixin):
         path, official_format = pretrained_model_name_or_path, cls.config_class.official_format
         location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
         with refuse_unreadable(path), explain_loading_errors(path):
-            if config is None and path is not None and official_format.find_config(path, **location) is not None:
-                config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+            if (
+                path is not None
+                and "state_dict" not in kwargs
+                and is_official(cls.config_class, path, config, location)
+            ):
+                if isinstance(config, PreTrainedConfig):
+                    kwargs = {name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS}
+                else:
+                    config, kwargs = cls.config_class.from_pretrained(
+                        config or path, return_unused_kwargs=True, **kwargs
+                    )
                 kwargs["state_dict"] = official_format.load_state_dict(path, config, dtype, **location)
                 path = None
-            if path is not None and "use_safetensors" not in kwargs and "variant" not in kwargs:
+            if path is not None and kwargs.get("use_safetensors") is None and kwargs.get("variant") is None:
                 folder = Path(path) / kwargs.get("subfolder", "")
                 if len(found := [name for name in WEIGHT_FILES if (folder / name).exists()]) > 1:
                     raise ValueError(
@@ -190,6 +198,21 @@ class CheckedLoadingMixin(PublishMixin):
             sorted(info["mismatched_keys"]),
         )
         return (model, info) if output_loading_info else model
+
+
+def is_official(
+    config_class: type[CheckedConfigMixin], path: str | Path, config: Any, location: dict[str, Any]
+) -> bool:
+    """Whether a folder or repository is in the official format.
+
+    One without a configuration of its own is not, if another is given.
+    """
+    try:
+        return config_class.official_format.find_config(path, **location) is not None
+    except OSError:
+        if config is None:
+            raise
+        return False
 
 
 @contextmanager

@@ -23,22 +23,46 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights  # (B, N, heads, D)
 
 
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotate(x: torch.Tensor, rope: Rotation) -> torch.Tensor:
+    """Rotates the last tokens of `x` `(B, heads, N, D)` by cosines and sines `(n, D)`, in their dtype."""
+    cos, sin = rope
+    rotated = x.to(cos.dtype)
+    prefix, tokens = rotated.split([x.shape[2] - len(cos), len(cos)], dim=2)
+    first, second = tokens.chunk(2, dim=-1)
+    tokens = tokens * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([prefix, tokens], dim=2).to(x.dtype)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention over the whole sequence; the kernel is `config._attn_implementation`'s."""
+    """Multi-head self-attention over the whole sequence; the kernel is `config._attn_implementation`'s.
+
+    With `qk_norm`, queries and keys are RMS-normalized per head; with `rope`, then rotated.
+    """
 
     is_causal = False
 
-    def __init__(self, config: PreTrainedConfig, hidden_size: int, num_heads: int, qkv_bias: bool):
+    def __init__(
+        self, config: PreTrainedConfig, hidden_size: int, num_heads: int, qkv_bias: bool, qk_norm: bool = False
+    ):
         super().__init__()
         self.config = config
         self.num_heads = num_heads
         self.scaling = (hidden_size // num_heads) ** -0.5
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
         self.proj = nn.Linear(hidden_size, hidden_size)
+        self.query_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5) if qk_norm else None
+        self.key_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5) if qk_norm else None
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, rope: Rotation | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, D)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, D) each
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rope is not None:
+            query, key = rotate(query, rope), rotate(key, rope)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         x, weights = attend(self, query, key, value, None, scaling=self.scaling)  # (B, N, heads, D)
         return self.proj(x.flatten(2)), weights  # (B, N, C)

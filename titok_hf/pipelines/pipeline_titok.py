@@ -1,5 +1,6 @@
 """Class labels to images: a masked generator fills the tokens in, the tokenizer decodes them."""
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from ..modeling.maskgit.modeling_maskgit import MaskGitModel, MaskGitPreTrainedM
 from ..modeling.maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANModel
 from ..modeling.titok.image_processing_titok import TiTokImageProcessor
 from ..modeling.titok.modeling_titok import TiTokModel
+from ..version import __version__
 from .scheduling_maskgit import MaskGitScheduler
 
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
@@ -88,7 +90,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
 
     Raises:
         TypeError: If a component is of another kind.
-        ValueError: If the components do not fit each other.
+        ValueError: If the components do not fit each other, or the guidance schedule is unknown.
     """
 
     model_cpu_offload_seq = "generator->tokenizer"
@@ -126,6 +128,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
                 f"The scheduler's `mask_token_id` must be the generator's, {generator.config.mask_token_id}, got "
                 f"{scheduler.config.mask_token_id}."
             )
+        guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
         self.register_modules(tokenizer=tokenizer, generator=generator, scheduler=scheduler)
         self.register_to_config(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, guidance_schedule=guidance_schedule
@@ -185,7 +188,8 @@ image = pipe(0).images[0]"""
         folder = Path(pretrained_model_name_or_path)
         location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
         if not folder.is_dir():
-            location.pop("proxies", None)
+            if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith((".", "/", "~")):
+                raise FileNotFoundError(f"There is no folder {pretrained_model_name_or_path}.")
             repo_id, prefix = str(pretrained_model_name_or_path), f"{subfolder}/" if subfolder else ""
             with explain_hub_errors(repo_id):
                 # the index first: where there is none, nothing large is downloaded
@@ -210,15 +214,25 @@ image = pipe(0).images[0]"""
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
-        for value in config.values():
+        unknown = {name for name in config if not name.startswith("_")} - set(inspect.signature(cls).parameters)
+        for name, value in config.items():
             if isinstance(value, list) and value[0] == COMPONENT_MODULE:
-                value[0] = CLASSES[value[1]].__module__
+                if value[1] in CLASSES:
+                    value[0] = CLASSES[value[1]].__module__
+                else:
+                    unknown.add(f"{name}={value[1]}")
+        if unknown:
+            raise ValueError(
+                f"This pipeline has parts or fields that titok_hf {__version__} does not know: "
+                f"{', '.join(sorted(unknown))}. Install a newer version."
+            )
         return loaded
 
     def complete_folder(self, folder: Path) -> None:
         """Writes a one-line module beside each part, with which
         `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads the folder too."""
         index = json.loads((folder / self.config_name).read_text())
+        index.pop("_name_or_path", None)  # where it was loaded from here means nothing elsewhere
         index["_class_name"] = [PIPELINE_MODULE, type(self).__name__]
         (folder / f"{PIPELINE_MODULE}.py").write_text(f"from titok_hf import {type(self).__name__}\n")
         for name, component in self.components.items():
@@ -326,10 +340,11 @@ image = pipe(0).images[0]"""
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             scale = guidance_scale_at(step, num_inference_steps, guidance_scale, guidance_schedule)
             if scale == 1:
-                logits = self.generator(codes, labels).logits  # (B, N, codebook_size)
+                logits = self.generator(codes, labels).logits.float()  # (B, N, codebook_size)
             else:
                 both = torch.cat([labels, torch.full_like(labels, config.null_label)])
-                conditional, unconditional = self.generator(torch.cat([codes, codes]), both).logits.chunk(2)
+                both_logits = self.generator(torch.cat([codes, codes]), both).logits.float()
+                conditional, unconditional = both_logits.chunk(2)
                 logits = unconditional + scale * (conditional - unconditional)
             output = self.scheduler.step(logits, timestep, codes, num_masked_at_first, generator)
             codes = output.prev_sample  # (B, N)

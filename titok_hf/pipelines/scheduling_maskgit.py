@@ -1,5 +1,6 @@
 """The masked-token scheduler: how many tokens stay masked, which codes are drawn, which of them are kept."""
 
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from huggingface_hub import HfApi
 from ..hub.cards import MASKGIT_CITATION, Description
 from ..hub.errors import explain_loading_errors
 from ..hub.publish import PublishMixin
+from ..version import __version__
 
 MaskSchedule = Literal["arccos", "cosine", "linear", "root"]
 Generators = torch.Generator | list[torch.Generator] | None
@@ -144,6 +146,21 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         with explain_loading_errors(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """As in diffusers.
+
+        Raises:
+            ValueError: If there are fields that this version does not know.
+        """
+        known = set(inspect.signature(cls).parameters)
+        if unknown := sorted(name for name in config_dict if not name.startswith("_") and name not in known):
+            raise ValueError(
+                f"This scheduler has fields that titok_hf {__version__} does not know: {', '.join(unknown)}. Install "
+                "a newer version."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
+
     def describe(self) -> Description:
         text = (
             "How a masked generator samples ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)): the schedule "
@@ -189,7 +206,9 @@ scheduler.set_timesteps(8)"""
             logits: `(B, N, codebook_size)` for `sample`, guidance applied.
             timestep: Element of `timesteps`.
             sample: Codes `(B, N)`, masked ones `mask_token_id`. The others never change.
-            num_masked_at_first: `(B,)` masked tokens of each image before the first step; all N if not given.
+            num_masked_at_first: `(B,)` masked tokens of each image before the first step; all N if not given. The
+                reference takes the first image's mask length for the whole batch, which is the same only if all
+                images start with as many masked tokens.
             generator: Source of the noise: one, or one an image.
             return_dict: Whether to return a `MaskGitSchedulerOutput` or a tuple of its first field.
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
@@ -24,6 +25,7 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
     RGBA images become RGB. Needs no torchvision.
     """
 
+    config_class: type[PreTrainedConfig] = TiTokConfig
     resample = PILImageResampling.BICUBIC
     size = {"shortest_edge": 256}
     default_to_square = False
@@ -64,7 +66,7 @@ image = processor.postprocess(pixel_values)[0]"""
         except OSError as error:
             location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
             try:
-                config = TiTokConfig.from_pretrained(pretrained_model_name_or_path, **location)
+                config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **location)
             except (OSError, ValueError):
                 raise error from None
             return cls.from_image_size(config.image_size).to_dict(), kwargs
