@@ -88,7 +88,7 @@ def run_demo(
         }
         images = run.processor.postprocess(generated)
         names = pipeline.generator.config.id2label
-        reconstruction_grid(test["pixel_values"], reconstruct(tokenizer, test["pixel_values"])).save(
+        reconstruction_grid(test["pixel_values"], reconstruct(tokenizer, test["pixel_values"]).clamp(0, 1)).save(
             output_dir / "reconstructions.png"
         )
         generation_grid(images, list(names.values())).save(output_dir / "samples.png")
@@ -151,7 +151,7 @@ def measure(
     tokenizer: PreTrainedModel, judge: DigitsJudge, train: dict[str, torch.Tensor], test: dict[str, torch.Tensor]
 ) -> dict[str, float]:
     """Quality of the reconstructions of held-out images, and use of the codebook on the training images."""
-    reconstructions = reconstruct(tokenizer, test["pixel_values"])
+    reconstructions = reconstruct(tokenizer, test["pixel_values"]).clamp(0, 1)
     codebook = codebook_statistics(tokenizer, train["pixel_values"].split(128))
     return {
         "accuracy": judge.accuracy(reconstructions, test["class_labels"]),

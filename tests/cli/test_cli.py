@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import load_from_disk
 from PIL import Image
 
 import titok_hf
@@ -31,6 +32,8 @@ COMMANDS = {
     ),
     "convert": ("--output-dir", "--generator", "--config", "--dtype", "--to-official", "--push", "--private"),
     "push": ("--private", "--revision"),
+    "tokenize": ("--tokenizer", "--output-dir", "--image-column", "--label-column", "--batch-size"),
+    "zero-shot": ("--labels", "--image", "--model"),
 }
 
 pytestmark = pytest.mark.xdist_group("cli")
@@ -349,3 +352,20 @@ def test_convert_says_what_is_wrong(call, official, tmp_path, arguments, sentenc
     assert code == 1
     assert re.search(sentence, err), err
     assert not (tmp_path / "out").exists()
+
+
+def test_tokenize_writes_codes(call, titok, tmp_path):
+    titok.save_pretrained(tmp_path / "titok")
+    code, out, _ = call("tokenize", "digits", "--tokenizer", tmp_path / "titok", "--output-dir", tmp_path / "tokens")
+
+    assert code == 0 and "1437 train, 360 test images as codes" in " ".join(out.split())
+    assert len(load_from_disk(tmp_path / "tokens")["test"]) == 360
+
+
+def test_zero_shot_needs_a_vtp(call, titok, tmp_path):
+    titok.save_pretrained(tmp_path / "titok")
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    options = ("--model", tmp_path / "titok", "--image", tmp_path / "image.png", "--labels", "cat,dog")
+    code, _, err = call("zero-shot", *options)
+
+    assert code == 1 and "expects a model of type 'vtp', got one of 'titok'" in err

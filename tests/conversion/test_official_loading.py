@@ -21,6 +21,7 @@ from titok_hf import (
     TiTokPipeline,
 )
 from titok_hf.conversion.checkpoint import write_tensors
+from titok_hf.modeling.vtp import VTPConfig
 
 TOKENIZERS = [("pixels", "vq"), ("pixels", "kl"), ("proxy_codes", "vq")]
 GENERATORS = [MaskGitModel, MaskGitUViTModel]
@@ -313,7 +314,7 @@ def edit_config(folder, **fields):
     (folder / "config.json").write_text(json.dumps(config | fields))
 
 
-@pytest.mark.parametrize("config_class", [TiTokConfig, MaskGitConfig, MaskGitVQGANConfig])
+@pytest.mark.parametrize("config_class", [TiTokConfig, MaskGitConfig, MaskGitVQGANConfig, VTPConfig])
 def test_configs_go_through_dicts(config_class):
     config = config_class()
     assert config_class.from_dict(config.to_dict()).to_dict() == config.to_dict()

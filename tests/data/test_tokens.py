@@ -8,8 +8,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_datase
 from huggingface_hub import DatasetCard
 
 import titok_hf
-from titok_hf import TiTokImageProcessor, TiTokModel
-from titok_hf.data import push_tokens_to_hub, tokenize_images
+from titok_hf import TiTokImageProcessor, TiTokModel, VTPConfig, VTPForImageReconstruction, VTPImageProcessor
+from titok_hf.data import latent_statistics, push_tokens_to_hub, tokenize_images, tokenize_to_folder
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_dataset
 from titok_hf.hub.cards import GENERATED
 
@@ -124,11 +124,44 @@ def test_a_tokenizer_in_half_precision(digits, titok, processor):
     assert tokens.features["codes"].feature == Value("uint8") and len(tokens) == 12
 
 
-def test_what_has_no_codes_is_refused(digits, make_titok_config, generator, processor):
-    with pytest.raises(ValueError, match="with codes is expected; this TiTokModel has none"):
-        tokenize_images(digits, TiTokModel(make_titok_config(quantizer="kl")), processor)
-    with pytest.raises(ValueError, match="with codes is expected; this MaskGitModel has none"):
+def test_what_is_no_tokenizer_is_refused(digits, generator, processor):
+    with pytest.raises(TypeError, match="with `encode` is expected, got a MaskGitModel"):
         tokenize_images(digits, generator, processor)
+
+
+@pytest.mark.parametrize("family", ["titok", "vtp"])
+def test_continuous_tokenizers_give_latents(digits, make_titok_config, processor, family):
+    if family == "titok":
+        tokenizer = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes = {f"{part}_{name}": size for part in ("vision", "decoder") for name, size in sizes.items()}
+        config = VTPConfig(image_size=32, patch_size=8, latent_dim=5, has_text=False, **sizes)
+        tokenizer, processor = VTPForImageReconstruction(config).eval(), VTPImageProcessor.from_image_size(32)
+    tokens = tokenize_images(digits, tokenizer, processor, batch_size=5).with_format("torch")
+    pixel_values = processor(digits["image"][:], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        latents = tokenizer.encode(pixel_values).latents
+    torch.testing.assert_close(tokens["latents"][:], latents, atol=1e-4, rtol=1e-4)
+
+    statistics = latent_statistics(tokens, batch_size=5)
+    channels = latents.flatten(0, 1) if family == "titok" else latents.movedim(1, -1).flatten(0, 2)
+    torch.testing.assert_close(torch.tensor(statistics["mean"]), channels.mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(statistics["std"]), channels.std(0, correction=0), atol=1e-4, rtol=1e-4)
+
+
+def test_statistics_are_of_latents(digits, titok, processor):
+    with pytest.raises(ValueError, match="has no column 'latents' but codes, label"):
+        latent_statistics(tokenize_images(digits, titok, processor))
+
+
+def test_folder_of_tokens(titok, tmp_path):
+    titok.save_pretrained(tmp_path / "titok")
+    tokens = tokenize_to_folder("digits", tmp_path / "titok", tmp_path / "tokens")
+    assert {split: len(rows) for split, rows in tokens.items()} == {"train": 1437, "test": 360}
+    assert len(tokens["test"][0]["codes"]) == 8
+    with pytest.raises(FileExistsError, match="tokens exists already"):
+        tokenize_to_folder("digits", tmp_path / "titok", tmp_path / "tokens")
 
 
 def test_nothing_to_tokenize_is_refused(digits, titok, processor):

@@ -151,6 +151,40 @@ def convert(
 
 
 @app.command()
+def tokenize(
+    data: Annotated[str, typer.Argument(help="digits, a folder of images, or a data set on the Hub.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder or Hub repository of a tokenizer.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the data set.")],
+    image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
+) -> None:
+    """Encode images into a data set of codes, or of latents with their statistics."""
+    from ..data import tokenize_to_folder
+
+    tokens = tokenize_to_folder(data, tokenizer, output_dir, image_column, label_column, batch_size)
+    counts = ", ".join(f"{len(rows)} {split}" for split, rows in tokens.items())
+    column = next(name for name in ("codes", "latents") if name in tokens["train"].column_names)
+    console.print(f"{counts} images as {column}: [bold]{escape(str(output_dir))}[/bold]")
+
+
+@app.command()
+def zero_shot(
+    labels: Annotated[str, typer.Option(help="Names to choose from, separated by commas.")],
+    image: Annotated[list[Path], typer.Option(exists=True, dir_okay=False, help="Image file; may be given again.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub repository of a VTP.")] = "MiniMaxAI/VTP-Large-f16d64",
+) -> None:
+    """Say which of some names fits an image best."""
+    from ..evaluation import zero_shot_files
+
+    names = [name.strip() for name in labels.split(",")]
+    table = Table("image", *names)
+    for path, probabilities in zip(image, zero_shot_files(model, names, image), strict=True):
+        table.add_row(path.name, *(f"{probability:.1%}" for probability in probabilities.values()))
+    console.print(table)
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model or pipeline.")],
     repo_id: Annotated[str, typer.Argument(metavar="USER/REPO", help="Hub repository; created if need be.")],

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_folder
 from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
-from ..modeling.titok import TiTokImageProcessor, TiTokModel
+from ..modeling.titok import TiTokImageProcessor
+from ..modeling.vtp import VTPImageProcessor, VTPModel
 from ..pipelines import MaskGitScheduler, TiTokPipeline
 from .checkpoint import SUFFIXES, find_weights, read_config, read_tensors, write_tensors
 from .formats import FORMATS
@@ -32,7 +33,7 @@ class OfficialCheckpoint:
 def load_official(
     source: str | Path, config: str | Path | None = None, dtype: torch.dtype | None = None, **location: Any
 ) -> OfficialCheckpoint:
-    """Loads an official tokenizer, generator or VQGAN, whichever it is.
+    """Loads an official tokenizer (TiTok or VTP), generator or VQGAN, whichever it is.
 
     Args:
         source: A file (`.safetensors`, or a `.bin` of tensors); a folder with one; a Hub repository; or a file of a
@@ -51,7 +52,7 @@ def load_official(
     official_config = None
     if config is not None or beside.exists():
         official_config = read_config(config or beside)
-        if "model_type" in official_config:
+        if not any(known.is_official(official_config) for known in FORMATS):
             raise ValueError(f"{source} is in the format of titok_hf already: `from_pretrained` loads it.")
     tensors = read_tensors(files)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -159,8 +160,9 @@ def convert(
             result = build_pipeline(loaded.model, load_official(generator, config, dtype, **location))
         result.save_pretrained(folder)
         if not isinstance(loaded.model, MaskGitPreTrainedModel):
+            processor_class = VTPImageProcessor if isinstance(loaded.model, VTPModel) else TiTokImageProcessor
             processor_folder = folder if generator is None else folder / "tokenizer"
-            TiTokImageProcessor.from_image_size(loaded.model.config.image_size).save_pretrained(processor_folder)
+            processor_class.from_image_size(loaded.model.config.image_size).save_pretrained(processor_folder)
         result.model_card(Path(output_dir).name).save(folder / "README.md")
     return result
 
@@ -208,7 +210,7 @@ def write_official(model: PreTrainedModel, folder: Path, sampling: dict[str, Any
     if not config:
         write_tensors(tensors, folder / VQGAN_FILE_NAME)
         return
-    if not isinstance(model, TiTokModel):
+    if isinstance(model, MaskGitPreTrainedModel):
         config["model"]["generator"] |= sampling
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_tensors(tensors, folder / "model.safetensors")

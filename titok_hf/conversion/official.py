@@ -53,6 +53,10 @@ class OfficialFormat(ABC):
     def official_name(self, name: str, config: PreTrainedConfig) -> str:
         """The official name of one of our weights."""
 
+    def is_official(self, config: dict[str, Any]) -> bool:
+        """Whether a `config.json` is the reference's; ours name a model type."""
+        return "model_type" not in config
+
     def find_config(self, path: str | Path, **location: Any) -> dict[str, Any] | None:
         """The official configuration of a folder or Hub repository; None if it is in our format.
 
@@ -60,21 +64,21 @@ class OfficialFormat(ABC):
             OSError: If there is none.
         """
         config = find_config_dict(path, **location)
-        return None if "model_type" in config else resolve_references(config)
+        return resolve_references(config) if self.is_official(config) else None
 
     def provenance(self, path: str | Path) -> dict[str, Any] | None:
         """What is known of the weights of a Hub repository, or of a file of one; None for what is here."""
         if Path(path).exists():
             return None
         repo_id = "/".join(str(path).split("/")[:2])
-        released = yaml.safe_load((Path(__file__).parent / "released.yaml").read_text())
-        origin = {"base_model": [repo_id]}
-        if repo_id in released["models"]:
-            origin |= released["shared"]
-            origin["results"] = [
-                {**released["results"][metric], "metric": metric, "value": value}
-                for metric, value in released["models"][repo_id].items()
-            ]
+        origin: dict[str, Any] = {"base_model": [repo_id]}
+        for released in yaml.safe_load((Path(__file__).parent / "released.yaml").read_text()):
+            if repo_id in released["models"]:
+                origin |= {key: value for key, value in released.items() if key not in ("models", "results")}
+                origin["results"] = [
+                    {**released["results"][metric], "metric": metric, "value": value}
+                    for metric, value in released["models"][repo_id].items()
+                ]
         return origin
 
     def load_state_dict(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..modeling.titok import TiTokImageProcessor, TiTokModel
+from ..modeling.auto import load_tokenizer
 from ..pipelines import TiTokPipeline
 from .pictures import generation_grid, reconstruction_grid
 from .reconstruction import reconstruct
@@ -17,26 +17,36 @@ def reconstruct_files(tokenizer: str | Path, images: Sequence[str | Path], outpu
     """Draws images above their reconstructions.
 
     Args:
-        tokenizer: Folder or Hub repository of a `TiTokModel` and its image processor.
+        tokenizer: Folder or Hub repository of a tokenizer of any family.
         images: Image files.
         output: The picture.
 
     Raises:
         OSError: If the tokenizer is not there.
+        ValueError: If it is none, or a file is not an image.
+    """
+    model, processor = load_tokenizer(tokenizer)
+    pixel_values = processor(open_images(images), return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
+    originals, reconstructions = (
+        processor.postprocess(tensor, "pt") for tensor in (pixel_values, reconstruct(model, pixel_values))
+    )
+    zoom = max(1, 64 // pixel_values.shape[-1])
+    reconstruction_grid(originals, reconstructions, pairs=len(images), zoom=zoom).save(output)
+
+
+def open_images(paths: Sequence[str | Path]) -> list[Image.Image]:
+    """Image files as RGB.
+
+    Raises:
         ValueError: If a file is not an image.
     """
-    model = TiTokModel.from_pretrained(tokenizer).eval()
-    processor = TiTokImageProcessor.from_pretrained(tokenizer)
     opened = []
-    for path in images:
+    for path in paths:
         try:
             opened.append(Image.open(path).convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{path} must be an image file, but Pillow cannot read it: {error}") from error
-    pixel_values = processor(opened, return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
-    zoom = max(1, 64 // pixel_values.shape[-1])
-    grid = reconstruction_grid(pixel_values, reconstruct(model, pixel_values), pairs=len(images), zoom=zoom)
-    grid.save(output)
+    return opened
 
 
 def generate_to_file(

@@ -8,10 +8,13 @@ from transformers import PreTrainedModel
 
 @torch.no_grad()
 def reconstruct(tokenizer: PreTrainedModel, pixel_values: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
-    """Images `(B, 3, H, W)` encoded and decoded, clamped to [0, 1], on the CPU."""
+    """Images `(B, 3, H, W)` encoded and decoded, on the CPU.
+
+    They are in the range of `pixel_values`, and not clamped: the image processor's `postprocess` does that.
+    """
     batches = pixel_values.split(batch_size)
-    reconstructions = [tokenizer(batch.to(tokenizer.device)).reconstruction for batch in batches]
-    return torch.cat(reconstructions).clamp(0, 1).cpu()
+    reconstructions = [tokenizer.decode(tokenizer.encode(batch.to(tokenizer.device)).latents) for batch in batches]
+    return torch.cat([decoded.reconstruction for decoded in reconstructions]).cpu()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ their format.
 """
 
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -28,6 +29,8 @@ FAMILY_MARKS = {
     "word_embeddings": "MaskGitModel",
     "in_blocks.": "MaskGitUViTModel",
     "conv_in": "MaskGitVQGANModel",
+    "trunk.": "VTPModel",
+    "vision_encoder.": "VTPModel",
 }
 WEIGHT_FILES = (
     "model.safetensors",
@@ -173,7 +176,13 @@ class CheckedLoadingMixin(PublishMixin):
                     config, kwargs = cls.config_class.from_pretrained(
                         config or path, return_unused_kwargs=True, **kwargs
                     )
-                kwargs["state_dict"] = official_format.load_state_dict(path, config, dtype, **location)
+                loaded = official_format.load_state_dict(path, config, dtype, **location)
+                others = [re.compile(pattern) for pattern in cls._keys_to_ignore_on_load_unexpected or ()]
+                kwargs["state_dict"] = {
+                    name: tensor
+                    for name, tensor in loaded.items()
+                    if not any(pattern.search(name) for pattern in others)
+                }
                 path = None
             if path is not None and kwargs.get("use_safetensors") is None and kwargs.get("variant") is None:
                 folder = Path(path) / kwargs.get("subfolder", "")

@@ -1,0 +1,94 @@
+"""Zero-shot classification: which of some names fits an image best (CLIP, arXiv 2103.00020)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from ..modeling.vtp import VTPModel, VTPProcessor
+from .files import open_images
+
+
+def clip_templates() -> list[str]:
+    """The 80 prompts of CLIP's ImageNet evaluation, `{}` where the name goes.
+
+    Source: notebooks/Prompt_Engineering_for_ImageNet.ipynb of openai/CLIP.
+    """
+    return json.loads((Path(__file__).parent / "clip_templates.json").read_text())
+
+
+@torch.no_grad()
+def class_embeddings(
+    model: VTPModel, processor: VTPProcessor, labels: Sequence[str], templates: Sequence[str] | None = None
+) -> torch.Tensor:
+    """The embedding of each name: the mean over the prompts, on the unit sphere.
+
+    Args:
+        model: A VTP with a text encoder.
+        processor: Its processor.
+        labels: Names of the classes.
+        templates: Prompts with `{}`; CLIP's 80 if not given.
+
+    Returns:
+        `(L, E)`.
+
+    Raises:
+        ValueError: If there are fewer than two names, or a prompt has no `{}`.
+    """
+    templates = clip_templates() if templates is None else templates
+    if len(labels) < 2:
+        raise ValueError(f"`labels` must be at least two names to choose from, got {list(labels)}.")
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise ValueError(f"A template must have `{{}}` where the name goes, got {wrong[0]!r}.")
+    embeddings = []
+    for label in labels:
+        prompts = [template.format(label) for template in templates]
+        input_ids = processor(text=prompts, return_tensors="pt")["input_ids"].to(model.device)  # (T, 77)
+        embeddings.append(F.normalize(model.get_text_features(input_ids).float().mean(0), dim=-1))
+    return torch.stack(embeddings)
+
+
+@torch.no_grad()
+def zero_shot_probabilities(
+    model: VTPModel, images: torch.Tensor, embeddings: torch.Tensor, scale: float = 100.0
+) -> torch.Tensor:
+    """Probabilities `(B, L)` of the classes.
+
+    Args:
+        model: A VTP with a text encoder.
+        images: Normalized images `(B, 3, H, W)`.
+        embeddings: `(L, E)`, see `class_embeddings`.
+        scale: Factor of the cosines before the softmax; published evaluations take 100.
+    """
+    features = model.get_image_features(images.to(model.device, model.dtype)).float()  # (B, E)
+    return (scale * features @ embeddings.T).softmax(-1)
+
+
+def zero_shot_files(
+    model: str | Path, labels: Sequence[str], images: Sequence[str | Path], templates: Sequence[str] | None = None
+) -> list[dict[str, float]]:
+    """Classifies image files.
+
+    Args:
+        model: Folder or Hub repository of a VTP.
+        labels: Names of the classes.
+        images: Image files; squashed to the model's image size, as published evaluations do.
+        templates: Prompts with `{}`; CLIP's 80 if not given.
+
+    Returns:
+        The probability of each name, an image each.
+
+    Raises:
+        OSError: If the model is not there.
+        ValueError: If a file is no image, there are fewer than two names, or the model has no text encoder.
+    """
+    loaded = VTPModel.from_pretrained(model).eval()
+    processor = VTPProcessor.from_pretrained(model)
+    opened: list[Image.Image] = open_images(images)
+    pixel_values = processor.image_processor(opened, crop="squash", return_tensors="pt")["pixel_values"]
+    embeddings = class_embeddings(loaded, processor, labels, templates)
+    probabilities = zero_shot_probabilities(loaded, pixel_values, embeddings)
+    return [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]

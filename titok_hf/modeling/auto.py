@@ -1,0 +1,45 @@
+"""Any visual tokenizer, by what its folder says that it is."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .loading import LOCATION_ARGUMENTS
+from .maskgit_vqgan import MaskGitVQGANModel
+from .titok import TiTokImageProcessor, TiTokModel
+from .vtp import VTPForImageReconstruction, VTPImageProcessor
+
+TOKENIZERS: dict[str, tuple[type[PreTrainedModel], type[TiTokImageProcessor]]] = {
+    "titok": (TiTokModel, TiTokImageProcessor),
+    "maskgit_vqgan": (MaskGitVQGANModel, TiTokImageProcessor),
+    "vtp": (VTPForImageReconstruction, VTPImageProcessor),
+}
+
+
+def load_tokenizer(path: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, TiTokImageProcessor]:
+    """Loads a tokenizer of any family, and its image processor.
+
+    Args:
+        path: Folder or Hub repository, in our format or the official one.
+        kwargs: For `from_pretrained`.
+
+    Returns:
+        A model with `encode`, `decode`, and, if it is discrete, `decode_codes`, in evaluation mode; and the processor,
+        made for the model's image size if there is none.
+
+    Raises:
+        OSError: If there is no such folder or repository.
+        ValueError: If it is no tokenizer, or does not load; see `from_pretrained`.
+    """
+    location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+    config, _ = PreTrainedConfig.get_config_dict(path, **location)
+    model_type = config.get("model_type", "titok")  # official TiTok configurations name none
+    if model_type not in TOKENIZERS:
+        raise ValueError(f"{path} must be a tokenizer, one of {', '.join(TOKENIZERS)}; it is a {model_type!r}.")
+    model_class, processor_class = TOKENIZERS[model_type]
+    model = model_class.from_pretrained(path, **kwargs).eval()
+    try:
+        return model, processor_class.from_pretrained(path, **location)
+    except OSError:
+        return model, processor_class.from_image_size(model.config.image_size)

@@ -1,0 +1,122 @@
+"""VTP configuration."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPTextConfig, PreTrainedConfig
+
+from ..loading import CheckedConfigMixin
+
+
+@strict
+class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
+    """Configuration of VTP's models. The defaults are VTP-B (arXiv 2512.13687).
+
+    Args:
+        image_size: Side of the images of pre-training, in pixels. Positions are relative to the image, so any size
+            that is a multiple of the patch goes through, with less certainty the further it is from this one.
+        num_channels: Channels of the images.
+        patch_size: Side of the square that a latent stands for, in pixels.
+        vision_hidden_size, vision_num_hidden_layers, vision_num_attention_heads: The vision encoder.
+        vision_mlp_ratio: Width of its MLPs, in multiples of the hidden size.
+        vision_mlp: `"swiglu"` (SwiGLU, its width times 2/3 rounded up to a multiple of 8), `"swiglu64"` (of 64), or
+            `"mlp"` (two layers and a GELU).
+        vision_norm: `"rmsnorm"` or `"layernorm"`.
+        vision_layer_scale: LayerScale at the start; None for none.
+        vision_qk_norm: Whether queries and keys are RMS-normalized, before the rotation.
+        num_register_tokens: Register tokens beside the CLS token.
+        latent_dim: Channels of a latent, what the linear bottleneck after the last norm leaves.
+        has_decoder: Whether there is a pixel decoder.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_mlp_ratio, decoder_mlp,
+            decoder_norm, decoder_layer_scale, decoder_qk_norm: The pixel decoder, as for the vision encoder.
+        has_text: Whether there is a text encoder.
+        text_hidden_size, text_num_hidden_layers, text_num_attention_heads, text_intermediate_size: The text encoder;
+            its hidden size is also that of the shared embeddings.
+        text_vocab_size: Tokens of the text tokenizer.
+        text_context_length: Tokens of a text at most.
+        text_hidden_act: `"gelu"` or `"quick_gelu"`.
+        text_projection_bias: Whether the projection of the text has a bias.
+        image_pooling: Which vision features are projected to the shared embedding: `"cls"`, or the `"mean"` of the
+            patches.
+        bottleneck_everywhere: Whether the shared embedding is projected from behind the bottleneck; else only
+            reconstruction goes through it.
+        logit_bias: Whether the logits have a learned bias, as in SigLIP.
+        initializer_range: Standard deviation of the weights at the start.
+        provenance: Where the weights come from and how well they do, for the model card; see
+            `titok_hf.hub.cards.render_card`.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes contradict each other.
+    """
+
+    model_type = "vtp"
+
+    image_size: int = 256
+    num_channels: int = 3
+    patch_size: int = 16
+    vision_hidden_size: int = 768
+    vision_num_hidden_layers: int = 12
+    vision_num_attention_heads: int = 12
+    vision_mlp_ratio: float | int = 4.0
+    vision_mlp: Literal["swiglu", "swiglu64", "mlp"] = "swiglu"
+    vision_norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    vision_layer_scale: float | int | None = None
+    vision_qk_norm: bool = False
+    num_register_tokens: int | None = None
+    latent_dim: int = 64
+    has_decoder: bool = True
+    decoder_hidden_size: int = 768
+    decoder_num_hidden_layers: int = 12
+    decoder_num_attention_heads: int = 12
+    decoder_mlp_ratio: float | int = 4.0
+    decoder_mlp: Literal["swiglu", "swiglu64", "mlp"] = "swiglu"
+    decoder_norm: Literal["rmsnorm", "layernorm"] = "layernorm"
+    decoder_layer_scale: float | int | None = None
+    decoder_qk_norm: bool = False
+    has_text: bool = True
+    text_hidden_size: int = 768
+    text_num_hidden_layers: int = 12
+    text_num_attention_heads: int = 12
+    text_intermediate_size: int = 3072
+    text_vocab_size: int = 49408
+    text_context_length: int = 77
+    text_hidden_act: Literal["gelu", "quick_gelu"] = "gelu"
+    text_projection_bias: bool = False
+    image_pooling: Literal["cls", "mean"] = "cls"
+    bottleneck_everywhere: bool = False
+    logit_bias: bool = False
+    initializer_range: float = 0.02
+    provenance: dict | None = None
+
+    @property
+    def text_config(self) -> CLIPTextConfig:
+        """The text encoder as transformers' own CLIP."""
+        return CLIPTextConfig(
+            vocab_size=self.text_vocab_size,
+            hidden_size=self.text_hidden_size,
+            intermediate_size=self.text_intermediate_size,
+            projection_dim=self.text_hidden_size,
+            num_hidden_layers=self.text_num_hidden_layers,
+            num_attention_heads=self.text_num_attention_heads,
+            max_position_embeddings=self.text_context_length,
+            hidden_act=self.text_hidden_act,
+            bos_token_id=0,
+            eos_token_id=2,  # to CLIP: pool where the id is largest
+            attn_implementation=self._attn_implementation,
+        )
+
+    def validate_architecture(self) -> None:
+        super().validate_architecture()
+        if self.image_size % self.patch_size:
+            raise ValueError(f"`patch_size` must divide the image size {self.image_size}, got {self.patch_size}.")
+        for part, divisor in (("vision", 4), ("decoder", 4), ("text", 1)):
+            hidden_size = getattr(self, f"{part}_hidden_size")
+            num_heads = getattr(self, f"{part}_num_attention_heads")
+            if hidden_size % (divisor * num_heads):
+                raise ValueError(
+                    f"`{part}_hidden_size` must be a multiple of {divisor} times the {num_heads} "
+                    f"`{part}_num_attention_heads`, got {hidden_size}."
+                )
+
+
+__all__ = ["VTPConfig"]

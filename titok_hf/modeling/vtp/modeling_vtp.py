@@ -1,0 +1,459 @@
+"""VTP: a visual tokenizer that was pre-trained to understand, too (arXiv 2512.13687)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from ...hub.cards import VTP_CITATION, Description
+from ..checks import check_ids, check_normalized_pixel_values
+from ..loading import CheckedLoadingMixin
+from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
+from ..transformer import Attention, Rotation
+from .configuration_vtp import VTPConfig
+
+# Weights of what compares images with texts.
+NAMES_OF_TEXT = (r"^text_encoder\.", r"^text_projection\.", r"^image_projection\.", r"^logit_(scale|bias)$")
+
+
+@dataclass
+class VTPVisionOutput(ModelOutput):
+    """Result of the vision encoder.
+
+    Args:
+        cls_token (`torch.FloatTensor` of shape `(B, D)`):
+            The CLS token after the last norm, before the bottleneck.
+        patch_tokens (`torch.FloatTensor` of shape `(B, N, D)`):
+            The patches, in raster order, after the last norm, before the bottleneck.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            `(B, 1 + R + N, D)` after each block, each after the last norm too: CLS token, registers, patches.
+            Published linear probes read the CLS tokens of the last four, and the mean of the patches of the last.
+    """
+
+    cls_token: torch.FloatTensor | None = None
+    patch_tokens: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class VTPOutput(ModelOutput):
+    """Result of `VTPModel`.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Contrastive loss of CLIP, where image i belongs to text i.
+        logits_per_image (`torch.FloatTensor` of shape `(B_image, B_text)`):
+            Scaled cosines of image and text embeddings.
+        logits_per_text (`torch.FloatTensor` of shape `(B_text, B_image)`):
+            The same, transposed.
+        image_embeds (`torch.FloatTensor` of shape `(B_image, E)`), text_embeds (`(B_text, E)`):
+            Unit vectors.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+def rotary_periods(head_dim: int, device: torch.device) -> torch.Tensor:
+    """The bfloat16 periods `(head_dim / 4,)` of DINOv3's RoPE, from 1 up to 100."""
+    exponents = 2 * torch.arange(head_dim // 4, device=device, dtype=torch.bfloat16) / (head_dim // 2)
+    return 100.0**exponents
+
+
+def axial_rotation(height: int, width: int, head_dim: int, device: torch.device) -> Rotation:
+    """Cosines and sines `(height * width, head_dim)` of DINOv3's axial RoPE, in bfloat16 step by step.
+
+    Coordinates run from -1 to 1 over each axis, whatever the size; half of a head turns with the row, half with the
+    column. The released weights were trained with this rounding.
+    """
+    dtype = torch.bfloat16
+    rows = torch.arange(0.5, height, device=device, dtype=dtype) / height
+    columns = torch.arange(0.5, width, device=device, dtype=dtype) / width
+    coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2)
+    coordinates = 2.0 * coordinates - 1.0
+    angles = 2 * math.pi * coordinates[:, :, None] / rotary_periods(head_dim, device)  # (N, 2, D / 4)
+    angles = angles.flatten(1).tile(2)  # (N, D)
+    return angles.cos(), angles.sin()
+
+
+def make_norm(kind: str, size: int) -> nn.Module:
+    return nn.RMSNorm(size, eps=1e-5) if kind == "rmsnorm" else nn.LayerNorm(size, eps=1e-6)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: `out(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, multiple_of: int):
+        super().__init__()
+        width = int(intermediate_size * 2 / 3)
+        width += -width % multiple_of
+        self.gate = nn.Linear(hidden_size, width)
+        self.up = nn.Linear(hidden_size, width)
+        self.out = nn.Linear(width, hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(F.silu(self.gate(x)) * self.up(x))
+
+
+class MLP(nn.Module):
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.mlp_in = nn.Linear(hidden_size, intermediate_size)
+        self.mlp_out = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp_out(F.gelu(self.mlp_in(x)))
+
+
+class VTPBlock(GradientCheckpointingLayer):
+    """Pre-norm block with rotary positions and optional LayerScale; `part` is `"vision"` or `"decoder"`."""
+
+    def __init__(self, config: VTPConfig, part: str):
+        super().__init__()
+        size = getattr(config, f"{part}_hidden_size")
+        mlp, layer_scale = getattr(config, f"{part}_mlp"), getattr(config, f"{part}_layer_scale")
+        intermediate_size = int(size * getattr(config, f"{part}_mlp_ratio"))
+        self.attention_norm = make_norm(getattr(config, f"{part}_norm"), size)
+        self.attention = Attention(
+            config,
+            size,
+            getattr(config, f"{part}_num_attention_heads"),
+            qkv_bias=True,
+            qk_norm=getattr(config, f"{part}_qk_norm"),
+        )
+        self.mlp_norm = make_norm(getattr(config, f"{part}_norm"), size)
+        if mlp == "mlp":
+            self.mlp = MLP(size, intermediate_size)
+        else:
+            self.mlp = GatedMLP(size, intermediate_size, multiple_of=8 if mlp == "swiglu" else 64)
+        self.attention_scale = self.mlp_scale = None
+        if layer_scale is not None:
+            self.attention_scale = nn.Parameter(torch.empty(size))
+            self.mlp_scale = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: torch.Tensor, rope: Rotation) -> torch.Tensor:
+        attended = self.attention(self.attention_norm(x), rope)[0]  # (B, N, D)
+        x = x + (attended if self.attention_scale is None else attended * self.attention_scale)
+        mixed = self.mlp(self.mlp_norm(x))
+        return x + (mixed if self.mlp_scale is None else mixed * self.mlp_scale)
+
+
+class VTPVisionEncoder(nn.Module):
+    """ViT over `[CLS, registers, patches]`, and the linear bottleneck behind its last norm."""
+
+    def __init__(self, config: VTPConfig):
+        super().__init__()
+        size = config.vision_hidden_size
+        self.head_dim = size // config.vision_num_attention_heads
+        self.num_registers = config.num_register_tokens or 0
+        self.patch_embedding = nn.Conv2d(config.num_channels, size, config.patch_size, stride=config.patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, size))
+        self.mask_token = nn.Parameter(torch.empty(1, size))
+        if self.num_registers:
+            self.register_tokens = nn.Parameter(torch.empty(1, self.num_registers, size))
+        self.blocks = nn.ModuleList(VTPBlock(config, "vision") for _ in range(config.vision_num_hidden_layers))
+        self.norm = make_norm(config.vision_norm, size)
+        self.bottleneck = nn.Linear(size, config.latent_dim, bias=False)
+
+    def forward(
+        self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None, output_hidden_states: bool = False
+    ) -> VTPVisionOutput:
+        patches = self.patch_embedding(pixel_values)  # (B, D, h, w)
+        rope = axial_rotation(*patches.shape[2:], self.head_dim, patches.device)
+        x = patches.flatten(2).transpose(1, 2)  # (B, N, D)
+        if patch_mask is not None:
+            x = torch.where(patch_mask[..., None], self.mask_token.to(x.dtype), x)
+        prefix = [self.cls_token, self.register_tokens] if self.num_registers else [self.cls_token]
+        x = torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)  # (B, 1 + R + N, D)
+        hidden_states = []
+        for block in self.blocks:
+            x = block(x, rope)
+            if output_hidden_states:
+                hidden_states.append(self.norm(x))
+        x = self.norm(x)
+        return VTPVisionOutput(
+            cls_token=x[:, 0],
+            patch_tokens=x[:, 1 + self.num_registers :],
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+        )
+
+
+class VTPPixelDecoder(nn.Module):
+    """ViT over latents `(B, C, h, w)`, whose tokens unfold into patches: images `(B, 3, H, W)`."""
+
+    def __init__(self, config: VTPConfig):
+        super().__init__()
+        size = config.decoder_hidden_size
+        self.head_dim = size // config.decoder_num_attention_heads
+        self.patch_size = config.patch_size
+        self.proj_in = nn.Linear(config.latent_dim, size)
+        self.blocks = nn.ModuleList(VTPBlock(config, "decoder") for _ in range(config.decoder_num_hidden_layers))
+        self.norm = make_norm(config.decoder_norm, size)
+        self.proj_out = nn.Linear(size, config.num_channels * config.patch_size**2)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        height, width = latents.shape[2:]
+        rope = axial_rotation(height, width, self.head_dim, latents.device)
+        x = self.proj_in(latents.flatten(2).transpose(1, 2))  # (B, N, D)
+        for block in self.blocks:
+            x = block(x, rope)
+        x = self.proj_out(self.norm(x)).transpose(1, 2).unflatten(-1, (height, width))  # (B, 3 * p * p, h, w)
+        return F.pixel_shuffle(x, self.patch_size)  # (B, 3, H, W)
+
+
+class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
+    """The shared frame.
+
+    Images are float `(B, 3, H, W)`, normalized by ImageNet's mean and standard deviation, with sides that are
+    multiples of the patch.
+    """
+
+    config: VTPConfig
+    config_class = VTPConfig
+    base_model_prefix = "vtp"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["VTPBlock", "CLIPEncoderLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def describe(self) -> Description:
+        config, name = self.config, type(self).__name__
+        text = (
+            "A VTP ([arXiv 2512.13687](https://arxiv.org/abs/2512.13687)): a visual tokenizer that was pre-trained "
+            "with contrastive, self-supervised and reconstruction losses together; "
+            f"{config.patch_size}x{config.patch_size} pixels become a latent of {config.latent_dim} channels."
+        )
+        usage = f"""from PIL import Image
+
+from titok_hf import VTPImageProcessor, {name}
+
+model = {name}.from_pretrained("{{repo_id}}").eval()
+processor = VTPImageProcessor.from_image_size(model.config.image_size)
+pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"]
+latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)"""
+        if hasattr(self, "pixel_decoder"):
+            usage += "\nimage = processor.postprocess(model.decode(latents).reconstruction)[0]"
+        citations = (VTP_CITATION,)
+        return Description("VTP", text, usage, "transformers", "image-feature-extraction", ("vtp",), citations)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, VTPVisionEncoder):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter, std=self.config.initializer_range)
+        elif isinstance(module, VTPBlock) and module.attention_scale is not None:
+            part = "vision" if module in getattr(self.vision_encoder, "blocks", ()) else "decoder"
+            for parameter in (module.attention_scale, module.mlp_scale):
+                init.constant_(parameter, getattr(self.config, f"{part}_layer_scale"))
+
+    def encode(self, pixel_values: torch.Tensor) -> TokenizerEncoderOutput:
+        """Encodes images into latents `(B, C, H / p, W / p)`; they are deterministic.
+
+        Raises:
+            TypeError, ValueError: If the images are not float, channels-first, normalized, or of a size that the patch
+                divides.
+        """
+        check_normalized_pixel_values(pixel_values, self.config.num_channels, self.config.patch_size)
+        patch_tokens = self.vision_encoder(pixel_values).patch_tokens  # (B, N, D)
+        latents = self.vision_encoder.bottleneck(patch_tokens).transpose(1, 2)  # (B, C, N)
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
+        return TokenizerEncoderOutput(latents=latents.unflatten(-1, (height, width)))
+
+    def decode(self, latents: torch.Tensor) -> TokenizerDecoderOutput:
+        """Decodes latents `(B, C, h, w)` to normalized images `(B, 3, h * p, w * p)`, not clamped.
+
+        Raises:
+            ValueError: If the latents have another shape, or there is no decoder.
+        """
+        if not hasattr(self, "pixel_decoder"):
+            raise ValueError(f"This {type(self).__name__} has no pixel decoder; see `VTPForImageReconstruction`.")
+        if latents.ndim != 4 or latents.shape[1] != self.config.latent_dim:
+            raise ValueError(
+                f"`latents` must have shape (batch, {self.config.latent_dim}, height, width), got "
+                f"{tuple(latents.shape)}."
+            )
+        return TokenizerDecoderOutput(reconstruction=self.pixel_decoder(latents))
+
+    def get_vision_features(
+        self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None, output_hidden_states: bool = False
+    ) -> VTPVisionOutput:
+        """Features before the bottleneck.
+
+        Args:
+            pixel_values: The images.
+            patch_mask: `(B, N)`, true where the mask token takes a patch's place.
+            output_hidden_states: Whether to return those of all blocks, each after the last norm. The published
+                linear probes (85.7 for VTP-L) read these; the 64 channels behind the bottleneck give less (74.9 in the
+                paper's ablations).
+
+        Raises:
+            TypeError, ValueError: See `encode`; also if the mask has another shape.
+        """
+        check_normalized_pixel_values(pixel_values, self.config.num_channels, self.config.patch_size)
+        expected = (len(pixel_values), math.prod(side // self.config.patch_size for side in pixel_values.shape[2:]))
+        if patch_mask is not None and (patch_mask.dtype != torch.bool or tuple(patch_mask.shape) != expected):
+            raise ValueError(
+                f"`patch_mask` must be a bool tensor of shape {expected}, got {patch_mask.dtype} of "
+                f"{tuple(patch_mask.shape)}."
+            )
+        return self.vision_encoder(pixel_values, patch_mask, output_hidden_states)
+
+
+class VTPVisionModel(VTPPreTrainedModel):
+    """The vision encoder alone, loaded from any VTP without its other parts: features and latents."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^pixel_decoder\.", *NAMES_OF_TEXT]
+
+    def __init__(self, config: VTPConfig):
+        super().__init__(config)
+        self.vision_encoder = VTPVisionEncoder(config)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None, output_hidden_states: bool = False
+    ) -> VTPVisionOutput:
+        """See `get_vision_features`."""
+        return self.get_vision_features(pixel_values, patch_mask, output_hidden_states)
+
+
+class VTPForImageReconstruction(VTPPreTrainedModel):
+    """Vision encoder and pixel decoder, loaded from any VTP without its text encoder: a 2D visual tokenizer with
+    continuous latents."""
+
+    _keys_to_ignore_on_load_unexpected = [*NAMES_OF_TEXT]
+
+    def __init__(self, config: VTPConfig):
+        super().__init__(config)
+        if not config.has_decoder:
+            raise ValueError("`VTPForImageReconstruction` needs a configuration with `has_decoder=True`.")
+        self.vision_encoder = VTPVisionEncoder(config)
+        self.pixel_decoder = VTPPixelDecoder(config)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> TokenizerOutput:
+        """Reconstructs normalized images; the loss is the mean absolute error, as in the paper."""
+        latents = self.encode(pixel_values).latents  # (B, C, h, w)
+        reconstruction = self.decode(latents).reconstruction  # (B, 3, H, W)
+        loss = F.l1_loss(reconstruction, pixel_values) if return_loss else None
+        return TokenizerOutput(loss=loss, reconstruction=reconstruction, latents=latents)
+
+
+class VTPModel(VTPPreTrainedModel):
+    """All of VTP: vision encoder, pixel decoder, text encoder, and the embedding that images and texts share."""
+
+    input_modalities = ("image", "text")
+
+    def __init__(self, config: VTPConfig):
+        super().__init__(config)
+        self.vision_encoder = VTPVisionEncoder(config)
+        if config.has_decoder:
+            self.pixel_decoder = VTPPixelDecoder(config)
+        if config.has_text:
+            in_features = config.latent_dim if config.bottleneck_everywhere else config.vision_hidden_size
+            self.image_projection = nn.Linear(in_features, config.text_hidden_size, bias=False)
+            self.text_encoder = CLIPTextModel._from_config(config.text_config)
+            self.text_projection = nn.Linear(
+                config.text_hidden_size, config.text_hidden_size, bias=config.text_projection_bias
+            )
+            self.logit_scale = nn.Parameter(torch.empty(()))
+            if config.logit_bias:
+                self.logit_bias = nn.Parameter(torch.empty(()))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.has_text:
+            init.constant_(self.logit_scale, math.log(1 / 0.07))
+            if self.config.logit_bias:
+                init.constant_(self.logit_bias, -10.0)  # SigLIP's
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(B, E)` of images, unit vectors.
+
+        Raises:
+            TypeError, ValueError: See `encode`; also if there is no text encoder.
+        """
+        self.check_has_text()
+        vision = self.get_vision_features(pixel_values)
+        features = vision.cls_token if self.config.image_pooling == "cls" else vision.patch_tokens.mean(1)  # (B, D)
+        if self.config.bottleneck_everywhere:
+            features = self.vision_encoder.bottleneck(features)
+        return F.normalize(self.image_projection(features), dim=-1)
+
+    def get_text_features(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(B, E)` of texts, unit vectors.
+
+        Args:
+            input_ids: `(B, L)` of `VTPProcessor`, with the start and the end of each text. The features are those of
+                the token with the largest id, the end.
+
+        Raises:
+            TypeError, ValueError: If the ids are not integers, out of the vocabulary or longer than the context, or if
+                there is no text encoder.
+        """
+        self.check_has_text()
+        check_ids(input_ids, "input_ids", self.config.text_vocab_size, ("batch", "length"))
+        if input_ids.shape[1] > self.config.text_context_length:
+            raise ValueError(
+                f"`input_ids` must have at most {self.config.text_context_length} tokens a text, got "
+                f"{input_ids.shape[1]}; `VTPProcessor(..., truncation=True)` cuts longer texts."
+            )
+        pooled = self.text_encoder(input_ids).pooler_output  # (B, E)
+        return F.normalize(self.text_projection(pooled), dim=-1)
+
+    def check_has_text(self) -> None:
+        if not self.config.has_text:
+            raise ValueError("This checkpoint has no text encoder: its configuration has `has_text=False`.")
+
+    def forward(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, return_loss: bool | None = None
+    ) -> VTPOutput:
+        """Compares images and texts.
+
+        Args:
+            pixel_values: Images.
+            input_ids: Texts `(B, L)`.
+            return_loss: Whether to compute the contrastive loss of pairs; needs as many texts as images.
+
+        Raises:
+            TypeError, ValueError: See `get_image_features` and `get_text_features`.
+        """
+        image_embeds = self.get_image_features(pixel_values)  # (B, E)
+        text_embeds = self.get_text_features(input_ids)  # (T, E)
+        logits = self.logit_scale.exp() * image_embeds @ text_embeds.T  # (B, T)
+        if self.config.logit_bias:
+            logits = logits + self.logit_bias
+        loss = None
+        if return_loss:
+            if len(image_embeds) != len(text_embeds):
+                raise ValueError(f"The loss needs pairs, got {len(image_embeds)} images and {len(text_embeds)} texts.")
+            pairs = torch.arange(len(logits), device=logits.device)
+            loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+        return VTPOutput(
+            loss=loss,
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+        )
+
+
+__all__ = ["VTPForImageReconstruction", "VTPModel", "VTPOutput", "VTPVisionModel", "VTPVisionOutput"]

@@ -1,0 +1,64 @@
+"""VTP's images and texts together."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+from ..loading import LOCATION_ARGUMENTS
+from .configuration_vtp import VTPConfig
+from .image_processing_vtp import VTPImageProcessor
+
+# CLIP's byte pairs, for repositories that come without a tokenizer, as the official ones.
+CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
+
+
+class VTPProcessorKwargs(ProcessingKwargs, total=False):
+    # no mask: what follows the end of a text has no influence
+    _defaults = {"text_kwargs": {"padding": "max_length", "return_attention_mask": False}}
+
+
+class VTPProcessor(ProcessorMixin):
+    """Images to `pixel_values`, texts to `input_ids` of CLIP's byte pairs, padded to the context of 77.
+
+    Args:
+        image_processor: A `VTPImageProcessor`.
+        tokenizer: A `CLIPTokenizer`.
+    """
+
+    valid_processor_kwargs = VTPProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor: VTPImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "VTPProcessor":
+        """As in transformers; where there is a VTP and no processor, as in the official repositories, the model's
+        sizes and CLIP's tokenizer make one.
+
+        Raises:
+            OSError: If there is neither, or CLIP's tokenizer is out of reach.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, ValueError) as error:
+            location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+            try:
+                config = VTPConfig.from_pretrained(pretrained_model_name_or_path, **location)
+            except (OSError, ValueError):
+                raise error from None
+        image_processor = VTPImageProcessor.from_pretrained(pretrained_model_name_or_path, **location)
+        for name in ("revision", "subfolder"):
+            location.pop(name, None)
+        tokenizer = CLIPTokenizer.from_pretrained(CLIP_REPOSITORY, **location)
+        tokenizer.model_max_length = config.text_context_length
+        return cls(image_processor, tokenizer)
+
+
+__all__ = ["VTPProcessor"]
