@@ -441,4 +441,5 @@ def test_losses_are_those_of_the_reference(titok_config):
 
 
 def test_every_case_is_compared():
-    assert {file.stem for file in CASES.iterdir()} == {*TOKENIZERS, *GENERATORS, VQGAN, "losses"}
+    others = {file.stem for file in CASES.glob("vtp_*")}  # see `test_vtp.py`
+    assert {file.stem for file in CASES.iterdir()} - others == {*TOKENIZERS, *GENERATORS, VQGAN, "losses"}

@@ -114,9 +114,12 @@ class OfficialVTP(OfficialFormat):
         if "text_embed_dim" in official:
             fields["text_intermediate_size"] = int(official["text_embed_dim"] * official.get("text_mlp_ratio", 4.0))
         pooling = {theirs: ours for ours, theirs in POOLING.items()}
+        features = official.get("vision_clip_feat", "cls")
+        if features not in pooling:
+            raise ValueError(f"`vision_clip_feat` of a VTP must be one of {', '.join(pooling)}, got {features!r}.")
         return fields | {
             "text_hidden_act": "quick_gelu" if official.get("text_quick_gelu") else "gelu",
-            "image_pooling": pooling[official.get("vision_clip_feat", "cls")],
+            "image_pooling": pooling[features],
             "bottleneck_everywhere": not official.get("vision_bottleneck_ae_only", True),
             "logit_bias": official.get("init_logit_bias") is not None,
         }

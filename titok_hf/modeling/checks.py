@@ -33,8 +33,8 @@ def check_normalized_pixel_values(pixel_values: torch.Tensor, num_channels: int,
     """Raises `TypeError` or `ValueError` unless these are normalized float images `(B, num_channels, H, W)` with sides
     that are multiples of `patch_size`.
 
-    Normalized is by ImageNet's mean and standard deviation. Images in [0, 1] and in [0, 255] are told from normalized
-    ones by their values, unless they are nearly uniform.
+    Normalized is by ImageNet's mean and standard deviation. Images in [0, 255] are told from normalized ones by values
+    beyond 10, images in [0, 1] by values from almost 0 to almost 1 and none beyond.
     """
     if not torch.is_floating_point(pixel_values):
         raise TypeError(
@@ -50,7 +50,7 @@ def check_normalized_pixel_values(pixel_values: torch.Tensor, num_channels: int,
     if torch.compiler.is_compiling() or pixel_values.numel() == 0:
         return
     low, high = (float(bound) for bound in torch.aminmax(pixel_values.detach()))
-    unnormalized = low >= 0 and high <= 1 and high - low > 0.5
+    unnormalized = 0 <= low < 0.05 and 0.55 < high <= 1
     if not (low >= -10 and high <= 10) or unnormalized:
         raise ValueError(
             f"`pixel_values` must be normalized by ImageNet's mean and standard deviation, got values from {low:.4g} "

@@ -60,6 +60,9 @@ class OfficialFormat(Protocol):
     def find_config(self, path: str | Path, **location: Any) -> dict[str, Any] | None:
         """The official configuration of a folder or Hub repository; None if it is in our format."""
 
+    def is_official(self, config: dict[str, Any]) -> bool:
+        """Whether a configuration is in the official format."""
+
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
         """The fields of our configuration."""
 
@@ -113,6 +116,8 @@ class CheckedConfigMixin:
         Raises:
             ValueError: If there are fields that this version does not know.
         """
+        if "model_type" in config_dict and cls.official_format.is_official(config_dict):
+            config_dict = cls.official_format.config_fields(config_dict)  # `AutoConfig` comes here directly
         if unknown := sorted(config_dict.keys() - {field.name for field in fields(cls)} - KNOWN_TO_TRANSFORMERS):
             writers = (config_dict.get(f"{name}_version", "unknown") for name in ("titok_hf", "transformers"))
             raise ValueError(
@@ -278,16 +283,17 @@ def guess_misfit(
 ) -> Iterator[str]:
     """What a misfit suggests, as sentences."""
     families = {family for mark, family in FAMILY_MARKS.items() if any(mark in name for name in unexpected)}
-    if missing and unexpected and families - {model_class}:
-        yield f"These are the weights of a {sorted(families - {model_class})[0]}."
+    families.discard("VTPModel" if model_class.startswith("VTP") else model_class)
+    if missing and unexpected and families:
+        yield f"These are the weights of a {sorted(families)[0]}."
     elif any("text_guidance" in name for name in unexpected):
         yield "This is a text-aware TA-TiTok, which is not supported."
-    elif missing and all(name.startswith("pixel_") for name in missing):
+    elif model_class == "TiTokModel" and missing and all(name.startswith("pixel_") for name in missing):
         yield (
             "It is a tokenizer from before decoder fine-tuning, given as a fine-tuned one: its configuration should "
             "say `head='proxy_codes'`, in the official format `finetune_decoder: false`."
         )
-    elif unexpected and all(name.startswith("pixel_") for name in unexpected):
+    elif model_class == "TiTokModel" and unexpected and all(name.startswith("pixel_") for name in unexpected):
         yield (
             "It is a tokenizer after decoder fine-tuning, given as one from before: its configuration should say "
             "`head='vqgan_decoder'`, in the official format `finetune_decoder: true`."

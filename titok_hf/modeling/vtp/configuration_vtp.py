@@ -109,6 +109,11 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
         super().validate_architecture()
         if self.image_size % self.patch_size:
             raise ValueError(f"`patch_size` must divide the image size {self.image_size}, got {self.patch_size}.")
+        if (self.num_register_tokens or 0) < 0:
+            raise ValueError(f"`num_register_tokens` must be at least 0, got {self.num_register_tokens}.")
+        for name in ("vision_mlp_ratio", "decoder_mlp_ratio"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         for part, divisor in (("vision", 4), ("decoder", 4), ("text", 1)):
             hidden_size = getattr(self, f"{part}_hidden_size")
             num_heads = getattr(self, f"{part}_num_attention_heads")

@@ -1,5 +1,6 @@
 """VTP: a visual tokenizer that was pre-trained to understand, too (arXiv 2512.13687)."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -307,7 +308,8 @@ latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)""
             TypeError, ValueError: See `encode`; also if the mask has another shape.
         """
         check_normalized_pixel_values(pixel_values, self.config.num_channels, self.config.patch_size)
-        expected = (len(pixel_values), math.prod(side // self.config.patch_size for side in pixel_values.shape[2:]))
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
+        expected = (len(pixel_values), height * width)
         if patch_mask is not None and (patch_mask.dtype != torch.bool or tuple(patch_mask.shape) != expected):
             raise ValueError(
                 f"`patch_mask` must be a bool tensor of shape {expected}, got {patch_mask.dtype} of "
@@ -322,6 +324,8 @@ class VTPVisionModel(VTPPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^pixel_decoder\.", *NAMES_OF_TEXT]
 
     def __init__(self, config: VTPConfig):
+        config = copy.deepcopy(config)
+        config.has_decoder = config.has_text = False
         super().__init__(config)
         self.vision_encoder = VTPVisionEncoder(config)
         self.post_init()
@@ -340,9 +344,11 @@ class VTPForImageReconstruction(VTPPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [*NAMES_OF_TEXT]
 
     def __init__(self, config: VTPConfig):
-        super().__init__(config)
         if not config.has_decoder:
             raise ValueError("`VTPForImageReconstruction` needs a configuration with `has_decoder=True`.")
+        config = copy.deepcopy(config)
+        config.has_text = False
+        super().__init__(config)
         self.vision_encoder = VTPVisionEncoder(config)
         self.pixel_decoder = VTPPixelDecoder(config)
         self.post_init()

@@ -48,6 +48,9 @@ class VTPProcessor(ProcessorMixin):
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError) as error:
+            folder = Path(pretrained_model_name_or_path) / kwargs.get("subfolder", "")
+            if any((folder / name).exists() for name in ("processor_config.json", "tokenizer_config.json")):
+                raise
             location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
             try:
                 config = VTPConfig.from_pretrained(pretrained_model_name_or_path, **location)
