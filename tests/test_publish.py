@@ -1,16 +1,70 @@
 """What `titok push` does."""
 
+import json
+
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from titok_hf import MaskGitUViTModel, TiTokImageProcessor, TiTokModel, TiTokPipeline
+from titok_hf import (
+    MaskGitUViTModel,
+    TiTokImageProcessor,
+    TiTokModel,
+    TiTokPipeline,
+    VTPConfig,
+    VTPImageProcessor,
+    VTPModel,
+    VTPProcessor,
+)
 from titok_hf.publish import publish_folder
 
 
 def is_same(a, b):
     pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
     return all(name == other and torch.equal(x, y) for (name, x), (other, y) in pairs)
+
+
+@pytest.fixture
+def vtp():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {f"{part}_{name}": size for part in ("vision", "decoder", "text") for name, size in sizes.items()}
+    return VTPModel(VTPConfig(image_size=32, patch_size=8, latent_dim=4, text_intermediate_size=32, **sizes))
+
+
+@pytest.fixture
+def vtp_processor(tmp_path):
+    tokens = [*bytes_to_unicode().values(), "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    return VTPProcessor(VTPImageProcessor.from_image_size(32), CLIPTokenizer.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_a_vtp_with_its_processor(hub, vtp, vtp_processor, tmp_path, with_text):
+    vtp_processor.image_processor.crop = "squash"
+    vtp.save_pretrained(tmp_path / "vtp")
+    (vtp_processor if with_text else vtp_processor.image_processor).save_pretrained(tmp_path / "vtp")
+    repo_id = f"user/vtp-{with_text}"
+    publish_folder(tmp_path / "vtp", repo_id)
+
+    assert is_same(VTPModel.from_pretrained(repo_id), vtp)
+    assert "# VTP\n" in hub.files(repo_id)["README.md"].decode()
+    if with_text:
+        processor = AutoProcessor.from_pretrained(repo_id)
+        assert type(processor) is VTPProcessor
+        assert processor.tokenizer("ab").input_ids == vtp_processor.tokenizer("ab").input_ids
+    else:
+        processor = AutoImageProcessor.from_pretrained(repo_id)
+        assert type(processor) is VTPImageProcessor
+    assert getattr(processor, "image_processor", processor).crop == "squash"
+
+
+def test_processor_pushed_first_gives_way_to_the_models_card(hub, vtp, vtp_processor):
+    vtp_processor.push_to_hub("user/vtp")
+    assert "# VTP processor" in hub.files("user/vtp")["README.md"].decode()
+    vtp.push_to_hub("user/vtp")
+    assert "# VTP\n" in hub.files("user/vtp")["README.md"].decode()
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from .hub.cards import GENERATED
 from .hub.errors import explain_hub_errors
-from .modeling.titok import TiTokImageProcessor
 from .pipelines import TiTokPipeline
 
 
@@ -18,7 +17,7 @@ def publish_folder(
     token: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Publishes a pipeline, or a model with its image processor, with a model card.
+    """Publishes a pipeline, or a model with its processor, with a model card.
 
     It is loaded first: what cannot be loaded is not published. A `README.md` in the folder that someone wrote or
     edited is the card.
@@ -38,8 +37,10 @@ def publish_folder(
         things = [TiTokPipeline.from_pretrained(folder)]
     else:
         things = [AutoModel.from_pretrained(folder)]
-        if (folder / "preprocessor_config.json").exists():
-            things.append(TiTokImageProcessor.from_pretrained(folder))
+        if (folder / "processor_config.json").exists():
+            things.append(AutoProcessor.from_pretrained(folder))
+        elif (folder / "preprocessor_config.json").exists():
+            things.append(AutoImageProcessor.from_pretrained(folder))
     for thing in things:
         thing.push_to_hub(repo_id, private=private, token=token, revision=revision)
     card = folder / "README.md"

@@ -157,6 +157,12 @@ def test_statistics_are_of_latents(digits, titok, processor):
 
 def test_folder_of_tokens(titok, tmp_path):
     titok.save_pretrained(tmp_path / "titok")
+    load_digits_dataset().save_to_disk(tmp_path / "images")
+    before = sorted((tmp_path / "images").rglob("*"))
+    tokenize_to_folder(str(tmp_path / "images"), tmp_path / "titok", tmp_path / "from_disk")
+    assert sorted((tmp_path / "images").rglob("*")) == before  # no cache in the user's folder
+    assert {path.name for path in tmp_path.iterdir()} == {"titok", "images", "from_disk"}
+
     tokens = tokenize_to_folder("digits", tmp_path / "titok", tmp_path / "tokens")
     assert {split: len(rows) for split, rows in tokens.items()} == {"train": 1437, "test": 360}
     assert len(tokens["test"][0]["codes"]) == 8

@@ -34,6 +34,11 @@ class TestReconstruct:
         tokenizer = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
         torch.testing.assert_close(reconstruct(tokenizer, images), reconstruct(tokenizer, images, 4))
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_models_in_half_precision_take_float32_images(self, tokenizer, images, dtype):
+        reconstructions = reconstruct(tokenizer.to(dtype), images)
+        assert reconstructions.dtype == torch.float32 and reconstructions.isfinite().all()
+
 
 class TestCodebookStatistics:
     def test_they_are_those_of_the_counted_codes(self, tokenizer, images):

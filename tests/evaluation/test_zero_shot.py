@@ -76,7 +76,10 @@ def test_files_are_squashed_and_classified(model, processor, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "templates", "sentence"),
     [
-        (["cat"], None, r"at least two names to choose from, got \['cat'\]"),
+        (["cat"], None, r"at least two different names to choose from, got \['cat'\]"),
+        (["cat", "dog", "cat"], None, "at least two different names"),
+        (["cat", ""], None, "at least two different names"),
+        ("cat", None, "at least two different names to choose from, got 'cat'"),
         (LABELS, ["a {}.", "a photo"], "A template must have `{}` where the name goes, got 'a photo'"),
     ],
 )

@@ -24,6 +24,7 @@ app = typer.Typer(
 console = Console()
 
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda or cpu; if not given, the fastest.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in stages.warmup.training.max_steps=100."),
@@ -158,11 +159,12 @@ def tokenize(
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
+    device: Device = None,
 ) -> None:
     """Encode images into a data set of codes, or of latents with their statistics."""
     from ..data import tokenize_to_folder
 
-    tokens = tokenize_to_folder(data, tokenizer, output_dir, image_column, label_column, batch_size)
+    tokens = tokenize_to_folder(data, tokenizer, output_dir, image_column, label_column, batch_size, device)
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in tokens.items())
     column = next(name for name in ("codes", "latents") if name in tokens["train"].column_names)
     console.print(f"{counts} images as {column}: [bold]{escape(str(output_dir))}[/bold]")
@@ -173,14 +175,17 @@ def zero_shot(
     labels: Annotated[str, typer.Option(help="Names to choose from, separated by commas.")],
     image: Annotated[list[Path], typer.Option(exists=True, dir_okay=False, help="Image file; may be given again.")],
     model: Annotated[str, typer.Option(help="Folder or Hub repository of a VTP.")] = "MiniMaxAI/VTP-Large-f16d64",
+    device: Device = None,
 ) -> None:
     """Say which of some names fits an image best."""
     from ..evaluation import zero_shot_files
 
     names = [name.strip() for name in labels.split(",")]
-    table = Table("image", *names)
-    for path, probabilities in zip(image, zero_shot_files(model, names, image), strict=True):
-        table.add_row(path.name, *(f"{probability:.1%}" for probability in probabilities.values()))
+    table = Table("image", "best", "probability")
+    for path, probabilities in zip(image, zero_shot_files(model, names, image, device=device), strict=True):
+        best = sorted(probabilities.items(), key=lambda item: -item[1])[:5]
+        for row, (name, probability) in enumerate(best):
+            table.add_row("" if row else escape(path.name), escape(name), f"{probability:.1%}")
     console.print(table)
 
 

@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ..modeling.loading import refuse_unreadable
 
@@ -59,8 +60,8 @@ def find_weights(path: str | Path) -> list[Path]:
     return candidates
 
 
-def read_tensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint's files.
+def read_tensors(files: Sequence[Path], unwanted: Set[str] = frozenset()) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's files, but the unwanted ones.
 
     They are read, not memory-mapped: what is loaded stays whole when the file is overwritten.
 
@@ -71,13 +72,15 @@ def read_tensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     for file in files:
         with refuse_unreadable(file):
             if file.suffix == ".safetensors":
-                tensors |= load_file(file, backend="pread")
+                with safe_open(file, framework="pt", backend="pread") as opened:
+                    names = set(opened.keys()) - unwanted
+                    tensors |= {name: opened.get_tensor(name) for name in sorted(names)}
                 continue
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
             held = list(loaded)[:5] if isinstance(loaded, dict) else type(loaded).__name__
             raise ValueError(f"{file} must hold a dict of tensors by name, got {held}.")
-        tensors |= loaded
+        tensors |= {name: tensor for name, tensor in loaded.items() if name not in unwanted}
     if tensors and all(name.startswith(DISTRIBUTED_PREFIX) for name in tensors):
         tensors = {name.removeprefix(DISTRIBUTED_PREFIX): tensor for name, tensor in tensors.items()}
     return tensors

@@ -1,6 +1,7 @@
 """Official checkpoints to our folders, and back."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_folder
 from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
 from ..modeling.titok import TiTokImageProcessor
-from ..modeling.vtp import VTPImageProcessor, VTPModel
+from ..modeling.vtp import VTPImageProcessor, VTPModel, VTPProcessor
+from ..modeling.vtp.processing_vtp import clip_tokenizer
 from ..pipelines import MaskGitScheduler, TiTokPipeline
 from .checkpoint import SUFFIXES, find_weights, read_config, read_tensors, write_tensors
 from .formats import FORMATS
@@ -160,11 +162,22 @@ def convert(
             result = build_pipeline(loaded.model, load_official(generator, config, dtype, **location))
         result.save_pretrained(folder)
         if not isinstance(loaded.model, MaskGitPreTrainedModel):
-            processor_class = VTPImageProcessor if isinstance(loaded.model, VTPModel) else TiTokImageProcessor
             processor_folder = folder if generator is None else folder / "tokenizer"
-            processor_class.from_image_size(loaded.model.config.image_size).save_pretrained(processor_folder)
+            make_processor(loaded.model).save_pretrained(processor_folder)
         result.model_card(Path(output_dir).name).save(folder / "README.md")
     return result
+
+
+def make_processor(tokenizer: PreTrainedModel) -> TiTokImageProcessor | VTPProcessor:
+    """The processor of a tokenizer that came without one; a VTP's has CLIP's text tokenizer if that is in reach."""
+    image_size = tokenizer.config.image_size
+    if not isinstance(tokenizer, VTPModel):
+        return TiTokImageProcessor.from_image_size(image_size)
+    image_processor = VTPImageProcessor.from_image_size(image_size)
+    if tokenizer.config.has_text:
+        with suppress(OSError):
+            return VTPProcessor(image_processor, clip_tokenizer(tokenizer.config))
+    return image_processor
 
 
 def convert_to_official(source: str | Path, output_dir: str | Path, **location: Any) -> None:

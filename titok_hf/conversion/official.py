@@ -1,5 +1,6 @@
 """The shared frame of the official formats: one subclass a family."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -82,7 +83,12 @@ class OfficialFormat(ABC):
         return origin
 
     def load_state_dict(
-        self, path: str | Path, config: PreTrainedConfig, dtype: torch.dtype | str | None, **location: Any
+        self,
+        path: str | Path,
+        config: PreTrainedConfig,
+        dtype: torch.dtype | str | None,
+        ignored: Sequence[str] = (),
+        **location: Any,
     ) -> dict[str, torch.Tensor]:
         """The weights of a folder or Hub repository, under our names, in our shapes.
 
@@ -90,6 +96,7 @@ class OfficialFormat(ABC):
             path: The folder or repository.
             config: Our configuration of it.
             dtype: Of the weights; as stored if None or `"auto"`.
+            ignored: Patterns of our names of weights that are not wanted; they are not read.
             location: Where to find a repository.
 
         Raises:
@@ -102,7 +109,9 @@ class OfficialFormat(ABC):
             raise FileNotFoundError(f"{path} holds no weights: {error}") from error
         if isinstance(dtype, str):
             dtype = None if dtype == "auto" else parse_dtype(dtype)
-        return self.to_ours(read_tensors(files), config, dtype)
+        layout = self.layout(self.meta_state_dict(config), config)
+        unwanted = {official for official, names in layout.items() if matches(names[0], ignored)}
+        return self.to_ours(read_tensors(files, unwanted), config, dtype, ignored)
 
     def local_folder(self, path: str | Path, subfolder: str = "", **location: Any) -> Path:
         """A folder with the checkpoint's files, downloaded if need be."""
@@ -113,7 +122,11 @@ class OfficialFormat(ABC):
         return Path(path) / subfolder
 
     def to_ours(
-        self, tensors: dict[str, torch.Tensor], config: PreTrainedConfig, dtype: torch.dtype | None = None
+        self,
+        tensors: dict[str, torch.Tensor],
+        config: PreTrainedConfig,
+        dtype: torch.dtype | None = None,
+        ignored: Sequence[str] = (),
     ) -> dict[str, torch.Tensor]:
         """Renames and reshapes an official checkpoint.
 
@@ -121,11 +134,12 @@ class OfficialFormat(ABC):
             tensors: The checkpoint. Emptied on the way, so that a conversion of the dtype never holds both.
             config: Our configuration of it.
             dtype: Of the result; as stored if not given.
+            ignored: Patterns of our names of weights that are left out.
 
         Raises:
             ValueError: If weights are missing, unexpected or misshapen.
         """
-        ours = self.meta_state_dict(config)
+        ours = {name: tensor for name, tensor in self.meta_state_dict(config).items() if not matches(name, ignored)}
         layout = self.layout(ours, config)
         expected = {official: self.official_shape(names, ours) for official, names in layout.items()}
         for name, constant in self.constants(config).items():
@@ -188,6 +202,10 @@ class OfficialFormat(ABC):
         """Names and shapes of our weights, without memory."""
         with torch.device("meta"):
             return self.model_class(config).state_dict()
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def find_config_dict(path: str | Path, **location: Any) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def load_image_dataset(source: str, image_column: str = "image", label_column: s
         numbered = isinstance(values[0], int)
         labels = ClassLabel(names=[str(i) for i in range(values[-1] + 1)] if numbered else values)
     features = Features({image_column: Image(), label_column: labels})
-    splits = splits.select_columns([image_column, label_column]).cast(features)
+    splits = splits.select_columns([image_column, label_column])
+    if any(split.features != features for split in splits.values()):  # a cast leaves a copy beside the source
+        splits = splits.cast(features)
     if held_out is None:
         splits = splits["train"].train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
     return splits

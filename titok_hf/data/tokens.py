@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets.fingerprint import generate_random_fingerprint
 from huggingface_hub import CommitInfo, DatasetCard, HfApi
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -14,7 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..hub.cards import GENERATED, token_dataset_text
 from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_folder
-from ..modeling.auto import load_tokenizer
+from ..modeling.auto import default_device, load_tokenizer
 from .images import load_image_dataset
 
 
@@ -25,6 +27,7 @@ def tokenize_images(
     image_column: str = "image",
     label_column: str = "label",
     batch_size: int = 64,
+    cache_dir: str | Path | None = None,
 ) -> Dataset | DatasetDict:
     """Images to the codes of a tokenizer, or to its latents if it is continuous.
 
@@ -34,6 +37,7 @@ def tokenize_images(
         processor: Its image processor.
         image_column, label_column: Columns of the data set.
         batch_size: Images that are encoded at once.
+        cache_dir: Folder for the encoded data; if not given, where `datasets` keeps its cache.
 
     Returns:
         The same splits with the column `label`, as it was, and one of these: `codes`, `num_tokens` integers of the
@@ -73,14 +77,22 @@ def tokenize_images(
     dataset = dataset.select_columns([image_column, label_column])
     if label_column != "label":
         dataset = dataset.rename_column(label_column, "label")
-    return dataset.map(
-        encode,
-        input_columns=image_column,
-        batched=True,
-        batch_size=batch_size,
-        remove_columns=image_column,
-        features=features,
-    )
+
+    def encode_split(name: str, split: Dataset) -> Dataset:
+        return split.map(
+            encode,
+            input_columns=image_column,
+            batched=True,
+            batch_size=batch_size,
+            remove_columns=image_column,
+            features=features,
+            cache_file_name=cache_dir and str(Path(cache_dir) / f"{name}.arrow"),
+            new_fingerprint=generate_random_fingerprint(),  # the usual one hashes all weights
+        )
+
+    if isinstance(dataset, DatasetDict):
+        return DatasetDict({name: encode_split(name, split) for name, split in dataset.items()})
+    return encode_split("train", dataset)
 
 
 def latent_statistics(dataset: Dataset, batch_size: int = 256) -> dict[str, list[float]]:
@@ -98,6 +110,8 @@ def latent_statistics(dataset: Dataset, batch_size: int = 256) -> dict[str, list
     """
     if "latents" not in dataset.column_names:
         raise ValueError(f"The data set has no column 'latents' but {', '.join(dataset.column_names)}.")
+    if not len(dataset):
+        raise ValueError("The data set is empty.")
     count, total, squares = 0, 0.0, 0.0
     for batch in dataset.select_columns("latents").with_format("torch").iter(batch_size):
         latents = batch["latents"].double()  # (B, K, C) or (B, C, h, w)
@@ -116,6 +130,7 @@ def tokenize_to_folder(
     image_column: str = "image",
     label_column: str = "label",
     batch_size: int = 64,
+    device: str | torch.device | None = None,
 ) -> DatasetDict:
     """Writes the codes or latents of images as a folder that `load_from_disk` reads.
 
@@ -126,6 +141,7 @@ def tokenize_to_folder(
             standard deviation of each channel over the split `train`.
         image_column, label_column: Columns of the images.
         batch_size: Images that are encoded at once.
+        device: Where to compute; the accelerator if there is one, if not given.
 
     Raises:
         FileExistsError: If the folder holds something already.
@@ -133,11 +149,14 @@ def tokenize_to_folder(
     """
     with whole_folder(output_dir) as folder:
         model, processor = load_tokenizer(tokenizer)
+        model.to(device or default_device())
         images = load_image_dataset(source, image_column, label_column)
-        tokens = tokenize_images(images, model, processor, image_column, label_column, batch_size)
-        tokens.save_to_disk(folder)
-        if "latents" in tokens["train"].column_names:
-            statistics = latent_statistics(tokens["train"])
+        with TemporaryDirectory(dir=folder.parent) as cache:
+            tokens = tokenize_images(images, model, processor, image_column, label_column, batch_size, cache)
+            tokens.save_to_disk(folder)
+        train = load_from_disk(str(folder))["train"]
+        if "latents" in train.column_names:
+            statistics = latent_statistics(train)
             (folder / "latent_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     return load_from_disk(str(output_dir))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..modeling.auto import load_tokenizer
 from ..pipelines import TiTokPipeline
@@ -35,7 +35,7 @@ def reconstruct_files(tokenizer: str | Path, images: Sequence[str | Path], outpu
 
 
 def open_images(paths: Sequence[str | Path]) -> list[Image.Image]:
-    """Image files as RGB.
+    """Image files as RGB, upright.
 
     Raises:
         ValueError: If a file is not an image.
@@ -43,7 +43,7 @@ def open_images(paths: Sequence[str | Path]) -> list[Image.Image]:
     opened = []
     for path in paths:
         try:
-            opened.append(Image.open(path).convert("RGB"))
+            opened.append(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{path} must be an image file, but Pillow cannot read it: {error}") from error
     return opened

@@ -19,14 +19,20 @@ def vision_features(
         model: A VTP.
         batches: Normalized images `(B, 3, H, W)`.
         num_blocks: Blocks whose CLS tokens are read. Published probes of VTP take the better of 1 and 4.
-        bottleneck: Whether to read the mean of the latents behind the bottleneck instead, as the paper's ablations do.
+        bottleneck: Whether to read the mean of the latents behind the bottleneck instead.
 
     Returns:
         `(n, (num_blocks + 1) * D)`, or `(n, latent_dim)`, in float32 on the CPU.
+
+    Raises:
+        ValueError: If the model has not as many blocks.
     """
+    depth = model.config.vision_num_hidden_layers
+    if not bottleneck and not 1 <= num_blocks <= depth:
+        raise ValueError(f"`num_blocks` must be from 1 to the {depth} blocks of the model, got {num_blocks}.")
     features = []
     for images in batches:
-        images = images.to(model.device, model.dtype)
+        images = images.to(model.device)
         if bottleneck:
             features.append(model.encode(images).latents.flatten(2).mean(-1).float().cpu())
             continue
@@ -88,7 +94,7 @@ def linear_probe(
 
 def fit(features: torch.Tensor, labels: torch.Tensor, num_classes: int, weight_decay: float) -> nn.Linear:
     """Minimizes cross-entropy plus `weight_decay / 2` times the squared weights."""
-    probe = nn.Linear(features.shape[1], num_classes)
+    probe = nn.Linear(features.shape[1], num_classes, device=features.device)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
     optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=200, line_search_fn="strong_wolfe")

@@ -14,7 +14,7 @@ def reconstruct(tokenizer: PreTrainedModel, pixel_values: torch.Tensor, batch_si
     """
     batches = pixel_values.split(batch_size)
     reconstructions = [tokenizer.decode(tokenizer.encode(batch.to(tokenizer.device)).latents) for batch in batches]
-    return torch.cat([decoded.reconstruction for decoded in reconstructions]).cpu()
+    return torch.cat([decoded.reconstruction.float().cpu() for decoded in reconstructions])
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from ..modeling.auto import default_device
 from ..modeling.vtp import VTPModel, VTPProcessor
 from .files import open_images
 
@@ -36,11 +37,11 @@ def class_embeddings(
         `(L, E)`.
 
     Raises:
-        ValueError: If there are fewer than two names, or a prompt has no `{}`.
+        ValueError: If there are not at least two different names, or a prompt has no `{}`.
     """
     templates = clip_templates() if templates is None else templates
-    if len(labels) < 2:
-        raise ValueError(f"`labels` must be at least two names to choose from, got {list(labels)}.")
+    if isinstance(labels, str) or len(set(labels)) < max(2, len(labels)) or not all(labels):
+        raise ValueError(f"`labels` must be at least two different names to choose from, got {labels!r}.")
     if wrong := [template for template in templates if "{}" not in template]:
         raise ValueError(f"A template must have `{{}}` where the name goes, got {wrong[0]!r}.")
     embeddings = []
@@ -63,12 +64,17 @@ def zero_shot_probabilities(
         embeddings: `(L, E)`, see `class_embeddings`.
         scale: Factor of the cosines before the softmax; published evaluations take 100.
     """
-    features = model.get_image_features(images.to(model.device, model.dtype)).float()  # (B, E)
-    return (scale * features @ embeddings.T).softmax(-1)
+    features = model.get_image_features(images.to(model.device)).float()  # (B, E)
+    return (scale * features @ embeddings.T).softmax(-1).cpu()
 
 
 def zero_shot_files(
-    model: str | Path, labels: Sequence[str], images: Sequence[str | Path], templates: Sequence[str] | None = None
+    model: str | Path,
+    labels: Sequence[str],
+    images: Sequence[str | Path],
+    templates: Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 32,
 ) -> list[dict[str, float]]:
     """Classifies image files.
 
@@ -77,6 +83,8 @@ def zero_shot_files(
         labels: Names of the classes.
         images: Image files; squashed to the model's image size, as published evaluations do.
         templates: Prompts with `{}`; CLIP's 80 if not given.
+        device: Where to compute; the accelerator if there is one, if not given.
+        batch_size: Images at once.
 
     Returns:
         The probability of each name, an image each.
@@ -85,10 +93,11 @@ def zero_shot_files(
         OSError: If the model is not there.
         ValueError: If a file is no image, there are fewer than two names, or the model has no text encoder.
     """
-    loaded = VTPModel.from_pretrained(model).eval()
+    loaded = VTPModel.from_pretrained(model).eval().to(device or default_device())
     processor = VTPProcessor.from_pretrained(model)
     opened: list[Image.Image] = open_images(images)
     pixel_values = processor.image_processor(opened, crop="squash", return_tensors="pt")["pixel_values"]
     embeddings = class_embeddings(loaded, processor, labels, templates)
-    probabilities = zero_shot_probabilities(loaded, pixel_values, embeddings)
+    batches = [zero_shot_probabilities(loaded, batch, embeddings) for batch in pixel_values.split(batch_size)]
+    probabilities = torch.cat(batches)
     return [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..hub.errors import explain_loading_errors
 from .loading import LOCATION_ARGUMENTS
 from .maskgit_vqgan import MaskGitVQGANModel
 from .titok import TiTokImageProcessor, TiTokModel
@@ -15,6 +17,11 @@ TOKENIZERS: dict[str, tuple[type[PreTrainedModel], type[TiTokImageProcessor]]] =
     "maskgit_vqgan": (MaskGitVQGANModel, TiTokImageProcessor),
     "vtp": (VTPForImageReconstruction, VTPImageProcessor),
 }
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, TiTokImageProcessor]:
@@ -33,7 +40,8 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Ti
         ValueError: If it is no tokenizer, or does not load; see `from_pretrained`.
     """
     location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
-    config, _ = PreTrainedConfig.get_config_dict(path, **location)
+    with explain_loading_errors(path):
+        config, _ = PreTrainedConfig.get_config_dict(path, **location)
     model_type = config.get("model_type", "titok")  # official TiTok configurations name none
     if model_type not in TOKENIZERS:
         raise ValueError(f"{path} must be a tokenizer, one of {', '.join(TOKENIZERS)}; it is a {model_type!r}.")

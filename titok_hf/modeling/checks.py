@@ -34,7 +34,7 @@ def check_normalized_pixel_values(pixel_values: torch.Tensor, num_channels: int,
     that are multiples of `patch_size`.
 
     Normalized is by ImageNet's mean and standard deviation. Images in [0, 255] are told from normalized ones by values
-    beyond 10, images in [0, 1] by values from almost 0 to almost 1 and none beyond.
+    beyond 10, images in [0, 1] and in [-1, 1] by values from nearly one end to nearly the other and none beyond.
     """
     if not torch.is_floating_point(pixel_values):
         raise TypeError(
@@ -50,11 +50,13 @@ def check_normalized_pixel_values(pixel_values: torch.Tensor, num_channels: int,
     if torch.compiler.is_compiling() or pixel_values.numel() == 0:
         return
     low, high = (float(bound) for bound in torch.aminmax(pixel_values.detach()))
-    unnormalized = 0 <= low < 0.05 and 0.55 < high <= 1
-    if not (low >= -10 and high <= 10) or unnormalized:
+    in_unit = 0 <= low < 0.05 and 0.55 < high <= 1
+    in_symmetric = abs(low + 1) < 0.01 and abs(high - 1) < 0.01
+    if not (low >= -10 and high <= 10) or in_unit or in_symmetric:
+        guess = ", as of images in [0, 1]" if in_unit else ", as of images in [-1, 1]" if in_symmetric else ""
         raise ValueError(
             f"`pixel_values` must be normalized by ImageNet's mean and standard deviation, got values from {low:.4g} "
-            f"to {high:.4g}{', as of images in [0, 1]' if unnormalized else ''}; the image processor normalizes."
+            f"to {high:.4g}{guess}; the image processor normalizes."
         )
 
 

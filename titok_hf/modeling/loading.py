@@ -4,8 +4,8 @@ Official checkpoints load as they are: `titok_hf.conversion` registers, with eac
 their format.
 """
 
+import copy
 import pickle
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -70,9 +70,17 @@ class OfficialFormat(Protocol):
         """What is known of a Hub repository's weights; None for a folder."""
 
     def load_state_dict(
-        self, path: str | Path, config: PreTrainedConfig, dtype: torch.dtype | str | None, **location: Any
+        self,
+        path: str | Path,
+        config: PreTrainedConfig,
+        dtype: torch.dtype | str | None,
+        ignored: Sequence[str] = (),
+        **location: Any,
     ) -> dict[str, torch.Tensor]:
-        """The weights of a folder or Hub repository, under our names; as stored if the dtype is None or "auto"."""
+        """The weights of a folder or Hub repository, under our names, but those that match an ignored pattern.
+
+        As stored if the dtype is None or "auto".
+        """
 
 
 class CheckedConfigMixin:
@@ -176,18 +184,15 @@ class CheckedLoadingMixin(PublishMixin):
                 and is_official(cls.config_class, path, config, location)
             ):
                 if isinstance(config, PreTrainedConfig):
+                    config = copy.deepcopy(config)
+                    config.provenance = config.provenance or official_format.provenance(path)  # none from `AutoConfig`
                     kwargs = {name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS}
                 else:
                     config, kwargs = cls.config_class.from_pretrained(
                         config or path, return_unused_kwargs=True, **kwargs
                     )
-                loaded = official_format.load_state_dict(path, config, dtype, **location)
-                others = [re.compile(pattern) for pattern in cls._keys_to_ignore_on_load_unexpected or ()]
-                kwargs["state_dict"] = {
-                    name: tensor
-                    for name, tensor in loaded.items()
-                    if not any(pattern.search(name) for pattern in others)
-                }
+                others = cls._keys_to_ignore_on_load_unexpected or ()
+                kwargs["state_dict"] = official_format.load_state_dict(path, config, dtype, others, **location)
                 path = None
             if path is not None and kwargs.get("use_safetensors") is None and kwargs.get("variant") is None:
                 folder = Path(path) / kwargs.get("subfolder", "")

@@ -35,7 +35,8 @@ class TokenizerDecoderOutput(ModelOutput):
 
     Args:
         reconstruction (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*):
-            Images around [0, 1], not clamped. Absent where the tokenizer ends in proxy-code logits.
+            Images in the range that the tokenizer takes, not clamped. Absent where the tokenizer ends in proxy-code
+            logits.
         proxy_logits (`torch.FloatTensor` of shape `(B, h * w, proxy_codebook_size)`, *optional*):
             Logits of the proxy codes, in raster order; two-stage TiTok only.
     """
@@ -50,8 +51,8 @@ class TokenizerOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Mean squared error of the reconstruction, or cross-entropy of the proxy codes if they are given, plus
-            `quantizer_loss`.
+            Error of the reconstruction (squared; absolute for VTP), or cross-entropy of the proxy codes if they are
+            given, plus `quantizer_loss`.
         reconstruction, proxy_logits: See `TokenizerDecoderOutput`.
         latents, codes, unquantized, quantizer_loss: See `TokenizerEncoderOutput`.
     """

@@ -56,7 +56,7 @@ class MaskGitVQGANEncoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        x = self.conv_in(pixel_values)
+        x = self.conv_in(pixel_values.to(self.conv_in.weight.dtype))
         for blocks in self.down[:-1]:
             x = F.avg_pool2d(blocks(x), 2)
         x = self.mid(self.down[-1](x))
@@ -83,7 +83,7 @@ class MaskGitVQGANDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.num_channels, 3, padding=1)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        x = self.mid(self.conv_in(latents))
+        x = self.mid(self.conv_in(latents.to(self.conv_in.weight.dtype)))
         for blocks, upsample in zip(self.up[:-1], self.upsample, strict=True):
             x = upsample(F.interpolate(blocks(x), scale_factor=2.0, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(self.up[-1](x))))

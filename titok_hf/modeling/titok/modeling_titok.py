@@ -44,6 +44,7 @@ class TiTokEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         batch_size = len(pixel_values)
+        pixel_values = pixel_values.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (B, P, W)
         x = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1) + self.position_embedding
         latents = (self.latent_tokens + self.latent_position_embedding).expand(batch_size, -1, -1)  # (B, K, W)
@@ -78,6 +79,7 @@ class TiTokDecoder(nn.Module):
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         masks = torch.cat([self.cls_token, self.mask_token.expand(-1, self.num_patches, -1)], dim=1)  # (1, 1 + P, W)
         masks = (masks + self.position_embedding).expand(len(latents), -1, -1)  # (B, 1 + P, W)
+        latents = latents.to(self.latent_embedding.weight.dtype)
         latents = self.latent_embedding(latents) + self.latent_position_embedding  # (B, K, W)
         x = self.norm_in(torch.cat([masks, latents], dim=1))  # (B, 1 + P + K, W)
         for block in self.blocks:

@@ -30,6 +30,7 @@ class VTPImageProcessor(TiTokImageProcessor):
     valid_kwargs = VTPImageProcessorKwargs
     config_class = VTPConfig
     crop = "adm"
+    default_to_square = True
     size = {"height": 256, "width": 256}
     crop_size = None
     do_resize = False
@@ -44,6 +45,8 @@ class VTPImageProcessor(TiTokImageProcessor):
         return cls(size={"height": image_size, "width": image_size})
 
     def _preprocess(self, images: list[np.ndarray], crop: str, size: SizeDict, **kwargs: Any) -> BatchFeature:
+        if not size.height or not size.width:
+            raise ValueError(f"`size` must have a height and a width, got {size}.")
         fitted = [self.fit(image, crop, size.height, size.width) for image in images]
         return super()._preprocess(fitted, size=size, **kwargs)
 

@@ -168,7 +168,7 @@ class VTPVisionEncoder(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None, output_hidden_states: bool = False
     ) -> VTPVisionOutput:
-        patches = self.patch_embedding(pixel_values)  # (B, D, h, w)
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))  # (B, D, h, w)
         rope = axial_rotation(*patches.shape[2:], self.head_dim, patches.device)
         x = patches.flatten(2).transpose(1, 2)  # (B, N, D)
         if patch_mask is not None:
@@ -204,6 +204,7 @@ class VTPPixelDecoder(nn.Module):
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         height, width = latents.shape[2:]
         rope = axial_rotation(height, width, self.head_dim, latents.device)
+        latents = latents.to(self.proj_in.weight.dtype)
         x = self.proj_in(latents.flatten(2).transpose(1, 2))  # (B, N, D)
         for block in self.blocks:
             x = block(x, rope)
@@ -429,15 +430,13 @@ class VTPModel(VTPPreTrainedModel):
         if not self.config.has_text:
             raise ValueError("This checkpoint has no text encoder: its configuration has `has_text=False`.")
 
-    def forward(
-        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, return_loss: bool | None = None
-    ) -> VTPOutput:
+    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, return_loss: bool = True) -> VTPOutput:
         """Compares images and texts.
 
         Args:
             pixel_values: Images.
             input_ids: Texts `(B, L)`.
-            return_loss: Whether to compute the contrastive loss of pairs; needs as many texts as images.
+            return_loss: Whether to compute the contrastive loss, if there are as many texts as images.
 
         Raises:
             TypeError, ValueError: See `get_image_features` and `get_text_features`.
@@ -448,9 +447,7 @@ class VTPModel(VTPPreTrainedModel):
         if self.config.logit_bias:
             logits = logits + self.logit_bias
         loss = None
-        if return_loss:
-            if len(image_embeds) != len(text_embeds):
-                raise ValueError(f"The loss needs pairs, got {len(image_embeds)} images and {len(text_embeds)} texts.")
+        if return_loss and len(image_embeds) == len(text_embeds):
             pairs = torch.arange(len(logits), device=logits.device)
             loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
         return VTPOutput(

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
+from ...hub.cards import VTP_CITATION, Description
+from ...hub.publish import PublishMixin
 from ..loading import LOCATION_ARGUMENTS
 from .configuration_vtp import VTPConfig
 from .image_processing_vtp import VTPImageProcessor
@@ -19,7 +22,7 @@ class VTPProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": "max_length", "return_attention_mask": False}}
 
 
-class VTPProcessor(ProcessorMixin):
+class VTPProcessor(PublishMixin, ProcessorMixin):
     """Images to `pixel_values`, texts to `input_ids` of CLIP's byte pairs, padded to the context of 77.
 
     Args:
@@ -56,12 +59,42 @@ class VTPProcessor(ProcessorMixin):
                 config = VTPConfig.from_pretrained(pretrained_model_name_or_path, **location)
             except (OSError, ValueError):
                 raise error from None
-        image_processor = VTPImageProcessor.from_pretrained(pretrained_model_name_or_path, **location)
+        image_processor = VTPImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         for name in ("revision", "subfolder"):
             location.pop(name, None)
+        return cls(image_processor, clip_tokenizer(config, **location))
+
+    def describe(self) -> Description:
+        usage = """from PIL import Image
+
+from titok_hf import VTPProcessor
+
+processor = VTPProcessor.from_pretrained("{repo_id}")
+inputs = processor(images=Image.open("image.png"), text=["a photo of a cat"], return_tensors="pt")"""
+        text = "VTP's processor: images to normalized tensors, texts to CLIP's byte pairs."
+        citations = (VTP_CITATION,)
+        return Description("VTP processor", text, usage, "transformers", "image-feature-extraction", (), citations)
+
+    def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
+        """A processor goes along with a model, whose card stays."""
+        return not api.file_exists(repo_id, "README.md", revision=revision)
+
+
+def clip_tokenizer(config: VTPConfig, **location: Any) -> CLIPTokenizer:
+    """CLIP's tokenizer with the context of a VTP.
+
+    Raises:
+        OSError: If it is out of reach.
+    """
+    try:
         tokenizer = CLIPTokenizer.from_pretrained(CLIP_REPOSITORY, **location)
-        tokenizer.model_max_length = config.text_context_length
-        return cls(image_processor, tokenizer)
+    except OSError as error:
+        raise OSError(
+            f"The repository comes without a text tokenizer, and CLIP's, {CLIP_REPOSITORY}, is out of reach: load it "
+            "once with a connection, or save a `VTPProcessor` beside the model."
+        ) from error
+    tokenizer.model_max_length = config.text_context_length
+    return tokenizer
 
 
 __all__ = ["VTPProcessor"]
