@@ -1,6 +1,7 @@
 """The masked generators as the reference stores them, and how it samples with them."""
 
 import re
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,8 +84,9 @@ class OfficialMaskGit(OfficialFormat):
         }
         return {"model": {"vq_model": {"codebook_size": codebook_size}, "generator": generator}}
 
+    @abstractmethod
     def sizes_from_shapes(self, shapes: Shapes) -> dict[str, int]:
-        raise NotImplementedError
+        """Numbers of layers and tokens, and the width of the MLPs, under their official names."""
 
     def official_config(self, config: MaskGitConfig) -> dict[str, Any]:
         generator = {
