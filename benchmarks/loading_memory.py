@@ -37,17 +37,13 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) *
 """
 
 
-def write_checkpoint(folder: Path) -> int:
-    """An official checkpoint of TiTok-L-32 as folder and as `.bin`; returns its size in bytes."""
+def write_checkpoint(folder: Path, size: str = "titok-l-32") -> int:
+    """An official checkpoint of random weights as folder and as `.bin`; returns its size in bytes."""
     vqgan_config = {"image_size": 256, "shortcut_of_output": True}
-    config = TiTokConfig.from_size(
-        "titok-l-32", head="vqgan_decoder", interleaved_latents=True, vqgan_config=vqgan_config
-    )
+    config = TiTokConfig.from_size(size, head="vqgan_decoder", interleaved_latents=True, vqgan_config=vqgan_config)
     official = config.official_format
-    shapes = {
-        official.official_name(name, config): official.official_shape(name, tensor.shape)
-        for name, tensor in official.meta_state_dict(config).items()
-    }
+    ours = official.meta_state_dict(config)
+    shapes = {name: official.official_shape(names, ours) for name, names in official.layout(ours, config).items()}
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     (folder / "official").mkdir()
     (folder / "official" / "config.json").write_text(json.dumps(official.official_config(config)))

@@ -1,0 +1,32 @@
+"""The benchmarks run; their figures are for people."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from titok_hf import TiTokModel
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.xdist_group("demo")
+def test_precision(demo, capsys):
+    load("precision").main(demo[0] / "tokenizer")
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^(bfloat16|float16): [\d.]+% of the codes the same", printed, re.MULTILINE)) == 2
+
+
+def test_checkpoint_of_the_memory_benchmark_loads(tmp_path):
+    size = load("loading_memory").write_checkpoint(tmp_path, "titok-s-128")
+    model = TiTokModel.from_pretrained(tmp_path / "official")
+    assert size == sum(tensor.nbytes for tensor in model.state_dict().values())
+    assert (tmp_path / "tokenizer_titok_l32.bin").stat().st_size > size
