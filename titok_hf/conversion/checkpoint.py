@@ -14,8 +14,6 @@ from safetensors.torch import save_file
 from ..modeling.loading import refuse_unreadable
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# What saving a model from within DistributedDataParallel puts before its names.
-DISTRIBUTED_PREFIX = "module."
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -73,17 +71,20 @@ def read_tensors(files: Sequence[Path], unwanted: Set[str] = frozenset()) -> dic
         with refuse_unreadable(file):
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt", backend="pread") as opened:
-                    names = set(opened.keys()) - unwanted
-                    tensors |= {name: opened.get_tensor(name) for name in sorted(names)}
+                    names = sorted(name for name in opened.keys() if own_name(name) not in unwanted)  # noqa: SIM118
+                    tensors |= {own_name(name): opened.get_tensor(name) for name in names}
                 continue
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
             held = list(loaded)[:5] if isinstance(loaded, dict) else type(loaded).__name__
             raise ValueError(f"{file} must hold a dict of tensors by name, got {held}.")
-        tensors |= {name: tensor for name, tensor in loaded.items() if name not in unwanted}
-    if tensors and all(name.startswith(DISTRIBUTED_PREFIX) for name in tensors):
-        tensors = {name.removeprefix(DISTRIBUTED_PREFIX): tensor for name, tensor in tensors.items()}
+        tensors |= {own_name(name): tensor for name, tensor in loaded.items() if own_name(name) not in unwanted}
     return tensors
+
+
+def own_name(name: str) -> str:
+    """A weight's name without what saving from within DistributedDataParallel puts before it."""
+    return name.removeprefix("module.")
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:

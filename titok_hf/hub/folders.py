@@ -17,8 +17,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         FileExistsError: If there is something already.
     """
     folder = Path(folder).resolve()
-    taken = folder == Path.cwd() or not folder.is_dir() or any(folder.iterdir()) if folder.exists() else False
-    if taken:
+    if folder.exists() and (folder == Path.cwd() or not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already: choose another name, or delete it.")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
