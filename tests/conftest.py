@@ -28,6 +28,7 @@ import torch
 import yaml
 from huggingface_hub.utils import http_backoff
 from hypothesis import HealthCheck, settings
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from titok_hf import (
     MaskGitConfig,
@@ -40,6 +41,7 @@ from titok_hf import (
     TiTokConfig,
     TiTokModel,
     TiTokPipeline,
+    VTPConfig,
 )
 from titok_hf.demo import run_demo
 
@@ -156,6 +158,48 @@ def uvit_config():
 def any_generator(request):
     """Each masked generator in turn."""
     return request.param(request.param.config_class(**_generator_fields())).eval()
+
+
+@pytest.fixture
+def make_vtp_config():
+    """Builds tiny configurations of VTP: `make_vtp_config(vision_qk_norm=True)`."""
+
+    def make(**fields):
+        return VTPConfig(
+            **{
+                "image_size": 32,
+                "patch_size": 8,
+                "vision_hidden_size": 32,
+                "vision_num_hidden_layers": 2,
+                "vision_num_attention_heads": 2,
+                "latent_dim": 8,
+                "decoder_hidden_size": 32,
+                "decoder_num_hidden_layers": 2,
+                "decoder_num_attention_heads": 2,
+                "text_hidden_size": 16,
+                "text_num_hidden_layers": 2,
+                "text_num_attention_heads": 2,
+                "text_intermediate_size": 32,
+                "text_vocab_size": 50,
+                "text_context_length": 10,
+                "initializer_range": 0.2,
+                **fields,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_files(tmp_path_factory):
+    """Folder of a CLIP tokenizer that spells: each byte is a token, one more where it ends a word."""
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [*bytes_to_unicode().values()]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+    return folder
 
 
 @pytest.fixture

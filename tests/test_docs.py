@@ -1,6 +1,5 @@
 """Every snippet of README and docs runs, page by page, beside the folder of a miniature demo."""
 
-import json
 import os
 import re
 import shlex
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from titok_hf import MaskGitConfig, MaskGitModel, TiTokConfig, TiTokModel, VTPConfig, VTPModel
 from titok_hf.conversion.convert import write_official
@@ -37,17 +35,8 @@ def image_folder(tmp_path_factory):
     return folder
 
 
-def write_clip_tokenizer(folder):
-    """A CLIP tokenizer that spells: every byte a token, at the beginning and at the end of words."""
-    letters = [*bytes_to_unicode().values()]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "config.json").write_text('{"model_type": "clip"}')
-
-
 @pytest.fixture(scope="module")
-def released(tmp_path_factory):
+def released(tmp_path_factory, clip_files):
     """Stand-ins for the released TiTok-L-32, of its format, tokens and codes but smaller."""
     vqgan_config = {"image_size": 256, "shortcut_of_output": True}
     tokenizer = TiTokConfig.from_size(
@@ -58,9 +47,7 @@ def released(tmp_path_factory):
     parts = {f"{part}_{name}": size for part in ("vision", "decoder", "text") for name, size in sizes.items()}
     vtp = tmp_path_factory.mktemp("vtp")
     write_official(VTPModel(VTPConfig(**parts, text_intermediate_size=64)), vtp, {})
-    clip = tmp_path_factory.mktemp("clip")
-    write_clip_tokenizer(clip)
-    folders = {"MiniMaxAI/VTP-Large-f16d64": vtp, "openai/clip-vit-base-patch32": clip}
+    folders = {"MiniMaxAI/VTP-Large-f16d64": vtp, "openai/clip-vit-base-patch32": clip_files}
     for kind, model in (("tokenizer", TiTokModel(tokenizer)), ("generator", MaskGitModel(generator))):
         folder = tmp_path_factory.mktemp(kind)
         write_official(model, folder, {} if kind == "tokenizer" else SAMPLING)

@@ -1,18 +1,14 @@
 """What `titok push` does."""
 
-import json
-
 import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from titok_hf import (
     MaskGitUViTModel,
     TiTokImageProcessor,
     TiTokModel,
     TiTokPipeline,
-    VTPConfig,
     VTPImageProcessor,
     VTPModel,
     VTPProcessor,
@@ -26,18 +22,13 @@ def is_same(a, b):
 
 
 @pytest.fixture
-def vtp():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes = {f"{part}_{name}": size for part in ("vision", "decoder", "text") for name, size in sizes.items()}
-    return VTPModel(VTPConfig(image_size=32, patch_size=8, latent_dim=4, text_intermediate_size=32, **sizes))
+def vtp(make_vtp_config):
+    return VTPModel(make_vtp_config())
 
 
 @pytest.fixture
-def vtp_processor(tmp_path):
-    tokens = [*bytes_to_unicode().values(), "<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    return VTPProcessor(VTPImageProcessor.from_image_size(32), CLIPTokenizer.from_pretrained(tmp_path))
+def vtp_processor(clip_files):
+    return VTPProcessor(VTPImageProcessor.from_image_size(32), CLIPTokenizer.from_pretrained(clip_files))
 
 
 @pytest.mark.parametrize("with_text", [True, False])

@@ -194,7 +194,11 @@ def test_quirks_are_on_for_two_stage_weights_only(make_tokenizer, write_official
             lambda tensors, config: tensors.update({"decoder.text_guidance_proj.weight": torch.zeros(1)}),
             "a text-aware TA-TiTok, which is not supported",
         ),
-        (put(is_legacy=True), "pixel_decoder.* missing|unexpected"),
+        (
+            put(is_legacy=True),
+            r"missing, decoder\.ffn\.2\.bias, decoder\.ffn\.2\.weight among them; 2 weights are unexpected, "
+            r"decoder\.conv_out\.bias",
+        ),
         (put(clustering_vq=True, rope=True), "section `model.vq_model` .* not known here: clustering_vq, rope"),
         (put(vit_enc_model_size="huge"), "`vit_enc_model_size` must be one of small, base, large, tiny, got 'huge'"),
         (

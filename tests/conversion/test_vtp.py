@@ -93,30 +93,11 @@ def assert_same_bits(left, right):
 
 
 @pytest.fixture
-def make_vtp():
-    """An official-like VTP: `make_vtp(has_text=False)`."""
+def make_vtp(make_vtp_config):
+    """An official-like VTP, whose texts have MLPs of 4 times the width: `make_vtp(has_text=False)`."""
 
     def make(model_class=VTPModel, **fields):
-        fields = {
-            "image_size": 32,
-            "patch_size": 8,
-            "vision_hidden_size": 32,
-            "vision_num_hidden_layers": 2,
-            "vision_num_attention_heads": 2,
-            "latent_dim": 8,
-            "decoder_hidden_size": 32,
-            "decoder_num_hidden_layers": 2,
-            "decoder_num_attention_heads": 2,
-            "text_hidden_size": 16,
-            "text_num_hidden_layers": 2,
-            "text_num_attention_heads": 2,
-            "text_intermediate_size": 64,
-            "text_vocab_size": 50,
-            "text_context_length": 10,
-            "initializer_range": 0.2,
-            **fields,
-        }
-        return model_class(VTPConfig(**fields)).eval()
+        return model_class(make_vtp_config(**{"text_intermediate_size": 64, **fields})).eval()
 
     return make
 

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_datase
 from huggingface_hub import DatasetCard
 
 import titok_hf
-from titok_hf import TiTokImageProcessor, TiTokModel, VTPConfig, VTPForImageReconstruction, VTPImageProcessor
+from titok_hf import TiTokImageProcessor, TiTokModel, VTPForImageReconstruction, VTPImageProcessor
 from titok_hf.data import latent_statistics, push_tokens_to_hub, tokenize_images, tokenize_to_folder
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_dataset
 from titok_hf.hub.cards import GENERATED
@@ -130,14 +130,12 @@ def test_what_is_no_tokenizer_is_refused(digits, generator, processor):
 
 
 @pytest.mark.parametrize("family", ["titok", "vtp"])
-def test_continuous_tokenizers_give_latents(digits, make_titok_config, processor, family):
+def test_continuous_tokenizers_give_latents(digits, make_titok_config, make_vtp_config, processor, family):
     if family == "titok":
         tokenizer = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
     else:
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        sizes = {f"{part}_{name}": size for part in ("vision", "decoder") for name, size in sizes.items()}
-        config = VTPConfig(image_size=32, patch_size=8, latent_dim=5, has_text=False, **sizes)
-        tokenizer, processor = VTPForImageReconstruction(config).eval(), VTPImageProcessor.from_image_size(32)
+        tokenizer = VTPForImageReconstruction(make_vtp_config(latent_dim=5)).eval()
+        processor = VTPImageProcessor.from_image_size(32)
     tokens = tokenize_images(digits, tokenizer, processor, batch_size=5).with_format("torch")
     pixel_values = processor(digits["image"][:], return_tensors="pt")["pixel_values"]
     with torch.no_grad():

@@ -2,17 +2,15 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from titok_hf import VTPConfig, VTPModel
+from titok_hf import VTPModel
 from titok_hf.data.digits import load_digits_pixels
 from titok_hf.evaluation import linear_probe, vision_features
 from titok_hf.evaluation.linear_probe import fit
 
 
 @pytest.fixture
-def model():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-    sizes = {f"{part}_{name}": size for part in ("vision", "decoder") for name, size in sizes.items()}
-    return VTPModel(VTPConfig(image_size=32, patch_size=8, latent_dim=4, has_text=False, **sizes)).eval()
+def model(make_vtp_config):
+    return VTPModel(make_vtp_config(vision_num_hidden_layers=3, has_text=False)).eval()
 
 
 @torch.no_grad()

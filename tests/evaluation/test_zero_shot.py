@@ -1,34 +1,24 @@
-import json
-
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from titok_hf import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
+from titok_hf import VTPImageProcessor, VTPModel, VTPProcessor
 from titok_hf.evaluation import class_embeddings, clip_templates, zero_shot_files, zero_shot_probabilities
 
 LABELS = ["cat", "dog", "owl"]
 
 
 @pytest.fixture
-def model():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes = {f"{part}_{name}": size for part in ("vision", "decoder", "text") for name, size in sizes.items()}
-    config = VTPConfig(image_size=32, patch_size=8, latent_dim=4, text_intermediate_size=32, **sizes)
-    return VTPModel(config).eval()
+def model(make_vtp_config):
+    return VTPModel(make_vtp_config(text_vocab_size=514, text_context_length=77)).eval()
 
 
 @pytest.fixture
-def processor(tmp_path):
+def processor(clip_files):
     """Spells texts, letter by letter."""
-    letters = [*bytes_to_unicode().values()]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(tmp_path, model_max_length=77)
+    tokenizer = CLIPTokenizer.from_pretrained(clip_files, model_max_length=77)
     return VTPProcessor(VTPImageProcessor.from_image_size(32), tokenizer)
 
 

@@ -1,15 +1,13 @@
 import pytest
 import torch
 
-from titok_hf import TiTokImageProcessor, VTPConfig, VTPForImageReconstruction, VTPImageProcessor, VTPModel
+from titok_hf import TiTokImageProcessor, VTPForImageReconstruction, VTPImageProcessor, VTPModel
 from titok_hf.modeling.auto import load_tokenizer
 
 
 @pytest.fixture
-def vtp():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes = {f"{part}_{name}": size for part in ("vision", "decoder", "text") for name, size in sizes.items()}
-    return VTPModel(VTPConfig(image_size=32, patch_size=8, latent_dim=4, text_intermediate_size=32, **sizes))
+def vtp(make_vtp_config):
+    return VTPModel(make_vtp_config())
 
 
 @pytest.mark.parametrize("family", ["titok", "vqgan", "vtp"])

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from titok_hf import (
-    VTPConfig,
     VTPForImageReconstruction,
     VTPModel,
     VTPVisionModel,
@@ -14,33 +13,8 @@ from .variants import CLASSES, END, START, VARIANTS
 
 
 @pytest.fixture
-def make_config():
-    """Builds tiny configurations: `make_config(vision_qk_norm=True)`."""
-
-    def make(**fields):
-        return VTPConfig(
-            **{
-                "image_size": 32,
-                "patch_size": 8,
-                "vision_hidden_size": 32,
-                "vision_num_hidden_layers": 2,
-                "vision_num_attention_heads": 2,
-                "latent_dim": 8,
-                "decoder_hidden_size": 32,
-                "decoder_num_hidden_layers": 2,
-                "decoder_num_attention_heads": 2,
-                "text_hidden_size": 16,
-                "text_num_hidden_layers": 2,
-                "text_num_attention_heads": 2,
-                "text_intermediate_size": 32,
-                "text_vocab_size": 50,
-                "text_context_length": 10,
-                "initializer_range": 0.2,
-                **fields,
-            }
-        )
-
-    return make
+def make_config(make_vtp_config):
+    return make_vtp_config
 
 
 @pytest.fixture
