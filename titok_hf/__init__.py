@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from . import conversion  # noqa: F401  teaches `from_pretrained` the official formats
+from .modeling.diffusers_tokenizer import DiffusersTokenizer
 from .modeling.maskgit import MaskGitConfig, MaskGitModel, MaskGitUViTConfig, MaskGitUViTModel
 from .modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
 from .modeling.titok import TiTokConfig, TiTokImageProcessor, TiTokModel
@@ -31,6 +32,7 @@ AutoImageProcessor.register(VTPConfig, VTPImageProcessor)
 AutoProcessor.register(VTPConfig, VTPProcessor)
 
 __all__ = [
+    "DiffusersTokenizer",
     "MaskGitConfig",
     "MaskGitModel",
     "MaskGitScheduler",

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.errors import explain_loading_errors
+from .diffusers_tokenizer import DiffusersTokenizer
 from .loading import LOCATION_ARGUMENTS
 from .maskgit_vqgan import MaskGitVQGANModel
 from .titok import TiTokImageProcessor, TiTokModel
@@ -24,27 +26,47 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def load_tokenizer(path: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, TiTokImageProcessor]:
+def is_pipeline(path: str | Path, **location: Any) -> bool:
+    """Whether a folder or Hub repository is a whole pipeline of diffusers."""
+    try:
+        DiffusionPipeline.load_config(path, **location)
+    except OSError:
+        return False
+    return True
+
+
+def load_tokenizer(
+    path: str | Path, **kwargs: Any
+) -> tuple[PreTrainedModel | DiffusersTokenizer, TiTokImageProcessor]:
     """Loads a tokenizer of any family, and its image processor.
 
     Args:
-        path: Folder or Hub repository, in our format or the official one.
-        kwargs: For `from_pretrained`.
+        path: Folder or Hub repository, in our format or the official one, or of an image autoencoder of diffusers.
+            That of a whole pipeline goes with the `subfolder` of its tokenizer, such as `"vae"`.
+        kwargs: For `from_pretrained`; for an autoencoder of diffusers also `image_size`, see `DiffusersTokenizer`.
 
     Returns:
         A model with `encode`, `decode`, and, if it is discrete, `decode_codes`, in evaluation mode; and the processor,
         made for the model's image size if there is none.
 
     Raises:
-        OSError: If there is no such folder or repository.
+        OSError: If there is no such folder or repository, or it is a whole pipeline.
         ValueError: If it is no tokenizer, or does not load; see `from_pretrained`.
     """
     location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
     with explain_loading_errors(path):
         config, _ = PreTrainedConfig.get_config_dict(path, **location)
+    if not config and "subfolder" not in location and is_pipeline(path, **location):
+        raise FileNotFoundError(f"{path} is a whole pipeline: name its tokenizer with `subfolder`, such as 'vae'.")
+    if "_class_name" in config:  # of diffusers
+        tokenizer = DiffusersTokenizer.from_pretrained(path, **kwargs)
+        return tokenizer, TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
     model_type = config.get("model_type", "titok")  # official TiTok configurations name none
     if model_type not in TOKENIZERS:
-        raise ValueError(f"{path} must be a tokenizer, one of {', '.join(TOKENIZERS)}; it is a {model_type!r}.")
+        raise ValueError(
+            f"{path} must be a tokenizer, one of {', '.join(TOKENIZERS)} or an image autoencoder of diffusers; it is "
+            f"a {model_type!r}."
+        )
     model_class, processor_class = TOKENIZERS[model_type]
     model = model_class.from_pretrained(path, **kwargs).eval()
     try:
