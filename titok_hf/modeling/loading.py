@@ -6,7 +6,7 @@ their format.
 
 import copy
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedConfig
 
 from ..hub.errors import explain_loading_errors
@@ -308,3 +309,37 @@ def guess_misfit(
             yield f"It was made for a codebook of {got[0]} codes; the configuration has {expected[0]}."
         elif name.endswith(("encoder.latent_tokens", "latent_tokens")):
             yield f"It was made for {got[-2]} tokens; the configuration has {expected[-2]}."
+
+
+def load_strictly(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Loads weights that must be the network's, all of them and no others.
+
+    BatchNorm's `num_batches_tracked`, which no forward pass reads, may be there or not.
+
+    Raises:
+        ValueError: If a tensor is missing, unexpected or misshapen.
+    """
+    expected = {name: tensor for name, tensor in network.state_dict().items() if not is_counter(name)}
+    given = {name: tensor for name, tensor in tensors.items() if not is_counter(name)}
+    problems = [
+        f"{len(names)} tensors are {problem}, {', '.join(names[:3])} among them"
+        for problem, names in (
+            ("missing", [name for name in expected if name not in given]),
+            ("unexpected", [name for name in given if name not in expected]),
+        )
+        if names
+    ]
+    common = [name for name in expected if name in given]
+    if misshapen := [name for name in common if given[name].shape != expected[name].shape]:
+        got, wanted = tuple(given[misshapen[0]].shape), tuple(expected[misshapen[0]].shape)
+        problems.append(
+            f"{len(misshapen)} tensors are misshapen, {misshapen[0]} among them: {got} instead of {wanted}"
+        )
+    if problems:
+        raise ValueError(f"These are not the weights of {type(network).__name__}: {'; '.join(problems)}.")
+    network.load_state_dict(given, strict=False)
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor counts the batches that a BatchNorm was trained on."""
+    return name.endswith("num_batches_tracked")

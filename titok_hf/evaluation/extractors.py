@@ -1,0 +1,168 @@
+"""Networks that metrics look through."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..modeling.auto import default_device
+from ..modeling.lpips import LPIPS
+from .protocol import REFERENCE_METRICS, Protocol
+from .weights import load_lpips, state_sha256
+
+INCEPTION = "inception-v3-fid"  # the name that results give the network of FID
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extractor sees in a batch of images, in float32 or float64, on the extractor's device.
+
+    Args:
+        features: `(B, D)`.
+        spatial: `(B, S)`, for sFID; only of extractors with `num_spatial`.
+        logits: `(B, K)`, for Inception Score and accuracy; only of extractors with `num_classes`.
+    """
+
+    features: torch.Tensor
+    spatial: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class FeatureExtractor(ABC):
+    """Images to features.
+
+    Args:
+        name: What it is called in results, such as `"inception-v3-fid"`.
+        num_features: `D`.
+        num_spatial: `S`, if it has spatial features.
+        num_classes: `K`, if it classifies.
+        input_size: Side of the images that it sees, to which it resizes all others.
+    """
+
+    name: str
+    num_features: int
+    num_spatial: int | None = None
+    num_classes: int | None = None
+    input_size: int
+
+    @abstractmethod
+    def __call__(self, images: torch.Tensor) -> Extracted:
+        """Looks at uint8 images `(B, 3, H, W)` on any device."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a result says of it: `name`, `weights` (where they come from), `weights_sha256`, `preprocessing`."""
+
+
+def check_images(images: torch.Tensor) -> None:
+    """Raises `TypeError` or `ValueError` unless these are uint8 images `(B, 3, H, W)`."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"Extractors look at uint8 images in [0, 255], got {images.dtype}.")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"Extractors look at images (batch, 3, height, width), got {tuple(images.shape)}.")
+
+
+@contextmanager
+def float32_convolutions() -> Iterator[None]:
+    """Has cuDNN compute convolutions in float32, where by default it rounds to the 10 bits of TF32."""
+    settings = torch.backends.cudnn.conv
+    precision = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = precision
+
+
+def load_extractor(
+    name: str, weights: str | Path | None = None, device: str | torch.device | None = None
+) -> FeatureExtractor:
+    """The extractor of a name.
+
+    Args:
+        name: `"inception"`, the network of FID, as ADM's and TiTok's evaluations use it; `"inception-pytorch-fid"`,
+            the same with pytorch-fid's resizing; `"digits"`; or a vision model of transformers, folder or Hub
+            repository, such as `"facebook/dinov2-large"`.
+        weights: Inception's: a file, or a file on the Hub as `owner/repo/file`; if not given, see `find_weights`.
+        device: Where to compute; the accelerator if there is one, if not given.
+
+    Raises:
+        OSError: If the weights are not there; says where they should be.
+        ValueError: If they are of another network.
+    """
+    device = device or default_device()
+    if name.startswith("inception"):
+        from .inception import InceptionExtractor
+
+        names = {"inception": "tensorflow", "inception-pytorch-fid": "pytorch-fid"}
+        if name not in names:
+            raise ValueError(f"The extractor must be one of {', '.join(names)}, digits or a model, got {name!r}.")
+        return InceptionExtractor(weights, names[name], device)
+    if name == "digits":
+        from .digits import DigitsExtractor
+
+        return DigitsExtractor()
+    from .vision_extractor import VisionExtractor
+
+    return VisionExtractor(name, device=device)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that the metrics of a protocol need.
+
+    Args:
+        extractor: For metrics on features.
+        classifier: For `accuracy`, where the extractor is not the classifier.
+        lpips: For `lpips`.
+    """
+
+    extractor: FeatureExtractor | None = None
+    classifier: FeatureExtractor | None = None
+    lpips: LPIPS | None = None
+
+    @classmethod
+    def load(
+        cls,
+        protocol: Protocol,
+        metrics: Sequence[str],
+        weights: str | Path | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Judges":
+        """Those that some metrics of a protocol need.
+
+        Args:
+            protocol: Names them.
+            metrics: The metrics.
+            weights: The extractor's, see `load_extractor`.
+            device: Where to compute; the accelerator if there is one, if not given.
+
+        Raises:
+            OSError: If weights are not there; says where they should be.
+            ValueError: If they are of another network.
+        """
+        device = device or default_device()
+        on_features = {*REFERENCE_METRICS, "inception_score"} | (
+            {"accuracy"} if protocol.classifier is None else set()
+        )
+        named = protocol.classifier if "accuracy" in metrics else None
+        return cls(
+            load_extractor(protocol.extractor, weights, device) if on_features & set(metrics) else None,
+            load_extractor(named, device=device) if named else None,
+            load_lpips().to(device) if "lpips" in metrics else None,
+        )
+
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """What a result says of them."""
+        said = {}
+        if self.extractor is not None:
+            said["extractor"] = self.extractor.identity()
+        if self.classifier is not None:
+            said["classifier"] = self.classifier.identity()
+        if self.lpips is not None:
+            said["lpips"] = {"name": "LPIPS 0.1, VGG16", "weights_sha256": state_sha256(self.lpips)}
+        return said
