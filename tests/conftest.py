@@ -244,4 +244,4 @@ def miniature():
 def demo(tmp_path_factory, miniature):
     """Folder and metrics of a miniature demo. Tests that use it are in the xdist group "demo"."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    return folder, run_demo(folder, seed=5, overrides=miniature, images_per_class=2)
+    return folder, run_demo(folder, seed=5, overrides=miniature, images_per_class=7)

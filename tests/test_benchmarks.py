@@ -30,3 +30,13 @@ def test_checkpoint_of_the_memory_benchmark_loads(tmp_path):
     model = TiTokModel.from_pretrained(tmp_path / "official")
     assert size == sum(tensor.nbytes for tensor in model.state_dict().values())
     assert (tmp_path / "tokenizer_titok_l32.bin").stat().st_size > size
+
+
+def test_frechet(capsys):
+    load("frechet").main(300, 8)
+    printed = capsys.readouterr().out
+    differences = re.findall(
+        r"classical [\d.]+ s, ours [\d.]+ s, .* relative difference ([\d.e+-]+)$", printed, re.MULTILINE
+    )
+    assert len(differences) == 3
+    assert max(map(float, differences)) < 1e-8

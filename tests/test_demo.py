@@ -70,13 +70,15 @@ def test_every_measure_is_there_and_in_its_range(demo):
     assert metrics.keys() == {"seed", "generated", "reconstructed", "real_held_out", "parts"}
     assert metrics["seed"] == 5
     quality = {"accuracy", "frechet_distance"}
+    manifold = {"precision", "recall", "density", "coverage"}
     generated, real = metrics["generated"], metrics["real_held_out"]
-    assert generated.keys() == quality | {"images", "nearest_neighbor_ratio", "share_nearer_than_held_out"}
-    assert real.keys() == quality | {"images"}
-    assert (generated["images"], real["images"]) == (20, 360)
+    assert generated.keys() == quality | manifold | {"images", "nearest_neighbor_ratio", "share_nearer_than_held_out"}
+    assert real.keys() == quality | manifold | {"images"}
+    assert (generated["images"], real["images"]) == (70, 360)
     assert metrics["reconstructed"].keys() == {"vqgan", "warmup", "decoder_finetuning"}
     for measured in metrics["reconstructed"].values():
-        assert measured.keys() == quality | {"mean_squared_error", "codebook_usage", "codebook_perplexity"}
+        codes = {"codebook_usage", "codebook_perplexity", "codebook_entropy"}
+        assert measured.keys() == quality | codes | {"mean_squared_error", "psnr"}
         assert 0 < measured["mean_squared_error"] < 1
         assert 0 < measured["codebook_usage"] <= 1
         assert 1 <= measured["codebook_perplexity"] <= 32
@@ -114,7 +116,7 @@ def test_again_it_trains_nothing_and_changes_no_measure(demo, miniature, monkeyp
     folder, metrics = demo
     trained = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     overrides = [argument for override in miniature for argument in ("--set", override)]
-    arguments = ["demo", "--output-dir", folder, "--seed", "5", "--images-per-class", "2", *overrides]
+    arguments = ["demo", "--output-dir", folder, "--seed", "5", "--images-per-class", "7", *overrides]
     monkeypatch.setattr(sys, "argv", ["titok", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "150")
     with pytest.raises(SystemExit) as exit:
@@ -139,12 +141,12 @@ def test_again_it_trains_nothing_and_changes_no_measure(demo, miniature, monkeyp
 def test_another_seed_in_its_folder_is_refused(demo, miniature):
     folder, metrics = demo
     with pytest.raises(ValueError, match="another recipe or seed"):
-        run_demo(folder, seed=6, overrides=miniature, images_per_class=2)
+        run_demo(folder, seed=6, overrides=miniature, images_per_class=7)
     assert measures(json.loads((folder / "metrics.json").read_text())) == measures(metrics)
 
 
 def test_a_recipe_without_perceptual_loss_needs_no_classifier(tmp_path, miniature):
     overrides = [*miniature, "stages.decoder_finetuning.objective.perceptual_weight=0"]
-    metrics = run_demo(tmp_path / "demo", overrides=overrides, images_per_class=2)
+    metrics = run_demo(tmp_path / "demo", overrides=overrides, images_per_class=7)
     assert metrics["parts"].keys() == {*STAGES, "evaluation"} - {"classifier"}
     assert not (tmp_path / "demo" / "work" / "classifier").exists()

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
-from .data.collator import ImageCollator
 from .data.digits import load_digits_dataset
-from .evaluation.digits import DigitsJudge
+from .evaluation.digits import nearest_neighbors
+from .evaluation.extractors import Judges
+from .evaluation.generation import measure_generation
 from .evaluation.pictures import generation_grid, reconstruction_grid, training_curves, unmasking_grid
-from .evaluation.reconstruction import codebook_statistics, reconstruct
+from .evaluation.protocol import Protocol
+from .evaluation.reconstruction import Measured, measure_reconstruction, reconstruct
+from .evaluation.sources import DatasetImages, GeneratedImages, ImageSource, TensorImages
 from .modeling.titok import TiTokModel
 from .pipelines import TiTokPipeline
 from .training.memory import PeakMemory
@@ -40,7 +42,8 @@ def run_demo(
             `unmasking.png`, `training.png` and `metrics.json`.
         seed: Of all that is random.
         overrides: Changes of the recipe, `key=value`.
-        images_per_class: Generated images that are measured.
+        images_per_class: Generated images that are measured; at least 7, since the Fréchet distance of 64 features
+            needs 65 images.
         callbacks: For the trainers.
 
     Returns:
@@ -61,37 +64,42 @@ def run_demo(
 
     with PeakMemory() as memory:
         started = time.perf_counter()
-        collate = ImageCollator(run.processor, label_column="label")
-        train, test = (collate(list(dataset[split])) for split in ("train", "test"))
-        judge = DigitsJudge(train["pixel_values"], test["pixel_values"])
-        labels = [label for label in range(10) for _ in range(images_per_class)]
-        generated = generate(pipeline, labels, seed)
+        protocol = Protocol.load("demo")
+        judges = Judges.load(protocol, ["accuracy", "frechet_distance"])
+        train, test = (DatasetImages(dataset[split], protocol, label_column="label") for split in ("train", "test"))
+        generated = whole(GeneratedImages(pipeline, 10 * images_per_class, protocol, seed), batch_size=250)
         tokenizers = {
             "vqgan": vqgan,
             "warmup": warm.with_pixel_decoder(vqgan).eval(),
             "decoder_finetuning": tokenizer,
         }
+        seen = (generated.images, whole(train).images, whole(test).images)
         metrics = {
             "seed": seed,
             "generated": {
-                "images": len(generated),
-                "accuracy": judge.accuracy(generated, labels),
-                "frechet_distance": judge.frechet_distance(generated),
-                **judge.memorization(generated),
+                "images": generated.num_images,
+                **values(measure_generation([generated], train, protocol, judges, progress_bar=False)),
+                **nearest_neighbors(judges.extractor, *seen),
             },
-            "reconstructed": {name: measure(model, judge, train, test) for name, model in tokenizers.items()},
+            "reconstructed": {
+                name: values(
+                    measure_reconstruction(model, run.processor, test, protocol, train, judges, progress_bar=False)
+                )
+                for name, model in tokenizers.items()
+            },
             "real_held_out": {
-                "images": len(test["pixel_values"]),
-                "accuracy": judge.accuracy(test["pixel_values"], test["class_labels"]),
-                "frechet_distance": judge.frechet_distance(test["pixel_values"]),
+                "images": test.num_images,
+                **values(measure_generation([test], train, protocol, judges, progress_bar=False)),
             },
         }
-        images = run.processor.postprocess(generated)
+        by_class = generated.images.unflatten(0, (images_per_class, 10)).transpose(0, 1).flatten(0, 1)
         names = pipeline.generator.config.id2label
-        reconstruction_grid(test["pixel_values"], reconstruct(tokenizer, test["pixel_values"]).clamp(0, 1)).save(
+        pixel_values = whole(test).images / 255
+        reconstruction_grid(pixel_values, reconstruct(tokenizer, pixel_values).clamp(0, 1)).save(
             output_dir / "reconstructions.png"
         )
-        generation_grid(images, list(names.values())).save(output_dir / "samples.png")
+        samples = run.processor.postprocess(by_class / 255)
+        generation_grid(samples, list(names.values())).save(output_dir / "samples.png")
         unmasking_grid(pipeline, list(range(0, 10, 2)), seed).save(output_dir / "unmasking.png")
         paths = [run.work_dir / "logs" / f"{name}.json" for name in run.recipe.stages]
         logs = {path.stem: json.loads(path.read_text()) for path in paths if path.exists()}
@@ -130,8 +138,9 @@ def results(task: str, measures: dict[str, float], count: int) -> list[dict[str,
     """Measures as a model card's results."""
     of = "held-out digits and their reconstructions" if task == "image-reconstruction" else "generated digits"
     protocol = (
-        f"demo: {count} {of}, averaged to 8x8 pixels in [0, 1]; accuracy of a support vector machine and Fréchet "
-        "distance of the pixels, both against the real training digits; mean squared error at 32x32"
+        f"demo: {count} {of}, rounded to uint8 and averaged to 8x8 pixels in [0, 1]; accuracy of a support vector "
+        "machine and Fréchet distance of the pixels, both against the real training digits; mean squared error at "
+        "32x32"
     )
     return [
         {"task": task, "dataset": DATA_NAME, "split": "test", "metric": metric, "value": value, "protocol": protocol}
@@ -139,24 +148,11 @@ def results(task: str, measures: dict[str, float], count: int) -> list[dict[str,
     ]
 
 
-def generate(pipeline: TiTokPipeline, labels: Sequence[int], seed: int, batch_size: int = 250) -> torch.Tensor:
-    """Images `(B, 3, H, W)` in [0, 1] of the labels, made in batches."""
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(seed)
-    batches = [labels[start : start + batch_size] for start in range(0, len(labels), batch_size)]
-    return torch.cat([pipeline(batch, generator=generator, output_type="pt").images for batch in batches])
+def whole(images: ImageSource, batch_size: int = 64) -> TensorImages:
+    """All images of a source, in memory."""
+    batches = list(images.batches(batch_size))
+    return TensorImages(*(torch.cat(parts) for parts in zip(*((b.images, b.labels) for b in batches), strict=True)))
 
 
-def measure(
-    tokenizer: PreTrainedModel, judge: DigitsJudge, train: dict[str, torch.Tensor], test: dict[str, torch.Tensor]
-) -> dict[str, float]:
-    """Quality of the reconstructions of held-out images, and use of the codebook on the training images."""
-    reconstructions = reconstruct(tokenizer, test["pixel_values"]).clamp(0, 1)
-    codebook = codebook_statistics(tokenizer, train["pixel_values"].split(128))
-    return {
-        "accuracy": judge.accuracy(reconstructions, test["class_labels"]),
-        "mean_squared_error": float(F.mse_loss(reconstructions, test["pixel_values"])),
-        "frechet_distance": judge.frechet_distance(reconstructions),
-        "codebook_usage": codebook["usage"],
-        "codebook_perplexity": codebook["perplexity"],
-    }
+def values(measured: Measured) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in measured.metrics.items()}

@@ -12,6 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from . import evaluate
+from .options import Device, Seed
+
 if TYPE_CHECKING:
     from .progress import RichProgress
 
@@ -21,10 +24,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(evaluate.app, name="evaluate")
 console = Console()
 
-Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
-Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda or cpu; if not given, the fastest.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in stages.warmup.training.max_steps=100."),
@@ -36,7 +38,7 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for models, pictures and metrics.")] = Path("demo"),
     seed: Seed = 0,
     overrides: Overrides = None,
-    images_per_class: Annotated[int, typer.Option(min=2, help="Generated images of each digit to measure.")] = 100,
+    images_per_class: Annotated[int, typer.Option(min=7, help="Generated images of each digit to measure.")] = 100,
 ) -> None:
     """Train a tokenizer and a generator on handwritten digits, measure and show them.
 
@@ -190,16 +192,56 @@ def zero_shot(
 
 
 @app.command()
+def study(
+    name: Annotated[
+        str, typer.Argument(help="tokens, one-against-two-d, two-stage, schedule or codebook: a claim of the paper.")
+    ],
+    output_dir: Annotated[Path | None, typer.Option(help="Folder; studies/NAME if not given.")] = None,
+    data: Annotated[str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")] = "digits",
+    seed: Annotated[list[int] | None, typer.Option(help="May be given again; the study's own if not given.")] = None,
+    image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option(help="A few steps with one seed, to see that everything works.")] = False,
+) -> None:
+    """Try a claim of the paper in miniature: variants of a recipe, several seeds, a table and a plot.
+
+    Stopped and started again, it goes on where it was.
+    """
+    from ..studies import run_study
+
+    output_dir = output_dir or Path("studies") / name
+    with training_progress() as progress:
+        run_study(
+            name,
+            output_dir,
+            data,
+            seed,
+            overrides or (),
+            quick=quick,
+            image_column=image_column,
+            label_column=label_column,
+            callbacks=[progress],
+        )
+    console.print((output_dir / "table.md").read_text(), markup=False)
+    console.print(f"results.json, table.md and plot.png are in [bold]{escape(str(output_dir))}[/bold].")
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model or pipeline.")],
     repo_id: Annotated[str, typer.Argument(metavar="USER/REPO", help="Hub repository; created if need be.")],
     private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch; created if need be.")] = None,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="JSON of titok evaluate, for the card; may be given again."),
+    ] = None,
 ) -> None:
     """Publish a trained or converted folder on the Hub, with a model card."""
     from ..publish import publish_folder
 
-    publish_folder(folder, repo_id, private, revision=revision)
+    publish_folder(folder, repo_id, private, revision=revision, results=result or ())
     console.print(f"Published: [bold]{escape(repo_id)}[/bold]")
 
 

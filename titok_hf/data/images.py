@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from datasets import ClassLabel, DatasetDict, Features, Image, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from datasets.data_files import EmptyDatasetError
 
 
 def load_image_dataset(source: str, image_column: str = "image", label_column: str = "label") -> DatasetDict:
@@ -21,19 +22,7 @@ def load_image_dataset(source: str, image_column: str = "image", label_column: s
     Raises:
         ValueError: If there is no split `train`, a column is missing, or `test` has a class that `train` lacks.
     """
-    folder = Path(source)
-    if source == "digits":
-        from .digits import load_digits_dataset
-
-        dataset = load_digits_dataset()
-    elif (folder / "dataset_dict.json").exists():
-        dataset = load_from_disk(source)
-    elif (folder / "state.json").exists():
-        dataset = DatasetDict(train=load_from_disk(source))
-    elif folder.is_dir():
-        dataset = load_dataset("imagefolder", data_dir=source)
-    else:
-        dataset = load_dataset(source)
+    dataset = open_dataset(source)
     if "train" not in dataset:
         raise ValueError(f"The data set {source!r} must have a split 'train', got {', '.join(dataset)}.")
     train = dataset["train"]
@@ -63,6 +52,64 @@ def load_image_dataset(source: str, image_column: str = "image", label_column: s
     if held_out is None:
         splits = splits["train"].train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
     return splits
+
+
+def load_images(
+    source: str, split: str | None = None, revision: str | None = None, image_column: str = "image"
+) -> tuple[Dataset, str]:
+    """Loads images, labelled or not, to measure on.
+
+    Args:
+        source: See `load_image_dataset`; a folder of images may also be flat, without classes.
+        split: Which one; if not given, `test`, else `validation`, else the only one.
+        revision: Branch, tag or commit of a data set on the Hub.
+        image_column: Name of the column of images.
+
+    Returns:
+        The split, with all its columns, and its name.
+
+    Raises:
+        ValueError: If there is no such split, no such column, or no image.
+    """
+    dataset = open_dataset(source, revision)
+    if split is None:
+        split = next((name for name in ("test", "validation") if name in dataset), None)
+        split = next(iter(dataset)) if split is None and len(dataset) == 1 else split
+    if split not in dataset:
+        wanted = "test or validation" if split is None else repr(split)
+        raise ValueError(f"The data set {source!r} has no split {wanted} but {', '.join(dataset)}; name one of these.")
+    images = dataset[split]
+    if image_column not in images.column_names:
+        raise ValueError(
+            f"The data set {source!r} has no column {image_column!r} but {', '.join(images.column_names)}; name the "
+            "right one with `image_column`."
+        )
+    if not len(images):
+        raise ValueError(f"The split {split!r} of {source!r} is empty.")
+    return images.cast_column(image_column, Image()), split
+
+
+def open_dataset(source: str, revision: str | None = None) -> DatasetDict:
+    """All splits of a data set: embedded, of a folder, or on the Hub; see `load_image_dataset`.
+
+    Raises:
+        ValueError: If a folder holds no images.
+    """
+    folder = Path(source)
+    if source == "digits":
+        from .digits import load_digits_dataset
+
+        return load_digits_dataset()
+    if (folder / "dataset_dict.json").exists():
+        return load_from_disk(source)
+    if (folder / "state.json").exists():
+        return DatasetDict(train=load_from_disk(source))
+    if not folder.is_dir():
+        return load_dataset(source, revision=revision)
+    try:
+        return load_dataset("imagefolder", data_dir=source)
+    except (EmptyDatasetError, ValueError) as error:
+        raise ValueError(f"The folder {source} holds no images that `datasets` can read: {error}") from error
 
 
 def class_names(dataset: DatasetDict, label_column: str = "label") -> list[str]:

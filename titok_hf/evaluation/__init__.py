@@ -1,21 +1,48 @@
 """Metrics, and pictures of what models do."""
 
-from .files import generate_to_file, reconstruct_files
-from .frechet import frechet_distance
-from .linear_probe import linear_probe, vision_features
-from .reconstruction import codebook_statistics, reconstruct
+from pathlib import Path
+
+from .extractors import FeatureExtractor, Judges, load_extractor
+from .files import generate_to_file, probe_files, reconstruct_files
+from .generation import evaluate_generation, measure_generation
+from .metrics.frechet import frechet_distance
+from .probe import knn_probe, linear_probe, probe_tokenizer, token_features, vision_features
+from .protocol import Protocol
+from .reconstruction import codebook_statistics, evaluate_reconstruction, measure_reconstruction, reconstruct
+from .reference import write_reference
+from .results import Evaluation, compare_results
+from .trainer_metrics import ReconstructionMetrics
 from .zero_shot import class_embeddings, clip_templates, zero_shot_files, zero_shot_probabilities
 
+IMAGE_METRICS = str(Path(__file__).parent / "image_metrics")  # for `evaluate.load`
+
 __all__ = [
+    "IMAGE_METRICS",
+    "Evaluation",
+    "FeatureExtractor",
+    "Judges",
+    "Protocol",
+    "ReconstructionMetrics",
     "class_embeddings",
     "clip_templates",
     "codebook_statistics",
+    "compare_results",
+    "evaluate_generation",
+    "evaluate_reconstruction",
     "frechet_distance",
     "generate_to_file",
+    "knn_probe",
     "linear_probe",
+    "load_extractor",
+    "measure_generation",
+    "measure_reconstruction",
+    "probe_files",
+    "probe_tokenizer",
     "reconstruct",
     "reconstruct_files",
+    "token_features",
     "vision_features",
+    "write_reference",
     "zero_shot_files",
     "zero_shot_probabilities",
 ]

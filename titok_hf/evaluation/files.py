@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..modeling.auto import load_tokenizer
+from ..data.images import load_image_dataset
+from ..modeling.auto import default_device, load_tokenizer
 from ..pipelines import TiTokPipeline
 from .pictures import generation_grid, reconstruction_grid
+from .probe import TokenFeature, probe_tokenizer
 from .reconstruction import reconstruct
+from .results import describe_model, device_name, versions
 
 
 def reconstruct_files(tokenizer: str | Path, images: Sequence[str | Path], output: str | Path) -> None:
@@ -82,3 +85,39 @@ def generate_to_file(
     names = [id2label[label] for label in loaded.label_ids(class_labels)]
     zoom = max(1, 64 // images[0].width)
     generation_grid(images, names, columns=num_images_per_label, zoom=zoom).save(output)
+
+
+def probe_files(
+    tokenizer: str | Path,
+    data: str,
+    features: Sequence[TokenFeature] = ("tokens", "mean_token"),
+    image_column: str = "image",
+    label_column: str = "label",
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """Measures what the tokens of a tokenizer know of the classes of images.
+
+    Args:
+        tokenizer: Folder or Hub repository of a tokenizer of any family.
+        data: Images with labels, see `load_image_dataset`; probes learn from `train` and are measured on `test`.
+        features: What is probed, see `token_features`.
+        image_column, label_column: Columns of the data.
+        batch_size: Images that are encoded at once.
+        device: Where to compute; the accelerator if there is one, if not given.
+
+    Returns:
+        What `probe_tokenizer` does, and what it depends on: `tokenizer`, `data`, `device`, `versions`.
+
+    Raises:
+        OSError: If tokenizer or data are not there.
+        ValueError: If they do not fit; see `probe_tokenizer`.
+    """
+    splits = load_image_dataset(data, image_column, label_column)
+    model, processor = load_tokenizer(tokenizer)
+    model.to(device or default_device())
+    probed = probe_tokenizer(
+        model, processor, splits["train"], splits["test"], image_column, label_column, features, batch_size
+    )
+    of = {"data": data, "device": device_name(model.device), "versions": versions()}
+    return {"tokenizer": describe_model(model, tokenizer), **of, **probed}

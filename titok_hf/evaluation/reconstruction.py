@@ -1,13 +1,45 @@
 """What is left of images after they have been through a tokenizer."""
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import BaseImageProcessor
+
+from ..data.images import load_images
+from ..modeling.auto import default_device, load_tokenizer
+from .extractors import Judges, float32_convolutions
+from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, progress
+from .metrics.codebook import CodebookUsage
+from .metrics.estimate import Estimate, RunningMean
+from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
+from .metrics.processes import process_state
+from .protocol import CODE_METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol
+from .results import Evaluation, describe_model, device_name, versions
+from .sources import DatasetImages, ImageSource, open_source, to_uint8
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics, and fingerprints of the images that they are of.
+
+    Args:
+        metrics: Name to estimate.
+        fingerprint: Of the judged images: the originals of reconstructions.
+        reference: What a result says of the reference, if there is one.
+    """
+
+    metrics: dict[str, Estimate]
+    fingerprint: str
+    reference: dict[str, Any] | None
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: PreTrainedModel, pixel_values: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
+def reconstruct(tokenizer: nn.Module, pixel_values: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
     """Images `(B, 3, H, W)` encoded and decoded, on the CPU.
 
     They are in the range of `pixel_values`, and not clamped: the image processor's `postprocess` does that.
@@ -18,20 +50,207 @@ def reconstruct(tokenizer: PreTrainedModel, pixel_values: torch.Tensor, batch_si
 
 
 @torch.no_grad()
-def codebook_statistics(tokenizer: PreTrainedModel, batches: Iterable[torch.Tensor]) -> dict[str, float]:
-    """How much of its codebook a discrete tokenizer uses on images.
+def codebook_statistics(tokenizer: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, float]:
+    """How much of its codebook a discrete tokenizer uses on images `(B, 3, H, W)`; see `CodebookUsage`."""
+    codes = CodebookUsage(tokenizer.config.codebook_size)
+    for batch in batches:
+        codes.update(tokenizer.encode(batch.to(tokenizer.device)).codes)
+    return codes.compute()
+
+
+@torch.no_grad()
+def measure_reconstruction(
+    tokenizer: nn.Module,
+    processor: BaseImageProcessor,
+    images: DatasetImages,
+    protocol: Protocol,
+    reference: ImageSource | None = None,
+    judges: Judges | None = None,
+    batch_size: int = 64,
+    progress_bar: bool = True,
+) -> Measured:
+    """Encodes and decodes images, and compares what comes out with what went in.
+
+    Runs on all processes, each with its share of the batches; all get the same result.
 
     Args:
-        tokenizer: Any discrete tokenizer.
-        batches: Images `(B, 3, H, W)`.
+        tokenizer: A tokenizer of any family.
+        processor: Its image processor.
+        images: The images.
+        protocol: What to measure; metrics of codes are left out if the tokenizer has none.
+        reference: What features are compared with; the images themselves if not given.
+        judges: Those of the protocol if not given.
+        batch_size: Images at once.
+        progress_bar: Whether to show one.
+
+    Raises:
+        ValueError: If the protocol does not fit the tokenizer or the images; before anything is computed.
+        OSError: If weights of the extractor or of LPIPS are not there.
+    """
+    metrics = protocol.metrics_of("reconstruction")
+    judges = judges or Judges.load(protocol, metrics, device=tokenizer.device)
+    if (size := tokenizer.config.image_size) != protocol.image_size:
+        raise ValueError(
+            f"The protocol {protocol.name!r} is for images of {protocol.image_size} pixels, the tokenizer for {size}. "
+            f"Choose another protocol, or change this one: `image_size={size}`."
+        )
+    discrete = (
+        getattr(tokenizer.config, "codebook_size", None) and getattr(tokenizer.config, "quantizer", "vq") == "vq"
+    )
+    if not discrete:
+        metrics = tuple(name for name in metrics if name not in CODE_METRICS)
+    codes = CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
+    against = Reference(images if reference is None else reference, metrics)
+    check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
+    means = {name: RunningMean() for name in metrics if name in PAIR_METRICS}
+    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol)
+    compared = [name for name in metrics if name in REFERENCE_METRICS] if reference is None else []
+    originals = FeatureSet(judges, compared, images.num_images, protocol)
+    autocast = getattr(torch, protocol.encoder_autocast or "bfloat16")
+
+    for batch in progress(images, batch_size, "reconstructions", progress_bar):
+        pixel_values = processor(list(batch.images), return_tensors="pt")["pixel_values"]
+        pixel_values = pixel_values.to(tokenizer.device, tokenizer.dtype)  # (B, 3, H, W)
+        with torch.autocast(tokenizer.device.type, autocast, enabled=protocol.encoder_autocast is not None):
+            encoded = tokenizer.encode(pixel_values)
+        decoded = tokenizer.decode(encoded.latents.to(tokenizer.dtype)).reconstruction
+        reconstructions = to_uint8(processor.postprocess(decoded, "pt"), protocol.rounding)
+        if codes is not None:
+            codes.update(encoded.codes)
+        for name, values in pair_metrics(means, reconstructions, batch.images, judges.lpips).items():
+            means[name].update(values)
+        originals.update(batch)
+        reconstructed.update(batch.with_images(reconstructions))
+
+    originals.reduce()
+    reconstructed.reduce()
+    for mean in means.values():
+        mean.reduce()
+    gathered = originals if reference is None else against.gather(judges, protocol, batch_size, progress_bar)
+    results = feature_metrics(reconstructed, gathered, against.stored, protocol, metrics, paired=reference is None)
+    results |= {name: mean.compute() for name, mean in means.items()}
+    if codes is not None:
+        codes.reduce()
+        results |= {f"codebook_{name}": Estimate(value) for name, value in codes.compute().items()}
+    return Measured(
+        {name: results[name] for name in metrics},
+        originals.sha256,
+        against.describe(gathered) if reference is not None else None,
+    )
+
+
+def pair_metrics(
+    names: Sequence[str], images: torch.Tensor, targets: torch.Tensor, lpips: nn.Module | None
+) -> dict[str, torch.Tensor]:
+    """Metrics `(B,)` of pairs of uint8 images `(B, 3, H, W)`; `mean_squared_error` is that of images in [0, 1]."""
+    computed = {}
+    images, targets = images.cpu(), targets.cpu()
+    if "mean_squared_error" in names:
+        computed["mean_squared_error"] = ((images.double() - targets.double()) / 255).square().flatten(1).mean(1)
+    if "psnr" in names:
+        computed["psnr"] = peak_signal_to_noise_ratio(images, targets)
+    if "ssim" in names:
+        computed["ssim"] = structural_similarity(images, targets)
+    if lpips is not None:
+        device = next(lpips.parameters()).device
+        with float32_convolutions():
+            computed["lpips"] = lpips(*(tensor.to(device).float() / 127.5 - 1 for tensor in (images, targets)))
+    return computed
+
+
+def evaluate_reconstruction(
+    tokenizer: str | Path,
+    data: str,
+    protocol: str | Path = "titok-rfid",
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    revision: str | None = None,
+    data_revision: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    num_images: int | None = None,
+    reference: str | None = None,
+    reference_split: str | None = None,
+    extractor_weights: str | Path | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+) -> Evaluation:
+    """Measures how well a tokenizer of any family keeps images.
+
+    Args:
+        tokenizer: Folder or Hub repository.
+        data: `"digits"`, a folder of images, or a data set on the Hub.
+        protocol, overrides: See `Protocol.load`.
+        split: Of the data; see `load_images`.
+        revision, data_revision: Branch, tag or commit of tokenizer and data, if they are on the Hub.
+        image_column, label_column: Columns of the data; labels matter to `accuracy` only.
+        num_images: How many images, from the start; all if not given.
+        reference: What features are compared with, instead of what the protocol says: a file of ADM's, or as `data`.
+        reference_split: Of the reference; see `load_images`.
+        extractor_weights: See `load_extractor`.
+        batch_size: Images at once.
+        device: Where to compute; the accelerator if there is one, if not given.
+        dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Returns:
-        `usage`, the share of the codes that occur; `perplexity`, the exponential of the entropy of their shares.
+        The result with its protocol; in every process the same.
+
+    Raises:
+        OSError: If the tokenizer, the data or weights are not there.
+        ValueError: If the protocol does not fit them.
     """
-    counts = torch.zeros(tokenizer.config.codebook_size, dtype=torch.int64)
-    for batch in batches:
-        codes = tokenizer.encode(batch.to(tokenizer.device)).codes  # (B, N)
-        counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
-    shares = counts.double() / counts.sum()
-    entropy = -torch.xlogy(shares, shares).sum()
-    return {"usage": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}
+    state = process_state()
+    loaded_protocol = Protocol.load(protocol, overrides)
+    metrics = loaded_protocol.metrics_of("reconstruction")
+    device_option, device = device, torch.device(device or default_device())
+    dataset, found_split = load_images(data, split, data_revision, image_column)
+    origin = {"id": data, "revision": data_revision, "split": found_split}
+    labels = label_column if "accuracy" in metrics and label_column in dataset.column_names else None
+    images = DatasetImages(dataset, loaded_protocol, image_column, labels, origin, num_images)
+    against = None
+    if reference is not None:
+        against = open_source(reference, loaded_protocol, reference_split, image_column=image_column)
+    elif loaded_protocol.reference == "train":
+        against = open_source(data, loaded_protocol, "train", data_revision, image_column)
+    judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
+    model, processor = load_tokenizer(tokenizer, **({"revision": revision} if revision else {}))
+    model.to(device, getattr(torch, dtype))
+    measured = measure_reconstruction(model, processor, images, loaded_protocol, against, judges, batch_size)
+    data_record = origin | {"fingerprint": measured.fingerprint}
+    options = {
+        "--data": data,
+        "--protocol": protocol,
+        "--split": split,
+        "--revision": revision,
+        "--data-revision": data_revision,
+        "--image-column": image_column if image_column != "image" else None,
+        "--label-column": label_column if label_column != "label" else None,
+        "--num-images": num_images,
+        "--reference": reference,
+        "--reference-split": reference_split,
+        "--extractor-weights": extractor_weights,
+        "--batch-size": batch_size,
+        "--device": device_option,
+        "--dtype": dtype if dtype != "float32" else None,
+    }
+    words = ["titok", "evaluate", "reconstruction", str(tokenizer)]
+    words += [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    return Evaluation(
+        task="reconstruction",
+        metrics=measured.metrics,
+        protocol=loaded_protocol.to_dict(),
+        num_images=images.num_images,
+        data=data_record,
+        reference=measured.reference or data_record,
+        judges=judges.identities(),
+        tokenizer=describe_model(model, tokenizer, revision),
+        generator=None,
+        sampler=None,
+        seeds=None,
+        device=device_name(device),
+        dtype=dtype,
+        processes=state.num_processes,
+        versions=versions(),
+        command=shlex.join(words + [word for override in overrides for word in ("--set", override)]),
+    )

@@ -104,9 +104,16 @@ class TiTokTrainer(Trainer):
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The loss; for `compute_metrics` also what the tokenizer, the averaged one if there is an average, makes of
+        the images, and the images."""
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+            loss = self.compute_loss(model, inputs)
+            if prediction_loss_only:
+                return loss, None, None
+            tokenizer, images = self.model.result, inputs["pixel_values"]
+            return loss, tokenizer.decode(tokenizer.encode(images).latents).reconstruction, images
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.parts:

@@ -1,0 +1,247 @@
+"""Commands of `titok evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .options import Device
+
+app = typer.Typer(help="Measure tokenizers and generators, with the protocol recorded.", no_args_is_help=True)
+console = Console()
+
+ProtocolName = Annotated[
+    str, typer.Option(help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, or a YAML file with the fields of one.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the protocol, as in image_size=512."),
+]
+Output = Annotated[Path, typer.Option(dir_okay=False, help="JSON file of the result.")]
+Reference = Annotated[
+    str | None, typer.Option(help="What to compare with: a file of ADM's (.npz), a folder of images, or a data set.")
+]
+ReferenceSplit = Annotated[str | None, typer.Option(help="Split of the reference.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")]
+Weights = Annotated[
+    str | None, typer.Option(help="Weights of Inception: a file, or one on the Hub as owner/repo/file.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Data type of the model.")]
+ImageColumn = Annotated[str, typer.Option(help="Column of the images.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of the labels.")]
+Data = Annotated[str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")]
+
+
+@app.command()
+def reconstruction(
+    tokenizer: Annotated[str, typer.Argument(help="Folder or Hub repository of a tokenizer of any family.")],
+    data: Data,
+    protocol: ProtocolName = "titok-rfid",
+    changes: Changes = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data; test or validation if not given.")] = None,
+    revision: Revision = None,
+    data_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the data.")] = None,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    num_images: Annotated[int | None, typer.Option(min=2, help="How many, from the start; all if not given.")] = None,
+    reference: Reference = None,
+    reference_split: ReferenceSplit = None,
+    extractor_weights: Weights = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    output: Output = Path("reconstruction.json"),
+) -> None:
+    """Measure what is left of images after a tokenizer: FID, PSNR, use of the codebook, and more."""
+    from ..evaluation import evaluate_reconstruction
+
+    result = evaluate_reconstruction(
+        tokenizer,
+        data,
+        protocol,
+        changes or (),
+        split=split,
+        revision=revision,
+        data_revision=data_revision,
+        image_column=image_column,
+        label_column=label_column,
+        num_images=num_images,
+        reference=reference,
+        reference_split=reference_split,
+        extractor_weights=extractor_weights,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+    )
+    show([result], [tokenizer], output)
+
+
+@app.command()
+def generation(
+    source: Annotated[
+        str, typer.Argument(help="Pipeline (folder or Hub repository), or images: a folder or an ADM batch (.npz).")
+    ],
+    protocol: ProtocolName = "adm-256",
+    changes: Changes = None,
+    reference: Reference = None,
+    reference_split: ReferenceSplit = None,
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Images; the protocol's number if not given.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Of the samples; several give means over as many sets.")
+    ] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Argument of the pipeline's call, as in num_inference_steps=8."),
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="ADM batch (.npz) to write; a stopped run goes on where it was."),
+    ] = None,
+    revision: Revision = None,
+    extractor_weights: Weights = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    output: Output = Path("generation.json"),
+) -> None:
+    """Measure how good generated images are: FID, sFID, Inception Score, precision and recall, and more."""
+    from ..evaluation import evaluate_generation
+
+    result = evaluate_generation(
+        source,
+        protocol,
+        changes or (),
+        reference=reference,
+        reference_split=reference_split,
+        num_samples=num_samples,
+        seeds=seed or (0,),
+        sampler=dict(parse_argument(argument) for argument in sampler or ()),
+        samples=samples,
+        revision=revision,
+        extractor_weights=extractor_weights,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+    )
+    show([result], [source], output)
+
+
+@app.command()
+def reference(
+    data: Annotated[str, typer.Argument(help="digits, a folder of images, or a data set on the Hub.")],
+    output: Annotated[Path, typer.Option(dir_okay=False, help="File to write (.npz).")],
+    protocol: ProtocolName = "adm-256",
+    changes: Changes = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data; test or validation if not given.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the data.")] = None,
+    image_column: ImageColumn = "image",
+    num_kept: Annotated[int, typer.Option(min=1, help="Images to keep for precision and recall.")] = 10000,
+    extractor_weights: Weights = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+) -> None:
+    """Write the statistics of a data set, and some of its images, as ADM's reference batches hold them."""
+    from ..evaluation import write_reference
+
+    write_reference(
+        data,
+        output,
+        protocol,
+        changes or (),
+        split=split,
+        revision=revision,
+        image_column=image_column,
+        num_kept=num_kept,
+        extractor_weights=extractor_weights,
+        batch_size=batch_size,
+        device=device,
+    )
+    console.print(f"Reference batch: [bold]{escape(str(output))}[/bold]")
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="JSON files of results.")],
+    different_protocols: Annotated[
+        bool,
+        typer.Option("--different-protocols", help="Make the table although the protocols differ, and say in what."),
+    ] = False,
+) -> None:
+    """Put results side by side, if they were measured by one protocol."""
+    from ..evaluation import compare_results
+
+    loaded, different = compare_results(results, different_protocols)
+    show(loaded, [str(path) for path in results])
+    for name, values in different.items():
+        console.print(f"[bold red]different {escape(name)}[/bold red]: {escape(' | '.join(map(str, values)))}")
+
+
+@app.command()
+def probe(
+    tokenizer: Annotated[str, typer.Argument(help="Folder or Hub repository of a tokenizer of any family.")],
+    data: Data,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(help="What is probed: tokens, mean_token, unquantized or encoder; may be given again."),
+    ] = None,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    output: Output = Path("probe.json"),
+) -> None:
+    """Measure what tokens know: accuracy of a linear classifier and of nearest neighbors on frozen features."""
+    from ..evaluation import probe_files
+
+    features = feature or ("tokens", "mean_token")
+    probed = probe_files(tokenizer, data, features, image_column, label_column, batch_size, device)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(probed, indent=2) + "\n")
+    caption = f"{probed['num_test_images']} images; the most frequent class: {probed['majority_accuracy']:.1%}"
+    table = Table("features", "dimension", "linear", f"{probed['k']} nearest neighbors", caption=caption)
+    for name, measured in probed["features"].items():
+        cells = (
+            f"{measured[f'{kind}_accuracy']:.1%} ± {measured[f'{kind}_standard_error']:.1%}"
+            for kind in ("linear", "knn")
+        )
+        table.add_row(name, str(measured["dimension"]), *cells)
+    console.print(table)
+    console.print(f"With all it depends on: [bold]{escape(str(output))}[/bold]")
+
+
+def parse_argument(argument: str) -> tuple[str, Any]:
+    from ..evaluation.protocol import parse_yaml
+
+    key, separator, value = argument.partition("=")
+    if not separator:
+        raise ValueError(f"An argument of the sampler must be `key=value`, got {argument!r}.")
+    return key, parse_yaml(value, argument)
+
+
+def show(results: list[Any], names: list[str], output: Path | None = None) -> None:
+    """A table of results, on the main process's screen; the first one also as JSON."""
+    from ..evaluation.metrics.processes import process_state
+
+    if not process_state().is_main_process:
+        return
+    if output is not None:
+        results[0].save(output)
+    caption = escape(results[0].summary()) if len(results) == 1 else None
+    table = Table("metric", *map(escape, names), caption=caption)
+    columns = []
+    for result in results:
+        column = {}
+        for metric, estimate in result.metrics.items():
+            error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.2g}"
+            column[result.title(metric)] = f"{estimate.value:.5g}{error}"
+        columns.append(column)
+    for title in dict.fromkeys(title for column in columns for title in column):
+        table.add_row(escape(title), *(column.get(title, "") for column in columns))
+    console.print(table)
+    if output is not None:
+        console.print(f"With its protocol: [bold]{escape(str(output))}[/bold]")

@@ -1,0 +1,229 @@
+"""Files of ADM's evaluator (openai/guided-diffusion, `evaluations/`): samples and reference batches, as npz."""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+import torch
+
+from .metrics.statistics import GaussianStatistics
+
+IMAGES = "arr_0"
+MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+
+
+@dataclass(frozen=True)
+class ReferenceBatch:
+    """Images, statistics of Inception's features, or both, from a file for ADM's evaluator.
+
+    The published ones (`VIRTUAL_imagenet256_labeled.npz`) hold 10,000 images for precision and recall, and statistics
+    of the whole training set for FID and sFID.
+
+    Args:
+        path: The file.
+        num_images: Images in it, 0 if there are none.
+        image_size: Side of the images; `None` if there are none.
+        statistics: Of the pooled features, `mu` and `sigma`.
+        spatial_statistics: Of the spatial features, `mu_s` and `sigma_s`.
+    """
+
+    path: Path
+    num_images: int
+    image_size: int | None
+    statistics: GaussianStatistics | None
+    spatial_statistics: GaussianStatistics | None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ReferenceBatch":
+        """Reads the statistics, and of the images how many there are. Nothing is unpickled.
+
+        Args:
+            path: An npz with `arr_0`, uint8 `(N, H, H, 3)`, `mu` and `sigma`, `mu_s` and `sigma_s`, or some of them.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no such file.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError(f"{path} is no npz file, or not whole; ADM's evaluator takes what `np.savez` writes.")
+        num_images, image_size = 0, None
+        with np.load(path, allow_pickle=False) as arrays:
+            if IMAGES in arrays:
+                with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as stream:
+                    num_images, image_size = read_images_header(stream, path)
+            found = [read_moments(arrays, *names, path) for names in MOMENTS]
+            if num_images == 0 and found == [None, None]:
+                raise ValueError(
+                    f"{path} holds neither images (arr_0) nor statistics (mu and sigma, mu_s and sigma_s), but "
+                    f"{', '.join(arrays.files) or 'nothing'}."
+                )
+        return cls(path, num_images, image_size, *found)
+
+    def batches(self, size: int) -> Iterator[torch.Tensor]:
+        """The images in order, uint8 `(B, 3, H, H)` with at most `size` of them, read from the file as they come.
+
+        Raises:
+            ValueError: If there are no images, or fewer than the file says.
+        """
+        if not self.num_images:
+            raise ValueError(f"{self.path} holds statistics, and no images (arr_0).")
+        shape = (self.image_size, self.image_size, 3)
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as stream:
+            read_images_header(stream, self.path)
+            for start in range(0, self.num_images, size):
+                count = min(size, self.num_images - start)
+                content = bytearray(stream.read(count * self.image_size**2 * 3))
+                if len(content) < count * self.image_size**2 * 3:
+                    raise ValueError(
+                        f"{self.path} ends before its {self.num_images} images do; fetch or write it anew."
+                    )
+                images = torch.frombuffer(content, dtype=torch.uint8).view(count, *shape)
+                yield images.permute(0, 3, 1, 2).contiguous()
+
+
+class SampleWriter:
+    """Writes samples for ADM's evaluator, `arr_0` uint8 `(N, H, H, 3)` in an npz, a batch at a time.
+
+        with SampleWriter("samples.npz", num_images=50000, image_size=256) as writer:
+            writer.write(images)  # uint8 (B, 3, 256, 256)
+
+    The file takes its place in one rename when all images are written, else there is none.
+
+    Args:
+        path: Where it ends up; must not exist.
+        num_images: Images there will be.
+        image_size: Their side.
+
+    Raises:
+        FileExistsError: If there is something already.
+        ValueError: At the end, if there are fewer images.
+    """
+
+    def __init__(self, path: str | Path, num_images: int, image_size: int) -> None:
+        self.path = Path(path)
+        self.num_images = num_images
+        self.image_size = image_size
+        self.num_written = 0
+
+    def __enter__(self) -> "SampleWriter":
+        self.partial = partial_path(self.path)
+        self.archive = zipfile.ZipFile(self.partial, "w")
+        self.stream = self.archive.open(zipfile.ZipInfo(f"{IMAGES}.npy"), "w", force_zip64=True)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, *[self.image_size] * 2, 3)}
+        np.lib.format.write_array_header_1_0(self.stream, header)
+        return self
+
+    def write(self, images: torch.Tensor) -> None:
+        """Adds images, uint8 `(B, 3, H, H)`.
+
+        Raises:
+            TypeError: If they are not uint8.
+            ValueError: If they have another size, or are more than there should be.
+        """
+        if images.dtype != torch.uint8:
+            raise TypeError(f"Images must be uint8 in [0, 255], got {images.dtype}.")
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"Images must have shape (B, 3, {self.image_size}, {self.image_size}), got {tuple(images.shape)}."
+            )
+        self.num_written += len(images)
+        if self.num_written > self.num_images:
+            raise ValueError(f"{self.path} takes {self.num_images} images, got {self.num_written}.")
+        self.stream.write(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stream.close()
+        self.archive.close()
+        if kind is None and self.num_written == self.num_images:
+            self.partial.replace(self.path)
+            return
+        self.partial.unlink()
+        if kind is None:
+            raise ValueError(f"{self.path} takes {self.num_images} images, got {self.num_written}.")
+
+
+def write_statistics(
+    path: str | Path,
+    statistics: GaussianStatistics,
+    spatial: GaussianStatistics | None = None,
+    images: torch.Tensor | None = None,
+) -> None:
+    """Writes a reference batch, which ADM's evaluator and `ReferenceBatch` read.
+
+    ADM's evaluator itself needs all of it; 10,000 images are usual.
+
+    Args:
+        path: Where it ends up; must not exist.
+        statistics: Of the pooled features.
+        spatial: Of the spatial features.
+        images: uint8 `(N, 3, H, H)`.
+
+    Raises:
+        FileExistsError: If there is something already.
+        TypeError: If the images are not uint8.
+        ValueError: If the images have another shape.
+    """
+    arrays = {}
+    for (mu, sigma), side in zip(MOMENTS, (statistics, spatial), strict=True):
+        if side is not None:
+            arrays |= {mu: side.mean.cpu().numpy(), sigma: side.covariance.cpu().numpy()}
+    if images is not None:
+        if images.dtype != torch.uint8:
+            raise TypeError(f"Images must be uint8 in [0, 255], got {images.dtype}.")
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+            raise ValueError(f"Images must have shape (N, 3, H, H), got {tuple(images.shape)}.")
+        arrays[IMAGES] = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    path = Path(path)
+    partial = partial_path(path)
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is written until it is whole; raises `FileExistsError` if there is something at its place."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: choose another name, or delete it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(path.name + ".partial")
+
+
+def read_moments(arrays: np.lib.npyio.NpzFile, mu: str, sigma: str, path: Path) -> GaussianStatistics | None:
+    """Statistics from the arrays of these names, if they are there; raises `ValueError` if they do not fit."""
+    present = [name for name in (mu, sigma) if name in arrays]
+    if len(present) == 1:
+        raise ValueError(f"{path} must hold {mu} and {sigma} or neither, got {present[0]} alone.")
+    if not present:
+        return None
+    try:
+        return GaussianStatistics.from_moments(arrays[mu], arrays[sigma])
+    except ValueError as error:
+        raise ValueError(f"{mu} and {sigma} of {path}: {error}") from error
+
+
+def read_images_header(stream: IO[bytes], path: Path) -> tuple[int, int]:
+    """Number and side of the images of an array whose first byte is next; raises `ValueError` if it is not of images.
+
+    The stream is left where the values begin.
+    """
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(stream)
+    if dtype != np.uint8:
+        raise ValueError(
+            f"The images of {path} must be uint8 in [0, 255], got {dtype}; float images in [0, 1] become it by "
+            '`(images * 255).round().astype("uint8")`.'
+        )
+    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
+        raise ValueError(f"The images of {path} must have shape (N, H, H, 3), channels last, got {shape}.")
+    if fortran_order:
+        raise ValueError(f"The images of {path} are in Fortran order; save `np.ascontiguousarray` of them.")
+    return shape[0], shape[1]

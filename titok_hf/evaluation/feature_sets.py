@@ -1,0 +1,237 @@
+"""What metrics on features need of a set of images, gathered batch by batch, on any number of processes."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from .extractors import INCEPTION, Judges
+from .metrics.estimate import Estimate, RunningMean
+from .metrics.frechet import jackknife_frechet
+from .metrics.inception_score import InceptionScore
+from .metrics.kernel import kernel_distance
+from .metrics.manifold import density_coverage, precision_recall
+from .metrics.processes import process_state
+from .metrics.statistics import BlockedStatistics, GaussianStatistics
+from .protocol import GAUSSIAN_METRICS, KERNEL_METRICS, NEIGHBOR_METRICS, REFERENCE_METRICS, Protocol
+from .sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages
+
+
+class FeatureSet:
+    """Statistics of a set of images.
+
+    Memory does not grow with the number of images, except for `precision`, `recall`, `density`, `coverage` and
+    `kernel_distance`, which keep all features: 4 bytes each, 8 KiB an image with Inception.
+
+    Args:
+        judges: Those that the metrics need.
+        metrics: What is measured; only what these need is computed.
+        num_images: Images that will come.
+        protocol: Numbers of the metrics.
+    """
+
+    def __init__(self, judges: Judges, metrics: Sequence[str], num_images: int, protocol: Protocol):
+        extractor = judges.extractor
+        self.judges = judges
+        self.num_images = num_images
+        self.fingerprint = Fingerprint()
+        self.gaussian = self.spatial = self.inception_score = self.accuracy = None
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        if "frechet_distance" in metrics:
+            self.gaussian = BlockedStatistics(extractor.num_features)
+        if "spatial_frechet_distance" in metrics:
+            self.spatial = BlockedStatistics(extractor.num_spatial)
+        if "inception_score" in metrics:
+            self.inception_score = InceptionScore(num_images, extractor.num_classes, protocol.inception_score_splits)
+        if "accuracy" in metrics:
+            self.accuracy = RunningMean()
+        if set(metrics) & {*NEIGHBOR_METRICS, *KERNEL_METRICS}:
+            self.kept = []
+
+    def update(self, batch: ImageBatch) -> None:
+        """Adds images."""
+        self.fingerprint.update(batch.images)
+        classified_apart = self.accuracy is not None and self.judges.classifier is not None
+        if classified_apart:
+            self.accuracy.update(self.judges.classifier(batch.images).logits.argmax(-1).cpu() == batch.labels)
+        on_features = (self.gaussian, self.spatial, self.inception_score, self.kept)
+        if all(part is None for part in on_features) and (self.accuracy is None or classified_apart):
+            return
+        extracted = self.judges.extractor(batch.images)
+        if self.accuracy is not None and not classified_apart:
+            self.accuracy.update(extracted.logits.argmax(-1).cpu() == batch.labels)
+        if self.gaussian is not None:
+            self.gaussian.update(extracted.features, batch.indices)
+        if self.spatial is not None:
+            self.spatial.update(extracted.spatial, batch.indices)
+        if self.inception_score is not None:
+            self.inception_score.update(extracted.logits, batch.indices)
+        if self.kept is not None:
+            # a copy, since features may be a part of all that a network computes
+            self.kept.append((batch.indices, extracted.features.to("cpu", torch.float32, copy=True)))
+
+    def reduce(self) -> None:
+        """Joins what all processes have seen."""
+        for part in (self.gaussian, self.spatial, self.inception_score, self.accuracy):
+            if part is not None:
+                part.reduce()
+        if self.kept is not None:
+            self.kept = gather_object(self.kept)
+        self.sha256 = self.fingerprint.compute(gather_object([self.fingerprint.total]))
+
+    @property
+    def features(self) -> torch.Tensor:
+        """All features `(n, D)`, in the order of the images."""
+        indices, features = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
+        return features[indices.argsort()]
+
+
+class Reference:
+    """What a set of images is compared with: other images, or statistics that ADM's files hold.
+
+    Args:
+        source: The images; a file of ADM's may hold statistics only.
+        metrics: All metrics that are asked for.
+    """
+
+    def __init__(self, source: ImageSource, metrics: Sequence[str]):
+        self.source = source
+        self.stored: dict[str, GaussianStatistics] = {}
+        if isinstance(source, ReferenceImages):
+            statistics = (source.batch.statistics, source.batch.spatial_statistics)
+            named = zip(GAUSSIAN_METRICS, statistics, strict=True)
+            self.stored = {name: found for name, found in named if found is not None}
+        self.metrics = [name for name in metrics if name in REFERENCE_METRICS and name not in self.stored]
+
+    def gather(self, judges: Judges, protocol: Protocol, batch_size: int, progress_bar: bool) -> FeatureSet | None:
+        """Statistics of the images, as far as the metrics need them."""
+        if not self.metrics:
+            return None
+        gathered = FeatureSet(judges, self.metrics, self.source.num_images, protocol)
+        for batch in progress(self.source, batch_size, "reference", progress_bar):
+            gathered.update(batch)
+        gathered.reduce()
+        return gathered
+
+    def describe(self, gathered: FeatureSet | None) -> dict[str, Any]:
+        """What a result says of it."""
+        return self.source.describe() | ({} if gathered is None else {"fingerprint": gathered.sha256})
+
+
+def feature_metrics(
+    images: FeatureSet,
+    reference: FeatureSet | None,
+    stored: Mapping[str, GaussianStatistics],
+    protocol: Protocol,
+    metrics: Sequence[str],
+    paired: bool,
+) -> dict[str, Estimate]:
+    """The metrics on features, in every process the main one's.
+
+    Args:
+        images: What is judged.
+        reference: What it is compared with, if a metric compares.
+        stored: Statistics that take the place of the reference's.
+        protocol: Numbers of the metrics.
+        metrics: Which ones; those that are not on features are left out.
+        paired: Whether the reference's images are those that became the judged ones, in the same order.
+    """
+    if not process_state().is_main_process:
+        return broadcast_object_list([None])[0]
+    results: dict[str, Estimate] = {}
+    for name, part in zip(GAUSSIAN_METRICS, ("gaussian", "spatial"), strict=True):
+        if name in metrics:
+            of_reference = stored[name] if name in stored else getattr(reference, part)
+            results[name] = jackknife_frechet(getattr(images, part), of_reference, paired and name not in stored)
+    if "inception_score" in metrics:
+        results["inception_score"] = images.inception_score.compute()
+    if "accuracy" in metrics:
+        results["accuracy"] = images.accuracy.compute()
+    if set(metrics) & {"precision", "recall"}:
+        results |= precision_recall(images.features, reference.features, protocol.precision_neighbors)
+    if set(metrics) & {"density", "coverage"}:
+        results |= density_coverage(images.features, reference.features, protocol.density_neighbors)
+    if "kernel_distance" in metrics:
+        results["kernel_distance"] = kernel_distance(
+            images.features, reference.features, protocol.kernel_subsets, protocol.kernel_subset_size
+        )
+    return broadcast_object_list([{name: results[name] for name in metrics if name in results}])[0]
+
+
+def progress(source: ImageSource, batch_size: int, description: str, shown: bool) -> Iterable[ImageBatch]:
+    """The batches of a source, with a bar on the main process's screen if it is to be shown."""
+    state = process_state()
+    total = math.ceil(source.num_images / batch_size / state.num_processes)
+    hidden = not (shown and state.is_main_process)
+    return tqdm(source.batches(batch_size), description, total, unit="batch", disable=hidden)
+
+
+def check_feasible(
+    metrics: Sequence[str],
+    protocol: Protocol,
+    judges: Judges,
+    num_images: int,
+    labelled: bool,
+    reference: Reference | None,
+) -> None:
+    """Whether the metrics can be computed, before any of the work.
+
+    Args:
+        metrics, protocol, judges: As for `FeatureSet`.
+        num_images: Images that are judged.
+        labelled: Whether they have labels.
+        reference: What they are compared with.
+
+    Raises:
+        ValueError: If not.
+    """
+    extractor = judges.extractor
+    if "accuracy" in metrics:
+        classifier = judges.classifier or extractor
+        if not labelled:
+            raise ValueError("accuracy needs labels: name their column, or leave the metric out.")
+        if classifier.num_classes is None or classifier.name == INCEPTION:
+            raise ValueError(
+                f"accuracy needs a classifier of the data set's classes, which {classifier.name} is not: name one "
+                "with `classifier=owner/model`."
+            )
+    if reference is None and (comparing := [name for name in metrics if name in REFERENCE_METRICS]):
+        raise ValueError(
+            f"{comparing[0]} needs images to compare with: name a file of ADM's, a folder or a data set as reference."
+        )
+    if extractor is None:
+        return
+    needed = {
+        "frechet_distance": extractor.num_features + 1,
+        "spatial_frechet_distance": (extractor.num_spatial or 0) + 1,
+        "inception_score": protocol.inception_score_splits,
+        "precision": protocol.precision_neighbors + 1,
+        "recall": protocol.precision_neighbors + 1,
+        "density": protocol.density_neighbors + 1,
+        "coverage": protocol.density_neighbors + 1,
+        "kernel_distance": protocol.kernel_subset_size,
+    }
+    for name in metrics:
+        if name == "spatial_frechet_distance" and extractor.num_spatial is None:
+            raise ValueError(f"{name} needs spatial features, which only Inception has, not {extractor.name}.")
+        if name == "inception_score" and extractor.num_classes is None:
+            raise ValueError(f"{name} needs an extractor that classifies, which {extractor.name} does not.")
+        if reference is not None and name in reference.stored:
+            expected = extractor.num_features if name == "frechet_distance" else extractor.num_spatial
+            if (got := reference.stored[name].num_features) != expected:
+                raise ValueError(
+                    f"The reference holds statistics of {got} features, and {extractor.name} has {expected}: they are "
+                    "of another extractor."
+                )
+        numbers = {"judged": num_images}
+        if reference is not None and name in reference.metrics:
+            numbers["reference"] = reference.source.num_images
+        for which, number in numbers.items():
+            if number < needed.get(name, 0):
+                raise ValueError(
+                    f"{name} with {extractor.name} needs at least {needed[name]} {which} images, got {number}. Take "
+                    "more images, an extractor with fewer features, or leave the metric out."
+                )

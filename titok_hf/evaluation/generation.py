@@ -1,0 +1,301 @@
+"""How good generated images are, as a set."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from ..data.images import load_images
+from ..hub.errors import explain_hub_errors
+from ..modeling.auto import default_device
+from ..pipelines import TiTokPipeline
+from .adm import ReferenceBatch, SampleWriter
+from .extractors import Judges
+from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, progress
+from .metrics.estimate import Estimate
+from .metrics.processes import process_state
+from .protocol import Protocol
+from .reconstruction import Measured
+from .results import Evaluation, describe_model, device_name, versions
+from .sources import DatasetImages, GeneratedImages, ImageBatch, ImageSource, ReferenceImages, is_ours, open_source
+
+
+class KeptImages(ImageSource):
+    """Generated images, each batch kept in a file as soon as it is made: stopped and started again, only the missing
+    ones are made.
+
+    Args:
+        source: Makes them.
+        path: File of ADM's that `join` writes; until then, there is a folder beside it.
+        made_by: What they depend on.
+
+    Raises:
+        FileExistsError: If there is such a file already.
+        ValueError: If the folder holds images that depend on something else.
+    """
+
+    def __init__(self, source: GeneratedImages, path: Path, made_by: Mapping[str, Any]):
+        self.source = source
+        self.path = path
+        self.folder = path.with_name(f"{path.name}.parts")
+        self.num_images = source.num_images
+        self.labelled = source.labelled
+        if path.exists():
+            raise FileExistsError(f"{path} exists already: measure it instead, choose another name, or delete it.")
+        record = self.folder / "made_by.json"
+        if record.exists() and json.loads(record.read_text()) != made_by:
+            raise ValueError(
+                f"{self.folder} holds samples that were made in another way (see {record.name}): choose another name, "
+                "or delete it."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(made_by, indent=2) + "\n")
+
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
+            if is_ours(number):
+                file = self.folder / f"{indices[0]:09d}.npy"
+                if not file.exists():
+                    partial = file.with_suffix(".partial")
+                    with partial.open("wb") as stream:
+                        np.save(stream, self.source.make(indices).images.numpy())
+                    partial.rename(file)
+                yield ImageBatch(indices, torch.from_numpy(np.load(file)), self.source.labels(indices))
+
+    def describe(self) -> dict[str, Any]:
+        return self.source.describe()
+
+    def join(self) -> None:
+        """Writes the file, and deletes the folder; on the main process."""
+        process_state().wait_for_everyone()
+        if process_state().is_main_process:
+            with SampleWriter(self.path, self.num_images, self.source.protocol.image_size) as writer:
+                for file in sorted(self.folder.glob("*.npy")):
+                    writer.write(torch.from_numpy(np.load(file)))
+            shutil.rmtree(self.folder)
+
+
+@torch.no_grad()
+def measure_generation(
+    sets: Sequence[ImageSource],
+    reference: ImageSource | None,
+    protocol: Protocol,
+    judges: Judges | None = None,
+    batch_size: int = 64,
+    progress_bar: bool = True,
+) -> Measured:
+    """Compares generated images with a reference.
+
+    Runs on all processes, each with its share of the batches; all get the same result.
+
+    Args:
+        sets: The images; several sets, such as of several seeds, give means and their standard errors.
+        reference: What they are compared with, if a metric compares.
+        protocol: What to measure.
+        judges: Those of the protocol if not given.
+        batch_size: Images at once.
+        progress_bar: Whether to show one.
+
+    Raises:
+        ValueError: If the protocol does not fit the images; before anything is computed.
+        OSError: If weights of the extractor are not there.
+    """
+    metrics = protocol.metrics_of("generation")
+    judges = judges or Judges.load(protocol, metrics)
+    against = None if reference is None else Reference(reference, metrics)
+    for images in sets:
+        check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
+    gathered, measured = None, []
+    for number, images in enumerate(sets):
+        seen = FeatureSet(judges, metrics, images.num_images, protocol)
+        for batch in progress(images, batch_size, "samples", progress_bar):
+            seen.update(batch)
+        seen.reduce()
+        if number == 0 and against is not None:
+            gathered = against.gather(judges, protocol, batch_size, progress_bar)
+        stored = {} if against is None else against.stored
+        measured.append(feature_metrics(seen, gathered, stored, protocol, metrics, paired=False))
+    results = measured[0]
+    if len(sets) > 1:
+        values = {name: [results[name].value for results in measured] for name in metrics}
+        results = {
+            name: Estimate.mean(torch.tensor(of_sets, dtype=torch.float64), f"over {len(sets)} seeds")
+            for name, of_sets in values.items()
+        }
+    return Measured(results, seen.sha256, against and against.describe(gathered))
+
+
+def evaluate_generation(
+    source: str | Path,
+    protocol: str | Path = "adm-256",
+    overrides: Sequence[str] = (),
+    reference: str | None = None,
+    reference_split: str | None = None,
+    num_samples: int | None = None,
+    seeds: Sequence[int] = (0,),
+    sampler: Mapping[str, Any] | None = None,
+    samples: str | Path | None = None,
+    revision: str | None = None,
+    extractor_weights: str | Path | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+) -> Evaluation:
+    """Measures how good generated images are.
+
+    Args:
+        source: Folder or Hub repository of a pipeline that takes `class_labels` or `batch_size`; or images that are
+            there already: a folder, or an ADM sample batch (`.npz`).
+        protocol, overrides: See `Protocol.load`.
+        reference: What the images are compared with: a file of ADM's (`.npz`), or images as in `load_images`.
+        reference_split: Of the reference; if not given, `train` where the protocol says so, else see `load_images`.
+        num_samples: Images to generate, each class in turn; the protocol's number if not given.
+        seeds: Of the images; several give means over as many sets.
+        sampler: Arguments of the pipeline's call, such as `num_inference_steps`; its defaults if not given.
+        samples: ADM sample batch (`.npz`) to write. A run that was stopped goes on where it was.
+        revision: Branch, tag or commit of the pipeline on the Hub.
+        extractor_weights: See `load_extractor`.
+        batch_size: Images at once.
+        device: Where to compute; the accelerator if there is one, if not given.
+        dtype: Of the pipeline: `"float32"`, `"bfloat16"` or `"float16"`.
+
+    Returns:
+        The result with its protocol; in every process the same.
+
+    Raises:
+        OSError: If the pipeline, the reference or weights are not there, or `samples` is.
+        TypeError: If the pipeline is of another kind.
+        ValueError: If the protocol does not fit them.
+    """
+    state = process_state()
+    loaded_protocol = Protocol.load(protocol, overrides)
+    metrics = loaded_protocol.metrics_of("generation")
+    device_option, device = device, torch.device(device or default_device())
+    against = None
+    if reference is not None:
+        split = reference_split or ("train" if loaded_protocol.reference == "train" else None)
+        against = open_source(reference, loaded_protocol, split)
+    judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
+    tokenizer = generator = sampling = None
+    made_here = not is_image_source(source)
+    if not made_here:
+        if samples is not None or sampler or len(seeds) > 1:
+            raise ValueError(f"{source} holds images already: `samples`, `sampler` and `seeds` are for a pipeline.")
+        sets: list[ImageSource] = [open_samples(str(source), loaded_protocol, metrics)]
+    else:
+        pipeline = load_pipeline(source, revision).to(device, getattr(torch, dtype))
+        count = num_samples or loaded_protocol.num_samples
+        if count is None:
+            raise ValueError("The protocol names no number of images: give `num_samples`.")
+        made = [GeneratedImages(pipeline, count, loaded_protocol, seed, **(sampler or {})) for seed in seeds]
+        tokenizer, generator, sampling = describe_pipeline(pipeline, source, revision, sampler or {})
+        if samples is None:
+            sets = list(made)
+        elif len(seeds) == 1:
+            made_by = {"tokenizer": tokenizer, "generator": generator, "sampler": sampling, "dtype": dtype}
+            made_by |= made[0].describe() | {"rounding": loaded_protocol.rounding, "batch_size": batch_size}
+            sets = [KeptImages(made[0], Path(samples), made_by | {"num_images": count})]
+        else:
+            raise ValueError("`samples` takes the images of one seed.")
+    measured = measure_generation(sets, against, loaded_protocol, judges, batch_size)
+    if isinstance(sets[0], KeptImages):
+        sets[0].join()
+    options = {
+        "--protocol": protocol,
+        "--reference": reference,
+        "--reference-split": reference_split,
+        "--num-samples": num_samples,
+        "--samples": samples,
+        "--revision": revision,
+        "--extractor-weights": extractor_weights,
+        "--batch-size": batch_size,
+        "--device": device_option,
+        "--dtype": dtype if dtype != "float32" else None,
+    }
+    words = ["titok", "evaluate", "generation", str(source)]
+    words += [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += [word for name, value in (sampler or {}).items() for word in ("--sampler", f"{name}={value}")]
+    words += [word for seed in seeds for word in ("--seed", str(seed))] if made_here else []
+    return Evaluation(
+        task="generation",
+        metrics=measured.metrics,
+        protocol=loaded_protocol.to_dict(),
+        num_images=sets[0].num_images,
+        data=sets[-1].describe() | {"fingerprint": measured.fingerprint},
+        reference=measured.reference,
+        judges=judges.identities(),
+        tokenizer=tokenizer,
+        generator=generator,
+        sampler=sampling,
+        seeds=list(seeds) if made_here else None,
+        device=device_name(device),
+        dtype=dtype if made_here else None,
+        processes=state.num_processes,
+        versions=versions(),
+        command=shlex.join(words),
+    )
+
+
+def is_image_source(source: str | Path) -> bool:
+    """Whether this is a file or folder of images, and not a pipeline."""
+    path = Path(source)
+    return path.suffix == ".npz" or (path.is_dir() and not (path / DiffusionPipeline.config_name).exists())
+
+
+def open_samples(source: str, protocol: Protocol, metrics: Sequence[str]) -> ImageSource:
+    """Images that are judged as they are: they must have the protocol's size.
+
+    Raises:
+        ValueError: If there are none, or they have another size.
+    """
+    if source.endswith(".npz"):
+        images = ReferenceImages(ReferenceBatch.load(source), protocol)
+        if not images.num_images:
+            raise ValueError(f"{source} holds statistics, no images.")
+        return images
+    dataset, split = load_images(source)
+    labels = "label" if "accuracy" in metrics and "label" in dataset.column_names else None
+    origin = {"id": source, "split": split}
+    return DatasetImages(dataset, protocol, label_column=labels, origin=origin, crop="none")
+
+
+def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionPipeline:
+    """A pipeline of this package or of diffusers.
+
+    Raises:
+        OSError: If there is none.
+    """
+    location = {"revision": revision} if revision else {}
+    with explain_hub_errors(str(source)):
+        index = DiffusionPipeline.load_config(str(source), **location)
+    name = index["_class_name"]
+    ours = (name[-1] if isinstance(name, list) else name) == TiTokPipeline.__name__
+    return (TiTokPipeline if ours else DiffusionPipeline).from_pretrained(source, **location)
+
+
+def describe_pipeline(
+    pipeline: DiffusionPipeline, source: str | Path, revision: str | None, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any]]:
+    """What a result says of the tokenizer, the generator and the sampler of a pipeline."""
+    parts = []
+    for names in (("tokenizer", "vae", "vqvae"), ("generator", "transformer", "unet")):
+        found = next((name for name in names if isinstance(getattr(pipeline, name, None), torch.nn.Module)), None)
+        described = found and describe_model(getattr(pipeline, found), source, revision, pipeline.config_name)
+        parts.append(described and described | {"subfolder": found})
+    if isinstance(pipeline, TiTokPipeline):
+        names = ("num_inference_steps", "guidance_scale", "guidance_schedule")
+        arguments = {name: getattr(pipeline.config, name) for name in names} | dict(arguments)
+    config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+    sampler = {
+        "class": type(pipeline.scheduler).__name__,
+        "config": json.loads(json.dumps(config, default=str)),
+        "arguments": dict(arguments),
+    }
+    return parts[0], parts[1], sampler

@@ -1,0 +1,71 @@
+"""A number and how far it can be trusted."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value.
+
+    Args:
+        value: The value.
+        standard_error: Standard deviation of the value over repetitions of the measurement, as far as it can be told;
+            `None` where it cannot.
+        method: How the standard error was found, such as `"over images"` or `"bootstrap of 10 blocks of images"`.
+    """
+
+    value: float
+    standard_error: float | None = None
+    method: str | None = None
+
+    @classmethod
+    def mean(cls, values: torch.Tensor, method: str = "over images") -> "Estimate":
+        """The mean of independent values `(n,)`; its standard error needs two of them."""
+        values = values.double()
+        error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
+        return cls(float(values.mean()), error, method if error is not None else None)
+
+
+class RunningMean:
+    """The mean of values that come in batches, in float64, and its standard error."""
+
+    def __init__(self) -> None:
+        self.moments = torch.zeros(3, dtype=torch.float64)  # count, mean, sum of squares about the mean
+
+    def update(self, values: torch.Tensor) -> None:
+        """Adds values `(n,)`."""
+        values = values.double().cpu()
+        self.merge(
+            torch.stack([torch.tensor(len(values)).double(), values.mean(), values.var(correction=0) * len(values)])
+        )
+
+    def merge(self, moments: torch.Tensor) -> None:
+        """Adds the count, mean and sum of squares `(3,)` of other values."""
+        (count, mean, squares), (other_count, other_mean, other_squares) = self.moments, moments
+        total = count + other_count
+        if total:
+            difference = other_mean - mean
+            self.moments = torch.stack(
+                [
+                    total,
+                    mean + difference * other_count / total,
+                    squares + other_squares + difference**2 * count * other_count / total,
+                ]
+            )
+
+    def reduce(self) -> None:
+        """Joins what all processes have."""
+        everyones = gather_object([self.moments])
+        self.moments = torch.zeros_like(self.moments)
+        for moments in everyones:
+            self.merge(moments)
+
+    def compute(self) -> Estimate:
+        """The mean; its standard error needs two values."""
+        count, mean, squares = self.moments.tolist()
+        if count < 2:
+            return Estimate(mean)
+        return Estimate(mean, (squares / (count - 1) / count) ** 0.5, "over images")

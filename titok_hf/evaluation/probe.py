@@ -1,0 +1,304 @@
+"""What a representation knows: classifiers on frozen features."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, get_args
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ..modeling.diffusers_tokenizer import DiffusersTokenizer
+from ..modeling.titok import TiTokImageProcessor, TiTokModel
+from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
+from .metrics.estimate import Estimate
+
+TokenFeature = Literal["tokens", "mean_token", "unquantized", "encoder"]
+
+
+@torch.no_grad()
+def token_features(
+    tokenizer: PreTrainedModel | DiffusersTokenizer,
+    batches: Iterable[torch.Tensor],
+    features: Sequence[TokenFeature] = ("tokens", "mean_token"),
+) -> dict[str, torch.Tensor]:
+    """Features for a probe of what a tokenizer keeps of images; each image is encoded once.
+
+    Args:
+        tokenizer: A tokenizer of any family.
+        batches: Images `(B, 3, H, W)` in the range that the tokenizer takes.
+        features: Which ones:
+            `"tokens"`: all latents of an image in a row, `(n, N * C)` or `(n, C * h * w)`;
+            `"mean_token"`: the mean of the latents over tokens or positions, `(n, C)`;
+            `"unquantized"`: as `"tokens"`, before the nearest codes are looked up; discrete tokenizers only;
+            `"encoder"`: the mean of the latent tokens behind the encoder's last layer norm, before their projection to
+            latents, `(n, encoder_hidden_size)`; TiTok only, whose paper (arXiv 2406.07550) probes the frozen encoder.
+
+    Returns:
+        The features by name, in float32 on the CPU.
+
+    Raises:
+        ValueError: If a feature is unknown, or the tokenizer has no such features.
+    """
+    if unknown := set(features) - set(get_args(TokenFeature)):
+        raise ValueError(f"Features are {', '.join(get_args(TokenFeature))}; got {', '.join(sorted(unknown))}.")
+    if "encoder" in features and not isinstance(tokenizer, TiTokModel):
+        raise ValueError(f"The feature 'encoder' is that of a TiTokModel, got a {type(tokenizer).__name__}.")
+    collected: dict[str, list[torch.Tensor]] = {name: [] for name in features}
+    with ExitStack() as hooks:
+        if "encoder" in features:
+            # a hook, since `encode` gives only what comes after the projection
+            hooks.enter_context(
+                tokenizer.encoder.norm_out.register_forward_hook(
+                    lambda module, inputs, hidden: collected["encoder"].append(hidden.float().mean(1).cpu())  # (B, W)
+                )
+            )
+        for images in batches:
+            encoded = tokenizer.encode(images.to(tokenizer.device, tokenizer.dtype))
+            latents = encoded.latents.float()  # (B, N, C) or (B, C, h, w)
+            if "tokens" in features:
+                collected["tokens"].append(latents.flatten(1).cpu())
+            if "mean_token" in features:
+                means = latents.mean(1) if latents.ndim == 3 else latents.mean((2, 3))  # (B, C)
+                collected["mean_token"].append(means.cpu())
+            if "unquantized" in features:
+                if encoded.unquantized is None:
+                    raise ValueError(
+                        f"The feature 'unquantized' is that of a discrete tokenizer; this {type(tokenizer).__name__} "
+                        "is continuous."
+                    )
+                collected["unquantized"].append(encoded.unquantized.float().flatten(1).cpu())
+    return {name: torch.cat(parts) for name, parts in collected.items()}
+
+
+@torch.no_grad()
+def vision_features(
+    model: VTPPreTrainedModel, batches: Iterable[torch.Tensor], num_blocks: int = 4, bottleneck: bool = False
+) -> torch.Tensor:
+    """Features for a probe: CLS tokens of the last blocks, and the mean of the last patches.
+
+    Args:
+        model: A VTP.
+        batches: Normalized images `(B, 3, H, W)`.
+        num_blocks: Blocks whose CLS tokens are read. Published probes of VTP take the better of 1 and 4.
+        bottleneck: Whether to read the mean of the latents behind the bottleneck instead.
+
+    Returns:
+        `(n, (num_blocks + 1) * D)`, or `(n, latent_dim)`, in float32 on the CPU.
+
+    Raises:
+        ValueError: If the model has not as many blocks.
+    """
+    depth = model.config.vision_num_hidden_layers
+    if not bottleneck and not 1 <= num_blocks <= depth:
+        raise ValueError(f"`num_blocks` must be from 1 to the {depth} blocks of the model, got {num_blocks}.")
+    features = []
+    for images in batches:
+        images = images.to(model.device)
+        if bottleneck:
+            features.append(model.encode(images).latents.flatten(2).mean(-1).float().cpu())
+            continue
+        vision = model.get_vision_features(images, output_hidden_states=True)
+        cls_tokens = [hidden[:, 0] for hidden in vision.hidden_states[-num_blocks:]]
+        features.append(torch.cat([*cls_tokens, vision.patch_tokens.mean(1)], dim=-1).float().cpu())
+    return torch.cat(features)
+
+
+def linear_probe(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    test_labels: torch.Tensor,
+    weight_decays: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """Accuracy of a logistic regression on standardized features.
+
+    The features are fixed, where MAE's probes (arXiv 2111.06377), which TiTok's paper follows, normalize by batch and
+    train on augmented crops: compare figures of the same probe only. The weight decay is chosen on a random fifth of
+    the training features; the test features are only measured on.
+
+    Args:
+        train_features, test_features: `(n, D)`.
+        train_labels, test_labels: `(n,)` in [0, classes).
+        weight_decays: To choose from.
+        seed: Of the split.
+
+    Returns:
+        `accuracy` in [0, 1] on the test features, its `standard_error` over them (`None` if there is only one), and
+        the chosen `weight_decay`.
+
+    Raises:
+        ValueError: If there is one class only, or features and labels differ in number.
+    """
+    check_labels(train_features, train_labels)
+    check_labels(test_features, test_labels)
+    if train_labels.unique().numel() < 2:
+        raise ValueError("A probe needs at least two classes, got one.")
+    mean, std = train_features.mean(0), train_features.std(0).clamp_min(1e-6)
+    train_features, test_features = (train_features - mean) / std, (test_features - mean) / std
+    order = torch.randperm(len(train_features), generator=torch.Generator().manual_seed(seed))
+    held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
+    num_classes = int(train_labels.max()) + 1
+
+    def accuracy(probe: nn.Linear, features: torch.Tensor, labels: torch.Tensor) -> Estimate:
+        return Estimate.mean(probe(features).argmax(-1) == labels)
+
+    chosen = max(
+        weight_decays,
+        key=lambda decay: (
+            accuracy(
+                fit(train_features[rest], train_labels[rest], num_classes, decay),
+                train_features[held_out],
+                train_labels[held_out],
+            ).value
+        ),
+    )
+    probe = fit(train_features, train_labels, num_classes, chosen)
+    measured = accuracy(probe, test_features, test_labels)
+    return {"accuracy": measured.value, "standard_error": measured.standard_error, "weight_decay": chosen}
+
+
+def check_labels(features: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raises `ValueError` unless there is a label for each feature."""
+    if len(features) != len(labels):
+        raise ValueError(f"There must be a label for each of {len(features)} features, got {len(labels)}.")
+
+
+def fit(features: torch.Tensor, labels: torch.Tensor, num_classes: int, weight_decay: float) -> nn.Linear:
+    """Minimizes cross-entropy plus `weight_decay / 2` times the squared weights."""
+    probe = nn.Linear(features.shape[1], num_classes, device=features.device)
+    nn.init.zeros_(probe.weight)
+    nn.init.zeros_(probe.bias)
+    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(probe(features), labels) + weight_decay / 2 * probe.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return probe.requires_grad_(False)
+
+
+def knn_probe(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    test_labels: torch.Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> dict[str, float | None]:
+    """Accuracy of a vote of the nearest training features, weighted by similarity.
+
+    Each of the `k` nearest votes for its class with `exp(cosine / temperature)`, as in DINO's evaluation (arXiv
+    2104.14294, `eval_knn.py`); 20 and 0.07 are its values for published figures.
+
+    Args:
+        train_features, test_features: `(n, D)`.
+        train_labels, test_labels: `(n,)` in [0, classes).
+        k: Number of training features that vote.
+        temperature: Of the weights.
+
+    Returns:
+        `accuracy` in [0, 1] on the test features, and its `standard_error` over them (`None` if there is only one).
+
+    Raises:
+        ValueError: If features and labels differ in number, or there are fewer training features than `k`.
+    """
+    check_labels(train_features, train_labels)
+    check_labels(test_features, test_labels)
+    if not 1 <= k <= len(train_features):
+        raise ValueError(f"`k` must be from 1 to the {len(train_features)} training features, got {k}.")
+    train_features, test_features = F.normalize(train_features, dim=-1), F.normalize(test_features, dim=-1)
+    num_classes = int(train_labels.max()) + 1
+    correct = []
+    # 256 rows of similarities at a time: 1.3 GB for ImageNet's training images
+    for features, labels in zip(test_features.split(256), test_labels.split(256), strict=True):
+        similarities, nearest = (features @ train_features.T).topk(k)  # (B, k)
+        votes = features.new_zeros(len(features), num_classes)
+        votes.scatter_add_(1, train_labels[nearest], (similarities / temperature).exp())  # (B, classes)
+        correct.append(votes.argmax(-1) == labels)
+    measured = Estimate.mean(torch.cat(correct))
+    return {"accuracy": measured.value, "standard_error": measured.standard_error}
+
+
+def probe_tokenizer(
+    tokenizer: PreTrainedModel | DiffusersTokenizer,
+    processor: TiTokImageProcessor,
+    train: Dataset,
+    test: Dataset,
+    image_column: str = "image",
+    label_column: str = "label",
+    features: Sequence[TokenFeature] = ("tokens", "mean_token"),
+    batch_size: int = 64,
+    k: int = 20,
+) -> dict[str, Any]:
+    """What a tokenizer knows of the classes of images that it may never have seen a label of.
+
+    Args:
+        tokenizer, processor: A tokenizer of any family, and its image processor; see `load_tokenizer`.
+        train: Images with labels that the probes learn from.
+        test: Images with labels that they are measured on.
+        image_column, label_column: Columns of both.
+        features: What to probe, see `token_features`.
+        batch_size: Images that are encoded at once.
+        k: Neighbors that vote, see `knn_probe`.
+
+    Returns:
+        What can be written as JSON: `num_classes`; `num_train_images`, `num_test_images`; `majority_accuracy`, that of
+        always answering the most frequent class of the training images; `k`; and `features`, for each name
+        `dimension`, `linear_accuracy`, `linear_standard_error`, `weight_decay` (see `linear_probe`), `knn_accuracy`
+        and `knn_standard_error`.
+
+    Raises:
+        ValueError: If a column is missing, there is one class only, a test image has a class that no training image
+            has, there are no test images or fewer training images than `k`, or the tokenizer has no such features.
+    """
+    for split, dataset in (("training", train), ("test", test)):
+        if missing := {image_column, label_column} - set(dataset.column_names):
+            raise ValueError(
+                f"The {split} images have no column {', '.join(sorted(missing))} but "
+                f"{', '.join(dataset.column_names)}."
+            )
+    classes = {label: index for index, label in enumerate(sorted(set(train[label_column])))}
+    if len(classes) < 2:
+        raise ValueError(f"A probe needs at least two classes, got {len(classes)}.")
+    if unknown := set(test[label_column]) - classes.keys():
+        raise ValueError(f"The test images have a class that no training image has: {sorted(unknown)[0]!r}.")
+    if not len(test):
+        raise ValueError("There are no test images.")
+    if len(train) < k:
+        raise ValueError(f"There must be at least `k`, {k}, training images, got {len(train)}.")
+    labels, encoded = [], []
+    for dataset in (train, test):
+        labels.append(torch.tensor([classes[label] for label in dataset[label_column]]))
+        batches = (
+            processor(batch[image_column], return_tensors="pt")["pixel_values"]
+            for batch in dataset.select_columns(image_column).iter(batch_size)
+        )
+        encoded.append(token_features(tokenizer, batches, features))
+    (train_labels, test_labels), (train_features, test_features) = labels, encoded
+    result = {
+        "num_classes": len(classes),
+        "num_train_images": len(train),
+        "num_test_images": len(test),
+        "majority_accuracy": float((test_labels == train_labels.bincount().argmax()).double().mean()),
+        "k": k,
+        "features": {},
+    }
+    for name in features:
+        linear = linear_probe(train_features[name], train_labels, test_features[name], test_labels)
+        neighbors = knn_probe(train_features[name], train_labels, test_features[name], test_labels, k)
+        result["features"][name] = {
+            "dimension": train_features[name].shape[1],
+            "linear_accuracy": linear["accuracy"],
+            "linear_standard_error": linear["standard_error"],
+            "weight_decay": linear["weight_decay"],
+            "knn_accuracy": neighbors["accuracy"],
+            "knn_standard_error": neighbors["standard_error"],
+        }
+    return result

@@ -1,0 +1,186 @@
+"""Protocols: what a number depends on, apart from the model and the images."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+Task = Literal["reconstruction", "generation"]
+
+# Metrics by what they are computed from.
+PAIR_METRICS = ("mean_squared_error", "psnr", "ssim", "lpips")
+CODE_METRICS = ("codebook_usage", "codebook_perplexity", "codebook_entropy")
+CLASS_METRICS = ("accuracy", "inception_score")
+GAUSSIAN_METRICS = ("frechet_distance", "spatial_frechet_distance")
+NEIGHBOR_METRICS = ("precision", "recall", "density", "coverage")
+KERNEL_METRICS = ("kernel_distance",)
+REFERENCE_METRICS = GAUSSIAN_METRICS + NEIGHBOR_METRICS + KERNEL_METRICS
+METRICS: dict[str, tuple[str, ...]] = {
+    "reconstruction": REFERENCE_METRICS + CLASS_METRICS + PAIR_METRICS + CODE_METRICS,
+    "generation": REFERENCE_METRICS + CLASS_METRICS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How images are prepared, what looks at them, and what is measured.
+
+    Args:
+        name: Its name; ends in `"*"` if it was changed from the named one, or took its name.
+        source: What it reproduces.
+        image_size: Side of the images, in pixels.
+        crop: How an image becomes square. `"center"`: shorter side resized, center cut out (TiTok); `"adm"`: halved
+            with a box filter while it is twice as large, then resized and cut out (ADM, VTP); `"squash"`: both sides
+            resized; `"none"`: images are of this size already.
+        interpolation: Filter of `"center"`: `"bicubic"`, `"bilinear"` or `"lanczos"`, antialiased; `"adm"` is bicubic
+            and `"squash"` bilinear.
+        rounding: How float images in [0, 1] become uint8: `"truncate"`, the integer part of 255 x, or `"round"`.
+        extractor: Where features come from, see `load_extractor`.
+        classifier: Whose logits give `accuracy`; the extractor's if not given.
+        reference: What features are compared with: `"originals"`, the images that are reconstructed; `"train"`, the
+            training images; `"batch"`, a file of ADM's.
+        metrics: For each task, the metrics.
+        num_samples: Images to generate.
+        inception_score_splits: Consecutive equal parts over which Inception Score is averaged.
+        precision_neighbors: k of precision and recall (arXiv 1904.06991).
+        density_neighbors: k of density and coverage (arXiv 2002.09797).
+        kernel_subsets, kernel_subset_size: Random subsets of the kernel distance (arXiv 1801.01401).
+        encoder_autocast: Data type of autocast around the encoder, such as `"bfloat16"`; none if not given.
+
+    Raises:
+        ValueError: If a field has a value that is not one of these.
+    """
+
+    name: str
+    source: str
+    image_size: int
+    crop: Literal["center", "adm", "squash", "none"]
+    rounding: Literal["truncate", "round"]
+    extractor: str
+    reference: Literal["originals", "train", "batch"]
+    metrics: dict[Task, Sequence[str]]
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    classifier: str | None = None
+    num_samples: int | None = None
+    inception_score_splits: int = 10
+    precision_neighbors: int = 3
+    density_neighbors: int = 5
+    kernel_subsets: int = 100
+    kernel_subset_size: int = 1000
+    encoder_autocast: Literal["bfloat16", "float16"] | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), get_args(field.type)
+            optional = type(None) in kinds
+            if optional and value is None:
+                continue
+            kind = kinds[0] if optional else field.type
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(f"`{field.name}` must be one of {', '.join(get_args(kind))}, got {value!r}.")
+            if kind is str and not isinstance(value, str):
+                raise ValueError(f"`{field.name}` must be text, got {value!r}.")
+            if kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{field.name}` must be an integer of at least 1, got {value!r}.")
+        if not isinstance(self.metrics, dict) or not self.metrics:
+            raise ValueError(f"`metrics` must name metrics for reconstruction or generation, got {self.metrics!r}.")
+        for task, names in self.metrics.items():
+            if task not in METRICS:
+                raise ValueError(f"`metrics` are of reconstruction or generation, got {task!r}.")
+            if not isinstance(names, list | tuple) or not names:
+                raise ValueError(f"`metrics.{task}` must be a list of metrics, got {names!r}.")
+            for name in names:
+                if name not in METRICS[task]:
+                    raise ValueError(f"Unknown metric {name!r} of {task}: {suggestion(name, METRICS[task])}")
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Protocol":
+        """A protocol by name or from a file.
+
+        Args:
+            source: `"titok-rfid"`, `"vtp-rfid"`, `"adm-256"`, `"adm-512"`, `"demo"`, or a YAML file with the fields of
+                one, and maybe `base`, the name of the protocol that the others come from.
+            overrides: Changes like `"image_size=512"` or `"metrics.generation=[frechet_distance]"`; values are YAML.
+
+        Raises:
+            FileNotFoundError: If there is no such protocol.
+            ValueError: If a field is unknown, missing or has a wrong value.
+        """
+        named = parse_yaml((Path(__file__).parent / "protocols.yaml").read_text(), "protocols.yaml")
+        path = Path(source)
+        if str(source) in named:
+            fields = {"name": str(source), **named[str(source)]}
+        elif path.is_file():
+            fields = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+            if not isinstance(fields, dict):
+                raise ValueError(f"{path} must hold the fields of a protocol, got {fields!r}.")
+            base = fields.pop("base", None)
+            if base is not None and base not in list(named):
+                raise ValueError(f"`base` must be one of {', '.join(named)}, got {base!r}.")
+            fields = {**named.get(base, {}), "name": path.stem, **fields}
+        else:
+            names = ", ".join(named)
+            raise FileNotFoundError(f"The protocol must be one of {names} or a YAML file, got {str(source)!r}.")
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator:
+                raise ValueError(f"A change of the protocol must be `key=value`, got {override!r}.")
+            parsed = parse_yaml(value, override)
+            if key.startswith("metrics.") and isinstance(fields.get("metrics", {}), dict):
+                fields["metrics"] = {**fields.get("metrics", {}), key.removeprefix("metrics."): parsed}
+            else:
+                fields[key] = parsed
+        if overrides or (str(source) not in named and fields["name"] in list(named)):
+            fields["name"] = f"{fields['name']}*"
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Protocol":
+        """Checks names and presence of the fields.
+
+        Raises:
+            ValueError: If a field is unknown, missing or has a wrong value.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"Unknown field {name!r} of a protocol: {suggestion(name, list(known))}")
+        if missing := [
+            name for name, field in known.items() if field.default is dataclasses.MISSING and name not in fields
+        ]:
+            raise ValueError(f"The protocol lacks {', '.join(missing)}.")
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The protocol as plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+    def metrics_of(self, task: Task) -> tuple[str, ...]:
+        """The metrics of a task.
+
+        Raises:
+            ValueError: If the protocol has none.
+        """
+        if task not in self.metrics:
+            raise ValueError(
+                f"The protocol {self.name!r} is for {' and '.join(self.metrics)}, not for {task}; choose another one, "
+                f"or name metrics with `metrics.{task}=[...]`."
+            )
+        return tuple(self.metrics[task])
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML as plain data; raises `ValueError` if it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """The nearest known name, or all of them."""
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}."

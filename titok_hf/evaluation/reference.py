@@ -1,0 +1,69 @@
+"""Reference batches: what generated images are compared with, computed once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+
+from ..modeling.auto import default_device
+from .adm import write_statistics
+from .extractors import Judges
+from .feature_sets import FeatureSet, Reference, check_feasible, progress
+from .metrics.processes import process_state
+from .protocol import GAUSSIAN_METRICS, Protocol
+from .sources import open_source
+
+
+@torch.no_grad()
+def write_reference(
+    data: str,
+    output: str | Path,
+    protocol: str | Path = "adm-256",
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    revision: str | None = None,
+    image_column: str = "image",
+    num_kept: int = 10000,
+    extractor_weights: str | Path | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+) -> None:
+    """Writes a reference batch of a data set, as `evaluate_generation` and ADM's evaluator read it.
+
+    Args:
+        data: See `load_images`.
+        output: The file (`.npz`): `mu` and `sigma`, `mu_s` and `sigma_s` if the extractor has spatial features, of all
+            images; and some of the images.
+        protocol, overrides: See `Protocol.load`.
+        split, revision, image_column: See `load_images`.
+        num_kept: Images to keep for precision and recall, evenly spaced; ADM's files have 10,000.
+        extractor_weights: See `load_extractor`.
+        batch_size: Images at once.
+        device: Where to compute; the accelerator if there is one, if not given.
+
+    Raises:
+        FileExistsError: If there is such a file.
+        OSError: If data or weights are not there.
+        ValueError: If there are not as many images as features.
+    """
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists already: choose another name, or delete it.")
+    loaded = Protocol.load(protocol, overrides)
+    source = open_source(data, loaded, split, revision, image_column)
+    judges = Judges.load(loaded, ["frechet_distance"], extractor_weights, device or default_device())
+    metrics = GAUSSIAN_METRICS if judges.extractor.num_spatial else GAUSSIAN_METRICS[:1]
+    check_feasible(metrics, loaded, judges, source.num_images, False, Reference(source, metrics))
+    gathered = FeatureSet(judges, metrics, source.num_images, loaded)
+    step = max(1, source.num_images // num_kept)
+    kept = []
+    for batch in progress(source, batch_size, "reference", shown=True):
+        gathered.update(batch)
+        chosen = (batch.indices % step == 0) & (batch.indices < step * num_kept)
+        kept.append((batch.indices[chosen], batch.images[chosen]))
+    gathered.reduce()
+    indices, images = (torch.cat(parts) for parts in zip(*gather_object(kept), strict=True))
+    if process_state().is_main_process:
+        spatial = gathered.spatial and gathered.spatial.total()
+        write_statistics(output, gathered.gaussian.total(), spatial, images[indices.argsort()])

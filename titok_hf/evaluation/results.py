@@ -1,0 +1,238 @@
+"""Results: numbers with all that they depend on, as JSON."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+
+from ..version import __version__
+from .extractors import INCEPTION
+from .metrics.estimate import Estimate
+from .weights import state_sha256
+
+# What the field calls metrics on the features of the FID's Inception.
+INCEPTION_NAMES = {"frechet_distance": "FID", "spatial_frechet_distance": "sFID", "kernel_distance": "KID"}
+NAMES = {
+    "frechet_distance": "Fréchet distance",
+    "spatial_frechet_distance": "spatial Fréchet distance",
+    "inception_score": "Inception Score",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+}
+# Fields in which results may differ and still stand in one table: what is compared, and how it was computed.
+COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
+COMPUTED = ("device", "dtype", "processes", "versions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A result and its protocol.
+
+    Args:
+        task: `"reconstruction"` or `"generation"`.
+        metrics: Name to estimate.
+        protocol: All fields of the `Protocol`.
+        num_images: Images that were judged.
+        data: The images: `id`, `revision` and `split` of a data set, and `fingerprint` after cropping; of generated
+            images, of the last seed, how they were drawn.
+        reference: The same of what they were compared with; `file` and `sha256` of a file of ADM's.
+        judges: Name, preprocessing and hash of the weights of `extractor`, `classifier` and `lpips`, as far as they
+            were needed.
+        tokenizer, generator: `id`, `revision`, `class` and hash of the weights.
+        sampler: Class, configuration and arguments.
+        seeds: Of the samples.
+        device, dtype, processes, versions: Where and with what it was computed.
+        command: Repeats it.
+    """
+
+    task: str
+    metrics: dict[str, Estimate]
+    protocol: dict[str, Any]
+    num_images: int
+    data: dict[str, Any] | None
+    reference: dict[str, Any] | None
+    judges: dict[str, dict[str, Any]]
+    tokenizer: dict[str, Any] | None
+    generator: dict[str, Any] | None
+    sampler: dict[str, Any] | None
+    seeds: list[int] | None
+    device: str
+    dtype: str | None
+    processes: int
+    versions: dict[str, str]
+    command: str
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Evaluation":
+        """Reads what `save` wrote.
+
+        Raises:
+            OSError: If there is no such file.
+            ValueError: If it holds something else.
+        """
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            metrics = {name: Estimate(**estimate) for name, estimate in fields.pop("metrics").items()}
+            return cls(metrics=metrics, **fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a result of `titok evaluate`: {error}") from error
+
+    def title(self, metric: str) -> str:
+        """What the field calls a metric, with the extractor where that is not Inception."""
+        name = NAMES.get(metric, metric.replace("_", " "))
+        if metric not in INCEPTION_NAMES:
+            return name
+        extractor = self.judges["extractor"]["name"]
+        return INCEPTION_NAMES[metric] if extractor == INCEPTION else f"{name} ({extractor})"
+
+    def summary(self) -> str:
+        """The protocol in a sentence, for a model card."""
+        protocol = self.protocol
+        parts = [
+            f"{protocol['name']}: {self.num_images} images",
+            f"{protocol['image_size']}x{protocol['image_size']}",
+            f"crop {protocol['crop']}",
+            {"truncate": "truncated", "round": "rounded"}[protocol["rounding"]] + " to uint8",
+            *(f"{judge['name']} ({judge['weights_sha256'][:8]})" for judge in self.judges.values()),
+        ]
+        if self.reference is not None:
+            parts.append(f"against {place(self.reference)}")
+        if self.sampler is not None:
+            arguments = ", ".join(f"{name} {value}" for name, value in self.sampler["arguments"].items())
+            parts.append(f"sampled with {arguments or 'the defaults of the pipeline'}, seeds {self.seeds}")
+        return ", ".join(parts)
+
+    def card_results(self) -> list[dict[str, Any]]:
+        """The metrics as `results` of a provenance, see `titok_hf.hub.cards.render_card`."""
+        task = "image-reconstruction" if self.task == "reconstruction" else "unconditional-image-generation"
+        data = (self.data if self.task == "reconstruction" else self.reference) or {}
+        dataset = Path(data["file"]).name if "file" in data else data.get("id", "unknown")
+        split = {"split": data["split"]} if data.get("split") else {}
+        return [
+            {
+                "task": task,
+                "dataset": dataset,
+                **split,
+                "metric": self.title(name),
+                "value": estimate.value,
+                "standard_error": estimate.standard_error,
+                "protocol": self.summary(),
+            }
+            for name, estimate in self.metrics.items()
+        ]
+
+
+def place(images: Mapping[str, Any]) -> str:
+    """Where images lie, in words."""
+    if "file" in images:
+        return Path(images["file"]).name
+    return " ".join(str(images[key]) for key in ("id", "split") if images.get(key))
+
+
+def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
+    """The fields in which the protocols of results differ, each with its value in every result.
+
+    Compared are the protocol, the images and the reference by their fingerprints, the number of images, and the
+    networks that more than one of them needed; not the models, their sampler and seeds, nor device, data type and
+    versions.
+    """
+    flat = []
+    for result in results:
+        fields = dataclasses.asdict(result)
+        for name in (*COMPARED, *COMPUTED):
+            del fields[name]
+        for name in ("data", "reference"):
+            kept = fields[name] or {}
+            fields[name] = kept.get("sha256") or kept.get("fingerprint") or fields[name]
+        if result.task == "generation":  # the images are what is compared
+            del fields["data"]
+        protocol, judges = fields.pop("protocol"), fields.pop("judges")
+        for name in ("name", "source", "metrics", "num_samples"):  # the last is `num_images` in the end
+            protocol.pop(name, None)
+        for judge in judges.values():
+            judge.pop("weights", None)  # where they lie, not what they are
+        flat.append((fields | {f"protocol.{name}": value for name, value in protocol.items()}, judges))
+    different = {}
+    for name in dict.fromkeys(name for fields, _ in flat for name in fields):
+        values = [fields.get(name) for fields, _ in flat]
+        if any(value != values[0] for value in values):
+            different[name] = values
+    for name in dict.fromkeys(name for _, judges in flat for name in judges):
+        values = [judges.get(name) for _, judges in flat]
+        known = [value for value in values if value is not None]  # one that measured less may not have needed it
+        if any(value != known[0] for value in known):
+            different[name] = values
+    return different
+
+
+def compare_results(
+    paths: Sequence[str | Path], different_protocols: bool = False
+) -> tuple[list[Evaluation], dict[str, list[Any]]]:
+    """Loads results that are to stand side by side.
+
+    Args:
+        paths: JSON files of results.
+        different_protocols: Whether they may have different protocols.
+
+    Returns:
+        The results, and in what their protocols differ, see `differences`.
+
+    Raises:
+        OSError: If a file is not there.
+        ValueError: If a file is no result, or the protocols differ although they may not.
+    """
+    results = [Evaluation.load(path) for path in paths]
+    different = differences(results)
+    if different and not different_protocols:
+        listed = "; ".join(f"{name}: {' | '.join(map(str, values))}" for name, values in different.items())
+        raise ValueError(
+            f"These results were not measured by one protocol, so their numbers do not compare. They differ in "
+            f"{listed}. Measure them alike, or ask for the table all the same with `--different-protocols`."
+        )
+    return results, different
+
+
+def describe_model(
+    model: nn.Module, path: str | Path, revision: str | None = None, config_name: str = "config.json"
+) -> dict[str, Any]:
+    """What a result says of a model that was loaded from a folder or Hub repository, whose file `config_name` was read
+    on the way."""
+    commit = None
+    if not Path(path).is_dir():
+        cached = try_to_load_from_cache(str(path), config_name, revision=revision)
+        commit = Path(cached).parent.name if isinstance(cached, str) else revision
+    wrapped = getattr(model, "autoencoder", model)
+    return {
+        "id": str(path),
+        "revision": commit,
+        "class": type(wrapped).__name__,
+        "weights_sha256": state_sha256(wrapped),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
+    packages = ("torch", "numpy", "pillow", "transformers", "diffusers", "datasets", "accelerate")
+    return {
+        "titok_hf": __version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Kind of the device, and its model where it has one."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

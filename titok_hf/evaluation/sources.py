@@ -1,0 +1,345 @@
+"""Where the images of an evaluation come from: data sets, ADM's files, pipelines; always uint8, of one size."""
+
+import hashlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from diffusers import DiffusionPipeline
+from PIL import Image, UnidentifiedImageError
+from transformers.image_utils import PILImageResampling
+
+from ..data.images import load_images
+from ..modeling.titok import TiTokImageProcessor
+from ..modeling.vtp import VTPImageProcessor
+from .adm import ReferenceBatch
+from .metrics.processes import process_state
+from .protocol import Protocol
+from .weights import file_sha256
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Some images of a source.
+
+    Args:
+        indices: Their positions `(B,)` in the source.
+        images: uint8 `(B, 3, H, W)`.
+        labels: Their classes `(B,)`, if the source has labels.
+    """
+
+    indices: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    def with_images(self, images: torch.Tensor) -> "ImageBatch":
+        """What has become of the images."""
+        return replace(self, images=images)
+
+
+class ImageSource(ABC):
+    """Images in a fixed order. With several processes, each has every so many-th batch, so that batches are the same
+    whatever the number of processes.
+
+    Args:
+        num_images: How many there are.
+        labelled: Whether they have labels.
+    """
+
+    num_images: int
+    labelled: bool = False
+
+    @abstractmethod
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        """The batches of this process."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What a result says of it."""
+
+
+def is_ours(number: int) -> bool:
+    """Whether the batch of this number is this process's."""
+    state = process_state()
+    return number % state.num_processes == state.process_index
+
+
+class DatasetImages(ImageSource):
+    """Images of a data set, made square as the protocol says.
+
+    Args:
+        dataset: With a column of images.
+        protocol: Says how they are cropped.
+        image_column: Name of the column of images.
+        label_column: Name of the column of integer labels; none if not given.
+        origin: What a result says of the data set, such as its id, revision and split.
+        num_images: How many are used, from the start; all if not given.
+        crop: Instead of the protocol's.
+
+    Raises:
+        ValueError: If there are fewer images, labels are no integers, or images are not cropped and not of the
+            protocol's size.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        protocol: Protocol,
+        image_column: str = "image",
+        label_column: str | None = None,
+        origin: dict[str, Any] | None = None,
+        num_images: int | None = None,
+        crop: str | None = None,
+    ):
+        if num_images is not None and not 1 <= num_images <= len(dataset):
+            raise ValueError(f"There are {len(dataset)} images, and {num_images} were asked for.")
+        if label_column is not None and "int" not in (found := dataset.features[label_column].dtype):
+            raise ValueError(f"The column {label_column!r} must hold integers or classes, got {found}.")
+        self.dataset = dataset if num_images is None else dataset.select(range(num_images))
+        self.num_images = len(self.dataset)
+        self.protocol = protocol if crop is None else replace(protocol, crop=crop)
+        self.image_column = image_column
+        self.label_column = label_column
+        self.labelled = label_column is not None
+        self.origin = origin or {}
+        if self.protocol.crop == "none":
+            expected = (protocol.image_size, protocol.image_size)
+            for index in range(self.num_images):
+                if (size := self.open(index).size) != expected:
+                    raise ValueError(
+                        f"All images must be {expected[0]}x{expected[1]} pixels, since they are not cropped; image "
+                        f"{index} is {size[0]}x{size[1]}. Resize them, or choose a protocol of their size."
+                    )
+
+    def open(self, index: int) -> Image.Image:
+        try:
+            return self.dataset.select_columns(self.image_column)[index][self.image_column]
+        except (UnidentifiedImageError, OSError) as error:
+            encoded = self.dataset.cast_column(self.image_column, datasets.Image(decode=False))
+            path = encoded[index][self.image_column]["path"] or "without a file"
+            raise ValueError(f"Image {index} ({path}) cannot be read: {error}") from error
+
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
+            if is_ours(number):
+                images = square_images([self.open(index) for index in indices.tolist()], self.protocol)
+                labels = None
+                if self.label_column is not None:
+                    labels = torch.tensor(
+                        self.dataset.select_columns(self.label_column)[indices.tolist()][self.label_column]
+                    )
+                yield ImageBatch(indices, images, labels)
+
+    def describe(self) -> dict[str, Any]:
+        return self.origin
+
+
+class TensorImages(ImageSource):
+    """Images in memory.
+
+    Args:
+        images: uint8 `(n, 3, H, W)`.
+        labels: Their classes `(n,)`, if they have any.
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor | None = None):
+        self.images = images
+        self.classes = labels
+        self.num_images = len(images)
+        self.labelled = labels is not None
+
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
+            if is_ours(number):
+                yield ImageBatch(indices, self.images[indices], self.classes[indices] if self.labelled else None)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+class ReferenceImages(ImageSource):
+    """The images of a file of ADM's; a file of statistics has none.
+
+    Raises:
+        ValueError: If they are not of the protocol's size.
+    """
+
+    def __init__(self, batch: ReferenceBatch, protocol: Protocol):
+        if batch.num_images and batch.image_size != protocol.image_size:
+            raise ValueError(size_error(f"{batch.path} holds", (batch.image_size, batch.image_size), protocol))
+        self.batch = batch
+        self.num_images = batch.num_images
+
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        start = 0
+        for number, images in enumerate(self.batch.batches(batch_size)):
+            indices = torch.arange(start, start + len(images))
+            start += len(images)
+            if is_ours(number):
+                yield ImageBatch(indices, images)
+
+    def describe(self) -> dict[str, Any]:
+        return {"file": str(self.batch.path), "sha256": file_sha256(self.batch.path)}
+
+
+class GeneratedImages(ImageSource):
+    """Images of a pipeline: of each class in turn, if it takes classes.
+
+    An image depends on the seed and on its position alone, as far as arithmetic does not depend on the batch.
+
+    Args:
+        pipeline: Any with `class_labels` (`TiTokPipeline`, diffusers' `DiTPipeline`) or `batch_size`
+            (`DDPMPipeline`).
+        num_images: How many.
+        protocol: Says how they are rounded, and their size.
+        seed: Of all of them.
+        arguments: Of the pipeline's call, such as `num_inference_steps`.
+
+    Raises:
+        TypeError: If the pipeline takes neither.
+        ValueError: If it takes no such argument, or its images are known to have another size.
+    """
+
+    def __init__(
+        self, pipeline: DiffusionPipeline, num_images: int, protocol: Protocol, seed: int = 0, **arguments: Any
+    ):
+        parameters = inspect.signature(type(pipeline).__call__).parameters
+        if not parameters.keys() & {"class_labels", "batch_size"}:
+            raise TypeError(
+                "A pipeline that is called with `class_labels` or `batch_size` is expected, got a "
+                f"{type(pipeline).__name__}."
+            )
+        free = parameters.keys() - {"class_labels", "batch_size", "generator", "output_type"}
+        if others := arguments.keys() - free:
+            raise ValueError(
+                f"A {type(pipeline).__name__} takes no {', '.join(sorted(others))}, or the evaluation sets it."
+            )
+        tokenizer = getattr(pipeline, "tokenizer", None)
+        size = getattr(getattr(tokenizer, "config", None), "image_size", protocol.image_size)
+        if size != protocol.image_size:
+            raise ValueError(size_error("the pipeline makes", (size, size), protocol))
+        self.pipeline = pipeline
+        self.num_images = num_images
+        self.protocol = protocol
+        self.seed = seed
+        self.arguments = arguments
+        self.num_classes = number_of_classes(pipeline) if "class_labels" in parameters else None
+        self.labelled = self.num_classes is not None
+
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
+            if is_ours(number):
+                yield self.make(indices)
+
+    def labels(self, indices: torch.Tensor) -> torch.Tensor | None:
+        """Classes `(B,)` of the images at `indices` `(B,)`."""
+        return None if self.num_classes is None else indices % self.num_classes
+
+    def make(self, indices: torch.Tensor) -> ImageBatch:
+        """The images at `indices` `(B,)`."""
+        seeds = [
+            int.from_bytes(hashlib.sha256(f"{self.seed}/{index}".encode()).digest()[:8]) >> 1
+            for index in indices.tolist()
+        ]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        labels = self.labels(indices)
+        classes = {"batch_size": len(indices)} if labels is None else {"class_labels": labels.tolist()}
+        self.pipeline.set_progress_bar_config(disable=True)
+        with torch.random.fork_rng():  # for schedulers that are given no generator
+            torch.manual_seed(seeds[0])
+            output = self.pipeline(**classes, **self.arguments, generator=generators, output_type="np")
+        images = torch.from_numpy(np.asarray(output.images)).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        if images.shape[2:] != (self.protocol.image_size, self.protocol.image_size):
+            raise ValueError(size_error("the pipeline makes", images.shape[2:], self.protocol))
+        return ImageBatch(indices, to_uint8(images, self.protocol.rounding), labels)
+
+    def describe(self) -> dict[str, Any]:
+        return {"seed": self.seed, "classes": f"{self.num_classes} in turn" if self.num_classes else None}
+
+
+def open_source(
+    source: str,
+    protocol: Protocol,
+    split: str | None = None,
+    revision: str | None = None,
+    image_column: str = "image",
+) -> ImageSource:
+    """Images to compare with: a file of ADM's (`.npz`), or a data set, see `load_images`.
+
+    Raises:
+        OSError, ValueError: If it does not load, or does not fit the protocol.
+    """
+    if source.endswith(".npz"):
+        return ReferenceImages(ReferenceBatch.load(source), protocol)
+    dataset, split = load_images(source, split, revision, image_column)
+    origin = {"id": source, "revision": revision, "split": split}
+    return DatasetImages(dataset, protocol, image_column, origin=origin)
+
+
+def number_of_classes(pipeline: DiffusionPipeline) -> int:
+    """Classes of a class-conditional pipeline.
+
+    Raises:
+        TypeError: If they are not where TiTok's and DiT's pipelines have them.
+    """
+    if hasattr(pipeline, "generator"):
+        return pipeline.generator.config.num_labels
+    if hasattr(getattr(pipeline, "transformer", None), "config"):
+        return pipeline.transformer.config.num_embeds_ada_norm
+    raise TypeError(f"The number of classes of a {type(pipeline).__name__} is not known: a TiTok or DiT is expected.")
+
+
+def size_error(what: str, size: Sequence[int], protocol: Protocol) -> str:
+    """The sentence about images that do not fit the protocol."""
+    return (
+        f"The protocol {protocol.name!r} is for images of {protocol.image_size}x{protocol.image_size} pixels, {what} "
+        f"{size[0]}x{size[1]}. Choose another protocol, or change this one: `image_size={size[0]}`."
+    )
+
+
+def square_images(images: Sequence[Image.Image], protocol: Protocol) -> torch.Tensor:
+    """Images as the protocol crops them: uint8 `(B, 3, image_size, image_size)`."""
+    if protocol.crop == "center":
+        processor = TiTokImageProcessor.from_image_size(protocol.image_size)
+        resample = PILImageResampling[protocol.interpolation.upper()]
+        return processor(list(images), resample=resample, do_rescale=False, return_tensors="pt")["pixel_values"]
+    if protocol.crop == "none":
+        arrays = [np.asarray(image.convert("RGB")) for image in images]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    processor = VTPImageProcessor.from_image_size(protocol.image_size)
+    plain = {"do_rescale": False, "do_normalize": False}
+    return processor(list(images), crop=protocol.crop, **plain, return_tensors="pt")["pixel_values"]
+
+
+def to_uint8(images: torch.Tensor, rounding: str) -> torch.Tensor:
+    """Float images in [0, 1] as uint8, truncated or rounded.
+
+    Raises:
+        ValueError: If there is a NaN, or a value outside [0, 1].
+    """
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"Images must be in [0, 1], got {images.min():.4g} to {images.max():.4g}.")
+    scaled = images.float() * 255
+    return (scaled.round() if rounding == "round" else scaled).to(torch.uint8)
+
+
+class Fingerprint:
+    """Says whether two sets of images are the same, in whatever order and batches they come."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def update(self, images: torch.Tensor) -> None:
+        """Adds uint8 images `(B, 3, H, W)`."""
+        for image in images.cpu().numpy():
+            self.total += int.from_bytes(hashlib.sha256(image.tobytes()).digest())
+
+    def compute(self, totals: Sequence[int]) -> str:
+        """The sum, over all processes' `totals`, of the images' SHA-256, modulo 2^256, in hexadecimal."""
+        return f"{sum(totals) % 2**256:064x}"

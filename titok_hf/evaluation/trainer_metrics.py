@@ -1,0 +1,97 @@
+"""Metrics of reconstructions as `compute_metrics` of a `Trainer`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import BaseImageProcessor, EvalPrediction
+
+from .extractors import FeatureExtractor, Judges
+from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
+from .metrics.estimate import RunningMean
+from .protocol import CLASS_METRICS, CODE_METRICS, METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol, suggestion
+from .reconstruction import pair_metrics
+from .sources import ImageBatch, TensorImages, to_uint8
+from .weights import load_lpips
+
+
+class ReconstructionMetrics:
+    """Metrics of a trainer's predictions, which are reconstructions, and labels, which are the images themselves.
+
+    With `TrainingArguments(batch_eval_metrics=True)` images are seen batch by batch, and memory does not grow with
+    their number, but for metrics that keep features (see `FeatureSet`).
+
+    Args:
+        processor: Image processor of the tokenizer: turns its range into that of images.
+        metrics: Names of `titok_hf.evaluation.protocol`: of pairs, or on features.
+        extractor: For metrics on features.
+        protocol: Further fields of a `Protocol`, such as `kernel_subset_size`, or `rounding`, that of reconstructions:
+            `"truncate"` if not given.
+
+    Raises:
+        ValueError: If a metric is unknown or of labels or codes, there is no extractor for it, or a field is wrong.
+    """
+
+    def __init__(
+        self,
+        processor: BaseImageProcessor,
+        metrics: Sequence[str] = ("mean_squared_error", "psnr"),
+        extractor: FeatureExtractor | None = None,
+        **protocol: Any,
+    ):
+        known = [name for name in METRICS["reconstruction"] if name not in CLASS_METRICS + CODE_METRICS]
+        for name in metrics:
+            if name not in known:
+                raise ValueError(f"Unknown metric {name!r} of a trainer: {suggestion(name, known)}")
+            if name in REFERENCE_METRICS and extractor is None:
+                raise ValueError(f"{name} needs an extractor: `extractor=load_extractor(...)`.")
+        self.processor = processor
+        self.metrics = tuple(metrics)
+        self.judges = Judges(extractor, lpips=load_lpips() if "lpips" in metrics else None)
+        fields = {"name": "trainer", "source": "", "image_size": 1, "crop": "none", "rounding": "truncate"}
+        fields |= {"extractor": "", "reference": "originals", "metrics": {"reconstruction": self.metrics}}
+        self.protocol = Protocol.from_dict(fields | protocol)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        self.num_images = 0
+        self.means = {name: RunningMean() for name in self.metrics if name in PAIR_METRICS}
+        on_features = [name for name in self.metrics if name in REFERENCE_METRICS]
+        self.sides = [FeatureSet(self.judges, on_features, 0, self.protocol) for _ in range(2)]
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """Adds images `(n, 3, H, W)`.
+
+        Args:
+            prediction: Reconstructions, the first of the predictions if there are several, and the images.
+            compute_result: Whether these are the last ones.
+
+        Returns:
+            The metrics of all images since the last result; empty if there is none yet.
+
+        Raises:
+            ValueError: If there were fewer images than a metric needs.
+        """
+        predictions = prediction.predictions
+        predictions = predictions[0] if isinstance(predictions, tuple) else predictions
+        both = [torch.as_tensor(images).split(64) for images in (predictions, prediction.label_ids)]
+        for batch in zip(*both, strict=True):
+            images, targets = (
+                to_uint8(self.processor.postprocess(part, "pt"), rounding)
+                for part, rounding in zip(batch, (self.protocol.rounding, "round"), strict=True)
+            )
+            indices = torch.arange(self.num_images, self.num_images + len(images))
+            self.num_images += len(images)
+            for name, values in pair_metrics(self.means, images, targets, self.judges.lpips).items():
+                self.means[name].update(values)
+            for side, part in zip(self.sides, (images, targets), strict=True):
+                side.update(ImageBatch(indices, part))
+        if not compute_result:
+            return {}
+        seen = Reference(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
+        check_feasible(self.metrics, self.protocol, self.judges, self.num_images, False, seen)
+        results = feature_metrics(*self.sides, {}, self.protocol, self.metrics, paired=True)
+        results |= {name: mean.compute() for name, mean in self.means.items()}
+        self.reset()
+        return {name: results[name].value for name in self.metrics}
