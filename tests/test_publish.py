@@ -1,7 +1,10 @@
 """What `titok push` does."""
 
+import dataclasses
+
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, CLIPTokenizer
 
 from titok_hf import (
@@ -13,6 +16,8 @@ from titok_hf import (
     VTPModel,
     VTPProcessor,
 )
+from titok_hf.data.digits import load_digits_dataset
+from titok_hf.evaluation import Evaluation, evaluate_generation, evaluate_reconstruction
 from titok_hf.publish import publish_folder
 
 
@@ -167,3 +172,199 @@ def test_what_does_not_load_is_not_published(hub, tokenizer_folder, pipeline, tm
         with pytest.raises((OSError, ValueError), match=folder.name):
             publish_folder(folder, "user/broken")
     assert not hub.repositories
+
+
+class TestResults:
+    """What was measured goes with the weights that it was measured on."""
+
+    PAIRS = ("metrics.reconstruction=[psnr, mean_squared_error]",)
+    SETS = ("metrics.generation=[accuracy, recall]",)
+
+    @pytest.fixture
+    def pipeline_folder(self, pipeline, tmp_path):
+        pipeline.save_pretrained(tmp_path / "pipeline")
+        return tmp_path / "pipeline"
+
+    @pytest.fixture
+    def reconstruct(self, tmp_path):
+        """Measures a tokenizer, and gives the result's file: `reconstruct(folder, "rounding=truncate")`."""
+
+        def reconstruct(folder, *changes, name="reconstruction.json", num_images=5):
+            result = evaluate_reconstruction(folder, "digits", "demo", (*self.PAIRS, *changes), num_images=num_images)
+            result.save(tmp_path / name)
+            return tmp_path / name
+
+        return reconstruct
+
+    @pytest.fixture
+    def generate(self, tmp_path):
+        def generate(folder, *changes, name="generation.json", **arguments):
+            arguments = {"num_samples": 10, "reference": "digits", "reference_split": "test"} | arguments
+            evaluate_generation(folder, "demo", (*self.SETS, *changes), **arguments).save(tmp_path / name)
+            return tmp_path / name
+
+        return generate
+
+    @staticmethod
+    def card(hub, repo_id):
+        """The results in the metadata of the published card, as the Hub reads them."""
+        card = ModelCard(hub.files(repo_id)["README.md"].decode())
+        return [(found.metric_type, found.metric_value, found.dataset_type) for found in card.data.eval_results]
+
+    @staticmethod
+    def values(path):
+        result = Evaluation.load(path)
+        data = (result.data if result.task == "reconstruction" else result.reference)["id"]
+        return [(result.title(name), estimate.value, data) for name, estimate in result.metrics.items()]
+
+    def test_of_a_tokenizer(self, hub, tokenizer_folder, reconstruct):
+        path = reconstruct(tokenizer_folder)
+        publish_folder(tokenizer_folder, "user/titok", results=[path])
+        assert [name for name, *_ in self.values(path)] == ["PSNR", "mean squared error"]
+        assert self.card(hub, "user/titok") == self.values(path)
+        text = hub.files("user/titok")["README.md"].decode()
+        protocol = ModelCard(text).data.eval_results[0].metric_args["protocol"]
+        assert protocol == Evaluation.load(path).summary()
+        assert protocol.startswith("demo*: 5 images, 32x32, crop center, rounded to uint8")
+        assert f"| PSNR | {self.values(path)[0][1]:.4g} | digits | test | {protocol} |" in text
+
+    def test_they_come_back_with_the_weights_and_stay(self, hub, tokenizer_folder, reconstruct, tmp_path):
+        path = reconstruct(tokenizer_folder)
+        publish_folder(tokenizer_folder, "user/titok", results=[path])
+        loaded = TiTokModel.from_pretrained("user/titok")
+        assert [(r["metric"], r["value"], r["dataset"]) for r in loaded.provenance()["results"]] == self.values(path)
+        loaded.save_pretrained(tmp_path / "again")
+        publish_folder(tmp_path / "again", "user/again")
+        assert self.card(hub, "user/again") == self.values(path)
+
+    def test_they_stay_in_the_folder(self, hub, tokenizer_folder, pipeline_folder, reconstruct, generate):
+        path = reconstruct(tokenizer_folder)
+        publish_folder(tokenizer_folder, "user/titok", results=[path])
+        publish_folder(tokenizer_folder, "user/again")
+        assert self.card(hub, "user/again") == self.values(path)
+        path = generate(pipeline_folder)
+        publish_folder(pipeline_folder, "user/pipeline", results=[path])
+        publish_folder(pipeline_folder, "user/pipeline-again")
+        assert self.card(hub, "user/pipeline-again") == self.values(path)
+
+    def test_a_card_written_by_hand_gets_them_as_metadata(self, hub, tokenizer_folder, reconstruct):
+        path = reconstruct(tokenizer_folder)
+        (tokenizer_folder / "README.md").write_text("---\nlicense: mit\n---\n# Written by hand\n")
+        publish_folder(tokenizer_folder, "user/titok", results=[path])
+        card = ModelCard(hub.files("user/titok")["README.md"].decode())
+        assert card.text.strip() == "# Written by hand" and card.data.license == "mit"
+        assert self.card(hub, "user/titok") == self.values(path)
+
+    @pytest.mark.parametrize(("stored", "measured"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+    def test_of_another_precision(self, hub, titok, tmp_path, stored, measured):
+        titok.to(getattr(torch, stored)).save_pretrained(tmp_path / "titok")
+        result = evaluate_reconstruction(
+            tmp_path / "titok", "digits", "demo", self.PAIRS, num_images=5, dtype=measured
+        )
+        result.save(tmp_path / "result.json")
+        publish_folder(tmp_path / "titok", "user/titok", results=[tmp_path / "result.json"])
+        assert self.card(hub, "user/titok") == self.values(tmp_path / "result.json")
+
+    def test_twice_is_once(self, hub, tokenizer_folder, reconstruct, titok):
+        path = reconstruct(tokenizer_folder)
+        for _ in range(2):
+            publish_folder(tokenizer_folder, "user/titok", results=[path, path])
+        assert self.card(hub, "user/titok") == self.values(path)
+        TiTokModel.from_pretrained("user/titok").save_pretrained(tokenizer_folder)
+        publish_folder(tokenizer_folder, "user/titok", results=[path])
+        assert self.card(hub, "user/titok") == self.values(path)
+
+    def test_of_several_protocols(self, hub, tokenizer_folder, reconstruct):
+        paths = [
+            reconstruct(tokenizer_folder),
+            reconstruct(tokenizer_folder, "rounding=truncate", name="other.json"),
+            reconstruct(tokenizer_folder, num_images=6, name="more.json"),
+        ]
+        publish_folder(tokenizer_folder, "user/titok", results=paths)
+        assert self.card(hub, "user/titok") == [entry for path in paths for entry in self.values(path)]
+
+    def test_a_newer_one_takes_the_place_of_an_older_and_others_stay(self, hub, tokenizer_folder, reconstruct, titok):
+        path = reconstruct(tokenizer_folder)
+        known = {"task": "t", "dataset": "d", "metric": "m", "value": 1.0, "protocol": "of others"}
+        older = {**Evaluation.load(path).card_results()[0], "value": 0.0}
+        titok.config.provenance = {"license": "mit", "results": [known, older]}
+        titok.save_pretrained(tokenizer_folder)
+        publish_folder(tokenizer_folder, "user/titok", results=[path])
+        assert self.card(hub, "user/titok") == [("m", 1.0, "d"), *self.values(path)]
+        assert TiTokModel.from_pretrained("user/titok").provenance()["license"] == "mit"
+
+    def test_of_a_pipeline_and_of_its_tokenizer(self, hub, pipeline_folder, reconstruct, generate):
+        of_tokenizer, of_pipeline = reconstruct(pipeline_folder / "tokenizer"), generate(pipeline_folder)
+        publish_folder(pipeline_folder, "user/pipeline", results=[of_tokenizer, of_pipeline])
+        assert self.card(hub, "user/pipeline") == self.values(of_tokenizer) + self.values(of_pipeline)
+        loaded = TiTokPipeline.from_pretrained("user/pipeline")
+        assert [r["metric"] for r in loaded.generator.config.provenance["results"]] == ["accuracy", "recall"]
+        assert [r["metric"] for r in loaded.tokenizer.config.provenance["results"]] == ["PSNR", "mean squared error"]
+
+    def test_of_a_generator_alone(self, hub, pipeline_folder, generate):
+        path = generate(pipeline_folder)
+        publish_folder(pipeline_folder / "generator", "user/generator", results=[path])
+        assert self.card(hub, "user/generator") == self.values(path)
+
+    @pytest.mark.parametrize("with_text", [True, False])
+    def test_of_a_vtp_which_is_measured_without_its_texts(
+        self, hub, make_vtp_config, reconstruct, tmp_path, with_text
+    ):
+        VTPModel(make_vtp_config(has_text=with_text)).save_pretrained(tmp_path / "vtp")
+        path = reconstruct(tmp_path / "vtp")
+        assert Evaluation.load(path).tokenizer["class"] == "VTPForImageReconstruction"
+        publish_folder(tmp_path / "vtp", "user/vtp", results=[path])
+        assert self.card(hub, "user/vtp") == self.values(path)
+
+    def test_of_other_weights(self, hub, tokenizer_folder, titok, reconstruct):
+        path = reconstruct(tokenizer_folder)
+        with torch.no_grad():
+            titok.quantizer.codebook.weight[0, 0] += 1e-6
+        titok.save_pretrained(tokenizer_folder)
+        with pytest.raises(
+            ValueError, match=r"reconstruction\.json is a result of another tokenizer, .*titok \(TiTokM"
+        ):
+            publish_folder(tokenizer_folder, "user/titok", results=[path])
+        assert not hub.repositories
+
+    @pytest.mark.parametrize("part", ["tokenizer", "generator"])
+    def test_of_a_pipeline_with_another_part(self, hub, pipeline, pipeline_folder, generate, part):
+        """The same generator makes other images with another tokenizer."""
+        path = generate(pipeline_folder)
+        weight = next(getattr(pipeline, part).parameters())
+        with torch.no_grad():
+            weight += 1
+        pipeline.save_pretrained(pipeline_folder)
+        with pytest.raises(ValueError, match=f"generation\\.json is a result of another {part}, "):
+            publish_folder(pipeline_folder, "user/pipeline", results=[path])
+        assert not hub.repositories
+
+    def test_of_another_kind_of_thing(self, hub, tokenizer_folder, pipeline_folder, reconstruct, generate):
+        with pytest.raises(ValueError, match="a result of another generator"):
+            publish_folder(tokenizer_folder, "user/titok", results=[generate(pipeline_folder)])
+        with pytest.raises(ValueError, match="a result of another tokenizer"):
+            publish_folder(pipeline_folder / "generator", "user/x", results=[reconstruct(tokenizer_folder)])
+        assert not hub.repositories
+
+    def test_of_images_whose_maker_is_not_known(self, hub, pipeline_folder, generate, tmp_path):
+        (tmp_path / "images").mkdir()
+        for i, image in enumerate(load_digits_dataset()["test"][:10]["image"]):
+            image.resize((32, 32)).save(tmp_path / "images" / f"{i}.png")
+        path = generate(tmp_path / "images", "metrics.generation=[recall]", num_samples=None)
+        with pytest.raises(ValueError, match="a result of images whose maker it does not know"):
+            publish_folder(pipeline_folder, "user/pipeline", results=[path])
+        assert not hub.repositories
+
+    def test_what_is_no_result(self, hub, tokenizer_folder, tmp_path):
+        (tmp_path / "other.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"other\.json is not a result of `titok evaluate`"):
+            publish_folder(tokenizer_folder, "user/titok", results=[tmp_path / "other.json"])
+        assert not hub.repositories
+
+    def test_of_a_moved_and_repeated_measurement(self, hub, tokenizer_folder, reconstruct, tmp_path):
+        """The hash counts, not the place."""
+        path = reconstruct(tokenizer_folder)
+        result = Evaluation.load(path)
+        dataclasses.replace(result, tokenizer={**result.tokenizer, "id": "elsewhere"}).save(path)
+        publish_folder(tokenizer_folder, "user/titok", results=[path])
+        assert self.card(hub, "user/titok") == self.values(path)

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
+from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 
 from .evaluation.results import Evaluation
 from .evaluation.weights import state_sha256
 from .hub.cards import GENERATED
 from .hub.errors import explain_hub_errors
+from .modeling.vtp import VTPModel
 from .pipelines import TiTokPipeline
 
 
@@ -24,7 +26,7 @@ def publish_folder(
     """Publishes a pipeline, or a model with its processor, with a model card.
 
     It is loaded first: what cannot be loaded is not published. A `README.md` in the folder that someone wrote or
-    edited is the card.
+    edited is the card; of it only the results are replaced.
 
     Args:
         folder: The folder.
@@ -32,8 +34,8 @@ def publish_folder(
         private: Whether a new repository is private; if not given, as the account is set up.
         token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
         revision: Branch; created if it is not there.
-        results: Files that `titok evaluate` wrote about these weights. They become part of the configuration, and so
-            of the card and its metadata.
+        results: Files that `titok evaluate` wrote about these weights. They become part of the configuration, here and
+            there, and so of the card and its metadata.
 
     Raises:
         ValueError, OSError: If the folder does not load, a result is of other weights, or the Hub refused; see
@@ -49,32 +51,54 @@ def publish_folder(
         elif (folder / "preprocessor_config.json").exists():
             things.append(AutoImageProcessor.from_pretrained(folder))
     for path in results:
-        add_result(things[0], Evaluation.load(path), path)
+        part = add_result(things[0], Evaluation.load(path), path)
+        subfolder = part if isinstance(things[0], TiTokPipeline) else ""
+        getattr(things[0], subfolder, things[0]).config.save_pretrained(folder / subfolder)
     for thing in things:
         thing.push_to_hub(repo_id, private=private, token=token, revision=revision)
-    card = folder / "README.md"
-    if card.exists() and GENERATED not in card.read_text(encoding="utf-8"):
+    path = folder / "README.md"
+    if path.exists() and GENERATED not in path.read_text(encoding="utf-8"):
+        content, generated = path.read_bytes(), things[0].model_card(repo_id, revision).data
+        if generated.eval_results:
+            card = ModelCard.load(path)
+            card.data.model_name, card.data.eval_results = generated.model_name, generated.eval_results
+            content = str(card).encode()
         with explain_hub_errors(repo_id):
             HfApi(token=token).upload_file(
-                path_or_fileobj=card, path_in_repo=card.name, repo_id=repo_id, revision=revision
+                path_or_fileobj=content, path_in_repo=path.name, repo_id=repo_id, revision=revision
             )
 
 
-def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path: str | Path) -> None:
+def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path: str | Path) -> str:
     """Puts a result into the configuration of the model that it is about; takes the place of an earlier one of the
     same metric and protocol.
 
+    Returns:
+        Which part of a pipeline it is about: `"tokenizer"` or `"generator"`.
+
     Raises:
-        ValueError: If the result is of other weights.
+        ValueError: If the result is of other weights, or does not say of which.
     """
     part = "tokenizer" if result.task == "reconstruction" else "generator"
-    measured = getattr(result, part)
-    model = getattr(thing, part, None) if isinstance(thing, TiTokPipeline) else thing
-    if measured is None or model is None or measured["weights_sha256"] != state_sha256(model):
-        of = "images whose maker it does not know" if measured is None else f"other weights ({measured['id']})"
-        raise ValueError(f"{path} is a result of {of}: measure the {part} that you publish.")
+    models = {part: thing}
+    if isinstance(thing, TiTokPipeline):  # generated images are the tokenizer's work, too
+        models = {name: getattr(thing, name) for name in dict.fromkeys((part, "tokenizer"))}
+    for name, model in models.items():
+        measured = getattr(result, name)
+        if measured is None:
+            raise ValueError(f"{path} is a result of images whose maker it does not know: measure what you publish.")
+        if isinstance(model, VTPModel):  # measured without what it knows of texts
+            parts = ("vision_encoder", "pixel_decoder")
+            model = nn.ModuleDict({child: getattr(model, child) for child in parts if hasattr(model, child)})
+        if measured["weights_sha256"] != state_sha256(model):
+            raise ValueError(
+                f"{path} is a result of another {name}, {measured['id']} ({measured['class']}): measure what you "
+                "publish."
+            )
+    model = models[part]
     new = result.card_results()
     replaced = {(entry["metric"], entry["protocol"]) for entry in new}
     provenance = model.config.provenance or {}
     kept = [old for old in provenance.get("results", []) if (old["metric"], old["protocol"]) not in replaced]
     model.config.provenance = {**provenance, "results": kept + new}
+    return part

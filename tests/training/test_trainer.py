@@ -12,6 +12,9 @@ from transformers import TrainerCallback
 
 import titok_hf
 from titok_hf.data import Augmentation, ImageCollator
+from titok_hf.data.digits import load_digits_dataset
+from titok_hf.evaluation import Judges, Protocol, ReconstructionMetrics, load_extractor, measure_reconstruction
+from titok_hf.evaluation.sources import DatasetImages
 from titok_hf.training import TiTokTrainer, TiTokTrainingArguments
 
 from .distributed_warmup import MAX_STEPS
@@ -302,6 +305,92 @@ class TestEvaluation:
             assert evaluated == ([2, 4] if arguments else [])
         assert differing(*states) == []
         assert logs[0] == logs[1]
+
+
+class TestMetrics:
+    """`compute_metrics` gives what `measure_reconstruction` does, of the tokenizer that the stage is to keep."""
+
+    NAMES = ["mean_squared_error", "psnr", "ssim", "frechet_distance", "precision", "coverage", "kernel_distance"]
+
+    @pytest.fixture
+    def extractor(self):
+        return load_extractor("digits")
+
+    @pytest.fixture
+    def evaluate(self, processor, extractor, tmp_path):
+        """Measures an objective's reconstructions of 100 digits, after some steps."""
+
+        def evaluate(objective, max_steps=0, **arguments):
+            trainer = TiTokTrainer(
+                objective,
+                TiTokTrainingArguments(
+                    output_dir=str(tmp_path),
+                    use_cpu=True,
+                    report_to="none",
+                    disable_tqdm=True,
+                    dataloader_pin_memory=False,
+                    per_device_train_batch_size=4,
+                    per_device_eval_batch_size=16,
+                    max_steps=max_steps,
+                    learning_rate=1e-2,
+                    save_strategy="no",
+                    **arguments,
+                ),
+                train_dataset=self.digits(),
+                eval_dataset=self.digits(),
+                data_collator=ImageCollator(processor),
+                compute_metrics=ReconstructionMetrics(processor, self.NAMES, extractor, kernel_subset_size=50),
+            )
+            if max_steps:
+                trainer.train()
+            metrics = trainer.evaluate()
+            return {name: metrics[f"eval_{name}"] for name in self.NAMES}
+
+        return evaluate
+
+    @pytest.fixture
+    def measure(self, processor, extractor):
+        def measure(tokenizer):
+            changes = [f"metrics.reconstruction={self.NAMES}", "rounding=truncate", "kernel_subset_size=50"]
+            protocol = Protocol.load("demo", changes)
+            images = DatasetImages(self.digits(), protocol)
+            measured = measure_reconstruction(
+                tokenizer.eval(), processor, images, protocol, judges=Judges(extractor), progress_bar=False
+            )
+            return {name: estimate.value for name, estimate in measured.metrics.items()}
+
+        return measure
+
+    @staticmethod
+    def digits():
+        return load_digits_dataset()["test"].select(range(100))
+
+    @pytest.mark.parametrize("batchwise", [False, True])
+    @pytest.mark.parametrize("stage", ["vqgan", "single_stage", "decoder_finetuning"])
+    def test_they_are_those_of_the_evaluation(self, make, evaluate, measure, stage, batchwise):
+        objective = make(stage)
+        metrics = evaluate(objective, batch_eval_metrics=batchwise)
+        assert metrics == pytest.approx(measure(objective.model), rel=1e-5, abs=1e-7)
+
+    @pytest.mark.parametrize("batchwise", [False, True])
+    def test_the_averaged_tokenizer_is_measured(self, make, evaluate, measure, batchwise):
+        objective = make("vqgan", ema_decay=0.95)
+        metrics = evaluate(objective, max_steps=5, batch_eval_metrics=batchwise)
+        assert metrics == pytest.approx(measure(objective.ema.module), rel=1e-5, abs=1e-7)
+        assert abs(metrics["psnr"] - measure(objective.model)["psnr"]) > 0.01
+
+    def test_measuring_in_between_changes_no_weight(self, make, evaluate):
+        states = []
+        for arguments in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+            objective = make("vqgan", ema_decay=0.95)
+            evaluate(objective, max_steps=3, **arguments)
+            states.append(objective.model.state_dict() | objective.ema.state_dict())
+        assert differing(*states) == []
+
+    @pytest.mark.parametrize("stage", ["warmup", "generator", "classifier"])
+    def test_a_stage_that_makes_no_pixels_is_refused(self, make, evaluate, stage):
+        with pytest.raises(TypeError, match=r"which a ReconstructionObjective makes, got a .*Objective"):
+            evaluate(make(stage))
 
 
 @pytest.mark.xdist_group("distributed")

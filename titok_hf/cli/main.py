@@ -139,6 +139,7 @@ def convert(
 ) -> None:
     """Convert official checkpoints of tokenizers, generators and VQGANs."""
     from .. import conversion
+    from ..modeling.checks import parse_dtype
     from ..publish import publish_folder
 
     if to_official:
@@ -146,7 +147,7 @@ def convert(
             raise ValueError("`--to-official` takes a folder of ours as it is: no other option goes with it.")
         conversion.convert_to_official(source, output_dir)
     else:
-        conversion.convert(source, output_dir, generator, config, dtype and conversion.parse_dtype(dtype))
+        conversion.convert(source, output_dir, generator, config, dtype and parse_dtype(dtype))
     console.print(f"Converted: [bold]{escape(str(output_dir))}[/bold]")
     if push:
         publish_folder(output_dir, push, private)

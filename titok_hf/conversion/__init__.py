@@ -1,6 +1,5 @@
 """Official checkpoints to ours and back: one file a family, configuration and names together."""
 
-from .checkpoint import parse_dtype
 from .convert import OfficialCheckpoint, build_pipeline, convert, convert_to_official, load_official
 from .formats import FORMATS
 
@@ -11,5 +10,4 @@ __all__ = [
     "convert",
     "convert_to_official",
     "load_official",
-    "parse_dtype",
 ]

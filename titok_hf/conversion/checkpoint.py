@@ -16,18 +16,6 @@ from ..modeling.loading import refuse_unreadable
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """The dtype of a name.
-
-    Raises:
-        ValueError: If it is none that weights are stored in.
-    """
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-    if name not in dtypes:
-        raise ValueError(f"The dtype must be one of {', '.join(dtypes)}, got {name!r}.")
-    return dtypes[name]
-
-
 def find_weights(path: str | Path) -> list[Path]:
     """The file of a checkpoint, or its shards.
 

@@ -12,8 +12,9 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.errors import explain_hub_errors, explain_loading_errors
+from ..modeling.checks import parse_dtype
 from ..modeling.loading import refuse_misfit
-from .checkpoint import find_weights, parse_dtype, read_tensors, resolve_references
+from .checkpoint import find_weights, read_tensors, resolve_references
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from datasets.data_files import EmptyDatasetError
+from huggingface_hub import HfApi
 
 
 def load_image_dataset(source: str, image_column: str = "image", label_column: str = "label") -> DatasetDict:
@@ -69,7 +70,7 @@ def load_images(
         The split, with all its columns, and its name.
 
     Raises:
-        ValueError: If there is no such split, no such column, or no image.
+        ValueError: If there is no such split or column, or the column holds no images.
     """
     dataset = open_dataset(source, revision)
     if split is None:
@@ -84,9 +85,19 @@ def load_images(
             f"The data set {source!r} has no column {image_column!r} but {', '.join(images.column_names)}; name the "
             "right one with `image_column`."
         )
-    if not len(images):
-        raise ValueError(f"The split {split!r} of {source!r} is empty.")
-    return images.cast_column(image_column, Image()), split
+    try:
+        return images.cast_column(image_column, Image()), split
+    except NotImplementedError as error:  # of Arrow
+        raise ValueError(
+            f"The column {image_column!r} of {source!r} holds no images but {images.features[image_column]}."
+        ) from error
+
+
+def dataset_commit(source: str, revision: str | None = None) -> str | None:
+    """The commit of a data set on the Hub; `None` if it is embedded or a folder."""
+    if source == "digits" or Path(source).is_dir():
+        return None
+    return HfApi().dataset_info(source, revision=revision).sha
 
 
 def open_dataset(source: str, revision: str | None = None) -> DatasetDict:

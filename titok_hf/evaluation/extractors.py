@@ -11,6 +11,7 @@ import torch
 
 from ..modeling.auto import default_device
 from ..modeling.lpips import LPIPS
+from .metrics.fidelity import import_ssim
 from .protocol import REFERENCE_METRICS, Protocol
 from .weights import load_lpips, state_sha256
 
@@ -142,9 +143,12 @@ class Judges:
             device: Where to compute; the accelerator if there is one, if not given.
 
         Raises:
+            ImportError: If SSIM is among them, and torchmetrics is not installed.
             OSError: If weights are not there; says where they should be.
             ValueError: If they are of another network.
         """
+        if "ssim" in metrics:
+            import_ssim()
         device = device or default_device()
         on_features = {*REFERENCE_METRICS, "inception_score"} | (
             {"accuracy"} if protocol.classifier is None else set()

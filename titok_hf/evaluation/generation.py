@@ -1,7 +1,6 @@
 """How good generated images are, as a set."""
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from diffusers import DiffusionPipeline
 from ..data.images import load_images
 from ..hub.errors import explain_hub_errors
 from ..modeling.auto import default_device
+from ..modeling.checks import parse_dtype
 from ..pipelines import TiTokPipeline
 from .adm import ReferenceBatch, SampleWriter
 from .extractors import Judges
@@ -22,7 +22,7 @@ from .metrics.estimate import Estimate
 from .metrics.processes import process_state
 from .protocol import Protocol
 from .reconstruction import Measured
-from .results import Evaluation, describe_model, device_name, versions
+from .results import Evaluation, command, describe_model, device_name, versions
 from .sources import DatasetImages, GeneratedImages, ImageBatch, ImageSource, ReferenceImages, is_ours, open_source
 
 
@@ -49,13 +49,16 @@ class KeptImages(ImageSource):
         if path.exists():
             raise FileExistsError(f"{path} exists already: measure it instead, choose another name, or delete it.")
         record = self.folder / "made_by.json"
+        made_by = json.loads(json.dumps(made_by, default=str))  # as it will be read
         if record.exists() and json.loads(record.read_text()) != made_by:
             raise ValueError(
                 f"{self.folder} holds samples that were made in another way (see {record.name}): choose another name, "
                 "or delete it."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(made_by, indent=2) + "\n")
+        partial = record.with_suffix(f".{process_state().process_index}")  # others read while this one writes
+        partial.write_text(json.dumps(made_by, indent=2) + "\n")
+        partial.rename(record)
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
@@ -138,7 +141,7 @@ def evaluate_generation(
     reference: str | None = None,
     reference_split: str | None = None,
     num_samples: int | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     sampler: Mapping[str, Any] | None = None,
     samples: str | Path | None = None,
     revision: str | None = None,
@@ -156,7 +159,7 @@ def evaluate_generation(
         reference: What the images are compared with: a file of ADM's (`.npz`), or images as in `load_images`.
         reference_split: Of the reference; if not given, `train` where the protocol says so, else see `load_images`.
         num_samples: Images to generate, each class in turn; the protocol's number if not given.
-        seeds: Of the images; several give means over as many sets.
+        seeds: Of the images, 0 if not given; several give means over as many sets.
         sampler: Arguments of the pipeline's call, such as `num_inference_steps`; its defaults if not given.
         samples: ADM sample batch (`.npz`) to write. A run that was stopped goes on where it was.
         revision: Branch, tag or commit of the pipeline on the Hub.
@@ -174,6 +177,7 @@ def evaluate_generation(
         ValueError: If the protocol does not fit them.
     """
     state = process_state()
+    torch_dtype = parse_dtype(dtype)
     loaded_protocol = Protocol.load(protocol, overrides)
     metrics = loaded_protocol.metrics_of("generation")
     device_option, device = device, torch.device(device or default_device())
@@ -185,16 +189,20 @@ def evaluate_generation(
     tokenizer = generator = sampling = None
     made_here = not is_image_source(source)
     if not made_here:
-        if samples is not None or sampler or len(seeds) > 1:
-            raise ValueError(f"{source} holds images already: `samples`, `sampler` and `seeds` are for a pipeline.")
+        if samples is not None or sampler or seeds or num_samples:
+            raise ValueError(
+                f"{source} holds images already: `num_samples`, `seeds`, `sampler` and `samples` are for a pipeline."
+            )
         sets: list[ImageSource] = [open_samples(str(source), loaded_protocol, metrics)]
     else:
-        pipeline = load_pipeline(source, revision).to(device, getattr(torch, dtype))
+        seeds = list(seeds or (0,))
+        pipeline = load_pipeline(source, revision)
+        tokenizer, generator, sampling = describe_pipeline(pipeline, source, revision, sampler or {})
+        pipeline.to(device, torch_dtype)
         count = num_samples or loaded_protocol.num_samples
         if count is None:
             raise ValueError("The protocol names no number of images: give `num_samples`.")
         made = [GeneratedImages(pipeline, count, loaded_protocol, seed, **(sampler or {})) for seed in seeds]
-        tokenizer, generator, sampling = describe_pipeline(pipeline, source, revision, sampler or {})
         if samples is None:
             sets = list(made)
         elif len(seeds) == 1:
@@ -206,23 +214,22 @@ def evaluate_generation(
     measured = measure_generation(sets, against, loaded_protocol, judges, batch_size)
     if isinstance(sets[0], KeptImages):
         sets[0].join()
-    options = {
-        "--protocol": protocol,
-        "--reference": reference,
-        "--reference-split": reference_split,
-        "--num-samples": num_samples,
-        "--samples": samples,
-        "--revision": revision,
-        "--extractor-weights": extractor_weights,
-        "--batch-size": batch_size,
-        "--device": device_option,
-        "--dtype": dtype if dtype != "float32" else None,
-    }
-    words = ["titok", "evaluate", "generation", str(source)]
-    words += [word for option, value in options.items() if value is not None for word in (option, str(value))]
-    words += [word for override in overrides for word in ("--set", override)]
-    words += [word for name, value in (sampler or {}).items() for word in ("--sampler", f"{name}={value}")]
-    words += [word for seed in seeds for word in ("--seed", str(seed))] if made_here else []
+    repeat = command(
+        "generation",
+        source,
+        protocol=protocol,
+        set=list(overrides),
+        reference=reference,
+        reference_split=reference_split,
+        num_samples=num_samples,
+        seed=seeds,
+        sampler=[f"{name}={json.dumps(value)}" for name, value in (sampler or {}).items()],
+        revision=generator and generator["revision"],
+        extractor_weights=extractor_weights,
+        batch_size=batch_size,
+        device=device_option,
+        dtype=dtype,
+    )
     return Evaluation(
         task="generation",
         metrics=measured.metrics,
@@ -234,12 +241,12 @@ def evaluate_generation(
         tokenizer=tokenizer,
         generator=generator,
         sampler=sampling,
-        seeds=list(seeds) if made_here else None,
+        seeds=seeds,
         device=device_name(device),
         dtype=dtype if made_here else None,
         processes=state.num_processes,
         versions=versions(),
-        command=shlex.join(words),
+        command=repeat,
     )
 
 
@@ -287,11 +294,11 @@ def describe_pipeline(
     parts = []
     for names in (("tokenizer", "vae", "vqvae"), ("generator", "transformer", "unet")):
         found = next((name for name in names if isinstance(getattr(pipeline, name, None), torch.nn.Module)), None)
-        described = found and describe_model(getattr(pipeline, found), source, revision, pipeline.config_name)
-        parts.append(described and described | {"subfolder": found})
+        parts.append(found and describe_model(getattr(pipeline, found), source, revision, found))
     if isinstance(pipeline, TiTokPipeline):
         names = ("num_inference_steps", "guidance_scale", "guidance_schedule")
-        arguments = {name: getattr(pipeline.config, name) for name in names} | dict(arguments)
+        given = {name: value for name, value in arguments.items() if value is not None}
+        arguments = {name: getattr(pipeline.config, name) for name in names} | given
     config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     sampler = {
         "class": type(pipeline.scheduler).__name__,

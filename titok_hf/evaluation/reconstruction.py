@@ -1,6 +1,5 @@
 """What is left of images after they have been through a tokenizer."""
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ import torch
 from torch import nn
 from transformers import BaseImageProcessor
 
-from ..data.images import load_images
+from ..data.images import dataset_commit, load_images
 from ..modeling.auto import default_device, load_tokenizer
+from ..modeling.checks import parse_dtype
 from .extractors import Judges, float32_convolutions
 from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, progress
 from .metrics.codebook import CodebookUsage
@@ -19,7 +19,7 @@ from .metrics.estimate import Estimate, RunningMean
 from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
 from .metrics.processes import process_state
 from .protocol import CODE_METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol
-from .results import Evaluation, describe_model, device_name, versions
+from .results import Evaluation, command, describe_model, device_name, versions
 from .sources import DatasetImages, ImageSource, open_source, to_uint8
 
 
@@ -165,6 +165,7 @@ def evaluate_reconstruction(
     overrides: Sequence[str] = (),
     split: str | None = None,
     revision: str | None = None,
+    subfolder: str = "",
     data_revision: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
@@ -184,6 +185,7 @@ def evaluate_reconstruction(
         protocol, overrides: See `Protocol.load`.
         split: Of the data; see `load_images`.
         revision, data_revision: Branch, tag or commit of tokenizer and data, if they are on the Hub.
+        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"` or `"vae"`.
         image_column, label_column: Columns of the data; labels matter to `accuracy` only.
         num_images: How many images, from the start; all if not given.
         reference: What features are compared with, instead of what the protocol says: a file of ADM's, or as `data`.
@@ -201,11 +203,12 @@ def evaluate_reconstruction(
         ValueError: If the protocol does not fit them.
     """
     state = process_state()
+    torch_dtype = parse_dtype(dtype)
     loaded_protocol = Protocol.load(protocol, overrides)
     metrics = loaded_protocol.metrics_of("reconstruction")
     device_option, device = device, torch.device(device or default_device())
     dataset, found_split = load_images(data, split, data_revision, image_column)
-    origin = {"id": data, "revision": data_revision, "split": found_split}
+    origin = {"id": data, "revision": dataset_commit(data, data_revision), "split": found_split}
     labels = label_column if "accuracy" in metrics and label_column in dataset.column_names else None
     images = DatasetImages(dataset, loaded_protocol, image_column, labels, origin, num_images)
     against = None
@@ -214,28 +217,32 @@ def evaluate_reconstruction(
     elif loaded_protocol.reference == "train":
         against = open_source(data, loaded_protocol, "train", data_revision, image_column)
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
-    model, processor = load_tokenizer(tokenizer, **({"revision": revision} if revision else {}))
-    model.to(device, getattr(torch, dtype))
+    location = {"revision": revision, "subfolder": subfolder}
+    model, processor = load_tokenizer(tokenizer, **{name: value for name, value in location.items() if value})
+    described = describe_model(model, tokenizer, revision, subfolder)
+    model.to(device, torch_dtype)
     measured = measure_reconstruction(model, processor, images, loaded_protocol, against, judges, batch_size)
     data_record = origin | {"fingerprint": measured.fingerprint}
-    options = {
-        "--data": data,
-        "--protocol": protocol,
-        "--split": split,
-        "--revision": revision,
-        "--data-revision": data_revision,
-        "--image-column": image_column if image_column != "image" else None,
-        "--label-column": label_column if label_column != "label" else None,
-        "--num-images": num_images,
-        "--reference": reference,
-        "--reference-split": reference_split,
-        "--extractor-weights": extractor_weights,
-        "--batch-size": batch_size,
-        "--device": device_option,
-        "--dtype": dtype if dtype != "float32" else None,
-    }
-    words = ["titok", "evaluate", "reconstruction", str(tokenizer)]
-    words += [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    repeat = command(
+        "reconstruction",
+        tokenizer,
+        subfolder=subfolder or None,
+        data=data,
+        protocol=protocol,
+        set=list(overrides),
+        split=split,
+        revision=described["revision"],
+        data_revision=origin["revision"],
+        image_column=image_column,
+        label_column=label_column,
+        num_images=num_images,
+        reference=reference,
+        reference_split=reference_split,
+        extractor_weights=extractor_weights,
+        batch_size=batch_size,
+        device=device_option,
+        dtype=dtype,
+    )
     return Evaluation(
         task="reconstruction",
         metrics=measured.metrics,
@@ -244,7 +251,7 @@ def evaluate_reconstruction(
         data=data_record,
         reference=measured.reference or data_record,
         judges=judges.identities(),
-        tokenizer=describe_model(model, tokenizer, revision),
+        tokenizer=described,
         generator=None,
         sampler=None,
         seeds=None,
@@ -252,5 +259,5 @@ def evaluate_reconstruction(
         dtype=dtype,
         processes=state.num_processes,
         versions=versions(),
-        command=shlex.join(words + [word for override in overrides for word in ("--set", override)]),
+        command=repeat,
     )

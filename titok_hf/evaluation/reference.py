@@ -50,6 +50,7 @@ def write_reference(
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"{output} exists already: choose another name, or delete it.")
+    state = process_state()  # first, since it gives each process its device
     loaded = Protocol.load(protocol, overrides)
     source = open_source(data, loaded, split, revision, image_column)
     judges = Judges.load(loaded, ["frechet_distance"], extractor_weights, device or default_device())
@@ -64,6 +65,6 @@ def write_reference(
         kept.append((batch.indices[chosen], batch.images[chosen]))
     gathered.reduce()
     indices, images = (torch.cat(parts) for parts in zip(*gather_object(kept), strict=True))
-    if process_state().is_main_process:
+    if state.is_main_process:
         spatial = gathered.spatial and gathered.spatial.total()
         write_statistics(output, gathered.gaussian.total(), spatial, images[indices.argsort()])

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,21 +207,32 @@ def compare_results(
 
 
 def describe_model(
-    model: nn.Module, path: str | Path, revision: str | None = None, config_name: str = "config.json"
+    model: nn.Module, path: str | Path, revision: str | None = None, subfolder: str = ""
 ) -> dict[str, Any]:
-    """What a result says of a model that was loaded from a folder or Hub repository, whose file `config_name` was read
-    on the way."""
+    """What a result says of a model that was just loaded from a folder or Hub repository, or a subfolder of it."""
     commit = None
     if not Path(path).is_dir():
-        cached = try_to_load_from_cache(str(path), config_name, revision=revision)
-        commit = Path(cached).parent.name if isinstance(cached, str) else revision
+        config = f"{subfolder}/config.json" if subfolder else "config.json"
+        cached = try_to_load_from_cache(str(path), config, revision=revision)
+        parts = Path(cached).parts if isinstance(cached, str) else ()
+        commit = parts[parts.index("snapshots") + 1] if parts else revision
     wrapped = getattr(model, "autoencoder", model)
     return {
         "id": str(path),
         "revision": commit,
+        "subfolder": subfolder,
         "class": type(wrapped).__name__,
         "weights_sha256": state_sha256(wrapped),
     }
+
+
+def command(task: str, source: str | Path, **options: Any) -> str:
+    """The command that repeats an evaluation; an option is left out if it is None, and repeated if it is a list."""
+    words = ["titok", "evaluate", task, str(source)]
+    for name, value in options.items():
+        for part in value if isinstance(value, list) else [] if value is None else [value]:
+            words += [f"--{name.replace('_', '-')}", str(part)]
+    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, UnidentifiedImageError
 from transformers.image_utils import PILImageResampling
 
-from ..data.images import load_images
+from ..data.images import dataset_commit, load_images
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
 from .adm import ReferenceBatch
@@ -191,7 +191,9 @@ class ReferenceImages(ImageSource):
 class GeneratedImages(ImageSource):
     """Images of a pipeline: of each class in turn, if it takes classes.
 
-    An image depends on the seed and on its position alone, as far as arithmetic does not depend on the batch.
+    An image depends on the seed and on its position alone, as far as arithmetic does not depend on the batch, and the
+    pipeline gives its generators to its scheduler. `DiTPipeline` does not: with a scheduler that draws noise, such as
+    `DDPMScheduler`, its images depend on the batch that they are in, too.
 
     Args:
         pipeline: Any with `class_labels` (`TiTokPipeline`, diffusers' `DiTPipeline`) or `batch_size`
@@ -278,7 +280,7 @@ def open_source(
     if source.endswith(".npz"):
         return ReferenceImages(ReferenceBatch.load(source), protocol)
     dataset, split = load_images(source, split, revision, image_column)
-    origin = {"id": source, "revision": revision, "split": split}
+    origin = {"id": source, "revision": dataset_commit(source, revision), "split": split}
     return DatasetImages(dataset, protocol, image_column, origin=origin)
 
 

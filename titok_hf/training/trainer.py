@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..data.augmentation import Augmentation
-from .objectives import Objective
+from .objectives import Objective, ReconstructionObjective
 
 
 @dataclass
@@ -44,7 +44,10 @@ class TiTokTrainer(Trainer):
         args: `TiTokTrainingArguments`.
         augmentation: Random changes of the images, in training only.
         kwargs: Those of `transformers.Trainer`; batches of the collator are the arguments of the objective's
-            `forward`.
+            `forward`. `compute_metrics` measures reconstructions, see `titok_hf.evaluation.ReconstructionMetrics`.
+
+    Raises:
+        TypeError: If there is a `compute_metrics`, and the objective makes no reconstructions.
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class TiTokTrainer(Trainer):
         augmentation: Augmentation | None = None,
         **kwargs: Any,
     ):
+        if kwargs.get("compute_metrics") is not None and not isinstance(model, ReconstructionObjective):
+            raise TypeError(
+                "`compute_metrics` measures reconstructions, which a ReconstructionObjective makes, got a "
+                f"{type(model).__name__}."
+            )
         super().__init__(model, args, **kwargs)
         self.augmentation = augmentation or Augmentation()
         self.add_callback(_AfterOptimizerStep())

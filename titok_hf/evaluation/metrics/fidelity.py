@@ -1,5 +1,7 @@
 """How close reconstructions are to their originals, an image at a time."""
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -40,17 +42,21 @@ def structural_similarity(images: torch.Tensor, targets: torch.Tensor) -> torch.
         TypeError: If they are not uint8.
         ValueError: If the shapes are others, or the images smaller than the window.
     """
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError as error:
-        raise ImportError('SSIM comes with torchmetrics: pip install "titok_hf[evaluation]".') from error
+    ssim = import_ssim()
     check_images(images, targets)
     if min(images.shape[2:]) < 11:
         height, width = images.shape[2:]
         raise ValueError(f"SSIM needs images of at least 11x11 pixels, the size of its window, got {height}x{width}.")
-    return structural_similarity_index_measure(
-        images.float() / 255, targets.float() / 255, reduction="none", data_range=1.0
-    )
+    return ssim(images.float() / 255, targets.float() / 255, reduction="none", data_range=1.0)
+
+
+def import_ssim() -> Callable[..., torch.Tensor]:
+    """torchmetrics' SSIM; raises `ImportError` if it is not installed."""
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    except ImportError as error:
+        raise ImportError('SSIM comes with torchmetrics: pip install "titok_hf[evaluation]".') from error
+    return structural_similarity_index_measure
 
 
 def check_images(images: torch.Tensor, targets: torch.Tensor) -> None:
