@@ -4,9 +4,12 @@ import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from huggingface_hub import HfApi
 from PIL import Image as PILImage
 
 from titok_hf.data import class_names, load_image_dataset
+from titok_hf.data.digits import load_digits_pixels
+from titok_hf.data.images import load_images, open_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +180,108 @@ def test_a_data_set_without_training_split_is_an_error(save):
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_image_dataset(str(tmp_path / "nowhere"))
+
+
+class TestLoadImages:
+    """Images to measure on, labelled or not."""
+
+    LABELS = ClassLabel(names=["a", "b"])
+
+    def test_a_flat_folder(self, tmp_path):
+        for i in (3, 1, 2):
+            draw((i, 0, 0), tmp_path / "folder" / f"{i}.png")
+        images, split = load_images(str(tmp_path / "folder"))
+        assert split == "train"
+        assert [image.getpixel((0, 0))[0] for image in images["image"]] == [1, 2, 3]
+
+    def test_a_folder_of_classes_keeps_them(self, image_folder):
+        images, split = load_images(str(image_folder))
+        assert (split, len(images)) == ("train", 20)
+        assert images.column_names == ["image", "label"]
+        assert Counter(images["label"]) == {0: 10, 1: 10}
+
+    def test_folders_of_splits(self, tmp_path):
+        for split, number in (("train", 3), ("validation", 2)):
+            for i in range(number):
+                draw((i, 0, 0), tmp_path / "folder" / split / "a" / f"{i}.png")
+        images, split = load_images(str(tmp_path / "folder"))
+        assert (split, len(images)) == ("validation", 2)
+        assert len(load_images(str(tmp_path / "folder"), "train")[0]) == 3
+
+    def test_the_embedded_digits(self):
+        for given, expected in ((None, "test"), ("train", "train")):
+            images, split = load_images("digits", given)
+            pixels, labels = load_digits_pixels(expected)
+            assert split == expected and images["label"] == labels.tolist()
+            assert np.array_equal(np.asarray(images[5]["image"]).ravel(), (pixels[5] * 255).round())
+
+    @pytest.mark.parametrize(
+        ("splits", "expected"),
+        [
+            (["train", "validation", "test"], "test"),
+            (["validation", "train"], "validation"),
+            (["extra"], "extra"),
+            (["train"], "train"),
+        ],
+    )
+    def test_the_split_is_test_or_validation_or_the_only_one(self, save, splits, expected):
+        numbers = {split: number for number, split in enumerate(splits, 1)}
+        source = save(**{split: make_split([0] * number, self.LABELS) for split, number in numbers.items()})
+        images, split = load_images(source)
+        assert (split, len(images)) == (expected, numbers[expected])
+        assert images.column_names == ["image", "label", "note"]
+
+    def test_a_single_saved_split(self, tmp_path):
+        make_split([0, 1], self.LABELS).save_to_disk(tmp_path / "saved")
+        images, split = load_images(str(tmp_path / "saved"))
+        assert (split, grays(images)) == ("train", [0, 1])
+
+    def test_encoded_images_in_a_plain_column_are_decoded(self, save, tmp_path):
+        draw((9, 8, 7), tmp_path / "a.png")
+        source = save(test=Dataset.from_dict({"picture": [str(tmp_path / "a.png")]}))
+        images, _ = load_images(source, image_column="picture")
+        assert images[0]["picture"].getpixel((0, 0)) == (9, 8, 7)
+
+    def test_a_revision_of_a_data_set_on_the_hub(self, hub):
+        for number in (2, 3):
+            DatasetDict(test=make_split([0] * number, self.LABELS)).push_to_hub("user/set")
+            if number == 2:
+                HfApi().create_tag("user/set", tag="first", repo_type="dataset")
+        assert len(load_images("user/set")[0]) == 3
+        images, split = load_images("user/set", revision="first")
+        assert (split, grays(images)) == ("test", [0, 1])
+        assert len(open_dataset("user/set", "first")["test"]) == 2
+
+    @pytest.mark.parametrize(
+        ("given", "sentence"),
+        [
+            ({}, r"has no split test or validation but a, b; name one of these"),
+            ({"split": "train"}, "has no split 'train' but a, b; name one of these"),
+            (
+                {"split": "a", "image_column": "picture"},
+                r"no column 'picture' but image, label, note; .*`image_column`",
+            ),
+        ],
+        ids=["ambiguous", "split", "column"],
+    )
+    def test_what_is_not_there_is_named(self, save, given, sentence):
+        source = save(a=make_split([0, 1], self.LABELS), b=make_split([0], self.LABELS))
+        with pytest.raises(ValueError, match=sentence):
+            load_images(source, **given)
+
+    @pytest.mark.parametrize("content", ["nothing", "text"])
+    def test_a_folder_without_images_is_named(self, tmp_path, content):
+        (tmp_path / "folder").mkdir()
+        if content == "text":
+            (tmp_path / "folder" / "notes.txt").write_text("no image")
+        with pytest.raises(ValueError, match=f"The folder {tmp_path / 'folder'} holds no images that `datasets` can"):
+            load_images(str(tmp_path / "folder"))
+
+    def test_a_folder_that_is_not_there_is_named(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            load_images(str(tmp_path / "nowhere"))
+
+    def test_a_column_of_something_else_is_named(self, save):
+        source = save(test=make_split([0, 1], self.LABELS))
+        with pytest.raises(ValueError, match=r"The column 'label' of '.*' holds no images but ClassLabel\("):
+            load_images(source, image_column="label")

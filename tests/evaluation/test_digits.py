@@ -1,94 +1,128 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
+from sklearn.svm import SVC
 
-from titok_hf import TiTokImageProcessor
-from titok_hf.data import ImageCollator
-from titok_hf.data.digits import load_digits_dataset, load_digits_pixels
-from titok_hf.evaluation.digits import DigitsJudge
-
-pytestmark = pytest.mark.xdist_group("judge")
-
-
-@pytest.fixture(scope="module")
-def batches():
-    """All images and labels of each split."""
-    collate = ImageCollator(TiTokImageProcessor.from_image_size(32), label_column="label")
-    return {split: collate(list(rows)) for split, rows in load_digits_dataset().items()}
+from titok_hf.data.digits import load_digits_pixels
+from titok_hf.evaluation.digits import DigitsExtractor, nearest_neighbors
+from titok_hf.evaluation.extractors import FeatureExtractor
+from titok_hf.evaluation.protocol import Protocol
+from titok_hf.evaluation.sources import open_source
 
 
 @pytest.fixture(scope="module")
-def judge(batches):
-    return DigitsJudge(batches["train"]["pixel_values"], batches["test"]["pixel_values"])
+def extractor():
+    return DigitsExtractor()
 
 
-def test_pixels_are_block_means_of_gray(judge):
-    images = torch.rand(2, 3, 32, 32)
-    expected = images.numpy().reshape(2, 3, 8, 4, 8, 4).mean((1, 3, 5)).reshape(2, 64)
-    assert judge.pixels(images) == pytest.approx(expected, abs=1e-6)
+@pytest.fixture(scope="module")
+def digits():
+    """All images of each split, as an evaluation sees them."""
+    protocol = Protocol.load("demo")
+    return {
+        split: torch.cat([batch.images for batch in open_source("digits", protocol, split).batches(512)])
+        for split in ("train", "test")
+    }
 
 
-def test_pixels_are_clamped_before_they_are_averaged(judge):
-    images = torch.zeros(1, 3, 32, 32)
-    images[..., ::2] = 9.0
-    images[..., 1::2] = -9.0
-    assert judge.pixels(images) == pytest.approx(np.full((1, 64), 0.5))
+def distances(images, others):
+    """Of each to its nearest."""
+    return np.array([np.sqrt(((others - image) ** 2).sum(1)).min() for image in images])
 
 
-def test_real_held_out_digits_are_read(judge, batches):
-    images, labels = batches["test"]["pixel_values"], batches["test"]["class_labels"]
-    assert judge.accuracy(images, labels) > 0.97
-    assert judge.accuracy(images, labels.tolist()) == judge.accuracy(images, labels)
-    assert judge.accuracy(images, (labels + 1) % 10) < 0.03
+def test_it_keeps_the_contract(extractor):
+    assert isinstance(extractor, FeatureExtractor)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    seen = extractor(images)
+    assert seen.features.shape == (3, extractor.num_features) and seen.logits.shape == (3, extractor.num_classes)
+    assert seen.spatial is None and extractor.num_spatial is None
+    assert extractor.input_size == 8
 
 
-def test_accuracy_is_a_share(judge, batches):
-    images, labels = batches["train"]["pixel_values"][:4], batches["train"]["class_labels"][:4].tolist()
-    assert judge.accuracy(images, labels) == 1
-    labels[2] = (labels[2] + 1) % 10
-    assert judge.accuracy(images, labels) == 0.75
+@pytest.mark.parametrize("size", [8, 16, 32, 64])
+def test_features_are_block_means_of_gray(extractor, size):
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    block = size // 8
+    expected = images.numpy().astype(float).reshape(2, 3, 8, block, 8, block).mean((1, 3, 5)).reshape(2, 64) / 255
+    np.testing.assert_allclose(extractor(images).features, expected, atol=1e-12)
 
 
-def test_its_classifier_knows_the_training_digits_only(judge):
+def test_digits_of_8_pixels_come_back(extractor):
+    pixels, labels = load_digits_pixels("test")
+    images = torch.from_numpy((pixels * 255).round().astype(np.uint8)).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
+    seen = extractor(images)
+    np.testing.assert_allclose(seen.features, pixels, atol=0.5 / 255 + 1e-9)
+    assert (seen.logits.argmax(1).numpy() == labels).mean() > 0.98
+
+
+def test_real_held_out_digits_are_read(extractor, digits):
+    _, labels = load_digits_pixels("test")
+    read = extractor(digits["test"]).logits.argmax(1).numpy()
+    assert (read == labels).mean() > 0.97
+    assert (read == (labels + 1) % 10).mean() < 0.03
+
+
+def test_its_classifier_is_the_one_that_it_says(extractor, digits):
+    """The largest logit is what scikit-learn predicts, with ties broken by the decision function."""
+    pixels, labels = load_digits_pixels("train")
+    judge = SVC(gamma=0.001, C=10, break_ties=True).fit(pixels * 16, labels)
+    for images in (digits["test"], torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8)):
+        seen = extractor(images)
+        assert np.array_equal(seen.logits.argmax(1), judge.predict(seen.features.numpy() * 16))
+
+
+def test_it_knows_the_training_digits_only(extractor):
     training, labels = load_digits_pixels("train")
-    assert judge.classifier.score(training * 16, labels) == 1
-    support = {tuple(row) for row in judge.classifier.support_vectors_}
+    assert extractor.classifier.score(training * 16, labels) == 1
+    support = {tuple(row) for row in extractor.classifier.support_vectors_}
     assert support <= {tuple(row) for row in training * 16}
 
 
-def test_distances_are_to_the_training_images(judge, batches):
-    for known, split in ((judge.training_pixels, "train"), (judge.held_out_pixels, "test")):
-        assert np.array_equal(known, judge.pixels(batches[split]["pixel_values"]))
-    assert judge.nearest_distances(judge.held_out_pixels).min() > 0
+def test_an_image_is_seen_as_if_alone(extractor, digits):
+    together, alone = extractor(digits["test"][:5]), extractor(digits["test"][3:4])
+    assert torch.equal(together.features[3:4], alone.features)
+    torch.testing.assert_close(together.logits[3:4], alone.logits)
 
 
-def test_frechet_distance_tells_real_digits_from_others(judge, batches):
-    assert judge.frechet_distance(batches["train"]["pixel_values"]) == pytest.approx(0, abs=1e-6)
-    held_out = judge.frechet_distance(batches["test"]["pixel_values"])
-    assert 0 < held_out < 0.2
-    assert judge.frechet_distance(torch.rand(100, 3, 32, 32)) > 10 * held_out
-    one_class = batches["test"]["pixel_values"][batches["test"]["class_labels"] == 0]
-    assert judge.frechet_distance(one_class) > 10 * held_out
+def test_its_identity_is_always_the_same_and_that_of_its_weights(extractor):
+    identity = extractor.identity()
+    assert identity == DigitsExtractor().identity()
+    classifier = extractor.classifier
+    content = classifier.support_vectors_.tobytes() + classifier.dual_coef_.tobytes("C")
+    content += classifier.intercept_.tobytes()
+    assert identity["weights_sha256"] == hashlib.sha256(content).hexdigest()
+    assert identity.keys() == {"name", "weights", "weights_sha256", "preprocessing"}
+    assert identity["name"] == extractor.name
 
 
-def test_copies_of_training_digits_are_memorized(judge, batches):
-    found = judge.memorization(batches["train"]["pixel_values"][:50])
-    assert found == {"nearest_neighbor_ratio": pytest.approx(0, abs=1e-6), "share_nearer_than_held_out": 1}
+class TestNearestNeighbors:
+    def test_distances_are_euclidean_and_medians_are_medians(self, extractor, digits):
+        """With even and odd numbers of images."""
+        for number in (20, 21):
+            images = digits["test"][:number] // 4 * 3
+            training, held_out = digits["train"][:100], digits["test"][100 : 100 + number]
+            features = [extractor(part).features.numpy() for part in (images, training, held_out)]
+            ours, new = distances(features[0], features[1]), distances(features[2], features[1])
+            found = nearest_neighbors(extractor, images, training, held_out)
+            assert 0 < found["share_nearer_than_held_out"] < 1
+            assert found == {
+                "nearest_neighbor_ratio": pytest.approx(np.median(ours) / np.median(new), rel=1e-9),
+                "share_nearer_than_held_out": pytest.approx((ours < np.median(new)).mean()),
+            }
 
+    def test_copies_are_memorized(self, extractor, digits):
+        found = nearest_neighbors(extractor, digits["train"][:50], digits["train"], digits["test"])
+        assert found == {"nearest_neighbor_ratio": pytest.approx(0, abs=1e-6), "share_nearer_than_held_out": 1}
 
-def test_new_real_digits_are_not_memorized(judge, batches):
-    found = judge.memorization(batches["test"]["pixel_values"])
-    assert found["nearest_neighbor_ratio"] == pytest.approx(1)
-    assert found["share_nearer_than_held_out"] == pytest.approx(0.5, abs=0.01)
+    def test_new_real_digits_are_not(self, extractor, digits):
+        found = nearest_neighbors(extractor, digits["test"], digits["train"], digits["test"])
+        assert found["nearest_neighbor_ratio"] == pytest.approx(1)
+        assert found["share_nearer_than_held_out"] == pytest.approx(0.5, abs=0.01)
 
-
-def test_noise_is_far_from_every_digit(judge):
-    found = judge.memorization(torch.rand(20, 3, 32, 32))
-    assert found["nearest_neighbor_ratio"] > 1.5
-    assert found["share_nearer_than_held_out"] == 0
-
-
-def test_nearest_distances_are_euclidean(judge):
-    pixels = np.random.default_rng(0).random((5, 64))
-    expected = [min(np.linalg.norm(row - other) for other in judge.training_pixels) for row in pixels]
-    assert judge.nearest_distances(pixels) == pytest.approx(expected)
+    def test_noise_is_far_from_every_digit(self, extractor, digits):
+        noise = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+        found = nearest_neighbors(extractor, noise, digits["train"], digits["test"])
+        assert found["nearest_neighbor_ratio"] > 1.5
+        assert found["share_nearer_than_held_out"] == 0

@@ -202,6 +202,9 @@ def check_feasible(
         raise ValueError(
             f"{comparing[0]} needs images to compare with: name a file of ADM's, a folder or a data set as reference."
         )
+    for name, smallest in (("ssim", 11), ("lpips", 16)):
+        if name in metrics and protocol.image_size < smallest:
+            raise ValueError(f"{name} needs images of at least {smallest} pixels, got {protocol.image_size}.")
     if extractor is None:
         return
     needed = {

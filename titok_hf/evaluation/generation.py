@@ -199,7 +199,7 @@ def evaluate_generation(
         pipeline = load_pipeline(source, revision)
         tokenizer, generator, sampling = describe_pipeline(pipeline, source, revision, sampler or {})
         pipeline.to(device, torch_dtype)
-        count = num_samples or loaded_protocol.num_samples
+        count = loaded_protocol.num_samples if num_samples is None else num_samples
         if count is None:
             raise ValueError("The protocol names no number of images: give `num_samples`.")
         made = [GeneratedImages(pipeline, count, loaded_protocol, seed, **(sampler or {})) for seed in seeds]

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import PILImageResampling, SizeDict
 
 from ...hub.cards import Description
 from ...hub.errors import explain_loading_errors
@@ -21,8 +21,8 @@ from .configuration_titok import TiTokConfig
 class TiTokImageProcessor(PublishMixin, PilBackend):
     """PIL, uint8 or float images to `pixel_values` `(B, 3, H, W)` in [0, 1], and back.
 
-    By default the shorter side is resized to 256 pixels (bicubic) and the center 256x256 is cut out. Gray, palette and
-    RGBA images become RGB. Needs no torchvision.
+    By default the shorter side is resized to 256 pixels (bicubic, antialiased) and the center 256x256 is cut out.
+    Gray, palette and RGBA images become RGB. Needs no torchvision.
     """
 
     config_class: type[PreTrainedConfig] = TiTokConfig
@@ -92,6 +92,15 @@ image = processor.postprocess(pixel_values)[0]"""
                 if not (array.min() >= 0 and array.max() <= 1):
                     raise ValueError(f"Float images must be in [0, 1], got {array.min():.4g} to {array.max():.4g}.")
         return super().process_image(image, **kwargs)
+
+    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
+        """Cuts out the center as torchvision does, with which the official weights were trained: an offset that ends
+        in a half is rounded to the even pixel. Images that are too small get a black border."""
+        sides = (size.height, size.width)
+        top, left = (round((side - wanted) / 2) for side, wanted in zip(image.shape[1:], sides, strict=True))
+        if top < 0 or left < 0:
+            return super().center_crop(image, size, **kwargs)
+        return image[:, top : top + size.height, left : left + size.width]
 
     def postprocess(
         self, pixel_values: torch.Tensor, output_type: str = "pil"
