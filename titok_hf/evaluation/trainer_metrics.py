@@ -1,5 +1,6 @@
 """Metrics of reconstructions as `compute_metrics` of a `Trainer`."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,8 @@ class ReconstructionMetrics:
         if not compute_result:
             return {}
         seen = Reference(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
-        check_feasible(self.metrics, self.protocol, self.judges, self.num_images, False, seen)
+        protocol = dataclasses.replace(self.protocol, image_size=prediction.label_ids.shape[-1])
+        check_feasible(self.metrics, protocol, self.judges, self.num_images, False, seen)
         results = feature_metrics(*self.sides, {}, self.protocol, self.metrics, paired=True)
         results |= {name: mean.compute() for name, mean in self.means.items()}
         self.reset()
