@@ -1,15 +1,15 @@
 """Every snippet of README and docs runs, page by page, beside the folder of a miniature demo."""
 
-import os
 import re
 import shlex
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from titok_hf import MaskGitConfig, MaskGitModel, TiTokConfig, TiTokModel, VTPConfig, VTPModel
+from titok_hf.cli import main
 from titok_hf.conversion.convert import write_official
 from titok_hf.data.digits import load_digits_dataset
 
@@ -59,11 +59,9 @@ def released(tmp_path_factory, clip_files):
 @every_page
 def test_snippets_run_in_order(page, demo, miniature, image_folder, hub, released, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").symlink_to(demo[0])
+    shutil.copytree(demo[0], tmp_path / "demo")
     for repo_id, folder in released.items():
         hub.add(repo_id, {path.name: path.read_bytes() for path in folder.iterdir()})
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     namespace = {}
     for language, snippet in re.findall(r"^```(python|bash)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         if language == "python":
@@ -75,7 +73,10 @@ def test_snippets_run_in_order(page, demo, miniature, image_folder, hub, release
                 continue
             if words[1] == "train":
                 words[3:3] = [argument for override in miniature for argument in ("--set", override)]
-            subprocess.run(words, env=environment, check=True)
+            monkeypatch.setattr(sys, "argv", words)
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code == 0, line
 
 
 @every_page
