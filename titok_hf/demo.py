@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from .data.digits import load_digits_dataset
@@ -15,8 +14,8 @@ from .evaluation.extractors import Judges
 from .evaluation.generation import measure_generation
 from .evaluation.pictures import generation_grid, reconstruction_grid, training_curves, unmasking_grid
 from .evaluation.protocol import Protocol
-from .evaluation.reconstruction import Measured, measure_reconstruction, reconstruct
-from .evaluation.sources import DatasetImages, GeneratedImages, ImageSource, TensorImages
+from .evaluation.reconstruction import measure_reconstruction, reconstruct
+from .evaluation.sources import DatasetImages, GeneratedImages
 from .modeling.titok import TiTokModel
 from .pipelines import TiTokPipeline
 from .training.memory import PeakMemory
@@ -67,34 +66,34 @@ def run_demo(
         protocol = Protocol.load("demo")
         judges = Judges.load(protocol, ["accuracy", "frechet_distance"])
         train, test = (DatasetImages(dataset[split], protocol, label_column="label") for split in ("train", "test"))
-        generated = whole(GeneratedImages(pipeline, 10 * images_per_class, protocol, seed), batch_size=250)
+        generated = GeneratedImages(pipeline, 10 * images_per_class, protocol, seed).whole(batch_size=250)
         tokenizers = {
             "vqgan": vqgan,
             "warmup": warm.with_pixel_decoder(vqgan).eval(),
             "decoder_finetuning": tokenizer,
         }
-        seen = (generated.images, whole(train).images, whole(test).images)
+        seen = (generated.images, train.whole().images, test.whole().images)
         metrics = {
             "seed": seed,
             "generated": {
                 "images": generated.num_images,
-                **values(measure_generation([generated], train, protocol, judges, progress_bar=False)),
+                **measure_generation([generated], train, protocol, judges, progress_bar=False).values,
                 **nearest_neighbors(judges.extractor, *seen),
             },
             "reconstructed": {
-                name: values(
-                    measure_reconstruction(model, run.processor, test, protocol, train, judges, progress_bar=False)
-                )
+                name: measure_reconstruction(
+                    model, run.processor, test, protocol, train, judges, progress_bar=False
+                ).values
                 for name, model in tokenizers.items()
             },
             "real_held_out": {
                 "images": test.num_images,
-                **values(measure_generation([test], train, protocol, judges, progress_bar=False)),
+                **measure_generation([test], train, protocol, judges, progress_bar=False).values,
             },
         }
         by_class = generated.images.unflatten(0, (images_per_class, 10)).transpose(0, 1).flatten(0, 1)
         names = pipeline.generator.config.id2label
-        pixel_values = whole(test).images / 255
+        pixel_values = test.whole().images / 255
         reconstruction_grid(pixel_values, reconstruct(tokenizer, pixel_values).clamp(0, 1)).save(
             output_dir / "reconstructions.png"
         )
@@ -146,13 +145,3 @@ def results(task: str, measures: dict[str, float], count: int) -> list[dict[str,
         {"task": task, "dataset": DATA_NAME, "split": "test", "metric": metric, "value": value, "protocol": protocol}
         for metric, value in measures.items()
     ]
-
-
-def whole(images: ImageSource, batch_size: int = 64) -> TensorImages:
-    """All images of a source, in memory."""
-    batches = list(images.batches(batch_size))
-    return TensorImages(*(torch.cat(parts) for parts in zip(*((b.images, b.labels) for b in batches), strict=True)))
-
-
-def values(measured: Measured) -> dict[str, float]:
-    return {name: estimate.value for name, estimate in measured.metrics.items()}

@@ -269,6 +269,7 @@ def test_missing_source_is_an_error(tmp_path, monkeypatch, source):
         ({"interleaved_latents": True}, "two-stage encoders read their output transposed"),
         ({"decoder_num_hidden_layers": 1}, r"knows ViTs of .* the decoder has \(32, 1, 2\)"),
         ({"mlp_ratio": 2}, "MLPs of 4 times the width; the encoder has .* 2"),
+        ({"representation": "patch_tokens", "num_latent_tokens": 4}, "knows latent tokens only"),
     ],
 )
 def test_models_without_a_word_in_the_official_format_are_refused(make_tokenizer, tmp_path, fields, sentence):

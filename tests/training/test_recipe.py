@@ -7,6 +7,7 @@ import yaml
 import titok_hf
 from titok_hf.data import Augmentation
 from titok_hf.training import Recipe, TiTokTrainingArguments
+from titok_hf.training.recipe import override
 
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 SHIPPED = sorted(path.stem for path in (Path(titok_hf.__file__).parent / "recipes").glob("*.yaml"))
@@ -183,9 +184,82 @@ class TestFiles:
             Recipe.load(tmp_path / "bad.yaml")
 
 
-@pytest.mark.parametrize("stage", ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"])
-def test_a_stage_that_is_needed_must_be_there(stage):
-    content = Recipe.load("digits").to_dict()
-    del content["stages"][stage]
-    with pytest.raises(ValueError, match=stage):
-        Recipe.from_dict(content)
+SINGLE_STAGE = (
+    "stages.single_stage={model: {num_latent_tokens: 4}, objective: {perceptual_weight: 0.1}, "
+    "discriminator: {num_stages: 2}, training: {max_steps: 2}}"
+)
+
+
+def with_stages(*names):
+    """The miniature with some of its stages, and `single_stage` among those that it may have."""
+    content = Recipe.load(MINIATURE).to_dict()
+    override(content, [SINGLE_STAGE])
+    return content | {"stages": {name: content["stages"][name] for name in names}}
+
+
+class TestStages:
+    @pytest.mark.parametrize("stage", ["vqgan", "classifier", "warmup", "decoder_finetuning"])
+    def test_one_that_is_needed_must_be_there(self, stage):
+        content = Recipe.load("digits").to_dict()
+        del content["stages"][stage]
+        with pytest.raises(ValueError, match=stage):
+            Recipe.from_dict(content)
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("vqgan",),
+            ("classifier",),
+            ("vqgan", "warmup"),
+            ("vqgan", "classifier", "warmup", "decoder_finetuning"),
+            ("classifier", "single_stage"),
+            ("classifier", "single_stage", "generator"),
+            ("vqgan", "classifier", "single_stage"),
+        ],
+        ids="-".join,
+    )
+    def test_some_are_enough(self, names):
+        assert list(Recipe.from_dict(with_stages(*names)).stages) == list(names)
+
+    @pytest.mark.parametrize(
+        ("names", "sentence"),
+        [
+            ((), "at least one of the stages vqgan, classifier, warmup"),
+            (("warmup",), "stage warmup needs the stage vqgan"),
+            (("vqgan", "classifier", "decoder_finetuning"), "stage decoder_finetuning needs the stage warmup"),
+            (("vqgan", "warmup", "decoder_finetuning"), "decoder_finetuning has a `perceptual_weight`.*classifier"),
+            (("single_stage",), "single_stage has a `perceptual_weight`.*classifier"),
+            (("vqgan", "warmup", "generator"), "generator needs the stage decoder_finetuning or single_stage"),
+            (("vqgan", "classifier", "warmup", "decoder_finetuning", "single_stage"), "one of .* got both"),
+        ],
+        ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+    )
+    def test_one_without_what_it_needs_is_an_error(self, names, sentence):
+        with pytest.raises(ValueError, match=sentence):
+            Recipe.from_dict(with_stages(*names))
+
+    def test_without_a_perceptual_loss_a_single_stage_stands_alone(self):
+        content = with_stages("single_stage")
+        content["stages"]["single_stage"]["objective"]["perceptual_weight"] = 0
+        assert list(Recipe.from_dict(content).stages) == ["single_stage"]
+
+    @pytest.mark.parametrize("key", ["scheduler", "sampling"])
+    def test_sampling_belongs_to_the_generator(self, key):
+        content = with_stages("vqgan", "warmup")
+        del content[key]
+        assert getattr(Recipe.from_dict(content), key) == {}
+        content["stages"] = Recipe.load(MINIATURE).stages
+        with pytest.raises(ValueError, match=f"lacks {key}, which its stage generator needs"):
+            Recipe.from_dict(content)
+
+    def test_a_single_stage_has_a_model(self):
+        content = with_stages("classifier", "single_stage")
+        content["stages"]["single_stage"]["model"]["num_latent_token"] = 8
+        with pytest.raises(ValueError, match=r"'num_latent_token' in `stages.single_stage.model`: did you mean"):
+            Recipe.from_dict(content)
+
+
+def test_an_override_changes_plain_data_in_place():
+    content = {"stages": {"vqgan": {}}}
+    override(content, ["stages.vqgan.training.max_steps=3", "name=x"])
+    assert content == {"stages": {"vqgan": {"training": {"max_steps": 3}}}, "name": "x"}

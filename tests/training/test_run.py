@@ -261,3 +261,70 @@ def test_other_columns_may_hold_images_and_labels(dataset, tmp_path):
     renamed = dataset.rename_columns({"image": "picture", "label": "kind"})
     miniature = run(renamed, tmp_path / "run", image_column="picture", label_column="kind")
     assert isinstance(miniature.classifier(), ConvNextForImageClassification)
+
+
+MODEL = {
+    "encoder_patch_size": 8,
+    "decoder_patch_size": 8,
+    "encoder_hidden_size": 16,
+    "encoder_num_hidden_layers": 1,
+    "encoder_num_attention_heads": 2,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "num_latent_tokens": 4,
+    "codebook_size": 16,
+    "initializer_range": 0.2,
+}
+
+
+def some_stages(*names):
+    """The miniature with some of its stages, and a `single_stage` among those that it may have."""
+    content = Recipe.load(MINIATURE).to_dict()
+    single_stage = {**content["stages"]["decoder_finetuning"], "model": MODEL}
+    stages = {**content["stages"], "single_stage": single_stage}
+    return Recipe.from_dict({**content, "stages": {name: stages[name] for name in names}})
+
+
+class TestSomeStages:
+    def test_a_single_stage_and_a_generator(self, dataset, tmp_path):
+        stages = Stages()
+        recipe = some_stages("classifier", "single_stage", "generator")
+        pipeline = RecipeRun(recipe, dataset, tmp_path / "run", callbacks=[stages]).train()
+        assert stages.started == [("classifier", 0), ("single_stage", 0), ("generator", 0)]
+        assert isinstance(pipeline, TiTokPipeline)
+
+        tokenizer = TiTokModel.from_pretrained(tmp_path / "run" / "tokenizer")
+        assert (tokenizer.config.head, tokenizer.config.vqgan_config) == ("pixels", None)
+        log = json.loads((tmp_path / "run" / "work" / "logs" / "single_stage.json").read_text())
+        losses = {"reconstruction_loss", "quantizer_loss", "perceptual_loss", "adversarial_loss", "codebook_usage"}
+        assert losses <= log["history"][0].keys()
+
+    def test_a_single_stage_trains_all_of_the_tokenizer(self, dataset, tmp_path):
+        """More steps move encoder and codebook, which decoder fine-tuning would leave."""
+        recipe = some_stages("classifier", "single_stage")
+        tokenizers = []
+        for steps in (1, 3):
+            recipe.stages["single_stage"]["training"]["max_steps"] = steps
+            tokenizers.append(RecipeRun(recipe, dataset, tmp_path / f"{steps}").train().state_dict())
+        for name in ("encoder.proj.weight", "quantizer.codebook.weight", "decoder.latent_embedding.weight"):
+            assert not torch.equal(tokenizers[0][name], tokenizers[1][name])
+
+    @pytest.mark.parametrize(
+        ("names", "trained"),
+        [
+            (("vqgan",), ["vqgan"]),
+            (("classifier",), ["classifier"]),
+            (("vqgan", "classifier"), ["vqgan"]),  # nothing needs the classifier
+            (("vqgan", "warmup"), ["vqgan", "warmup"]),
+        ],
+        ids=["vqgan", "classifier", "unneeded classifier", "warmup"],
+    )
+    def test_what_is_there_is_trained(self, dataset, tmp_path, names, trained):
+        stages = Stages()
+        recipe_run = RecipeRun(some_stages(*names), dataset, tmp_path / "run", callbacks=[stages])
+        result = recipe_run.train()
+        assert [stage for stage, _ in stages.started] == trained
+        folder = tmp_path / "run" / FOLDERS[trained[-1]]
+        assert recipe_run.folder(trained[-1]) == folder
+        assert {name for _, name in weights(folder)} <= set(result.state_dict())

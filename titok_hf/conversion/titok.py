@@ -135,6 +135,8 @@ class OfficialTiTok(OfficialFormat):
         return {"model": {"vq_model": official}, "dataset": {"preprocessing": {"crop_size": image_size}}}
 
     def official_config(self, config: TiTokConfig) -> dict[str, Any]:
+        if config.representation != "latent_tokens":
+            raise ValueError(f"The official format knows latent tokens only; this model has {config.representation}.")
         official: dict[str, Any] = {"quantize_mode": "vae" if config.quantizer == "kl" else "vq"}
         if config.quantizer == "vq":
             official |= {

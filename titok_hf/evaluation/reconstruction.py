@@ -37,6 +37,11 @@ class Measured:
     fingerprint: str
     reference: dict[str, Any] | None
 
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics without their errors."""
+        return {name: estimate.value for name, estimate in self.metrics.items()}
+
 
 @torch.no_grad()
 def reconstruct(tokenizer: nn.Module, pixel_values: torch.Tensor, batch_size: int = 128) -> torch.Tensor:

@@ -59,6 +59,12 @@ class ImageSource(ABC):
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         """The batches of this process."""
 
+    def whole(self, batch_size: int = 64) -> "TensorImages":
+        """This process's images, in memory."""
+        batches = list(self.batches(batch_size))
+        labels = torch.cat([batch.labels for batch in batches]) if self.labelled else None
+        return TensorImages(torch.cat([batch.images for batch in batches]), labels)
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What a result says of it."""

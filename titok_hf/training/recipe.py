@@ -26,6 +26,11 @@ STAGES: dict[str, dict[str, Callable]] = {
     "classifier": {"model": ConvNextConfig, "objective": Objective},
     "warmup": {"model": TiTokConfig, "objective": WarmupObjective},
     "decoder_finetuning": {"objective": ReconstructionObjective, "discriminator": PatchDiscriminator},
+    "single_stage": {
+        "model": TiTokConfig,
+        "objective": ReconstructionObjective,
+        "discriminator": PatchDiscriminator,
+    },
     "generator": {"model": MaskGitConfig, "objective": MaskedTokenObjective},
 }
 COMMON: dict[str, Callable] = {"augmentation": Augmentation, "training": TiTokTrainingArguments}
@@ -39,16 +44,18 @@ class Recipe:
         name: The recipe's name.
         image_size: Side of the images, in pixels.
         stages: Each stage's `model` (fields of the network's config), `objective`, `discriminator`, `augmentation` and
-            `training` (fields of `TiTokTrainingArguments`).
-        scheduler: Arguments of the `MaskGitScheduler`.
-        sampling: Default arguments of the `TiTokPipeline`.
+            `training` (fields of `TiTokTrainingArguments`). Any of `STAGES` that have what they need: `warmup` a
+            `vqgan`; `decoder_finetuning` a `warmup`; a perceptual loss a `classifier`; `generator` a tokenizer with
+            pixels, from `decoder_finetuning` or `single_stage`, of which there may be one.
+        scheduler: Arguments of the `MaskGitScheduler`; needed with a generator.
+        sampling: Default arguments of the `TiTokPipeline`; needed with a generator.
     """
 
     name: str
     image_size: int
     stages: dict[str, dict[str, dict[str, Any]]]
-    scheduler: dict[str, Any]
-    sampling: dict[str, Any]
+    scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
@@ -71,17 +78,7 @@ class Recipe:
             path = shipped[str(source)]
         # through JSON, since YAML's aliases are shared dicts, and an override must change one of them only
         content = json.loads(json.dumps(parse_yaml(path.read_text(), str(path))))
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator:
-                raise ValueError(f"An override must be `key=value`, got {override!r}.")
-            *parents, leaf = key.split(".")
-            target = content
-            for parent in parents:
-                target = target.setdefault(parent, {}) if isinstance(target, dict) else None
-            if not isinstance(target, dict):
-                raise ValueError(f"The override {override!r} sets a key of something that has no keys.")
-            target[leaf] = parse_yaml(value, override)
+        override(content, overrides)
         return cls.from_dict(content)
 
     @classmethod
@@ -89,11 +86,10 @@ class Recipe:
         """Checks the keys of a recipe.
 
         Raises:
-            ValueError: If a key is unknown or missing.
+            ValueError: If a key is unknown or missing, or a stage lacks one that it needs.
         """
-        fields = [field.name for field in dataclasses.fields(cls)]
-        check_keys("recipe", content, fields)
-        if missing := [field for field in fields if field not in content]:
+        check_keys("recipe", content, [field.name for field in dataclasses.fields(cls)])
+        if missing := [field for field in ("name", "image_size", "stages") if field not in content]:
             raise ValueError(f"The recipe lacks {', '.join(missing)}.")
         stages = content["stages"]
         check_keys("stages", stages, STAGES)
@@ -102,17 +98,61 @@ class Recipe:
             check_keys(f"stages.{name}", stage, parts)
             for part, arguments in stage.items():
                 check_keys(f"stages.{name}.{part}", arguments, settable(parts[part]))
-        if missing := [name for name in STAGES if name not in stages and name != "classifier"]:
-            raise ValueError(f"The recipe lacks the stages {', '.join(missing)}.")
-        if stages["decoder_finetuning"].get("objective", {}).get("perceptual_weight") and "classifier" not in stages:
-            raise ValueError("The recipe has a `perceptual_weight` but lacks the stage classifier.")
-        check_keys("scheduler", content["scheduler"], settable(MaskGitScheduler))
-        check_keys("sampling", content["sampling"], settable(TiTokPipeline))
+        check_stages(stages)
+        for part, target in (("scheduler", MaskGitScheduler), ("sampling", TiTokPipeline)):
+            if "generator" in stages and part not in content:
+                raise ValueError(f"The recipe lacks {part}, which its stage generator needs.")
+            check_keys(part, content.get(part, {}), settable(target))
         return cls(**content)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, for YAML."""
         return dataclasses.asdict(self)
+
+
+def override(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Changes a recipe that is still plain data.
+
+    Args:
+        content: The recipe, changed in place.
+        overrides: Changes like `"stages.warmup.training.max_steps=100"`; values are YAML.
+
+    Raises:
+        ValueError: If an override is not `key=value`, or its key is of something that has none.
+    """
+    for change in overrides:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise ValueError(f"An override must be `key=value`, got {change!r}.")
+        *parents, leaf = key.split(".")
+        target = content
+        for parent in parents:
+            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise ValueError(f"The override {change!r} sets a key of something that has no keys.")
+        target[leaf] = parse_yaml(value, change)
+
+
+def check_stages(stages: dict[str, dict[str, Any]]) -> None:
+    """Checks that each stage has the stages whose results it needs.
+
+    Raises:
+        ValueError: If one is missing, there is none at all, or two end in the same tokenizer.
+    """
+    if not stages:
+        raise ValueError(f"The recipe needs at least one of the stages {', '.join(STAGES)}.")
+    if "decoder_finetuning" in stages and "single_stage" in stages:
+        raise ValueError("The recipe must have one of the stages decoder_finetuning and single_stage, got both.")
+    for name, needed in (("warmup", "vqgan"), ("decoder_finetuning", "warmup")):
+        if name in stages and needed not in stages:
+            raise ValueError(f"The stage {name} needs the stage {needed}, which the recipe lacks.")
+    if "generator" in stages and "decoder_finetuning" not in stages and "single_stage" not in stages:
+        raise ValueError(
+            "The stage generator needs the stage decoder_finetuning or single_stage, and the recipe has neither."
+        )
+    for name in ("decoder_finetuning", "single_stage"):
+        if stages.get(name, {}).get("objective", {}).get("perceptual_weight") and "classifier" not in stages:
+            raise ValueError(f"The stage {name} has a `perceptual_weight` but the recipe lacks the stage classifier.")
 
 
 def settable(target: Callable) -> list[str]:

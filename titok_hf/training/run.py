@@ -44,13 +44,24 @@ from .perceptual import PerceptualLoss
 from .recipe import Recipe
 from .trainer import TiTokTrainer, TiTokTrainingArguments
 
+# Where each stage's result ends up in the folder of a run.
+FOLDERS = {
+    "vqgan": "vqgan",
+    "classifier": "work/classifier",
+    "warmup": "work/warmup",
+    "decoder_finetuning": "tokenizer",
+    "single_stage": "tokenizer",
+    "generator": "pipeline",
+}
+
 
 class RecipeRun:
     """Trains what a recipe says on a data set.
 
     Each method trains its stage, going on from its last checkpoint if there is one, or loads the result if it is
     there. A stage starts from the seed, whatever ran before it. The folder ends with `vqgan/`, `tokenizer/` and
-    `pipeline/`; `work/` holds checkpoints, logs, and what only later stages need.
+    `pipeline/`, as far as the recipe has their stages; `work/` holds checkpoints, logs, and what only later stages
+    need.
 
     Args:
         recipe: The recipe.
@@ -96,14 +107,26 @@ class RecipeRun:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         record.write_text(yaml.safe_dump(resolved, sort_keys=False))
 
-    def train(self) -> TiTokPipeline:
-        """Runs all stages.
+    def train(self) -> PreTrainedModel | TiTokPipeline:
+        """Runs the stages of the recipe, the classifier only if a perceptual loss or nothing else needs it.
 
         Returns:
-            The pipeline of the last stage.
+            The result of the last stage: the pipeline, if there is a generator.
         """
-        vqgan = self.vqgan()
-        return self.generator(self.decoder_finetuning(vqgan, self.warmup(vqgan)))
+        stages = self.recipe.stages
+        if stages.keys() == {"classifier"}:
+            return self.classifier()
+        if "vqgan" in stages:
+            result = vqgan = self.vqgan()
+        if "warmup" in stages:
+            result = warm = self.warmup(vqgan)
+        if "decoder_finetuning" in stages:
+            result = self.decoder_finetuning(vqgan, warm)
+        if "single_stage" in stages:
+            result = self.single_stage()
+        if "generator" in stages:
+            result = self.generator(result)
+        return result
 
     def vqgan(self) -> MaskGitVQGANModel:
         """Stage `vqgan`: the 2D tokenizer of the proxy codes."""
@@ -112,7 +135,7 @@ class RecipeRun:
             config = MaskGitVQGANConfig(image_size=self.recipe.image_size, **self.part("vqgan", "model"))
             return ReconstructionObjective(MaskGitVQGANModel(config), **self.part("vqgan", "objective"))
 
-        return self.stage("vqgan", MaskGitVQGANModel, self.output_dir / "vqgan", objective)
+        return self.stage("vqgan", MaskGitVQGANModel, objective)
 
     def classifier(self) -> ConvNextForImageClassification:
         """Stage `classifier`: the net of the perceptual loss, for images that no pretrained one fits."""
@@ -126,8 +149,7 @@ class RecipeRun:
             model = ConvNextForImageClassification(config)
             return ClassifierObjective(model, **self.part("classifier", "objective"))
 
-        folder = self.work_dir / "classifier"
-        return self.stage("classifier", ConvNextForImageClassification, folder, objective, labelled=True)
+        return self.stage("classifier", ConvNextForImageClassification, objective, labelled=True)
 
     def warmup(self, vqgan: MaskGitVQGANModel) -> TiTokModel:
         """Stage `warmup`: the 1D tokenizer learns to predict the codes of the VQGAN."""
@@ -140,11 +162,24 @@ class RecipeRun:
             )
             return WarmupObjective(TiTokModel(config), vqgan, **self.part("warmup", "objective"))
 
-        return self.stage("warmup", TiTokModel, self.work_dir / "warmup", objective)
+        return self.stage("warmup", TiTokModel, objective)
 
     def decoder_finetuning(self, vqgan: MaskGitVQGANModel, warm: TiTokModel) -> TiTokModel:
         """Stage `decoder_finetuning`: the decoder, with the VQGAN's at its end, learns to paint."""
-        arguments = self.part("decoder_finetuning", "objective")
+        return self.painting("decoder_finetuning", lambda: warm.with_pixel_decoder(vqgan), freeze_encoder=True)
+
+    def single_stage(self) -> TiTokModel:
+        """Stage `single_stage`: the whole 1D tokenizer learns from pixels at once, without proxy codes."""
+
+        def model() -> TiTokModel:
+            model = self.part("single_stage", "model")
+            return TiTokModel(TiTokConfig(image_size=self.recipe.image_size, head="pixels", **model))
+
+        return self.painting("single_stage", model)
+
+    def painting(self, name: str, make_model: Callable[[], TiTokModel], freeze_encoder: bool = False) -> TiTokModel:
+        """A stage that trains a tokenizer to paint, with the perceptual and adversarial losses of the recipe."""
+        arguments = self.part(name, "objective")
         perceptual = None
         if arguments.get("perceptual_weight"):
             perceptual = PerceptualLoss(
@@ -154,15 +189,15 @@ class RecipeRun:
         def objective() -> ReconstructionObjective:
             discriminator = None
             if arguments.get("adversarial_weight"):
-                discriminator = PatchDiscriminator(**self.part("decoder_finetuning", "discriminator"))
+                discriminator = PatchDiscriminator(**self.part(name, "discriminator"))
             return ReconstructionObjective(
-                warm.with_pixel_decoder(vqgan),
+                make_model(),
                 perceptual=perceptual,
                 discriminator=discriminator,
-                **{"freeze_encoder": True, **arguments},
+                **{"freeze_encoder": freeze_encoder, **arguments},
             )
 
-        return self.stage("decoder_finetuning", TiTokModel, self.output_dir / "tokenizer", objective)
+        return self.stage(name, TiTokModel, objective)
 
     def generator(self, tokenizer: TiTokModel) -> TiTokPipeline:
         """Stage `generator`: the masked transformer over the tokenizer's codes."""
@@ -184,8 +219,11 @@ class RecipeRun:
             scheduler = MaskGitScheduler(generator.config.mask_token_id, **self.recipe.scheduler)
             TiTokPipeline(tokenizer, generator, scheduler, **self.recipe.sampling).save_pretrained(folder)
 
-        folder = self.output_dir / "pipeline"
-        return self.stage("generator", TiTokPipeline, folder, objective, labelled=True, save=save)
+        return self.stage("generator", TiTokPipeline, objective, labelled=True, save=save)
+
+    def folder(self, stage: str) -> Path:
+        """Where the result of a stage is, or will be."""
+        return self.output_dir / FOLDERS[stage]
 
     def part(self, stage: str, part: str) -> dict[str, Any]:
         """What the recipe says of a part of a stage."""
@@ -195,7 +233,6 @@ class RecipeRun:
         self,
         name: str,
         result_class: type,
-        folder: Path,
         make_objective: Callable[[], Objective],
         labelled: bool = False,
         save: Callable[[PreTrainedModel, Path], None] | None = None,
@@ -204,6 +241,7 @@ class RecipeRun:
 
         The folder appears in one rename, when it is whole, and the checkpoints go.
         """
+        folder = self.folder(name)
         if folder.exists():
             return result_class.from_pretrained(folder)
         checkpoints = self.work_dir / "checkpoints" / name

@@ -25,6 +25,9 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads: The ViT decoder.
         mlp_ratio: Width of the MLPs, in multiples of the hidden size.
         num_latent_tokens: Tokens of an image, K in the paper.
+        representation: What the tokens of an image are. `"latent_tokens"`: what learned tokens beside the patches have
+            become, in no order of space (TiTok). `"patch_tokens"`: what the encoder's patches have become, a grid, so
+            that `num_latent_tokens` is their number: the 2D counterpart that the paper compares with.
         latent_dim: Channels of a token.
         quantizer: `"vq"` for codes, `"kl"` for continuous tokens with a Gaussian posterior.
         codebook_size: Number of codes, N in the paper; `"vq"` only.
@@ -59,6 +62,7 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
     decoder_num_attention_heads: int = 16
     mlp_ratio: int = 4
     num_latent_tokens: int = 32
+    representation: Literal["latent_tokens", "patch_tokens"] = "latent_tokens"
     latent_dim: int = 12
     quantizer: Literal["vq", "kl"] = "vq"
     codebook_size: int = 4096
@@ -110,6 +114,12 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"`{side}_num_attention_heads` must divide `{side}_hidden_size` {hidden_size}, got {num_heads}."
                 )
+        num_patches = (self.image_size // self.encoder_patch_size) ** 2
+        if self.representation == "patch_tokens" and self.num_latent_tokens != num_patches:
+            raise ValueError(
+                f"`num_latent_tokens` must be the number of the encoder's patches with "
+                f'`representation="patch_tokens"`, here {num_patches}, got {self.num_latent_tokens}.'
+            )
         if self.head == "pixels":
             if self.vqgan_config is not None:
                 raise ValueError('`vqgan_config` must be None with `head="pixels"`, which has no proxy codes.')

@@ -19,7 +19,10 @@ from .configuration_titok import TiTokConfig
 
 
 class TiTokEncoder(nn.Module):
-    """ViT over `[CLS, patches, latent tokens]`; what the latent tokens have become is the image's code."""
+    """ViT over `[CLS, patches, latent tokens]`; what the latent tokens have become is the image's code.
+
+    With `representation="patch_tokens"` there are no latent tokens, and the patches take their place: K = P.
+    """
 
     def __init__(self, config: TiTokConfig):
         super().__init__()
@@ -32,8 +35,10 @@ class TiTokEncoder(nn.Module):
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.position_embedding = nn.Parameter(torch.empty(1, 1 + num_patches, width))
-        self.latent_tokens = nn.Parameter(torch.empty(1, config.num_latent_tokens, width))
-        self.latent_position_embedding = nn.Parameter(torch.empty(1, config.num_latent_tokens, width))
+        self.latent_tokens = None
+        if config.representation == "latent_tokens":
+            self.latent_tokens = nn.Parameter(torch.empty(1, config.num_latent_tokens, width))
+            self.latent_position_embedding = nn.Parameter(torch.empty(1, config.num_latent_tokens, width))
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
             TransformerBlock(config, width, config.encoder_num_attention_heads, config.mlp_ratio * width)
@@ -47,8 +52,10 @@ class TiTokEncoder(nn.Module):
         pixel_values = pixel_values.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (B, P, W)
         x = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1) + self.position_embedding
-        latents = (self.latent_tokens + self.latent_position_embedding).expand(batch_size, -1, -1)  # (B, K, W)
-        x = self.norm_in(torch.cat([x, latents], dim=1))  # (B, 1 + P + K, W)
+        if self.latent_tokens is not None:
+            latents = (self.latent_tokens + self.latent_position_embedding).expand(batch_size, -1, -1)  # (B, K, W)
+            x = torch.cat([x, latents], dim=1)  # (B, 1 + P + K, W)
+        x = self.norm_in(x)
         for block in self.blocks:
             x = block(x)
         latents = self.norm_out(x[:, -self.num_latent_tokens :])  # (B, K, W)
@@ -164,17 +171,18 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
     def describe(self) -> Description:
         config = self.config
         pixels, tokens = f"{config.image_size}x{config.image_size}", config.num_latent_tokens
+        order = "row" if config.representation == "latent_tokens" else "grid"
         if config.quantizer == "vq":
             text = (
                 f"A TiTok tokenizer ([arXiv 2406.07550](https://arxiv.org/abs/2406.07550)): {pixels} images to "
-                f"{tokens} tokens of {config.codebook_size} codes in a row, and back."
+                f"{tokens} tokens of {config.codebook_size} codes in a {order}, and back."
             )
             encode = f"codes = tokenizer.encode(pixel_values).codes  # (1, {tokens})"
             decode = "decoded = tokenizer.decode_codes(codes)"
         else:
             text = (
                 f"A TiTok tokenizer ([arXiv 2406.07550](https://arxiv.org/abs/2406.07550)): {pixels} images to "
-                f"{tokens} continuous tokens of {config.latent_dim} channels in a row, and back."
+                f"{tokens} continuous tokens of {config.latent_dim} channels in a {order}, and back."
             )
             encode = f"latents = tokenizer.encode(pixel_values).latents  # (1, {tokens}, {config.latent_dim})"
             decode = "decoded = tokenizer.decode(latents)"

@@ -1,0 +1,6 @@
+"""The paper's claims in miniature: variants of a recipe, each trained with several seeds, measured and compared."""
+
+from .run import run_study
+from .study import Study, study_names
+
+__all__ = ["Study", "run_study", "study_names"]

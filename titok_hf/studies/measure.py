@@ -1,0 +1,67 @@
+"""What is measured of a trained variant, on held-out images only."""
+
+import dataclasses
+
+from datasets import DatasetDict
+
+from ..evaluation.extractors import Judges
+from ..evaluation.generation import measure_generation
+from ..evaluation.protocol import Protocol
+from ..evaluation.reconstruction import measure_reconstruction
+from ..evaluation.sources import DatasetImages, GeneratedImages
+from ..training.run import RecipeRun
+
+JUDGED = ("accuracy", "frechet_distance")
+RECONSTRUCTED = ("mean_squared_error", "psnr", "codebook_usage", "codebook_perplexity")
+
+
+class HeldOut:
+    """The held-out images of a data set, measured as the demo does.
+
+    Args:
+        dataset: Splits `train` and `test`; of `train` only the Fréchet distance knows.
+        image_size: Side of the images, in pixels.
+        digits: Whether the images are the digits, whose judge gives accuracy and Fréchet distance.
+        image_column, label_column: Columns of the data set.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetDict,
+        image_size: int,
+        digits: bool,
+        image_column: str = "image",
+        label_column: str = "label",
+    ):
+        metrics = {"reconstruction": RECONSTRUCTED}
+        if digits:
+            metrics = {"reconstruction": JUDGED + RECONSTRUCTED, "generation": JUDGED}
+        self.protocol = dataclasses.replace(Protocol.load("demo"), image_size=image_size, metrics=metrics)
+        self.test = DatasetImages(dataset["test"], self.protocol, image_column, label_column)
+        self.train, self.judges = None, Judges()
+        if digits:
+            train = DatasetImages(dataset["train"], self.protocol, image_column, label_column)
+            self.train, self.test = train.whole(), self.test.whole()
+            self.judges = Judges.load(self.protocol, JUDGED)
+
+    def measure(self, run: RecipeRun, images_per_class: int) -> dict[str, float]:
+        """Trains what a run has not trained yet, and measures its last stage.
+
+        Args:
+            run: The run.
+            images_per_class: Images to generate, if its last stage is a generator.
+
+        Returns:
+            The protocol's metrics of the reconstructions, or of the generated images.
+        """
+        result = run.train()
+        protocol, train, judges = self.protocol, self.train, self.judges
+        if "generator" in run.recipe.stages:
+            number = images_per_class * result.generator.config.num_labels
+            images = [GeneratedImages(result, number, protocol, run.seed)]
+            return measure_generation(images, train, protocol, judges, batch_size=256, progress_bar=False).values
+        if result.config.head == "proxy_codes":
+            result = result.with_pixel_decoder(run.vqgan()).eval()
+        return measure_reconstruction(
+            result, run.processor, self.test, protocol, train, judges, progress_bar=False
+        ).values

@@ -1,0 +1,126 @@
+"""Running a study: each variant with each seed is a run of a recipe, resumable like any."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..data.images import load_image_dataset
+from ..training.recipe import Recipe
+from ..training.run import RecipeRun
+from .measure import HeldOut
+from .report import markdown_table, plot, summarize
+from .study import Study
+
+
+def run_study(
+    name: str,
+    output_dir: str | Path,
+    data: str = "digits",
+    seeds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    quick: bool = False,
+    image_column: str = "image",
+    label_column: str = "label",
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Trains and measures all variants of a study with several seeds, and compares them.
+
+    Called again with the same folder, it goes on where it was, and finished runs are not trained again; other seeds
+    are added to those that are there.
+
+    Args:
+        name: One of `study_names()`.
+        output_dir: The folder. It ends with `results.json`, which grows run by run, `table.md`, `plot.png`, and a
+            folder for each seed with one run of a recipe for each variant.
+        data: See `load_image_dataset`. Accuracy and Fréchet distance are measured of `"digits"` only.
+        seeds: Of all that is random; the study's if not given.
+        overrides: Changes of the recipe of all variants, `key=value`.
+        quick: Whether every stage takes a few steps only, with one seed, to see that everything works.
+        image_column, label_column: Columns of the data set.
+        callbacks: For the trainers.
+
+    Returns:
+        The content of `results.json`: `configuration`, and `runs` with their `variant`, `seed`, SHA-256 of the
+        `recipe`, `seconds` of training without the shared stages, and measured `values`.
+
+    Raises:
+        ValueError: If there is no such study, it needs the digits and gets other data, or the folder holds another
+            study or configuration.
+    """
+    study = Study.load(name, overrides, quick)
+    variants = study.variants()
+    if data != "digits" and any("generator" in variant.recipe.stages for variant in variants):
+        raise ValueError(
+            f"The study {name!r} measures generated images, which only the judge of the digits can: `data` must be "
+            f"'digits', got {data!r}."
+        )
+    output_dir = Path(output_dir)
+    record = output_dir / "results.json"
+    configuration = {
+        "study": name,
+        "data": data,
+        "images_per_class": study.images_per_class,
+        "recipes": {variant.name: variant.recipe_hash() for variant in variants},
+    }
+    results = {"configuration": configuration, "runs": []}
+    if record.exists():
+        results = json.loads(record.read_text())
+        if results["configuration"] != configuration:
+            raise ValueError(
+                f"{output_dir} holds another study, or one with another configuration (see {record.name}); choose "
+                "another folder, or delete it."
+            )
+    dataset = load_image_dataset(data, image_column, label_column)
+    image_size = variants[0].recipe.image_size
+    held_out = HeldOut(dataset, image_size, data == "digits", image_column, label_column)
+
+    def recipe_run(recipe: Recipe, seed: int, folder: str) -> RecipeRun:
+        folder = output_dir / f"seed-{seed}" / folder
+        return RecipeRun(recipe, dataset, folder, image_column, label_column, seed, callbacks, data)
+
+    for seed in study.seeds if seeds is None else seeds:
+        done = [run["variant"] for run in results["runs"] if run["seed"] == seed]
+        missing = [variant for variant in variants if variant.values not in done]
+        if missing:
+            shared = recipe_run(study.shared_recipe(), seed, "shared")
+            if "classifier" in shared.recipe.stages:
+                shared.classifier()
+            shared.train()
+        for variant in missing:
+            run = recipe_run(variant.recipe, seed, variant.name)
+            link_shared(run, shared)
+            values = held_out.measure(run, study.images_per_class)
+            results["runs"].append(
+                {
+                    "variant": variant.values,
+                    "seed": seed,
+                    "recipe": variant.recipe_hash(),
+                    "seconds": seconds(run),
+                    "values": values,
+                }
+            )
+            partial = record.with_suffix(".partial")
+            partial.write_text(json.dumps(results, indent=1) + "\n")
+            partial.replace(record)
+    rows = summarize(study, results["runs"])
+    (output_dir / "table.md").write_text(markdown_table(study, rows))
+    plot(study, rows, output_dir / "plot.png")
+    return results
+
+
+def link_shared(run: RecipeRun, shared: RecipeRun) -> None:
+    """Puts links to the results of shared stages where a run would put its own, so that it finds them finished."""
+    for stage in shared.recipe.stages:
+        link = run.folder(stage)
+        if stage in run.recipe.stages and not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(shared.folder(stage), link.parent))
+
+
+def seconds(run: RecipeRun) -> float:
+    """Seconds that a run has trained, in the last go of each of its own stages."""
+    return sum(json.loads(path.read_text())["seconds"] for path in (run.work_dir / "logs").glob("*.json"))
