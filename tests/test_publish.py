@@ -215,18 +215,28 @@ class TestResults:
     def values(path):
         result = Evaluation.load(path)
         data = (result.data if result.task == "reconstruction" else result.reference)["id"]
-        return [(result.title(name), estimate.value, data) for name, estimate in result.metrics.items()]
+        return [(name, estimate.value, data) for name, estimate in result.metrics.items()]
 
     def test_of_a_tokenizer(self, hub, tokenizer_folder, reconstruct):
         path = reconstruct(tokenizer_folder)
         publish_folder(tokenizer_folder, "user/titok", results=[path])
-        assert [name for name, *_ in self.values(path)] == ["PSNR", "mean squared error"]
+        assert [name for name, *_ in self.values(path)] == ["psnr", "mean_squared_error"]
         assert self.card(hub, "user/titok") == self.values(path)
         text = hub.files("user/titok")["README.md"].decode()
         protocol = ModelCard(text).data.eval_results[0].metric_args["protocol"]
         assert protocol == Evaluation.load(path).summary()
-        assert protocol.startswith("demo*: 5 images, 32x32, crop center, rounded to uint8")
-        assert f"| PSNR | {self.values(path)[0][1]:.4g} | digits | test | {protocol} |" in text
+        assert protocol.startswith("demo*: 5 images, 32x32, crop center (bicubic), rounded to uint8")
+        psnr = Evaluation.load(path).metrics["psnr"]
+        assert f"| PSNR | {psnr.value:.4g} ± {psnr.standard_error:.2g} | digits | test | {protocol} |" in text
+
+    def test_of_other_images_or_another_precision_beside_it(self, hub, tokenizer_folder, tmp_path):
+        paths = []
+        for name, arguments in (("test", {}), ("train", {"split": "train"}), ("half", {"dtype": "bfloat16"})):
+            result = evaluate_reconstruction(tokenizer_folder, "digits", "demo", self.PAIRS, num_images=5, **arguments)
+            result.save(tmp_path / f"{name}.json")
+            paths.append(tmp_path / f"{name}.json")
+        publish_folder(tokenizer_folder, "user/titok", results=paths)
+        assert sorted(self.card(hub, "user/titok")) == sorted(entry for path in paths for entry in self.values(path))
 
     def test_they_come_back_with_the_weights_and_stay(self, hub, tokenizer_folder, reconstruct, tmp_path):
         path = reconstruct(tokenizer_folder)
@@ -299,7 +309,7 @@ class TestResults:
         assert self.card(hub, "user/pipeline") == self.values(of_tokenizer) + self.values(of_pipeline)
         loaded = TiTokPipeline.from_pretrained("user/pipeline")
         assert [r["metric"] for r in loaded.generator.config.provenance["results"]] == ["accuracy", "recall"]
-        assert [r["metric"] for r in loaded.tokenizer.config.provenance["results"]] == ["PSNR", "mean squared error"]
+        assert [r["metric"] for r in loaded.tokenizer.config.provenance["results"]] == ["psnr", "mean_squared_error"]
 
     def test_of_a_generator_alone(self, hub, pipeline_folder, generate):
         path = generate(pipeline_folder)

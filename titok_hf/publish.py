@@ -1,7 +1,8 @@
 """What `titok push` does: a folder that was trained or converted here, to the Hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 from torch import nn
@@ -97,8 +98,13 @@ def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path:
             )
     model = models[part]
     new = result.card_results()
-    replaced = {(entry["metric"], entry["protocol"]) for entry in new}
+    replaced = [identity(entry) for entry in new]
     provenance = model.config.provenance or {}
-    kept = [old for old in provenance.get("results", []) if (old["metric"], old["protocol"]) not in replaced]
+    kept = [old for old in provenance.get("results", []) if identity(old) not in replaced]
     model.config.provenance = {**provenance, "results": kept + new}
     return part
+
+
+def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a result is of; a newer one of the same takes its place."""
+    return tuple(result.get(key) for key in ("task", "dataset", "split", "metric", "protocol"))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from titok_hf.conversion.checkpoint import find_weights, parse_dtype, read_config, read_tensors, write_tensors
+from titok_hf.conversion.checkpoint import find_weights, read_config, read_tensors, write_tensors
+from titok_hf.modeling.checks import parse_dtype
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.5], dtype=torch.bfloat16)}
 

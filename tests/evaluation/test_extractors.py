@@ -82,7 +82,7 @@ class TestLoadExtractor:
         with pytest.raises(FileNotFoundError) as refusal:
             load_extractor("inception")
         assert "https://github.com/toshas/torch-fidelity/releases/download" in str(refusal.value)
-        assert f"put it at {place}, or name the file" in str(refusal.value)
+        assert f"put it at {place}." in str(refusal.value)
         torch.save(inception_weights(), place)
         assert load_extractor("inception").identity()["weights_sha256"] == file_sha256(place)
 

@@ -201,7 +201,11 @@ class TestImagesThatAreThere:
             folder = tmp_path / "folder" / str(i % 10)
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-        result = evaluate_generation(tmp_path / "folder", "demo", changes("accuracy"))
+        with pytest.raises(
+            ValueError, match=r"not those of digits-8x8: it has no '0', but 'zero', .*class_matching=ids"
+        ):
+            evaluate_generation(tmp_path / "folder", "demo", changes("accuracy"))
+        result = evaluate_generation(tmp_path / "folder", "demo", changes("accuracy", class_matching="ids"))
         read = digits(images).logits.argmax(1).numpy()
         assert result.metrics["accuracy"].value == pytest.approx((read == np.arange(40) % 10).mean())
 
@@ -244,7 +248,7 @@ class TestAdm:
     def test_batches_of_ours_and_of_numpys_serve_alike(self, saved, tmp_path, digits, real):
         write_reference("digits", tmp_path / "ours.npz", "demo", split="train", num_kept=100)
         features = digits(real).features.numpy()
-        kept = real[: 100 * 14 : 14]  # 1437 // 100 is 14
+        kept = real[[i * 1437 // 100 for i in range(100)]]
         write_samples(tmp_path / "numpys.npz", kept, mu=features.mean(0), sigma=np.cov(features.T))
         results = [
             evaluate_generation(
@@ -294,7 +298,7 @@ class TestAdm:
         )
         write_samples(tmp_path / "samples.npz", images)
         write_samples(tmp_path / "reference.npz", others)
-        metrics = changes("inception_score", "precision", "recall", image_size=32, inception_score_splits=2)
+        metrics = changes("inception_score", "precision", "recall", image_size=32, inception_score_split_size=4)
         result = evaluate_generation(
             tmp_path / "samples.npz",
             "adm-256",
@@ -347,7 +351,7 @@ class TestBadInput:
         with pytest.raises(FileNotFoundError) as refusal:
             evaluate_generation("nowhere", "adm-256")
         place = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-        assert f"put it at {place}, or name the file" in str(refusal.value)
+        assert f"put it at {place}." in str(refusal.value)
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
@@ -398,12 +402,25 @@ class TestSamples:
             assert written.files == ["arr_0"]
             assert written["arr_0"].dtype == np.uint8
             assert np.array_equal(written["arr_0"], images.permute(0, 2, 3, 1))
-        assert [file.name for file in path.parent.iterdir()] == ["samples.npz"]
+        assert sorted(file.name for file in path.parent.iterdir()) == ["samples.npz", "samples.npz.json"]
         plain = evaluate_generation(saved, "demo", **arguments)
         assert result.metrics == plain.metrics and result.data == plain.data
         of_file = evaluate_generation(path, "demo", changes("inception_score"))
         assert of_file.metrics["inception_score"] == plain.metrics["inception_score"]
         assert of_file.data["fingerprint"] == plain.data["fingerprint"]
+        parts = ("tokenizer", "generator", "sampler", "seeds", "dtype")  # the file beside it tells
+        assert [getattr(of_file, part) for part in parts] == [getattr(plain, part) for part in parts]
+
+    def test_a_run_that_was_stopped_before_its_result_was_written(self, saved, tmp_path, monkeypatch):
+        """The samples are whole: none is made again, by whatever way the same pipeline is named."""
+        path = tmp_path / "samples.npz"
+        arguments = {"overrides": changes("inception_score", "accuracy"), "num_samples": 20, "samples": path}
+        result = evaluate_generation(saved, "demo", **arguments)
+        monkeypatch.setattr(GeneratedImages, "make", lambda *_: pytest.fail("made again"))
+        again = evaluate_generation(f"{saved}/", "demo", **arguments)
+        assert again.metrics == result.metrics and again.data == result.data
+        with pytest.raises(ValueError, match=r"samples\.npz holds samples with another seeds"):
+            evaluate_generation(saved, "demo", **arguments, seeds=[1])
 
     def test_a_file_that_is_there_stays(self, saved, tmp_path):
         (tmp_path / "samples.npz").write_text("precious")
@@ -450,7 +467,7 @@ class TestSamples:
         assert 2 <= len(kept) < NUM_SAMPLES // BATCH_SIZE
         assert not path.exists()
 
-        sentence = r"samples\.npz\.parts holds samples that were made in another way .*: choose another name"
+        sentence = r"samples\.npz\.parts holds samples with another seeds .*: choose another name"
         with pytest.raises(ValueError, match=sentence):
             generate(tmp_path / "ddpm", path, seed=1)
         assert {file.name: file.read_bytes() for file in parts.glob("*.npy")} == kept

@@ -10,9 +10,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from titok_hf.data.digits import load_digits_dataset
 from titok_hf.evaluation import IMAGE_METRICS, load_extractor
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.protocol import METRICS, PAIR_METRICS
+from titok_hf.evaluation.protocol import CODE_METRICS, METRICS, PAIR_METRICS
 
 NUMBER = 70
+ARRAY = np.zeros((32, 32, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,7 @@ class TestPairs:
         arrays = [np.asarray(picture) for picture in blurred[:3]]
         gray = [picture.convert("L") for picture in digits[0][:3]]
         assert compute("psnr", predictions=arrays, references=gray) == expected
+        assert compute("psnr", predictions=[arrays[0], *blurred[1:3]], references=gray) == expected
 
     def test_batch_by_batch(self, digits, blurred):
         metric = evaluate.load(IMAGE_METRICS, "psnr")
@@ -142,10 +144,90 @@ class TestSets:
         assert error == pytest.approx(math.sqrt(value * (1 - value) / (NUMBER - 1)))
 
 
+class TestCodes:
+    """Twelve codes of seven images: 0 three times, 1 four times, 2 once, 5 four times, of 8."""
+
+    codes = [[0, 1], [2, 5, 5], [0], [1, 1, 1], [5], [5], [0]]
+    shares = np.array([3, 4, 1, 4]) / 12
+    entropy = -(shares * np.log2(shares)).sum()
+
+    def test_usage_perplexity_and_entropy(self):
+        expected = {"usage": 4 / 8, "perplexity": 2**self.entropy, "entropy": self.entropy}
+        for name, value in expected.items():
+            found, error = compute(f"codebook_{name}", predictions=self.codes, codebook_size=8)
+            assert found == pytest.approx(value)
+            assert error > 0
+
+    @pytest.mark.parametrize("convert", [np.array, torch.tensor, lambda rows: torch.tensor(rows, dtype=torch.int32)])
+    def test_arrays_of_codes(self, convert):
+        value, _ = compute("codebook_usage", predictions=convert([[0, 1, 2], [3, 3, 3]]), codebook_size=16)
+        assert value == 4 / 16
+
+    def test_batch_by_batch(self):
+        metric = evaluate.load(IMAGE_METRICS, "codebook_entropy")
+        metric.add_batch(predictions=self.codes[:3])
+        metric.add(prediction=self.codes[3])
+        metric.add_batch(predictions=self.codes[4:])
+        assert metric.compute(codebook_size=8)["codebook_entropy"] == pytest.approx(self.entropy)
+
+    def test_the_standard_error_is_the_spread_over_samples_of_images(self):
+        """Entropies of independent sets of images spread by as much as the error of one says."""
+        generator = np.random.default_rng(0)
+        shares = generator.dirichlet(np.ones(8))
+        drawn = generator.choice(8, (300, 200, 4), p=shares)  # sets, images, codes
+        counts = np.stack([np.bincount(codes.reshape(-1), minlength=8) for codes in drawn]) / 800
+        entropies = -(counts * np.log2(np.where(counts > 0, counts, 1))).sum(1)
+        errors = [compute("codebook_entropy", predictions=codes, codebook_size=8)[1] for codes in drawn[:8]]
+        assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(entropies.std(), rel=0.3)
+
+    def test_one_image_has_no_standard_error(self):
+        assert compute("codebook_usage", predictions=[[0, 1]], codebook_size=4) == (0.5, None)
+
+    @pytest.mark.parametrize(
+        ("arguments", "got"),
+        [
+            ({}, "none"),
+            ({"codebook_size": 0}, "codebook_size=0"),
+            ({"codebook_size": 8.0}, "codebook_size=8.0"),
+            ({"codebook_size": 8, "extractor": "digits"}, "codebook_size=8, extractor='digits'"),
+        ],
+    )
+    def test_arguments(self, arguments, got):
+        with pytest.raises(
+            ValueError, match=f"number of codes, `codebook_size=4096`, and no other argument, got {got}"
+        ):
+            compute("codebook_usage", predictions=self.codes, **arguments)
+
+    @pytest.mark.parametrize(("codes", "values"), [([[0, 8]], "0 to 8"), ([[3], [-1]], "-1 to 3")])
+    def test_codes_out_of_range(self, codes, values):
+        with pytest.raises(ValueError, match=rf"`codes` must be in \[0, 8\), got values from {values}"):
+            compute("codebook_usage", predictions=codes, codebook_size=8)
+
+    @pytest.mark.parametrize(
+        ("codes", "got"),
+        [
+            ([[1, 2], [0.5, 1]], r"list \[0.5, 1\] at index 1"),
+            (np.array([[1, np.nan]]), r"float64 values of shape \(2,\) at index 0"),
+            ([[1, 2], []], r"list \[\] at index 1"),
+            ([1, 2], "int 1 at index 0"),
+            ([[[1], [2]]], r"list \[\[1\], \[2\]\] at index 0"),
+            ([[1, [2]]], r"list \[1, \[2\]\] at index 0"),
+            (["12"], "str 12 at index 0"),
+            ([], "an empty one"),
+            (7, "int 7"),
+        ],
+    )
+    def test_what_is_no_code(self, codes, got):
+        with pytest.raises(
+            ValueError, match=rf"`predictions` must be (a list of )?sequences of codes, .*, got {got}\.$"
+        ):
+            compute("codebook_usage", predictions=codes, codebook_size=8)
+
+
 class TestErrors:
     def test_the_metric_must_be_named(self):
-        names = ", ".join((*METRICS["generation"], *PAIR_METRICS))
-        for arguments, got in (([], "'default'"), (["fid"], "'fid'"), (["codebook_usage"], "'codebook_usage'")):
+        names = ", ".join((*METRICS["generation"], *PAIR_METRICS, *CODE_METRICS))
+        for arguments, got in (([], "'default'"), (["fid"], "'fid'")):
             with pytest.raises(ValueError, match=f"Name the metric, one of {names}, got {got}"):
                 evaluate.load(IMAGE_METRICS, *arguments)
 
@@ -173,6 +255,49 @@ class TestErrors:
             of_digits("precision", blurred, digits[0], precision_neighbor=3)
         with pytest.raises(ValueError, match="`precision_neighbors` must be an integer of at least 1, got 0"):
             of_digits("precision", blurred, digits[0], precision_neighbors=0)
+
+    @pytest.mark.parametrize(
+        ("images", "got"),
+        [
+            ([ARRAY, ARRAY * np.nan], r"float64 values of shape \(32, 32, 3\) at index 1"),
+            ([ARRAY / 255], r"float64 values of shape \(32, 32, 3\) at index 0"),
+            ([ARRAY.astype(np.int64)], r"int64 values of shape \(32, 32, 3\) at index 0"),
+            ([torch.zeros(3, 32, 32)], r"torch.float32 values of shape \(3, 32, 32\) at index 0"),
+            ([ARRAY[..., 0]], r"uint8 values of shape \(32, 32\) at index 0"),
+            (ARRAY, r"uint8 values of shape \(32, 3\) at index 0"),
+            ([Image.fromarray(ARRAY), 3], "int 3 at index 1"),
+            ([ARRAY, None], "none at index 1"),
+            (["image.png"], "str image.png at index 0"),
+            ([Image.new("F", (32, 32), float("nan"))], "a PIL image of mode F at index 0"),
+            ([Image.new("I;16", (32, 32))], "a PIL image of mode I;16 at index 0"),
+            ([], "an empty one"),
+            (Image.new("RGB", (32, 32)), "a PIL image of mode RGB"),
+            (None, "none"),
+        ],
+    )
+    def test_what_is_no_image(self, images, got):
+        number = 2 if images is None or isinstance(images, Image.Image) else len(images)
+        others = [ARRAY] * number
+        expected = r"must be (a list of )?images, PIL with 8 bits a channel or uint8 arrays \(H, W, 3\)"
+        with pytest.raises(ValueError, match=rf"`references` {expected}, got {got}\.$"):
+            compute("psnr", predictions=others or [ARRAY], references=images)
+        if images is not None:
+            with pytest.raises(ValueError, match=rf"`predictions` {expected}, got {got}\.$"):
+                of_digits("frechet_distance", images, others)
+
+    @pytest.mark.parametrize(
+        ("classes", "got"),
+        [([0, 1.5], "float 1.5 at index 1"), ([0, "one"], "str one at index 1"), ([True, 0], "bool True at index 0")],
+    )
+    def test_what_is_no_class(self, classes, got):
+        with pytest.raises(ValueError, match=f"`references` must be classes, integers, got {got}"):
+            of_digits("accuracy", [ARRAY] * 2, classes)
+
+    @pytest.mark.parametrize(("classes", "values"), [([3, 10], "3 to 10"), ([-1, 9], "-1 to 9")])
+    def test_classes_that_the_classifier_lacks(self, classes, values):
+        expected = rf"must be the classes of digits-8x8, in \[0, 10\), got values from {values}"
+        with pytest.raises(ValueError, match=expected):
+            of_digits("accuracy", [ARRAY] * 2, classes)
 
     def test_numbers_of_images_differ(self, digits, blurred):
         with pytest.raises(ValueError, match="number of"):

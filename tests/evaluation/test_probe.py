@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 
@@ -177,17 +178,52 @@ def test_what_cannot_be_probed_is_refused():
         linear_probe(features, torch.zeros(20, dtype=torch.int64), features, labels)
     with pytest.raises(ValueError, match="`k` must be from 1 to the 20 training features, got 21"):
         knn_probe(features, labels, features, labels, k=21)
+    assert linear_probe(features[:5], labels[:5], features, labels)["accuracy"] > 0.3
+    with pytest.raises(ValueError, match=r"at least 5 training features, .*, got 4"):
+        linear_probe(features[:4], labels[:4], features, labels)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("probe", [linear_probe, knn_probe])
+def test_features_must_be_finite(probe, value):
+    features, labels = digits("train", 30)
+    broken = features.clone()
+    broken[[3, 3, 7], [0, 5, 2]] = value
+    for train, test in ((broken, features), (features, broken)):
+        with pytest.raises(ValueError, match="Features must be finite, got NaN or infinity in 2 of 30"):
+            probe(train, labels, test, labels)
+
+
+def test_one_test_image_has_no_standard_error():
+    features, labels = digits("train", 30)
+    for probe in (linear_probe, knn_probe):
+        measured = probe(features, labels, features[:1], labels[:1])
+        assert measured["accuracy"] in (0, 1) and measured["standard_error"] is None
 
 
 def test_a_data_set_is_probed(titok, processor):
     splits = load_digits_dataset()
     train, test = splits["train"].select(range(150)), splits["test"].select(range(60))
-    result = probe_tokenizer(titok, processor, train, test, features=["mean_token", "encoder"], batch_size=32)
+    names = ["mean_token", "encoder"]
+    result = probe_tokenizer(titok, processor, train, test, features=names, batch_size=32, k=15)
 
     assert json.loads(json.dumps(result)) == result
     train_labels, test_labels = np.array(train["label"]), np.array(test["label"])
     majority = np.bincount(train_labels).argmax()
-    assert (result["num_classes"], result["num_train_images"], result["num_test_images"]) == (10, 150, 60)
+    assert result["num_classes"] == 10
+    for name, dataset in (("train", train), ("test", test)):
+        images = processor(list(dataset["image"]), do_rescale=False, return_tensors="np")["pixel_values"]
+        assert images.dtype == np.uint8 and images.shape == (len(dataset), 3, 32, 32)
+        total = sum(int.from_bytes(hashlib.sha256(image.tobytes()).digest()) for image in images)
+        assert result[name] == {
+            "num_images": len(dataset),
+            "fingerprint": f"{total % 2**256:064x}",
+            "labels_sha256": hashlib.sha256(np.array(dataset["label"], "<i8").tobytes()).hexdigest(),
+        }
+    assert result["processor"]["image_processor_type"] == "TiTokImageProcessor"
+    assert result["processor"]["crop_size"] == {"height": 32, "width": 32}
+    assert result["linear"] == {"weight_decays": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1], "seed": 0}
+    assert result["nearest_neighbors"] == {"k": 15, "temperature": 0.07}
     assert result["majority_accuracy"] == pytest.approx((test_labels == majority).mean())
     assert {name: measured["dimension"] for name, measured in result["features"].items()} == {
         "mean_token": 6,
@@ -202,7 +238,7 @@ def test_a_data_set_is_probed(titok, processor):
             titok.encode(processor(list(x["image"]), return_tensors="pt")["pixel_values"]).latents.mean(1).numpy()
             for x in (train, test)
         ]
-    accuracy, error = brute_force_knn(means[0], train_labels, means[1], test_labels, 20, 0.07)
+    accuracy, error = brute_force_knn(means[0], train_labels, means[1], test_labels, 15, 0.07)
     assert result["features"]["mean_token"]["knn_accuracy"] == pytest.approx(accuracy)
     assert result["features"]["mean_token"]["knn_standard_error"] == pytest.approx(error)
 
@@ -217,7 +253,22 @@ def test_labels_may_be_names(titok, processor):
     test = flat_images(["light", "dark", "light", "light"], [240, 10, 240, 240])
     result = probe_tokenizer(titok, processor, train, test, "picture", "kind", ["tokens"], batch_size=5, k=3)
     assert result["features"]["tokens"]["linear_accuracy"] == result["features"]["tokens"]["knn_accuracy"] == 1
-    assert result["k"] == 3 and result["features"]["tokens"]["dimension"] == 48
+    assert result["features"]["tokens"]["dimension"] == 48
+
+
+def test_the_seed_chooses_the_part_that_chooses_the_weight_decay(titok, processor):
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(array) for array in generator.integers(256, size=(80, 32, 32, 3), dtype=np.uint8)]
+    train = Dataset.from_dict({"image": pictures, "label": generator.integers(2, size=80)})  # nothing to be learnt
+    batches = [processor(pictures, return_tensors="pt")["pixel_values"]]
+    features, labels = token_features(titok, batches, ["tokens"])["tokens"], torch.tensor(train["label"])
+    chosen = []
+    for seed in range(3):
+        result = probe_tokenizer(titok, processor, train, train, features=["tokens"], seed=seed)
+        assert result["linear"]["seed"] == seed
+        chosen.append(result["features"]["tokens"]["weight_decay"])
+    expected = [linear_probe(features, labels, features, labels, seed=seed)["weight_decay"] for seed in range(3)]
+    assert chosen == expected and len(set(chosen)) > 1
 
 
 @pytest.mark.parametrize(
@@ -226,7 +277,9 @@ def test_labels_may_be_names(titok, processor):
         (["a"] * 20, ["a"], ("picture", "kind"), "at least two classes, got 1"),
         (["a", "b"] * 10, ["b", "c"], ("picture", "kind"), "a class that no training image has: 'c'"),
         (["a", "b"] * 10, [], ("picture", "kind"), "There are no test images"),
-        (["a", "b"] * 9, ["a"], ("picture", "kind"), "at least `k`, 20, training images, got 18"),
+        (["a", "b"] * 9, ["a"], ("picture", "kind"), "`k` must be from 1 to the 18 training images, got 20"),
+        (["a", "b"] * 2, ["a"], ("picture", "kind"), "at least 5 training images, got 4"),
+        (["a", "b"] * 10, ["b"], ("picture", "label"), "The training images have no column label but picture, kind"),
         (["a", "b"] * 10, ["a"], ("image", "kind"), "The training images have no column image but picture, kind"),
     ],
 )

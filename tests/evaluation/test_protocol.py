@@ -215,3 +215,21 @@ class TestValues:
 def test_a_name_close_to_none_gets_all_of_them():
     assert suggestion("xyz", ["psnr", "ssim"]) == "known are psnr, ssim."
     assert suggestion("psrn", ["psnr", "ssim"]) == "did you mean 'psnr'?"
+
+
+class TestInterpolation:
+    @pytest.mark.parametrize(
+        ("crop", "interpolation"), [("center", "bicubic"), ("adm", "bicubic"), ("squash", "bilinear"), ("none", None)]
+    )
+    def test_what_is_recorded_is_what_is_done(self, crop, interpolation):
+        assert Protocol.load("demo", [f"crop={crop}"]).interpolation == interpolation
+
+    def test_it_may_be_chosen_for_center_crops_only(self):
+        assert Protocol.load("demo", ["interpolation=lanczos"]).interpolation == "lanczos"
+        with pytest.raises(ValueError, match="is for `crop=center`; `crop=squash` is bilinear, got 'lanczos'"):
+            Protocol.load("demo", ["crop=squash", "interpolation=lanczos"])
+
+
+def test_subsets_of_one_image_have_no_distance():
+    with pytest.raises(ValueError, match="`kernel_subset_size` must be at least 2"):
+        Protocol.load("demo", ["kernel_subset_size=1"])

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image
 from fixtures.extractors.networks import inception_weights, lpips_heads, vgg16_weights
 from PIL import Image as PILImage
 from scipy.stats import sem
@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 from titok_hf import TiTokImageProcessor, TiTokModel
 from titok_hf.cli import app
-from titok_hf.data.digits import load_digits_dataset
+from titok_hf.data.digits import DIGIT_NAMES, load_digits_dataset
 from titok_hf.evaluation import (
     Evaluation,
     Protocol,
     codebook_statistics,
     evaluate_reconstruction,
+    measure_generation,
     measure_reconstruction,
     reconstruct,
 )
@@ -279,6 +280,60 @@ def torch_cache(monkeypatch, tmp_path):
     return folder
 
 
+class TestOtherSizes:
+    """A protocol's size need not be a tokenizer's own if it takes any."""
+
+    @pytest.mark.parametrize("name", ["diffusers-kl", "diffusers-vq", "vtp"])
+    def test_of_tokenizers_that_take_any(self, name, make_titok_config, make_vtp_config):
+        tokenizer = FAMILIES[name](make_titok_config, make_vtp_config).eval()
+        processor = (VTPImageProcessor if name == "vtp" else TiTokImageProcessor).from_image_size(32)
+        larger = protocol("psnr", image_size=64)
+        source = DatasetImages(load_digits_dataset()["test"], larger, num_images=5)
+        images = next(iter(source.batches(5))).images
+        assert images.shape == (5, 3, 64, 64)
+        measured = measure_reconstruction(tokenizer, processor, source, larger, progress_bar=False)
+        expected = np.mean(decibels(squared_errors(truncated(tokenizer, images), images)))
+        assert measured.metrics["psnr"].value == pytest.approx(expected, rel=1e-6)
+
+    def test_vtp_takes_multiples_of_its_patch(self, make_vtp_config):
+        tokenizer, odd = VTPForImageReconstruction(make_vtp_config()).eval(), protocol("psnr", image_size=36)
+        source = DatasetImages(load_digits_dataset()["test"], odd, num_images=5)
+        with pytest.raises(ValueError, match="is for images of 36 pixels, the tokenizer for 32"):
+            measure_reconstruction(tokenizer, VTPImageProcessor.from_image_size(32), source, odd, progress_bar=False)
+
+
+class TestClasses:
+    """Of a data set whose class ids are not the classifier's."""
+
+    @staticmethod
+    def source(names):
+        dataset = load_digits_dataset()["test"]
+        kept = [index for index, label in enumerate(dataset["label"]) if DIGIT_NAMES[label] in ("three", "seven")]
+        ids = [names.index(DIGIT_NAMES[label]) for label in np.array(dataset["label"])[kept]]
+        images = dataset.select(kept).remove_columns("label").add_column("label", ids)
+        images = images.cast_column("label", ClassLabel(names=names))
+        return DatasetImages(images, protocol("accuracy"), label_column="label")
+
+    def test_they_are_found_by_name(self):
+        source = self.source(["seven", "three"])
+        assert measure_generation([source], None, generation_of("accuracy"), Judges(DIGITS)).values["accuracy"] > 0.97
+
+    def test_unknown_ones_are_refused(self):
+        source = self.source(["three", "VII", "seven"])
+        with pytest.raises(ValueError, match=r"digits-8x8: it has no 'VII', but 'zero', 'one', .*class_matching=ids"):
+            measure_generation([source], None, generation_of("accuracy"), Judges(DIGITS))
+
+    def test_ids_count_if_so_said(self):
+        source = self.source(["seven", "three"])
+        by_ids = generation_of("accuracy", class_matching="ids")
+        assert measure_generation([source], None, by_ids, Judges(DIGITS)).values["accuracy"] == 0
+
+
+def generation_of(metric, **fields):
+    changes = [f"{name}={value}" for name, value in fields.items()]
+    return Protocol.load("demo", [f"metrics.generation=[{metric}]", *changes])
+
+
 class TestEvaluateReconstruction:
     def test_all_families_come_from_their_folders(self, family, checkpoint):
         name, tokenizer, processor = family
@@ -491,7 +546,7 @@ class TestBadInput:
         with pytest.raises(FileNotFoundError) as refusal:
             evaluate_reconstruction(tmp_path / "nowhere", "digits", "titok-rfid")
         place = torch_cache / "weights-inception-2015-12-05-6726825d.pth"
-        assert f"put it at {place}, or name the file" in str(refusal.value)
+        assert f"put it at {place}." in str(refusal.value)
         with pytest.raises(FileNotFoundError) as refusal:
             evaluate_reconstruction(
                 tmp_path / "nowhere", "digits", "vtp-rfid", ["metrics.reconstruction=[lpips]"], device="cpu"

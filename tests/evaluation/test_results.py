@@ -123,17 +123,17 @@ class TestNames:
 class TestCards:
     def test_the_protocol_in_a_sentence(self, reconstruction, generation):
         assert reconstruction.summary() == (
-            "titok-rfid: 50000 images, 256x256, crop center, truncated to uint8, inception-v3-fid (6726825d), against "
-            "user/images validation"
+            "titok-rfid: 50000 images, 256x256, crop center (bicubic), truncated to uint8, inception-v3-fid "
+            "(6726825d), against user/images validation"
         )
         assert generation.summary() == (
-            "adm-256: 50000 images, 256x256, crop adm, truncated to uint8, inception-v3-fid (6726825d), against "
-            "VIRTUAL_imagenet256_labeled.npz, sampled with guidance_scale 4.5, seeds [3]"
+            "adm-256: 50000 images, 256x256, crop adm (bicubic), truncated to uint8, inception-v3-fid (6726825d), "
+            "against VIRTUAL_imagenet256_labeled.npz, sampled with guidance_scale 4.5, seeds [3]"
         )
         defaults = replace(generation, sampler={**generation.sampler, "arguments": {}})
         assert "sampled with the defaults of the pipeline, seeds [3]" in defaults.summary()
         judged = replace(generation, sampler=None, seeds=None, reference=None, judges={})
-        assert judged.summary() == "adm-256: 50000 images, 256x256, crop adm, truncated to uint8"
+        assert judged.summary() == "adm-256: 50000 images, 256x256, crop adm (bicubic), truncated to uint8"
 
     def test_results_become_metadata(self, reconstruction):
         first, second = reconstruction.card_results()
@@ -141,12 +141,13 @@ class TestCards:
             "task": "image-reconstruction",
             "dataset": "user/images",
             "split": "validation",
-            "metric": "FID",
+            "metric": "frechet_distance",
+            "name": "FID",
             "value": 1.5,
             "standard_error": 0.25,
             "protocol": reconstruction.summary(),
         }
-        assert (second["metric"], second["value"], second["standard_error"]) == ("PSNR", 20.0, None)
+        assert (second["name"], second["value"], second["standard_error"]) == ("PSNR", 20.0, None)
 
     def test_generated_images_are_of_the_reference(self, generation):
         """By the name of its file: where it lay is nobody's business."""
@@ -163,7 +164,7 @@ class TestCards:
         description = Description("Title", "Text.", "usage", "transformers", "image-feature-extraction")
         results = reconstruction.card_results() + generation.card_results()
         card = render_card(description, {"results": results}, "user/model")
-        found = [(r.metric_type, r.metric_value, r.dataset_type, r.dataset_split) for r in card.data.eval_results]
+        found = [(r.metric_name, r.metric_value, r.dataset_type, r.dataset_split) for r in card.data.eval_results]
         imagenet = "VIRTUAL_imagenet256_labeled.npz"
         assert found == [
             ("FID", 1.5, "user/images", "validation"),
@@ -171,7 +172,9 @@ class TestCards:
             ("FID", 1.5, imagenet, None),
             ("PSNR", 20.0, imagenet, None),
         ]
-        assert card.data.eval_results[0].metric_args == {"protocol": reconstruction.summary()}
+        assert card.data.eval_results[0].metric_type == "frechet_distance"
+        assert card.data.eval_results[0].metric_args == {"protocol": reconstruction.summary(), "standard_error": 0.25}
+        assert "| FID | 1.5 ± 0.25 | user/images | validation |" in card.text
         assert "| None |" not in card.text
 
 
@@ -182,7 +185,7 @@ class TestDifferences:
             metrics={"psnr": Estimate(1.0)},
             tokenizer=None,
             device="cuda (H200)",
-            dtype="bfloat16",
+            dtype=None,
             processes=8,
             versions={},
             command="titok",
@@ -197,6 +200,7 @@ class TestDifferences:
         ("change", "field", "values"),
         [
             ({"num_images": 5000}, "num_images", [50000, 5000]),
+            ({"dtype": "bfloat16"}, "dtype", ["float32", "bfloat16"]),
             ({"data": {"id": "user/images", "fingerprint": "0" * 64}}, "data", ["f" * 64, "0" * 64]),
             ({"reference": {"id": "user/images", "fingerprint": "0" * 64}}, "reference", ["f" * 64, "0" * 64]),
             ({"judges": {"extractor": DIGITS}}, "extractor", None),

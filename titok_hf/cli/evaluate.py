@@ -1,6 +1,7 @@
 """Commands of `titok evaluate`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,12 +22,27 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the protocol, as in image_size=512."),
 ]
-Output = Annotated[Path, typer.Option(dir_okay=False, help="JSON file of the result.")]
+
+
+def writable(path: Path) -> Path:
+    """Refuses a file that could not be written once all is computed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{path.parent} must be a folder to write into: {error}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path.parent} must be a folder to write into, and may not be written.")
+    return path
+
+
+Output = Annotated[Path, typer.Option(dir_okay=False, callback=writable, help="JSON file of the result.")]
 Reference = Annotated[
     str | None, typer.Option(help="What to compare with: a file of ADM's (.npz), a folder of images, or a data set.")
 ]
 ReferenceSplit = Annotated[str | None, typer.Option(help="Split of the reference.")]
+ReferenceRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a reference on the Hub.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")]
+DataRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the data on the Hub.")]
 Weights = Annotated[
     str | None, typer.Option(help="Weights of Inception: a file, or one on the Hub as owner/repo/file.")
 ]
@@ -46,12 +62,13 @@ def reconstruction(
     split: Annotated[str | None, typer.Option(help="Split of the data; test or validation if not given.")] = None,
     revision: Revision = None,
     subfolder: Annotated[str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")] = "",
-    data_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the data.")] = None,
+    data_revision: DataRevision = None,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
     num_images: Annotated[int | None, typer.Option(min=2, help="How many, from the start; all if not given.")] = None,
     reference: Reference = None,
     reference_split: ReferenceSplit = None,
+    reference_revision: ReferenceRevision = None,
     extractor_weights: Weights = None,
     batch_size: BatchSize = 64,
     device: Device = None,
@@ -75,6 +92,7 @@ def reconstruction(
         num_images=num_images,
         reference=reference,
         reference_split=reference_split,
+        reference_revision=reference_revision,
         extractor_weights=extractor_weights,
         batch_size=batch_size,
         device=device,
@@ -92,6 +110,8 @@ def generation(
     changes: Changes = None,
     reference: Reference = None,
     reference_split: ReferenceSplit = None,
+    reference_revision: ReferenceRevision = None,
+    image_column: ImageColumn = "image",
     num_samples: Annotated[int | None, typer.Option(min=1, help="Images; the protocol's number if not given.")] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="Of the samples; several give means over as many sets.")
@@ -120,6 +140,8 @@ def generation(
         changes or (),
         reference=reference,
         reference_split=reference_split,
+        reference_revision=reference_revision,
+        image_column=image_column,
         num_samples=num_samples,
         seeds=seed,
         sampler=dict(parse_argument(argument) for argument in sampler or ()),
@@ -149,6 +171,7 @@ def reference(
 ) -> None:
     """Write the statistics of a data set, and some of its images, as ADM's reference batches hold them."""
     from ..evaluation import write_reference
+    from ..evaluation.metrics.processes import process_state
 
     write_reference(
         data,
@@ -163,7 +186,8 @@ def reference(
         batch_size=batch_size,
         device=device,
     )
-    console.print(f"Reference batch: [bold]{escape(str(output))}[/bold]")
+    if process_state().is_main_process:
+        console.print(f"Reference batch: [bold]{escape(str(output))}[/bold]")
 
 
 @app.command()
@@ -191,26 +215,45 @@ def probe(
         list[str] | None,
         typer.Option(help="What is probed: tokens, mean_token, unquantized or encoder; may be given again."),
     ] = None,
+    revision: Revision = None,
+    subfolder: Annotated[str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")] = "",
+    data_revision: DataRevision = None,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
+    k: Annotated[int, typer.Option(min=1, help="Nearest neighbors that vote.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the training images that choose the weight decay.")] = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
+    dtype: Dtype = "float32",
     output: Output = Path("probe.json"),
 ) -> None:
     """Measure what tokens know: accuracy of a linear classifier and of nearest neighbors on frozen features."""
     from ..evaluation import probe_files
 
-    features = feature or ("tokens", "mean_token")
-    probed = probe_files(tokenizer, data, features, image_column, label_column, batch_size, device)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    probed = probe_files(
+        tokenizer,
+        data,
+        feature or ("tokens", "mean_token"),
+        revision=revision,
+        subfolder=subfolder,
+        data_revision=data_revision,
+        image_column=image_column,
+        label_column=label_column,
+        k=k,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+    )
     output.write_text(json.dumps(probed, indent=2) + "\n")
-    caption = f"{probed['num_test_images']} images; the most frequent class: {probed['majority_accuracy']:.1%}"
-    table = Table("features", "dimension", "linear", f"{probed['k']} nearest neighbors", caption=caption)
+    num_images = probed["data"]["test"]["num_images"]
+    caption = f"{num_images} images; the most frequent class: {probed['majority_accuracy']:.1%}"
+    table = Table("features", "dimension", "linear", f"{k} nearest neighbors", caption=caption)
     for name, measured in probed["features"].items():
-        cells = (
-            f"{measured[f'{kind}_accuracy']:.1%} ± {measured[f'{kind}_standard_error']:.1%}"
-            for kind in ("linear", "knn")
-        )
+        cells = []
+        for kind in ("linear", "knn"):
+            error = measured[f"{kind}_standard_error"]
+            cells.append(f"{measured[f'{kind}_accuracy']:.1%}" + ("" if error is None else f" ± {error:.1%}"))
         table.add_row(name, str(measured["dimension"]), *cells)
     console.print(table)
     console.print(f"With all it depends on: [bold]{escape(str(output))}[/bold]")

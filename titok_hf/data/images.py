@@ -7,7 +7,9 @@ from datasets.data_files import EmptyDatasetError
 from huggingface_hub import HfApi
 
 
-def load_image_dataset(source: str, image_column: str = "image", label_column: str = "label") -> DatasetDict:
+def load_image_dataset(
+    source: str, image_column: str = "image", label_column: str = "label", revision: str | None = None
+) -> DatasetDict:
     """Loads images with labels, as splits `train` and `test`.
 
     Args:
@@ -15,6 +17,7 @@ def load_image_dataset(source: str, image_column: str = "image", label_column: s
             `save_to_disk`; or the name of a data set on the Hub.
         image_column: Name of the column of images.
         label_column: Name of the column of labels: classes, or integers or strings, which become classes.
+        revision: Branch, tag or commit of a data set on the Hub.
 
     Returns:
         Both splits with these two columns. If there is no `test`, `validation` takes its place; if there is neither, a
@@ -23,7 +26,7 @@ def load_image_dataset(source: str, image_column: str = "image", label_column: s
     Raises:
         ValueError: If there is no split `train`, a column is missing, or `test` has a class that `train` lacks.
     """
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, revision)
     if "train" not in dataset:
         raise ValueError(f"The data set {source!r} must have a split 'train', got {', '.join(dataset)}.")
     train = dataset["train"]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data.digits import load_digits_pixels
+from ..data.digits import DIGIT_NAMES, load_digits_pixels
 from .extractors import Extracted, FeatureExtractor
 
 
@@ -21,6 +21,7 @@ class DigitsExtractor(FeatureExtractor):
     name = "digits-8x8"
     num_features = 64
     num_classes = 10
+    class_names = DIGIT_NAMES
     input_size = 8
 
     def __init__(self) -> None:

@@ -41,6 +41,7 @@ class FeatureExtractor(ABC):
         num_features: `D`.
         num_spatial: `S`, if it has spatial features.
         num_classes: `K`, if it classifies.
+        class_names: Names of the classes, if they are known.
         input_size: Side of the images that it sees, to which it resizes all others.
     """
 
@@ -48,6 +49,7 @@ class FeatureExtractor(ABC):
     num_features: int
     num_spatial: int | None = None
     num_classes: int | None = None
+    class_names: Sequence[str] | None = None
     input_size: int
 
     @abstractmethod
@@ -87,7 +89,7 @@ def load_extractor(
     Args:
         name: `"inception"`, the network of FID, as ADM's and TiTok's evaluations use it; `"inception-pytorch-fid"`,
             the same with pytorch-fid's resizing; `"digits"`; or a vision model of transformers, folder or Hub
-            repository, such as `"facebook/dinov2-large"`.
+            repository, such as `"facebook/dinov2-large"`, and maybe its revision, as `"owner/model@revision"`.
         weights: Inception's: a file, or a file on the Hub as `owner/repo/file`; if not given, see `find_weights`.
         device: Where to compute; the accelerator if there is one, if not given.
 
@@ -109,7 +111,8 @@ def load_extractor(
         return DigitsExtractor()
     from .vision_extractor import VisionExtractor
 
-    return VisionExtractor(name, device=device)
+    model, _, revision = name.partition("@")
+    return VisionExtractor(model, revision or None, device)
 
 
 @dataclass(frozen=True)

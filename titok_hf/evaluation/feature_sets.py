@@ -1,6 +1,7 @@
 """What metrics on features need of a set of images, gathered batch by batch, on any number of processes."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,10 +32,19 @@ class FeatureSet:
         metrics: What is measured; only what these need is computed.
         num_images: Images that will come.
         protocol: Numbers of the metrics.
+        classes: For each label the classifier's class `(L,)`, see `match_classes`; the label itself if not given.
     """
 
-    def __init__(self, judges: Judges, metrics: Sequence[str], num_images: int, protocol: Protocol):
+    def __init__(
+        self,
+        judges: Judges,
+        metrics: Sequence[str],
+        num_images: int,
+        protocol: Protocol,
+        classes: torch.Tensor | None = None,
+    ):
         extractor = judges.extractor
+        self.classes = classes
         self.judges = judges
         self.num_images = num_images
         self.fingerprint = Fingerprint()
@@ -45,7 +55,12 @@ class FeatureSet:
         if "spatial_frechet_distance" in metrics:
             self.spatial = BlockedStatistics(extractor.num_spatial)
         if "inception_score" in metrics:
-            self.inception_score = InceptionScore(num_images, extractor.num_classes, protocol.inception_score_splits)
+            self.inception_score = InceptionScore(
+                num_images,
+                extractor.num_classes,
+                protocol.inception_score_splits,
+                protocol.inception_score_split_size,
+            )
         if "accuracy" in metrics:
             self.accuracy = RunningMean()
         if set(metrics) & {*NEIGHBOR_METRICS, *KERNEL_METRICS}:
@@ -56,13 +71,13 @@ class FeatureSet:
         self.fingerprint.update(batch.images)
         classified_apart = self.accuracy is not None and self.judges.classifier is not None
         if classified_apart:
-            self.accuracy.update(self.judges.classifier(batch.images).logits.argmax(-1).cpu() == batch.labels)
+            self.update_accuracy(self.judges.classifier(batch.images).logits, batch.labels)
         on_features = (self.gaussian, self.spatial, self.inception_score, self.kept)
         if all(part is None for part in on_features) and (self.accuracy is None or classified_apart):
             return
         extracted = self.judges.extractor(batch.images)
         if self.accuracy is not None and not classified_apart:
-            self.accuracy.update(extracted.logits.argmax(-1).cpu() == batch.labels)
+            self.update_accuracy(extracted.logits, batch.labels)
         if self.gaussian is not None:
             self.gaussian.update(extracted.features, batch.indices)
         if self.spatial is not None:
@@ -72,6 +87,10 @@ class FeatureSet:
         if self.kept is not None:
             # a copy, since features may be a part of all that a network computes
             self.kept.append((batch.indices, extracted.features.to("cpu", torch.float32, copy=True)))
+
+    def update_accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Adds logits `(B, K)` and labels `(B,)`."""
+        self.accuracy.update(logits.argmax(-1).cpu() == (labels if self.classes is None else self.classes[labels]))
 
     def reduce(self) -> None:
         """Joins what all processes have seen."""
@@ -139,8 +158,11 @@ def feature_metrics(
         metrics: Which ones; those that are not on features are left out.
         paired: Whether the reference's images are those that became the judged ones, in the same order.
     """
-    if not process_state().is_main_process:
+    state = process_state()
+    if not state.is_main_process:
         return broadcast_object_list([None])[0]
+    if state.num_processes > 1:
+        torch.set_num_threads(os.cpu_count())  # torchrun gives each process one, and the others wait
     results: dict[str, Estimate] = {}
     for name, part in zip(GAUSSIAN_METRICS, ("gaussian", "spatial"), strict=True):
         if name in metrics:
@@ -167,6 +189,24 @@ def progress(source: ImageSource, batch_size: int, description: str, shown: bool
     total = math.ceil(source.num_images / batch_size / state.num_processes)
     hidden = not (shown and state.is_main_process)
     return tqdm(source.batches(batch_size), description, total, unit="batch", disable=hidden)
+
+
+def match_classes(source: ImageSource, judges: Judges, protocol: Protocol) -> torch.Tensor | None:
+    """For each label of a source the class of the judging classifier `(L,)`; `None` if they are the same.
+
+    Raises:
+        ValueError: If both name their classes, and the classifier lacks one.
+    """
+    classifier = judges.classifier or judges.extractor
+    names, known = source.class_names, list(classifier.class_names or ())
+    if protocol.class_matching == "ids" or not names or not known or list(names) == known[: len(names)]:
+        return None
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(
+            f"The classes of the images are not those of {classifier.name}: it has no {missing[0]!r}, but "
+            f"{', '.join(map(repr, known[:5]))} and so on. If the ids mean the same, say so by `class_matching=ids`."
+        )
+    return torch.tensor([known.index(name) for name in names])
 
 
 def check_feasible(
@@ -210,7 +250,7 @@ def check_feasible(
     needed = {
         "frechet_distance": extractor.num_features + 1,
         "spatial_frechet_distance": (extractor.num_spatial or 0) + 1,
-        "inception_score": protocol.inception_score_splits,
+        "inception_score": 1 if protocol.inception_score_split_size else protocol.inception_score_splits,
         "precision": protocol.precision_neighbors + 1,
         "recall": protocol.precision_neighbors + 1,
         "density": protocol.density_neighbors + 1,

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..data.images import load_image_dataset
+from ..data.images import dataset_commit, load_image_dataset
 from ..modeling.auto import default_device, load_tokenizer
+from ..modeling.checks import parse_dtype
 from ..pipelines import TiTokPipeline
 from .pictures import generation_grid, reconstruction_grid
 from .probe import TokenFeature, probe_tokenizer
 from .reconstruction import reconstruct
-from .results import describe_model, device_name, versions
+from .results import command, describe_model, device_name, versions
 
 
 def reconstruct_files(tokenizer: str | Path, images: Sequence[str | Path], output: str | Path) -> None:
@@ -91,10 +92,16 @@ def probe_files(
     tokenizer: str | Path,
     data: str,
     features: Sequence[TokenFeature] = ("tokens", "mean_token"),
+    revision: str | None = None,
+    subfolder: str = "",
+    data_revision: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
+    k: int = 20,
+    seed: int = 0,
     batch_size: int = 64,
     device: str | torch.device | None = None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Measures what the tokens of a tokenizer know of the classes of images.
 
@@ -102,22 +109,54 @@ def probe_files(
         tokenizer: Folder or Hub repository of a tokenizer of any family.
         data: Images with labels, see `load_image_dataset`; probes learn from `train` and are measured on `test`.
         features: What is probed, see `token_features`.
+        revision: Branch, tag or commit of the tokenizer, if it is on the Hub.
+        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"` or `"vae"`.
+        data_revision: Branch, tag or commit of the data, if they are on the Hub.
         image_column, label_column: Columns of the data.
+        k: Neighbors that vote, see `knn_probe`.
+        seed: Of the part of the training images that chooses the weight decay, see `linear_probe`.
         batch_size: Images that are encoded at once.
         device: Where to compute; the accelerator if there is one, if not given.
+        dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Returns:
-        What `probe_tokenizer` does, and what it depends on: `tokenizer`, `data`, `device`, `versions`.
+        What `probe_tokenizer` does, with all else that it depends on: `tokenizer`, see `describe_model`; `data`, its
+        `id`, `revision` (the commit, if it is on the Hub), columns, and `train` and `test` as `probe_tokenizer`
+        describes them; `image_size`; `device`, `dtype` and `versions`; and the `command` that repeats it.
 
     Raises:
         OSError: If tokenizer or data are not there.
         ValueError: If they do not fit; see `probe_tokenizer`.
     """
-    splits = load_image_dataset(data, image_column, label_column)
-    model, processor = load_tokenizer(tokenizer)
-    model.to(device or default_device())
-    probed = probe_tokenizer(
-        model, processor, splits["train"], splits["test"], image_column, label_column, features, batch_size
-    )
-    of = {"data": data, "device": device_name(model.device), "versions": versions()}
-    return {"tokenizer": describe_model(model, tokenizer), **of, **probed}
+    torch_dtype = parse_dtype(dtype)
+    columns = {"image_column": image_column, "label_column": label_column}
+    splits = load_image_dataset(data, **columns, revision=data_revision)
+    origin = {"id": data, "revision": dataset_commit(data, data_revision), **columns}
+    location = {"revision": revision, "subfolder": subfolder}
+    model, processor = load_tokenizer(tokenizer, **{name: value for name, value in location.items() if value})
+    described = describe_model(model, tokenizer, revision, subfolder)
+    model.to(device or default_device(), torch_dtype)
+    numbers = {"k": k, "seed": seed, "batch_size": batch_size}
+    probed = probe_tokenizer(model, processor, **splits, features=features, **columns, **numbers)
+    return {
+        "tokenizer": described,
+        "data": origin | {split: probed.pop(split) for split in ("train", "test")},
+        "image_size": model.config.image_size,
+        **probed,
+        "device": device_name(model.device),
+        "dtype": dtype,
+        "versions": versions(),
+        "command": command(
+            "probe",
+            tokenizer,
+            subfolder=subfolder or None,
+            data=data,
+            feature=list(features),
+            revision=described["revision"],
+            data_revision=origin["revision"],
+            **columns,
+            **numbers,
+            device=device,
+            dtype=dtype,
+        ),
+    }

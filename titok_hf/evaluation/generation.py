@@ -1,5 +1,7 @@
 """How good generated images are, as a set."""
 
+import dataclasses
+import inspect
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +19,22 @@ from ..modeling.checks import parse_dtype
 from ..pipelines import TiTokPipeline
 from .adm import ReferenceBatch, SampleWriter
 from .extractors import Judges
-from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, progress
+from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, match_classes, progress
 from .metrics.estimate import Estimate
 from .metrics.processes import process_state
 from .protocol import Protocol
 from .reconstruction import Measured
 from .results import Evaluation, command, describe_model, device_name, versions
-from .sources import DatasetImages, GeneratedImages, ImageBatch, ImageSource, ReferenceImages, is_ours, open_source
+from .sources import (
+    RESERVED,
+    DatasetImages,
+    GeneratedImages,
+    ImageBatch,
+    ImageSource,
+    ReferenceImages,
+    is_ours,
+    open_source,
+)
 
 
 class KeptImages(ImageSource):
@@ -32,12 +43,13 @@ class KeptImages(ImageSource):
 
     Args:
         source: Makes them.
-        path: File of ADM's that `join` writes; until then, there is a folder beside it.
+        path: File of ADM's that `join` writes; until then, there is a folder beside it. What the images were made by
+            stays in a JSON file beside it.
         made_by: What they depend on.
 
     Raises:
-        FileExistsError: If there is such a file already.
-        ValueError: If the folder holds images that depend on something else.
+        FileExistsError: If there is such a file already, of images that depend on something else.
+        ValueError: If the folder holds such images.
     """
 
     def __init__(self, source: GeneratedImages, path: Path, made_by: Mapping[str, Any]):
@@ -45,22 +57,29 @@ class KeptImages(ImageSource):
         self.path = path
         self.folder = path.with_name(f"{path.name}.parts")
         self.num_images = source.num_images
-        self.labelled = source.labelled
-        if path.exists():
-            raise FileExistsError(f"{path} exists already: measure it instead, choose another name, or delete it.")
-        record = self.folder / "made_by.json"
+        self.labelled, self.class_names = source.labelled, source.class_names
+        self.joined = path.exists()
         made_by = json.loads(json.dumps(made_by, default=str))  # as it will be read
-        if record.exists() and json.loads(record.read_text()) != made_by:
-            raise ValueError(
-                f"{self.folder} holds samples that were made in another way (see {record.name}): choose another name, "
-                "or delete it."
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = record.with_suffix(f".{process_state().process_index}")  # others read while this one writes
-        partial.write_text(json.dumps(made_by, indent=2) + "\n")
-        partial.rename(record)
+        self.record = record_of(path) if self.joined else self.folder / "made_by.json"
+        if self.record.exists():
+            if others := different_parts(json.loads(self.record.read_text()), made_by):
+                raise ValueError(
+                    f"{self.record.parent if not self.joined else path} holds samples with another "
+                    f"{', '.join(others)} (see {self.record.name}): choose another name, or delete it."
+                )
+        elif self.joined:
+            raise FileExistsError(f"{path} exists already: measure it instead, choose another name, or delete it.")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.record.with_suffix(f".{process_state().process_index}")  # others read while this one writes
+            partial.write_text(json.dumps(made_by, indent=2) + "\n")
+            partial.rename(self.record)
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        if self.joined:
+            for batch in ReferenceImages(ReferenceBatch.load(self.path), self.source.protocol).batches(batch_size):
+                yield dataclasses.replace(batch, labels=self.source.labels(batch.indices))
+            return
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
             if is_ours(number):
                 file = self.folder / f"{indices[0]:09d}.npy"
@@ -76,12 +95,30 @@ class KeptImages(ImageSource):
 
     def join(self) -> None:
         """Writes the file, and deletes the folder; on the main process."""
-        process_state().wait_for_everyone()
-        if process_state().is_main_process:
+        state = process_state()
+        state.wait_for_everyone()
+        if state.is_main_process and not self.joined:
+            shutil.copy(self.record, record_of(self.path))
             with SampleWriter(self.path, self.num_images, self.source.protocol.image_size) as writer:
                 for file in sorted(self.folder.glob("*.npy")):
                     writer.write(torch.from_numpy(np.load(file)))
-            shutil.rmtree(self.folder)
+        if state.is_main_process:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def record_of(samples: Path) -> Path:
+    """Where it says what samples were made by."""
+    return samples.with_name(f"{samples.name}.json")
+
+
+def different_parts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In which parts two records of samples differ; a model is its weights, wherever it lies."""
+
+    def essence(part: Any) -> Any:
+        places = ("id", "revision", "subfolder")
+        return {key: value for key, value in part.items() if key not in places} if isinstance(part, dict) else part
+
+    return [key for key in {**one, **other} if essence(one.get(key)) != essence(other.get(key))]
 
 
 @torch.no_grad()
@@ -114,9 +151,10 @@ def measure_generation(
     against = None if reference is None else Reference(reference, metrics)
     for images in sets:
         check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
+    classes = match_classes(sets[0], judges, protocol) if "accuracy" in metrics else None
     gathered, measured = None, []
     for number, images in enumerate(sets):
-        seen = FeatureSet(judges, metrics, images.num_images, protocol)
+        seen = FeatureSet(judges, metrics, images.num_images, protocol, classes)
         for batch in progress(images, batch_size, "samples", progress_bar):
             seen.update(batch)
         seen.reduce()
@@ -140,6 +178,8 @@ def evaluate_generation(
     overrides: Sequence[str] = (),
     reference: str | None = None,
     reference_split: str | None = None,
+    reference_revision: str | None = None,
+    image_column: str = "image",
     num_samples: int | None = None,
     seeds: Sequence[int] | None = None,
     sampler: Mapping[str, Any] | None = None,
@@ -158,6 +198,8 @@ def evaluate_generation(
         protocol, overrides: See `Protocol.load`.
         reference: What the images are compared with: a file of ADM's (`.npz`), or images as in `load_images`.
         reference_split: Of the reference; if not given, `train` where the protocol says so, else see `load_images`.
+        reference_revision: Branch, tag or commit of a reference on the Hub.
+        image_column: Column of the images, where there are columns.
         num_samples: Images to generate, each class in turn; the protocol's number if not given.
         seeds: Of the images, 0 if not given; several give means over as many sets.
         sampler: Arguments of the pipeline's call, such as `num_inference_steps`; its defaults if not given.
@@ -178,13 +220,14 @@ def evaluate_generation(
     """
     state = process_state()
     torch_dtype = parse_dtype(dtype)
-    loaded_protocol = Protocol.load(protocol, overrides)
+    count_override = [] if num_samples is None else [f"num_samples={num_samples}"]
+    loaded_protocol = Protocol.load(protocol, [*overrides, *count_override])
     metrics = loaded_protocol.metrics_of("generation")
     device_option, device = device, torch.device(device or default_device())
     against = None
     if reference is not None:
         split = reference_split or ("train" if loaded_protocol.reference == "train" else None)
-        against = open_source(reference, loaded_protocol, split)
+        against = open_source(reference, loaded_protocol, split, reference_revision, image_column)
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
     tokenizer = generator = sampling = None
     made_here = not is_image_source(source)
@@ -193,13 +236,18 @@ def evaluate_generation(
             raise ValueError(
                 f"{source} holds images already: `num_samples`, `seeds`, `sampler` and `samples` are for a pipeline."
             )
-        sets: list[ImageSource] = [open_samples(str(source), loaded_protocol, metrics)]
+        sets: list[ImageSource] = [open_samples(str(source), loaded_protocol, metrics, image_column)]
+        record = record_of(Path(source))
+        if record.exists():
+            made_by = json.loads(record.read_text())
+            tokenizer, generator, sampling = (made_by[part] for part in ("tokenizer", "generator", "sampler"))
+            seeds, dtype = made_by["seeds"], made_by["dtype"]
     else:
         seeds = list(seeds or (0,))
         pipeline = load_pipeline(source, revision)
         tokenizer, generator, sampling = describe_pipeline(pipeline, source, revision, sampler or {})
         pipeline.to(device, torch_dtype)
-        count = loaded_protocol.num_samples if num_samples is None else num_samples
+        count = loaded_protocol.num_samples
         if count is None:
             raise ValueError("The protocol names no number of images: give `num_samples`.")
         made = [GeneratedImages(pipeline, count, loaded_protocol, seed, **(sampler or {})) for seed in seeds]
@@ -207,7 +255,7 @@ def evaluate_generation(
             sets = list(made)
         elif len(seeds) == 1:
             made_by = {"tokenizer": tokenizer, "generator": generator, "sampler": sampling, "dtype": dtype}
-            made_by |= made[0].describe() | {"rounding": loaded_protocol.rounding, "batch_size": batch_size}
+            made_by |= {"seeds": seeds, "rounding": loaded_protocol.rounding, "batch_size": batch_size}
             sets = [KeptImages(made[0], Path(samples), made_by | {"num_images": count})]
         else:
             raise ValueError("`samples` takes the images of one seed.")
@@ -221,8 +269,10 @@ def evaluate_generation(
         set=list(overrides),
         reference=reference,
         reference_split=reference_split,
+        reference_revision=against and against.describe().get("revision"),
+        image_column=image_column,
         num_samples=num_samples,
-        seed=seeds,
+        seed=seeds if made_here else None,
         sampler=[f"{name}={json.dumps(value)}" for name, value in (sampler or {}).items()],
         revision=generator and generator["revision"],
         extractor_weights=extractor_weights,
@@ -243,7 +293,7 @@ def evaluate_generation(
         sampler=sampling,
         seeds=seeds,
         device=device_name(device),
-        dtype=dtype if made_here else None,
+        dtype=dtype if made_here or generator else None,
         processes=state.num_processes,
         versions=versions(),
         command=repeat,
@@ -256,21 +306,25 @@ def is_image_source(source: str | Path) -> bool:
     return path.suffix == ".npz" or (path.is_dir() and not (path / DiffusionPipeline.config_name).exists())
 
 
-def open_samples(source: str, protocol: Protocol, metrics: Sequence[str]) -> ImageSource:
+def open_samples(source: str, protocol: Protocol, metrics: Sequence[str], image_column: str) -> ImageSource:
     """Images that are judged as they are: they must have the protocol's size.
 
     Raises:
         ValueError: If there are none, or they have another size.
     """
+    if (Path(source) / "config.json").exists():
+        raise ValueError(
+            f"{source} is a model, and no pipeline or images; `evaluate reconstruction` is for tokenizers."
+        )
     if source.endswith(".npz"):
         images = ReferenceImages(ReferenceBatch.load(source), protocol)
         if not images.num_images:
             raise ValueError(f"{source} holds statistics, no images.")
         return images
-    dataset, split = load_images(source)
+    dataset, split = load_images(source, image_column=image_column)
     labels = "label" if "accuracy" in metrics and "label" in dataset.column_names else None
     origin = {"id": source, "split": split}
-    return DatasetImages(dataset, protocol, label_column=labels, origin=origin, crop="none")
+    return DatasetImages(dataset, protocol, image_column, labels, origin, crop="none")
 
 
 def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionPipeline:
@@ -295,14 +349,20 @@ def describe_pipeline(
     for names in (("tokenizer", "vae", "vqvae"), ("generator", "transformer", "unet")):
         found = next((name for name in names if isinstance(getattr(pipeline, name, None), torch.nn.Module)), None)
         parts.append(found and describe_model(getattr(pipeline, found), source, revision, found))
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if isinstance(parameter.default, int | float | str) and name not in RESERVED
+    }
     if isinstance(pipeline, TiTokPipeline):
         names = ("num_inference_steps", "guidance_scale", "guidance_schedule")
-        given = {name: value for name, value in arguments.items() if value is not None}
-        arguments = {name: getattr(pipeline.config, name) for name in names} | given
+        defaults |= {name: getattr(pipeline.config, name) for name in names}
+    given = {name: value for name, value in arguments.items() if value is not None}
     config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     sampler = {
         "class": type(pipeline.scheduler).__name__,
         "config": json.loads(json.dumps(config, default=str)),
-        "arguments": dict(arguments),
+        "arguments": defaults | given,
     }
     return parts[0], parts[1], sampler

@@ -1,6 +1,8 @@
 """What a representation knows: classifiers on frozen features."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
@@ -14,8 +16,11 @@ from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.titok import TiTokImageProcessor, TiTokModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .metrics.estimate import Estimate
+from .sources import Fingerprint, to_uint8
 
 TokenFeature = Literal["tokens", "mean_token", "unquantized", "encoder"]
+WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+TEMPERATURE = 0.07
 
 
 @torch.no_grad()
@@ -111,7 +116,7 @@ def linear_probe(
     train_labels: torch.Tensor,
     test_features: torch.Tensor,
     test_labels: torch.Tensor,
-    weight_decays: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
     seed: int = 0,
 ) -> dict[str, float | None]:
     """Accuracy of a logistic regression on standardized features.
@@ -131,10 +136,16 @@ def linear_probe(
         the chosen `weight_decay`.
 
     Raises:
-        ValueError: If there is one class only, or features and labels differ in number.
+        ValueError: If there is one class only, there are fewer than 5 training features, features and labels differ in
+            number, or a feature is not finite.
     """
-    check_labels(train_features, train_labels)
-    check_labels(test_features, test_labels)
+    check_features(train_features, train_labels)
+    check_features(test_features, test_labels)
+    if len(train_features) < 5:
+        raise ValueError(
+            f"A linear probe needs at least 5 training features, a fifth of which chooses the weight decay, got "
+            f"{len(train_features)}."
+        )
     if train_labels.unique().numel() < 2:
         raise ValueError("A probe needs at least two classes, got one.")
     mean, std = train_features.mean(0), train_features.std(0).clamp_min(1e-6)
@@ -161,10 +172,12 @@ def linear_probe(
     return {"accuracy": measured.value, "standard_error": measured.standard_error, "weight_decay": chosen}
 
 
-def check_labels(features: torch.Tensor, labels: torch.Tensor) -> None:
-    """Raises `ValueError` unless there is a label for each feature."""
+def check_features(features: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raises `ValueError` unless features are finite, and there is a label for each."""
     if len(features) != len(labels):
         raise ValueError(f"There must be a label for each of {len(features)} features, got {len(labels)}.")
+    if wrong := int((~features.isfinite().all(-1)).sum()):
+        raise ValueError(f"Features must be finite, got NaN or infinity in {wrong} of {len(features)}.")
 
 
 def fit(features: torch.Tensor, labels: torch.Tensor, num_classes: int, weight_decay: float) -> nn.Linear:
@@ -190,7 +203,7 @@ def knn_probe(
     test_features: torch.Tensor,
     test_labels: torch.Tensor,
     k: int = 20,
-    temperature: float = 0.07,
+    temperature: float = TEMPERATURE,
 ) -> dict[str, float | None]:
     """Accuracy of a vote of the nearest training features, weighted by similarity.
 
@@ -207,10 +220,11 @@ def knn_probe(
         `accuracy` in [0, 1] on the test features, and its `standard_error` over them (`None` if there is only one).
 
     Raises:
-        ValueError: If features and labels differ in number, or there are fewer training features than `k`.
+        ValueError: If features and labels differ in number, a feature is not finite, or there are fewer training
+            features than `k`.
     """
-    check_labels(train_features, train_labels)
-    check_labels(test_features, test_labels)
+    check_features(train_features, train_labels)
+    check_features(test_features, test_labels)
     if not 1 <= k <= len(train_features):
         raise ValueError(f"`k` must be from 1 to the {len(train_features)} training features, got {k}.")
     train_features, test_features = F.normalize(train_features, dim=-1), F.normalize(test_features, dim=-1)
@@ -236,6 +250,7 @@ def probe_tokenizer(
     features: Sequence[TokenFeature] = ("tokens", "mean_token"),
     batch_size: int = 64,
     k: int = 20,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """What a tokenizer knows of the classes of images that it may never have seen a label of.
 
@@ -247,16 +262,21 @@ def probe_tokenizer(
         features: What to probe, see `token_features`.
         batch_size: Images that are encoded at once.
         k: Neighbors that vote, see `knn_probe`.
+        seed: Of the part of the training images that chooses the weight decay, see `linear_probe`.
 
     Returns:
-        What can be written as JSON: `num_classes`; `num_train_images`, `num_test_images`; `majority_accuracy`, that of
-        always answering the most frequent class of the training images; `k`; and `features`, for each name
-        `dimension`, `linear_accuracy`, `linear_standard_error`, `weight_decay` (see `linear_probe`), `knn_accuracy`
-        and `knn_standard_error`.
+        What can be written as JSON: `processor`, the class and settings of the image processor; `train` and `test`,
+        each with `num_images`, `fingerprint` (see `Fingerprint`; of the images as the processor makes them, in uint8)
+        and `labels_sha256` (of the numbers of the classes in the order of the images, int64); `num_classes`;
+        `majority_accuracy`, that of always answering the most frequent class of the training images; `linear`, the
+        `weight_decays` that were tried and the `seed`; `nearest_neighbors`, `k` and `temperature`; and `features`, for
+        each name `dimension`, `linear_accuracy`, `linear_standard_error`, `weight_decay` (see `linear_probe`),
+        `knn_accuracy` and `knn_standard_error`. A standard error is `None` if there is one test image only.
 
     Raises:
         ValueError: If a column is missing, there is one class only, a test image has a class that no training image
-            has, there are no test images or fewer training images than `k`, or the tokenizer has no such features.
+            has, there are no test images or fewer training images than `k` or 5, or the tokenizer has no such
+            features.
     """
     for split, dataset in (("training", train), ("test", test)):
         if missing := {image_column, label_column} - set(dataset.column_names):
@@ -266,32 +286,47 @@ def probe_tokenizer(
             )
     classes = {label: index for index, label in enumerate(sorted(set(train[label_column])))}
     if len(classes) < 2:
-        raise ValueError(f"A probe needs at least two classes, got {len(classes)}.")
+        raise ValueError(f"A probe needs training images of at least two classes, got {len(classes)}.")
     if unknown := set(test[label_column]) - classes.keys():
         raise ValueError(f"The test images have a class that no training image has: {sorted(unknown)[0]!r}.")
     if not len(test):
         raise ValueError("There are no test images.")
-    if len(train) < k:
-        raise ValueError(f"There must be at least `k`, {k}, training images, got {len(train)}.")
-    labels, encoded = [], []
+    if len(train) < 5:
+        raise ValueError(f"A linear probe needs at least 5 training images, got {len(train)}.")
+    if not 1 <= k <= len(train):
+        raise ValueError(f"`k` must be from 1 to the {len(train)} training images, got {k}.")
+
+    def batches(dataset: Dataset, fingerprint: Fingerprint) -> Iterator[torch.Tensor]:
+        for batch in dataset.select_columns(image_column).iter(batch_size):
+            pixel_values = processor(batch[image_column], return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
+            fingerprint.update(to_uint8(processor.postprocess(pixel_values, "pt"), "round"))
+            yield pixel_values
+
+    labels, encoded, described = [], [], []
     for dataset in (train, test):
+        fingerprint = Fingerprint()
         labels.append(torch.tensor([classes[label] for label in dataset[label_column]]))
-        batches = (
-            processor(batch[image_column], return_tensors="pt")["pixel_values"]
-            for batch in dataset.select_columns(image_column).iter(batch_size)
+        encoded.append(token_features(tokenizer, batches(dataset, fingerprint), features))
+        described.append(
+            {
+                "num_images": len(dataset),
+                "fingerprint": fingerprint.compute([fingerprint.total]),
+                "labels_sha256": hashlib.sha256(labels[-1].numpy().tobytes()).hexdigest(),
+            }
         )
-        encoded.append(token_features(tokenizer, batches, features))
     (train_labels, test_labels), (train_features, test_features) = labels, encoded
     result = {
+        "processor": json.loads(processor.to_json_string()),
+        "train": described[0],
+        "test": described[1],
         "num_classes": len(classes),
-        "num_train_images": len(train),
-        "num_test_images": len(test),
         "majority_accuracy": float((test_labels == train_labels.bincount().argmax()).double().mean()),
-        "k": k,
+        "linear": {"weight_decays": list(WEIGHT_DECAYS), "seed": seed},
+        "nearest_neighbors": {"k": k, "temperature": TEMPERATURE},
         "features": {},
     }
     for name in features:
-        linear = linear_probe(train_features[name], train_labels, test_features[name], test_labels)
+        linear = linear_probe(train_features[name], train_labels, test_features[name], test_labels, seed=seed)
         neighbors = knn_probe(train_features[name], train_labels, test_features[name], test_labels, k)
         result["features"][name] = {
             "dimension": train_features[name].shape[1],

@@ -35,16 +35,19 @@ class Protocol:
         crop: How an image becomes square. `"center"`: shorter side resized, center cut out (TiTok); `"adm"`: halved
             with a box filter while it is twice as large, then resized and cut out (ADM, VTP); `"squash"`: both sides
             resized; `"none"`: images are of this size already.
-        interpolation: Filter of `"center"`: `"bicubic"`, `"bilinear"` or `"lanczos"`, antialiased; `"adm"` is bicubic
-            and `"squash"` bilinear.
+        interpolation: Filter, antialiased: `"bicubic"`, `"bilinear"` or `"lanczos"` for `"center"`, bicubic if not
+            given; `"adm"` is always bicubic and `"squash"` bilinear.
         rounding: How float images in [0, 1] become uint8: `"truncate"`, the integer part of 255 x, or `"round"`.
         extractor: Where features come from, see `load_extractor`.
         classifier: Whose logits give `accuracy`; the extractor's if not given.
+        class_matching: How classes of the images are found among the classifier's: by `"names"`, where both have them,
+            or by `"ids"`.
         reference: What features are compared with: `"originals"`, the images that are reconstructed; `"train"`, the
             training images; `"batch"`, a file of ADM's.
         metrics: For each task, the metrics.
         num_samples: Images to generate.
         inception_score_splits: Consecutive equal parts over which Inception Score is averaged.
+        inception_score_split_size: Images of a part, instead of the number of parts; the last one may be smaller.
         precision_neighbors: k of precision and recall (arXiv 1904.06991).
         density_neighbors: k of density and coverage (arXiv 2002.09797).
         kernel_subsets, kernel_subset_size: Random subsets of the kernel distance (arXiv 1801.01401).
@@ -62,10 +65,12 @@ class Protocol:
     extractor: str
     reference: Literal["originals", "train", "batch"]
     metrics: dict[Task, Sequence[str]]
-    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] | None = None
     classifier: str | None = None
+    class_matching: Literal["names", "ids"] = "names"
     num_samples: int | None = None
     inception_score_splits: int = 10
+    inception_score_split_size: int | None = None
     precision_neighbors: int = 3
     density_neighbors: int = 5
     kernel_subsets: int = 100
@@ -85,6 +90,15 @@ class Protocol:
                 raise ValueError(f"`{field.name}` must be text, got {value!r}.")
             if kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{field.name}` must be an integer of at least 1, got {value!r}.")
+        if self.kernel_subset_size < 2:
+            raise ValueError("`kernel_subset_size` must be at least 2, got 1.")
+        filters = {"center": self.interpolation or "bicubic", "adm": "bicubic", "squash": "bilinear", "none": None}
+        if self.interpolation not in (None, filters[self.crop]):
+            raise ValueError(
+                f"`interpolation` is for `crop=center`; `crop={self.crop}` is {filters[self.crop] or 'none'}, got "
+                f"{self.interpolation!r}."
+            )
+        object.__setattr__(self, "interpolation", filters[self.crop])
         if not isinstance(self.metrics, dict) or not self.metrics:
             raise ValueError(f"`metrics` must name metrics for reconstruction or generation, got {self.metrics!r}.")
         for task, names in self.metrics.items():

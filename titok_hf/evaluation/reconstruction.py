@@ -12,8 +12,10 @@ from transformers import BaseImageProcessor
 from ..data.images import dataset_commit, load_images
 from ..modeling.auto import default_device, load_tokenizer
 from ..modeling.checks import parse_dtype
+from ..modeling.diffusers_tokenizer import DiffusersTokenizer
+from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .extractors import Judges, float32_convolutions
-from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, progress
+from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, match_classes, progress
 from .metrics.codebook import CodebookUsage
 from .metrics.estimate import Estimate, RunningMean
 from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
@@ -94,11 +96,7 @@ def measure_reconstruction(
     """
     metrics = protocol.metrics_of("reconstruction")
     judges = judges or Judges.load(protocol, metrics, device=tokenizer.device)
-    if (size := tokenizer.config.image_size) != protocol.image_size:
-        raise ValueError(
-            f"The protocol {protocol.name!r} is for images of {protocol.image_size} pixels, the tokenizer for {size}. "
-            f"Choose another protocol, or change this one: `image_size={size}`."
-        )
+    processor = processor_for(tokenizer, processor, protocol)
     discrete = (
         getattr(tokenizer.config, "codebook_size", None) and getattr(tokenizer.config, "quantizer", "vq") == "vq"
     )
@@ -108,7 +106,8 @@ def measure_reconstruction(
     against = Reference(images if reference is None else reference, metrics)
     check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
     means = {name: RunningMean() for name in metrics if name in PAIR_METRICS}
-    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol)
+    classes = match_classes(images, judges, protocol) if "accuracy" in metrics else None
+    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol, classes)
     compared = [name for name in metrics if name in REFERENCE_METRICS] if reference is None else []
     originals = FeatureSet(judges, compared, images.num_images, protocol)
     autocast = getattr(torch, protocol.encoder_autocast or "bfloat16")
@@ -121,7 +120,7 @@ def measure_reconstruction(
         decoded = tokenizer.decode(encoded.latents.to(tokenizer.dtype)).reconstruction
         reconstructions = to_uint8(processor.postprocess(decoded, "pt"), protocol.rounding)
         if codes is not None:
-            codes.update(encoded.codes)
+            codes.update(encoded.codes, batch.indices)
         for name, values in pair_metrics(means, reconstructions, batch.images, judges.lpips).items():
             means[name].update(values)
         originals.update(batch)
@@ -136,11 +135,30 @@ def measure_reconstruction(
     results |= {name: mean.compute() for name, mean in means.items()}
     if codes is not None:
         codes.reduce()
-        results |= {f"codebook_{name}": Estimate(value) for name, value in codes.compute().items()}
+        results |= {f"codebook_{name}": estimate for name, estimate in codes.estimates().items()}
     return Measured(
         {name: results[name] for name in metrics},
         originals.sha256,
         against.describe(gathered) if reference is not None else None,
+    )
+
+
+def processor_for(tokenizer: nn.Module, processor: BaseImageProcessor, protocol: Protocol) -> BaseImageProcessor:
+    """The processor that gives a tokenizer images of the protocol's size.
+
+    Raises:
+        ValueError: If the tokenizer cannot take them.
+    """
+    size, wanted = tokenizer.config.image_size, protocol.image_size
+    if size == wanted:
+        return processor
+    if isinstance(tokenizer, DiffusersTokenizer):
+        return type(processor).from_image_size(wanted)
+    if isinstance(tokenizer, VTPPreTrainedModel) and wanted % tokenizer.config.patch_size == 0:
+        return type(processor).from_dict(processor.to_dict() | {"size": {"height": wanted, "width": wanted}})
+    raise ValueError(
+        f"The protocol {protocol.name!r} is for images of {wanted} pixels, the tokenizer for {size}. Choose another "
+        f"protocol, or change this one: `image_size={size}`."
     )
 
 
@@ -177,6 +195,7 @@ def evaluate_reconstruction(
     num_images: int | None = None,
     reference: str | None = None,
     reference_split: str | None = None,
+    reference_revision: str | None = None,
     extractor_weights: str | Path | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
@@ -194,7 +213,7 @@ def evaluate_reconstruction(
         image_column, label_column: Columns of the data; labels matter to `accuracy` only.
         num_images: How many images, from the start; all if not given.
         reference: What features are compared with, instead of what the protocol says: a file of ADM's, or as `data`.
-        reference_split: Of the reference; see `load_images`.
+        reference_split, reference_revision: Of the reference; see `load_images`.
         extractor_weights: See `load_extractor`.
         batch_size: Images at once.
         device: Where to compute; the accelerator if there is one, if not given.
@@ -218,7 +237,7 @@ def evaluate_reconstruction(
     images = DatasetImages(dataset, loaded_protocol, image_column, labels, origin, num_images)
     against = None
     if reference is not None:
-        against = open_source(reference, loaded_protocol, reference_split, image_column=image_column)
+        against = open_source(reference, loaded_protocol, reference_split, reference_revision, image_column)
     elif loaded_protocol.reference == "train":
         against = open_source(data, loaded_protocol, "train", data_revision, image_column)
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
@@ -243,6 +262,7 @@ def evaluate_reconstruction(
         num_images=num_images,
         reference=reference,
         reference_split=reference_split,
+        reference_revision=against.describe().get("revision") if reference is not None else None,
         extractor_weights=extractor_weights,
         batch_size=batch_size,
         device=device_option,

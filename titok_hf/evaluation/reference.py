@@ -57,11 +57,12 @@ def write_reference(
     metrics = GAUSSIAN_METRICS if judges.extractor.num_spatial else GAUSSIAN_METRICS[:1]
     check_feasible(metrics, loaded, judges, source.num_images, False, Reference(source, metrics))
     gathered = FeatureSet(judges, metrics, source.num_images, loaded)
-    step = max(1, source.num_images // num_kept)
+    spread = torch.zeros(source.num_images, dtype=torch.bool)
+    spread[torch.arange(num_kept) * source.num_images // num_kept] = True
     kept = []
     for batch in progress(source, batch_size, "reference", shown=True):
         gathered.update(batch)
-        chosen = (batch.indices % step == 0) & (batch.indices < step * num_kept)
+        chosen = spread[batch.indices]
         kept.append((batch.indices[chosen], batch.images[chosen]))
     gathered.reduce()
     indices, images = (torch.cat(parts) for parts in zip(*gather_object(kept), strict=True))

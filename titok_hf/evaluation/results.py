@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import shlex
@@ -30,7 +31,7 @@ NAMES = {
 }
 # Fields in which results may differ and still stand in one table: what is compared, and how it was computed.
 COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
-COMPUTED = ("device", "dtype", "processes", "versions")
+COMPUTED = ("device", "processes", "versions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,11 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Writes JSON."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
@@ -105,12 +109,14 @@ class Evaluation:
         parts = [
             f"{protocol['name']}: {self.num_images} images",
             f"{protocol['image_size']}x{protocol['image_size']}",
-            f"crop {protocol['crop']}",
+            f"crop {protocol['crop']}" + (f" ({protocol['interpolation']})" if protocol["interpolation"] else ""),
             {"truncate": "truncated", "round": "rounded"}[protocol["rounding"]] + " to uint8",
             *(f"{judge['name']} ({judge['weights_sha256'][:8]})" for judge in self.judges.values()),
         ]
         if self.reference is not None:
             parts.append(f"against {place(self.reference)}")
+        if self.dtype not in (None, "float32"):
+            parts.append(self.dtype)
         if self.sampler is not None:
             arguments = ", ".join(f"{name} {value}" for name, value in self.sampler["arguments"].items())
             parts.append(f"sampled with {arguments or 'the defaults of the pipeline'}, seeds {self.seeds}")
@@ -127,7 +133,8 @@ class Evaluation:
                 "task": task,
                 "dataset": dataset,
                 **split,
-                "metric": self.title(name),
+                "metric": name,
+                "name": self.title(name),
                 "value": estimate.value,
                 "standard_error": estimate.standard_error,
                 "protocol": self.summary(),
@@ -147,7 +154,7 @@ def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
     """The fields in which the protocols of results differ, each with its value in every result.
 
     Compared are the protocol, the images and the reference by their fingerprints, the number of images, and the
-    networks that more than one of them needed; not the models, their sampler and seeds, nor device, data type and
+    networks and data types that more than one of them names; not the models, their sampler and seeds, nor device and
     versions.
     """
     flat = []
@@ -165,14 +172,15 @@ def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
             protocol.pop(name, None)
         for judge in judges.values():
             judge.pop("weights", None)  # where they lie, not what they are
-        flat.append((fields | {f"protocol.{name}": value for name, value in protocol.items()}, judges))
+        maybe = judges | {"dtype": fields.pop("dtype")}
+        flat.append((fields | {f"protocol.{name}": value for name, value in protocol.items()}, maybe))
     different = {}
     for name in dict.fromkeys(name for fields, _ in flat for name in fields):
         values = [fields.get(name) for fields, _ in flat]
         if any(value != values[0] for value in values):
             different[name] = values
-    for name in dict.fromkeys(name for _, judges in flat for name in judges):
-        values = [judges.get(name) for _, judges in flat]
+    for name in dict.fromkeys(name for _, maybe in flat for name in maybe):
+        values = [maybe.get(name) for _, maybe in flat]
         known = [value for value in values if value is not None]  # one that measured less may not have needed it
         if any(value != known[0] for value in known):
             different[name] = values
@@ -238,6 +246,8 @@ def command(task: str, source: str | Path, **options: Any) -> str:
 def versions() -> dict[str, str]:
     """Of Python and of the packages that numbers depend on."""
     packages = ("torch", "numpy", "pillow", "transformers", "diffusers", "datasets", "accelerate")
+    optional = {"scikit-learn": "sklearn", "torchmetrics": "torchmetrics"}
+    packages += tuple(package for package, module in optional.items() if importlib.util.find_spec(module))
     return {
         "titok_hf": __version__,
         "python": platform.python_version(),

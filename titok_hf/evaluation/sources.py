@@ -50,10 +50,12 @@ class ImageSource(ABC):
     Args:
         num_images: How many there are.
         labelled: Whether they have labels.
+        class_names: Names of the labels' classes, if they are known.
     """
 
     num_images: int
     labelled: bool = False
+    class_names: Sequence[str] | None = None
 
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
@@ -63,11 +65,25 @@ class ImageSource(ABC):
         """This process's images, in memory."""
         batches = list(self.batches(batch_size))
         labels = torch.cat([batch.labels for batch in batches]) if self.labelled else None
-        return TensorImages(torch.cat([batch.images for batch in batches]), labels)
+        return TensorImages(torch.cat([batch.images for batch in batches]), labels, self.class_names)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What a result says of it."""
+
+
+# Arguments of a pipeline's call that the evaluation sets, or cannot do with.
+RESERVED = {
+    "batch_size",
+    "callback_on_step_end",
+    "class_labels",
+    "codes",
+    "generator",
+    "num_images_per_label",
+    "output_type",
+    "return_dict",
+    "self",
+}
 
 
 def is_ours(number: int) -> bool:
@@ -107,12 +123,15 @@ class DatasetImages(ImageSource):
             raise ValueError(f"There are {len(dataset)} images, and {num_images} were asked for.")
         if label_column is not None and "int" not in (found := dataset.features[label_column].dtype):
             raise ValueError(f"The column {label_column!r} must hold integers or classes, got {found}.")
-        self.dataset = dataset if num_images is None else dataset.select(range(num_images))
-        self.num_images = len(self.dataset)
-        self.protocol = protocol if crop is None else replace(protocol, crop=crop)
+        dataset = dataset if num_images is None else dataset.select(range(num_images))
+        self.images = dataset.select_columns(image_column)
+        self.num_images = len(dataset)
+        self.protocol = protocol if crop is None else replace(protocol, crop=crop, interpolation=None)
         self.image_column = image_column
-        self.label_column = label_column
         self.labelled = label_column is not None
+        if self.labelled:
+            self.labels = torch.tensor(dataset[label_column])
+            self.class_names = getattr(dataset.features[label_column], "names", None)
         self.origin = origin or {}
         if self.protocol.crop == "none":
             expected = (protocol.image_size, protocol.image_size)
@@ -125,9 +144,9 @@ class DatasetImages(ImageSource):
 
     def open(self, index: int) -> Image.Image:
         try:
-            return self.dataset.select_columns(self.image_column)[index][self.image_column]
+            return self.images[index][self.image_column]
         except (UnidentifiedImageError, OSError) as error:
-            encoded = self.dataset.cast_column(self.image_column, datasets.Image(decode=False))
+            encoded = self.images.cast_column(self.image_column, datasets.Image(decode=False))
             path = encoded[index][self.image_column]["path"] or "without a file"
             raise ValueError(f"Image {index} ({path}) cannot be read: {error}") from error
 
@@ -135,12 +154,7 @@ class DatasetImages(ImageSource):
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
             if is_ours(number):
                 images = square_images([self.open(index) for index in indices.tolist()], self.protocol)
-                labels = None
-                if self.label_column is not None:
-                    labels = torch.tensor(
-                        self.dataset.select_columns(self.label_column)[indices.tolist()][self.label_column]
-                    )
-                yield ImageBatch(indices, images, labels)
+                yield ImageBatch(indices, images, self.labels[indices] if self.labelled else None)
 
     def describe(self) -> dict[str, Any]:
         return self.origin
@@ -152,18 +166,22 @@ class TensorImages(ImageSource):
     Args:
         images: uint8 `(n, 3, H, W)`.
         labels: Their classes `(n,)`, if they have any.
+        class_names: Names of the classes, if they are known.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor | None = None):
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor | None = None, class_names: Sequence[str] | None = None
+    ):
         self.images = images
-        self.classes = labels
+        self.labels = labels
+        self.class_names = class_names
         self.num_images = len(images)
         self.labelled = labels is not None
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
             if is_ours(number):
-                yield ImageBatch(indices, self.images[indices], self.classes[indices] if self.labelled else None)
+                yield ImageBatch(indices, self.images[indices], self.labels[indices] if self.labelled else None)
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -223,8 +241,7 @@ class GeneratedImages(ImageSource):
                 "A pipeline that is called with `class_labels` or `batch_size` is expected, got a "
                 f"{type(pipeline).__name__}."
             )
-        free = parameters.keys() - {"class_labels", "batch_size", "generator", "output_type"}
-        if others := arguments.keys() - free:
+        if others := arguments.keys() - parameters.keys() | arguments.keys() & RESERVED:
             raise ValueError(
                 f"A {type(pipeline).__name__} takes no {', '.join(sorted(others))}, or the evaluation sets it."
             )
@@ -239,6 +256,8 @@ class GeneratedImages(ImageSource):
         self.arguments = arguments
         self.num_classes = number_of_classes(pipeline) if "class_labels" in parameters else None
         self.labelled = self.num_classes is not None
+        names = getattr(getattr(getattr(pipeline, "generator", None), "config", None), "id2label", None)
+        self.class_names = names and list(names.values())
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
@@ -259,7 +278,9 @@ class GeneratedImages(ImageSource):
         labels = self.labels(indices)
         classes = {"batch_size": len(indices)} if labels is None else {"class_labels": labels.tolist()}
         self.pipeline.set_progress_bar_config(disable=True)
-        with torch.random.fork_rng():  # for schedulers that are given no generator
+        device = self.pipeline.device
+        # for schedulers that are given no generator
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seeds[0])
             output = self.pipeline(**classes, **self.arguments, generator=generators, output_type="np")
         images = torch.from_numpy(np.asarray(output.images)).permute(0, 3, 1, 2)  # (B, 3, H, W)

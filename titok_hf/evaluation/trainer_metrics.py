@@ -22,6 +22,10 @@ class ReconstructionMetrics:
     With `TrainingArguments(batch_eval_metrics=True)` images are seen batch by batch, and memory does not grow with
     their number, but for metrics that keep features (see `FeatureSet`).
 
+    Metrics of codes and labels are not for it, since predictions hold neither. A tokenizer's training log has the use
+    of its codebook; `evaluate_reconstruction` measures it, accuracy and Inception Score on a data set, and
+    `evaluate.load(IMAGE_METRICS, "codebook_usage")` on codes, `"accuracy"` on images with labels.
+
     Args:
         processor: Image processor of the tokenizer: turns its range into that of images.
         metrics: Names of `titok_hf.evaluation.protocol`: of pairs, or on features.

@@ -75,7 +75,9 @@ class VisionExtractor(FeatureExtractor):
         black = torch.zeros(1, 3, self.input_size, self.input_size, dtype=torch.uint8)
         seen = self(black)
         self.num_features = seen.features.shape[1]
-        self.num_classes = None if seen.logits is None else seen.logits.shape[1]
+        if seen.logits is not None:
+            self.num_classes = seen.logits.shape[1]
+            self.class_names = [config.id2label[index] for index in range(self.num_classes)]
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> Extracted:

@@ -67,8 +67,7 @@ def find_weights(published: WeightsFile, given: str | Path | None = None) -> Pat
         torch.hub.download_url_to_file(published.url, str(target), hash_prefix=published.sha256)
     except (OSError, RuntimeError) as error:  # a RuntimeError if the hash is another
         raise FileNotFoundError(
-            f"{published.url} could not be downloaded ({error}): get it elsewhere and put it at {target}, or name the "
-            "file."
+            f"{published.url} could not be downloaded ({error}): get it elsewhere and put it at {target}."
         ) from error
     return target
 

@@ -61,7 +61,8 @@ def render_card(
     Args:
         description: What it is.
         provenance: Where it comes from, see `docs/hub.md`: `license`, `base_model`, `datasets`, `training_data`,
-            `recipe`, and `results`, each with `task`, `dataset`, `split`, `metric`, `value`, `protocol` and `source`.
+            `recipe`, and `results`, each with `task`, `dataset`, `split`, `metric`, `name`, `value`, `standard_error`,
+            `protocol` and `source`.
         repo_id: Repository or folder that the snippet loads.
         revision: Branch that it loads; the main one if not given.
     """
@@ -83,9 +84,9 @@ def render_card(
                 dataset_name=result["dataset"],
                 dataset_split=result.get("split"),
                 metric_type=result["metric"],
-                metric_name=result["metric"],
+                metric_name=result.get("name", result["metric"]),
                 metric_value=result["value"],
-                metric_args={"protocol": result["protocol"]},
+                metric_args={key: result[key] for key in ("protocol", "standard_error") if result.get(key)},
                 source_name=result.get("source") and "source",
                 source_url=result.get("source"),
             )
@@ -103,13 +104,19 @@ def render_card(
         parts.append(f"## Training\n\n{training}")
     if results:
         rows = "\n".join(
-            f"| {result['metric']} | {result['value']:.4g} | {result['dataset']} | {result.get('split', '')} | "
-            f"{result['protocol']} |"
+            f"| {result.get('name', result['metric'])} | {rounded(result)} | {result['dataset']} | "
+            f"{result.get('split', '')} | {result['protocol']} |"
             for result in results
         )
         parts.append(f"## Results\n\n| metric | value | data | split | protocol |\n|---|---|---|---|---|\n{rows}")
     parts.append("## Citation\n\n" + code("bibtex", "\n\n".join(description.citations)))
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def rounded(result: Mapping[str, Any]) -> str:
+    """A result's value, and its standard error if it is known."""
+    error = result.get("standard_error")
+    return f"{result['value']:.4g}" + (f" ± {error:.2g}" if error else "")
 
 
 def training_section(provenance: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from titok_hf.evaluation.metrics import CodebookUsage
+from titok_hf.evaluation.metrics import CodebookUsage, Estimate
+from titok_hf.evaluation.metrics.statistics import block_of
 
 
 def test_usage_perplexity_and_entropy():
@@ -35,3 +36,27 @@ def test_bad_codes_are_refused():
         usage.update(torch.zeros(2))
     with pytest.raises(ValueError, match="got none"):
         usage.compute()
+
+
+def test_the_standard_error_is_the_jackknifes():
+    """Leaving out one block of images at a time, by hand."""
+    codes = torch.randint(0, 12, (60, 5))
+    usage = CodebookUsage(16, num_blocks=4)
+    for indices in torch.arange(60).split(7):
+        usage.update(codes[indices], indices)
+    blocks = block_of(torch.arange(60), 4)
+    without = []
+    for block in range(4):
+        _, counts = np.unique(codes[blocks != block], return_counts=True)
+        without.append((len(counts) / 16, entropy(counts, base=2), np.exp(entropy(counts))))
+    errors = np.sqrt(3 / 4 * ((np.array(without) - np.mean(without, axis=0)) ** 2).sum(0))
+    found = usage.estimates()
+    assert [found[name].standard_error for name in ("usage", "entropy", "perplexity")] == pytest.approx(list(errors))
+    assert {name: estimate.value for name, estimate in found.items()} == usage.compute()
+    assert found["entropy"].method == "jackknife over 4 blocks of images"
+
+
+def test_codes_without_indices_have_no_standard_error():
+    usage = CodebookUsage(8)
+    usage.update(torch.arange(8))
+    assert usage.estimates()["usage"] == Estimate(1.0)

@@ -74,3 +74,12 @@ def test_bad_input_is_refused(logits):
     score.update(torch.tensor(logits[:60]), torch.arange(60))
     with pytest.raises(ValueError, match="Logits of 100 images are expected, got 60"):
         score.compute()
+
+
+def test_parts_of_a_size_as_adm_cuts_them(logits):
+    """`probabilities[i : i + split_size]`, the last part being what is left."""
+    score = InceptionScore(len(logits), logits.shape[1], split_size=30)
+    for indices in torch.arange(len(logits)).split(16):
+        score.update(torch.tensor(logits)[indices], indices)
+    expected = [definition(logits[start : start + 30]) for start in range(0, 100, 30)]
+    np.testing.assert_allclose(score.scores(), expected, rtol=1e-12)

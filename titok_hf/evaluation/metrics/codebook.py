@@ -5,7 +5,9 @@ import math
 import torch
 
 from ...modeling.checks import check_ids
+from .estimate import Estimate, jackknife_variance
 from .processes import sum_over_processes
+from .statistics import block_of
 
 
 class CodebookUsage:
@@ -13,20 +15,29 @@ class CodebookUsage:
 
     Args:
         codebook_size: Number of codes.
+        num_blocks: Blocks of images of which the jackknife leaves out one at a time.
     """
 
-    def __init__(self, codebook_size: int) -> None:
-        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
+    def __init__(self, codebook_size: int, num_blocks: int = 10) -> None:
+        self.counts = torch.zeros(num_blocks, codebook_size, dtype=torch.int64)
 
-    def update(self, codes: torch.Tensor) -> None:
-        """Adds codes of any shape, integers in [0, codebook_size).
+    def update(self, codes: torch.Tensor, indices: torch.Tensor | None = None) -> None:
+        """Adds codes.
+
+        Args:
+            codes: Integers in [0, codebook_size), `(B, N)` or, without indices, of any shape.
+            indices: Positions of the images in the whole evaluation, int64 `(B,)`; needed by `estimates` only.
 
         Raises:
-            TypeError: If they are no integers.
+            TypeError: If the codes are no integers.
             ValueError: If one is out of range.
         """
-        check_ids(codes.flatten(), "codes", len(self.counts), ("n",))
-        self.counts += torch.bincount(codes.flatten().cpu(), minlength=len(self.counts))
+        num_blocks, codebook_size = self.counts.shape
+        check_ids(codes.flatten(), "codes", codebook_size, ("n",))
+        cells = codes.cpu().long()
+        if indices is not None:
+            cells = cells + codebook_size * block_of(indices.cpu(), num_blocks)[:, None]
+        self.counts += torch.bincount(cells.flatten(), minlength=self.counts.numel()).view_as(self.counts)
 
     def reduce(self) -> None:
         """Adds the codes of all other processes, in every process; to be called once, after the last batch."""
@@ -38,13 +49,30 @@ class CodebookUsage:
         Raises:
             ValueError: If there are no codes.
         """
-        total = int(self.counts.sum())
-        if total == 0:
+        if not self.counts.any():
             raise ValueError("Codebook usage needs codes, got none.")
-        shares = self.counts.double() / total
-        entropy = float(-torch.xlogy(shares, shares).sum())
+        return statistics_of(self.counts.sum(0))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """`compute` with standard errors, which the jackknife finds over blocks of images, see `jackknife_frechet`."""
+        values = self.compute()
+        total, blocks = self.counts.sum(0), [counts for counts in self.counts if counts.any()]
+        if len(blocks) < 2:
+            return {name: Estimate(value) for name, value in values.items()}
+        without = [statistics_of(total - counts) for counts in blocks]
+        method = f"jackknife over {len(blocks)} blocks of images"
         return {
-            "usage": float((self.counts > 0).double().mean()),
-            "perplexity": math.exp(entropy),
-            "entropy": entropy / math.log(2),
+            name: Estimate(value, jackknife_variance([other[name] for other in without]) ** 0.5, method)
+            for name, value in values.items()
         }
+
+
+def statistics_of(counts: torch.Tensor) -> dict[str, float]:
+    """Usage, perplexity and entropy of codes that were counted `(codebook_size,)`."""
+    shares = counts.double() / counts.sum()
+    entropy = float(-torch.xlogy(shares, shares).sum())
+    return {
+        "usage": float((counts > 0).double().mean()),
+        "perplexity": math.exp(entropy),
+        "entropy": entropy / math.log(2),
+    }

@@ -29,6 +29,11 @@ class Estimate:
         return cls(float(values.mean()), error, method if error is not None else None)
 
 
+def jackknife_variance(values: list[float]) -> float:
+    """`(B - 1) / B * sum_b (d_b - mean(d))^2` of `B` values, each without one block."""
+    return float(torch.tensor(values).double().var(correction=0) * (len(values) - 1))
+
+
 class RunningMean:
     """The mean of values that come in batches, in float64, and its standard error."""
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .estimate import Estimate
+from .estimate import Estimate, jackknife_variance
 from .statistics import COLUMNS, BlockedStatistics, GaussianStatistics
 
 EPSILON = torch.finfo(torch.float64).eps
@@ -133,11 +133,6 @@ def leave_one_out(statistics: BlockedStatistics) -> Iterator[GaussianStatistics]
     """The statistics without each of the blocks that have images."""
     blocks = [block for block, count in enumerate(statistics.counts) if count]
     return (statistics.merged(other for other in blocks if other != block) for block in blocks)
-
-
-def jackknife_variance(values: list[float]) -> float:
-    """`(B - 1) / B * sum_b (d_b - mean(d))^2` of `B` values, each without one block."""
-    return float(torch.tensor(values).double().var(correction=0) * (len(values) - 1))
 
 
 def root_of(covariance: torch.Tensor) -> torch.Tensor:

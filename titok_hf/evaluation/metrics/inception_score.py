@@ -16,19 +16,22 @@ class InceptionScore:
     Args:
         num_images: Images of the whole evaluation.
         num_classes: Logits of an image.
-        num_splits: Parts.
+        num_splits: Parts, equal but for one image.
+        split_size: Images of a part, instead of their number; the last part may be smaller.
 
     Raises:
         ValueError: If there are less images than parts.
     """
 
-    def __init__(self, num_images: int, num_classes: int, num_splits: int = 10) -> None:
+    def __init__(self, num_images: int, num_classes: int, num_splits: int = 10, split_size: int | None = None) -> None:
+        num_splits = num_splits if split_size is None else -(-num_images // split_size)
         if not 1 <= num_splits <= num_images:
             raise ValueError(
                 f"Inception Score needs an image at least in each of its parts, got {num_images} images and "
                 f"{num_splits} parts; choose fewer splits."
             )
         self.num_images = num_images
+        self.split_size = split_size
         self.num_splits = num_splits
         self.counts = torch.zeros(num_splits, dtype=torch.int64)
         self.negative_entropies = torch.zeros(num_splits, dtype=torch.float64)  # sums of p log p
@@ -52,7 +55,11 @@ class InceptionScore:
         if not logits.isfinite().all():
             raise ValueError("Logits must be finite, got NaN or infinity.")
         probabilities = logits.cpu().double().softmax(-1)
-        splits = indices.cpu() * self.num_splits // self.num_images
+        indices = indices.cpu()
+        if self.split_size is None:
+            splits = indices * self.num_splits // self.num_images
+        else:
+            splits = indices // self.split_size
         self.counts += torch.bincount(splits, minlength=self.num_splits)
         self.negative_entropies.index_add_(0, splits, torch.xlogy(probabilities, probabilities).sum(-1))
         self.probabilities.index_add_(0, splits, probabilities)

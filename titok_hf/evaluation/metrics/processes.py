@@ -1,8 +1,12 @@
 """The processes of a distributed run."""
 
+from datetime import timedelta
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+
+PATIENCE = timedelta(hours=6)  # the main process may compute on features alone for longer than the usual 10 minutes
 
 
 def process_state() -> PartialState:
@@ -10,7 +14,7 @@ def process_state() -> PartialState:
 
     Without an accelerator accelerate must be told so, or each process takes itself for the only one.
     """
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

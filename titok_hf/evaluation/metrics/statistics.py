@@ -142,13 +142,21 @@ class GaussianStatistics:
             raise ValueError("Statistics that were made of a mean and a covariance cannot be joined with others.")
 
 
+def block_of(indices: torch.Tensor, num_blocks: int) -> torch.Tensor:
+    """The block `(B,)` of the images at the positions `indices` `(B,)`: `floor(num_blocks * frac(index * 0.618...))`.
+
+    This is Fibonacci hashing (Knuth, The Art of Computer Programming 3, section 6.4). Consecutive images, and images
+    at equal steps, are spread evenly over the blocks, so each has its share of each class whether images are sorted by
+    class or classes take turns.
+    """
+    return (indices * 2654435769 % 2**32) * num_blocks // 2**32
+
+
 class BlockedStatistics:
     """Statistics of features in several blocks of images, from which the spread of what is computed on them is told.
 
-    The block of an image depends on its index alone: `floor(num_blocks * frac(index * 0.618...))`, Fibonacci hashing
-    (Knuth, The Art of Computer Programming 3, section 6.4). Consecutive images, and images at equal steps, are spread
-    evenly over the blocks, so each has its share of each class whether images are sorted by class or classes take
-    turns. Each block takes `8 D^2` bytes: 10 blocks of 2048 features 336 MB.
+    The block of an image depends on its index alone, see `block_of`. Each block takes `8 D^2` bytes: 10 blocks of 2048
+    features 336 MB.
 
     Args:
         num_features: `D`.
@@ -181,7 +189,7 @@ class BlockedStatistics:
             raise ValueError(
                 f"There must be an index for each of {len(features)} rows of features, got {tuple(indices.shape)}."
             )
-        blocks = (indices * 2654435769 % 2**32) * len(self.blocks) // 2**32
+        blocks = block_of(indices, len(self.blocks))
         for block in blocks.unique().tolist():
             self.waiting[block].append(features[(blocks == block).to(features.device)])
             if sum(map(len, self.waiting[block])) >= ROWS:
