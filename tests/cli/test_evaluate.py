@@ -1,102 +1,28 @@
 """`titok evaluate`, as a user calls it: tiny models, real digits, files in and out."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, load_dataset
-from datasets import Image as ImageFeature
 from diffusers import AutoencoderKL
-from PIL import Image
 
 from titok_hf import TiTokImageProcessor, VTPModel
-from titok_hf.cli import evaluate, main
 from titok_hf.data.digits import load_digits_dataset
 from titok_hf.evaluation import Evaluation, evaluate_generation
-from titok_hf.evaluation.weights import state_sha256
 from titok_hf.hub.cards import GENERATED
 
-NUMBER = 70  # images; more than the 64 features of digits
+from .conftest import NUMBER, fingerprint
+
 DEMO = ("--protocol", "demo")
 QUICK = (*DEMO, "--set", "metrics.reconstruction=[psnr, mean_squared_error]")
 GENERATED_DIGITS = (*DEMO, "--reference", "digits", "--reference-split", "test", "--num-samples", NUMBER)
 
 pytestmark = pytest.mark.xdist_group("cli")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """The command in this process and an empty folder: exit code, what it prints, and what it prints as errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate.console, "_width", 240)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["titok", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit:
-            code = exit.code or 0
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def measure(call):
-    """Runs `titok evaluate` and reads its result: `measure("reconstruction", "tokenizer", ...)`."""
-
-    def measure(task, *arguments, output="result.json"):
-        code, _, errors = call("evaluate", task, *arguments, "--output", output)
-        assert code == 0, errors
-        return Evaluation.load(output)
-
-    return measure
-
-
-@pytest.fixture
-def refused(call):
-    """The one sentence of an error, where nothing is written."""
-
-    def refused(*arguments):
-        before = {path for path, *_ in os.walk(".")}
-        code, _, errors = call("evaluate", *arguments)
-        lines = [line for line in errors.splitlines() if line.startswith("Error: ")]
-        assert code == 1 and len(lines) == 1 and "Traceback" not in errors, errors
-        assert "batch/s" not in errors  # before the work
-        assert not any(os.path.exists(f"{name}.json") for name in ("reconstruction", "generation", "probe"))
-        assert {path for path, *_ in os.walk(".")} == before
-        return lines[0]
-
-    return refused
-
-
-@pytest.fixture
-def tokenizer(titok, tmp_path):
-    titok.save_pretrained(tmp_path / "tokenizer")
-    return "tokenizer"
-
-
-@pytest.fixture
-def saved_pipeline(pipeline, tmp_path):
-    pipeline.save_pretrained(tmp_path / "pipeline")
-    return "pipeline"
-
-
-@pytest.fixture
-def folder_of_images(tmp_path):
-    """The first digits of the test split, 32x32, in one flat folder."""
-    (tmp_path / "images").mkdir()
-    for i, image in enumerate(load_digits_dataset()["test"][:NUMBER]["image"]):
-        image.convert("RGB").resize((32, 32)).save(tmp_path / "images" / f"{i:03d}.png")
-    return "images"
 
 
 def values(result):
@@ -115,12 +41,6 @@ def assert_same(first, second):
     assert values(first) == pytest.approx(values(second), rel=1e-9)
     first, second = (dataclasses.replace(result, metrics={}) for result in (first, second))
     assert first == second
-
-
-def fingerprint(images):
-    """The sum of the hashes of uint8 images `(n, 3, H, W)`."""
-    hashes = (hashlib.sha256(image.numpy().tobytes()).digest() for image in images)
-    return f"{sum(int.from_bytes(digest) for digest in hashes) % 2**256:064x}"
 
 
 class TestReconstruction:
@@ -372,125 +292,6 @@ class TestCompare:
     def test_what_is_no_result(self, refused, tmp_path):
         (tmp_path / "other.json").write_text("{}")
         assert "other.json is not a result of `titok evaluate`" in refused("compare", "other.json")
-
-
-def write_digits(folder, train, test):
-    """The first digits of both splits, one subfolder a class."""
-    digits = load_digits_dataset()
-    for split, count in (("train", train), ("test", test)):
-        for i, row in enumerate(digits[split].select(range(count))):
-            path = folder / split / str(row["label"]) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            row["image"].save(path)
-
-
-class TestProbe:
-    @pytest.fixture
-    def probe(self, call):
-        """Runs `titok evaluate probe` and gives what it wrote and printed."""
-
-        def probe(*arguments, output="probe.json"):
-            code, printed, errors = call("evaluate", "probe", *arguments, "--output", output)
-            assert code == 0, errors
-            return json.loads(Path(output).read_text()), printed
-
-        return probe
-
-    def test_a_table_and_a_file(self, probe, tokenizer, titok, tmp_path):
-        write_digits(tmp_path / "data", 60, 60)
-        options = ("--data", "data", "--feature", "tokens", "--feature", "encoder", "--dtype", "bfloat16", "--k", 7)
-        probed, printed = probe(tokenizer, *options, "--seed", 3, output="new/probe.json")
-        assert {name: found["dimension"] for name, found in probed["features"].items()} == {
-            "tokens": 48,
-            "encoder": 32,
-        }
-        assert "60 images; the most frequent class: " in printed and "7 nearest neighbors" in printed
-        assert f"{probed['features']['encoder']['linear_accuracy']:.1%} ± " in printed
-        assert "With all it depends on: new/probe.json" in printed
-
-        assert probed["tokenizer"] == {
-            "id": "tokenizer",
-            "revision": None,
-            "subfolder": "",
-            "class": "TiTokModel",
-            "weights_sha256": state_sha256(titok),  # before they became bfloat16
-        }
-        digits, processor = load_digits_dataset(), TiTokImageProcessor.from_image_size(32)
-        data = probed["data"]
-        assert (data["id"], data["revision"], data["image_column"], data["label_column"]) == (
-            *("data", None, "image", "label"),
-        )
-        for split in ("train", "test"):
-            images = processor(digits[split][:60]["image"], do_rescale=False, return_tensors="pt")["pixel_values"]
-            assert data[split]["num_images"] == 60
-            assert data[split]["fingerprint"] == fingerprint(images)
-        assert probed["num_classes"] == 10 and probed["image_size"] == 32
-        assert probed["processor"]["size"] == {"shortest_edge": 32}
-        assert probed["nearest_neighbors"] == {"k": 7, "temperature": 0.07} and probed["linear"]["seed"] == 3
-        assert (probed["device"], probed["dtype"]) == ("cpu", "bfloat16")
-        assert probed["versions"]["torch"] == torch.__version__
-
-    def test_the_command_repeats_it(self, probe, saved_pipeline, tmp_path):
-        write_digits(tmp_path / "data", 40, 20)
-        data = load_dataset("imagefolder", data_dir=str(tmp_path / "data"))
-        data.rename_columns({"image": "picture", "label": "kind"}).save_to_disk(tmp_path / "renamed")
-        options = (
-            "--subfolder",
-            "tokenizer",
-            "--data",
-            "renamed",
-            "--image-column",
-            "picture",
-            "--label-column",
-            "kind",
-        )
-        more = ("--k", 3, "--seed", 1, "--batch-size", 16, "--dtype", "bfloat16", "--device", "cpu")
-        first, _ = probe(saved_pipeline, *options, "--feature", "mean_token", *more)
-        assert first["tokenizer"]["subfolder"] == "tokenizer"
-        program, command, task, *arguments = shlex.split(first["command"])
-        assert (program, command, task) == ("titok", "evaluate", "probe")
-        assert probe(*arguments, output="second.json")[0] == first
-
-    def test_a_tokenizer_on_the_hub_has_its_commit(self, probe, hub, titok, tmp_path):
-        write_digits(tmp_path / "data", 20, 5)
-        titok.push_to_hub("user/probed")
-        commit = hub.repositories["model", "user/probed"].find("main").sha
-        with torch.no_grad():
-            titok.encoder.latent_tokens.mul_(3)
-        titok.push_to_hub("user/probed")
-        newer, _ = probe("user/probed", "--data", "data", "--feature", "tokens")
-        older, _ = probe("user/probed", "--data", "data", "--feature", "tokens", "--revision", commit)
-        assert newer["tokenizer"]["revision"] == hub.repositories["model", "user/probed"].find("main").sha
-        assert older["tokenizer"]["revision"] == commit != newer["tokenizer"]["revision"]
-        assert older["tokenizer"]["weights_sha256"] != newer["tokenizer"]["weights_sha256"]
-        assert f"--revision {commit}" in older["command"]
-
-    def test_one_test_image_has_no_standard_error(self, probe, tokenizer, tmp_path):
-        write_digits(tmp_path / "data", 20, 1)
-        probed, printed = probe(tokenizer, "--data", "data", "--feature", "tokens")
-        measured = probed["features"]["tokens"]
-        assert (measured["linear_standard_error"], measured["knn_standard_error"]) == (None, None)
-        assert f" {measured['linear_accuracy']:.1%} " in printed and "±" not in printed
-
-    def test_what_is_wrong(self, refused, tokenizer, make_vtp_config, tmp_path):
-        assert "tokens, mean_token, unquantized, encoder; got pixels" in refused(
-            "probe", tokenizer, "--data", "digits", "--feature", "pixels"
-        )
-        assert "no column 'class' but image, label" in refused(
-            "probe", tokenizer, "--data", "digits", "--label-column", "class"
-        )
-        assert "`k` must be from 1 to the 1437 training images, got 2000" in refused(
-            "probe", tokenizer, "--data", "digits", "--k", 2000
-        )
-        VTPModel(make_vtp_config()).save_pretrained(tmp_path / "vtp")
-        assert "is that of a TiTokModel" in refused("probe", "vtp", "--data", "digits", "--feature", "encoder")
-        single = Dataset.from_dict({"image": [Image.new("L", (8, 8))] * 25, "label": [0] * 25}).cast_column(
-            "image", ImageFeature()
-        )
-        single.train_test_split(5).save_to_disk(tmp_path / "single")
-        assert "at least two classes, got 1" in refused("probe", tokenizer, "--data", "single")
-        single.remove_columns("label").train_test_split(5).save_to_disk(tmp_path / "unlabelled")
-        assert "no column 'label' but image" in refused("probe", tokenizer, "--data", "unlabelled")
 
 
 def test_a_result_is_published_with_the_model(call, measure, hub, tokenizer, titok):

@@ -106,6 +106,26 @@ class KeptImages(ImageSource):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class MadeBy:
+    """What samples were made by, as far as it is known: parts of an `Evaluation`."""
+
+    tokenizer: dict[str, Any] | None = None
+    generator: dict[str, Any] | None = None
+    sampler: dict[str, Any] | None = None
+    seeds: list[int] | None = None
+    dtype: str | None = None
+
+    @classmethod
+    def of(cls, samples: Path) -> "MadeBy":
+        """What stands beside a file of samples."""
+        record = record_of(samples)
+        if not record.exists():
+            return cls()
+        content = json.loads(record.read_text())
+        return cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)})
+
+
 def record_of(samples: Path) -> Path:
     """Where it says what samples were made by."""
     return samples.with_name(f"{samples.name}.json")
@@ -229,36 +249,30 @@ def evaluate_generation(
         split = reference_split or ("train" if loaded_protocol.reference == "train" else None)
         against = open_source(reference, loaded_protocol, split, reference_revision, image_column)
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
-    tokenizer = generator = sampling = None
     made_here = not is_image_source(source)
-    if not made_here:
-        if samples is not None or sampler or seeds or num_samples:
-            raise ValueError(
-                f"{source} holds images already: `num_samples`, `seeds`, `sampler` and `samples` are for a pipeline."
-            )
-        sets: list[ImageSource] = [open_samples(str(source), loaded_protocol, metrics, image_column)]
-        record = record_of(Path(source))
-        if record.exists():
-            made_by = json.loads(record.read_text())
-            tokenizer, generator, sampling = (made_by[part] for part in ("tokenizer", "generator", "sampler"))
-            seeds, dtype = made_by["seeds"], made_by["dtype"]
-    else:
+    if made_here:
         seeds = list(seeds or (0,))
         pipeline = load_pipeline(source, revision)
-        tokenizer, generator, sampling = describe_pipeline(pipeline, source, revision, sampler or {})
+        made_by = MadeBy(*describe_pipeline(pipeline, source, revision, sampler or {}), seeds, dtype)
         pipeline.to(device, torch_dtype)
         count = loaded_protocol.num_samples
         if count is None:
             raise ValueError("The protocol names no number of images: give `num_samples`.")
-        made = [GeneratedImages(pipeline, count, loaded_protocol, seed, **(sampler or {})) for seed in seeds]
-        if samples is None:
-            sets = list(made)
-        elif len(seeds) == 1:
-            made_by = {"tokenizer": tokenizer, "generator": generator, "sampler": sampling, "dtype": dtype}
-            made_by |= {"seeds": seeds, "rounding": loaded_protocol.rounding, "batch_size": batch_size}
-            sets = [KeptImages(made[0], Path(samples), made_by | {"num_images": count})]
-        else:
-            raise ValueError("`samples` takes the images of one seed.")
+        sets: list[ImageSource] = [
+            GeneratedImages(pipeline, count, loaded_protocol, seed, **(sampler or {})) for seed in seeds
+        ]
+        if samples is not None:
+            if len(seeds) > 1:
+                raise ValueError("`samples` takes the images of one seed.")
+            how = {"rounding": loaded_protocol.rounding, "batch_size": batch_size, "num_images": count}
+            sets = [KeptImages(sets[0], Path(samples), dataclasses.asdict(made_by) | how)]
+    else:
+        if samples is not None or sampler or seeds or num_samples:
+            raise ValueError(
+                f"{source} holds images already: `num_samples`, `seeds`, `sampler` and `samples` are for a pipeline."
+            )
+        sets = [open_samples(str(source), loaded_protocol, metrics, image_column)]
+        made_by = MadeBy.of(Path(source))
     measured = measure_generation(sets, against, loaded_protocol, judges, batch_size)
     if isinstance(sets[0], KeptImages):
         sets[0].join()
@@ -269,12 +283,12 @@ def evaluate_generation(
         set=list(overrides),
         reference=reference,
         reference_split=reference_split,
-        reference_revision=against and against.describe().get("revision"),
+        reference_revision=(measured.reference or {}).get("revision"),
         image_column=image_column,
         num_samples=num_samples,
-        seed=seeds if made_here else None,
+        seed=seeds,
         sampler=[f"{name}={json.dumps(value)}" for name, value in (sampler or {}).items()],
-        revision=generator and generator["revision"],
+        revision=made_by.generator["revision"] if made_here and made_by.generator else None,
         extractor_weights=extractor_weights,
         batch_size=batch_size,
         device=device_option,
@@ -288,12 +302,8 @@ def evaluate_generation(
         data=sets[-1].describe() | {"fingerprint": measured.fingerprint},
         reference=measured.reference,
         judges=judges.identities(),
-        tokenizer=tokenizer,
-        generator=generator,
-        sampler=sampling,
-        seeds=seeds,
+        **dataclasses.asdict(made_by),
         device=device_name(device),
-        dtype=dtype if made_here or generator else None,
         processes=state.num_processes,
         versions=versions(),
         command=repeat,

@@ -262,7 +262,7 @@ def evaluate_reconstruction(
         num_images=num_images,
         reference=reference,
         reference_split=reference_split,
-        reference_revision=against.describe().get("revision") if reference is not None else None,
+        reference_revision=measured.reference.get("revision") if reference is not None else None,
         extractor_weights=extractor_weights,
         batch_size=batch_size,
         device=device_option,
