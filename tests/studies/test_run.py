@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTConfig, ViTImageProcessor, ViTModel
 
 from titok_hf import MaskGitVQGANModel, TiTokModel
 from titok_hf.data.digits import load_digits_dataset
@@ -57,6 +57,19 @@ def image_folder(tmp_path_factory):
         for i, image in enumerate(images):
             Image.fromarray(image).save(folder / label / f"{i}.png")
     return folder
+
+
+@pytest.fixture
+def make_vision_model(tmp_path):
+    """Folder of a ViT of so many features."""
+
+    def make(num_features):
+        sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16, "patch_size": 8}
+        ViTModel(ViTConfig(hidden_size=num_features, intermediate_size=4, **sizes)).save_pretrained(tmp_path / "vit")
+        ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+        return str(tmp_path / "vit")
+
+    return make
 
 
 @pytest.mark.parametrize("name", [name for name in study_names() if name != "codebook"])
@@ -178,7 +191,20 @@ class TestOtherData:
         header = (tmp_path / "study" / "table.md").read_text().splitlines()[0]
         assert "mean squared error" in header and "Fréchet" not in header and "digit" not in header
 
-    def test_generated_images_need_the_judge_of_the_digits(self, image_folder, tmp_path):
-        with pytest.raises(ValueError, match=r"`data` must be 'digits', got '.*images"):
+    def test_generated_images_need_an_extractor(self, image_folder, tmp_path):
+        with pytest.raises(ValueError, match="needs an extractor: name one, such as 'inception', or take 'digits'"):
             quick("schedule", tmp_path / "study", data=str(image_folder))
+        assert not (tmp_path / "study").exists()
+
+    def test_an_extractor_gives_the_frechet_distance(self, image_folder, make_vision_model, tmp_path):
+        model = make_vision_model(2)  # features; three images are held out
+        results = quick("schedule", tmp_path / "study", data=str(image_folder), extractor=model)
+        assert results["configuration"]["extractor"] == model
+        values = [run["values"] for run in results["runs"]]
+        assert [of.keys() for of in values] == [{"frechet_distance"}] * 4
+        assert all(0 < of["frechet_distance"] < float("inf") for of in values)
+
+    def test_too_few_images_are_refused_before_training(self, image_folder, make_vision_model, tmp_path):
+        with pytest.raises(ValueError, match="frechet_distance with vit needs at least 9 judged images, got 3"):
+            quick("codebook", tmp_path / "study", data=str(image_folder), extractor=make_vision_model(8))
         assert not (tmp_path / "study").exists()

@@ -204,6 +204,9 @@ def study(
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     overrides: Overrides = None,
     quick: Annotated[bool, typer.Option(help="A few steps with one seed, to see that everything works.")] = False,
+    extractor: Annotated[
+        str | None, typer.Option(help="Features of the Fréchet distance on other data: inception, or a vision model.")
+    ] = None,
 ) -> None:
     """Try a claim of the paper in miniature: variants of a recipe, several seeds, a table and a plot.
 
@@ -220,6 +223,7 @@ def study(
             seed,
             overrides or (),
             quick=quick,
+            extractor=extractor,
             image_column=image_column,
             label_column=label_column,
             callbacks=[progress],

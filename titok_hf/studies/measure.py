@@ -5,13 +5,13 @@ import dataclasses
 from datasets import DatasetDict
 
 from ..evaluation.extractors import Judges
+from ..evaluation.feature_sets import Reference, check_feasible
 from ..evaluation.generation import measure_generation
 from ..evaluation.protocol import Protocol
 from ..evaluation.reconstruction import measure_reconstruction
 from ..evaluation.sources import DatasetImages, GeneratedImages
 from ..training.run import RecipeRun
 
-JUDGED = ("accuracy", "frechet_distance")
 RECONSTRUCTED = ("mean_squared_error", "psnr", "codebook_usage", "codebook_perplexity")
 
 
@@ -21,28 +21,36 @@ class HeldOut:
     Args:
         dataset: Splits `train` and `test`; of `train` only the Fréchet distance knows.
         image_size: Side of the images, in pixels.
-        digits: Whether the images are the digits, whose judge gives accuracy and Fréchet distance.
+        extractor: Whose features give the Fréchet distance, see `load_extractor`; that of the digits also gives
+            accuracy. Neither is measured if not given.
         image_column, label_column: Columns of the data set.
+
+    Raises:
+        OSError: If the extractor's weights are not there.
+        ValueError: If there are fewer images than features.
     """
 
     def __init__(
         self,
         dataset: DatasetDict,
         image_size: int,
-        digits: bool,
+        extractor: str | None,
         image_column: str = "image",
         label_column: str = "label",
     ):
-        metrics = {"reconstruction": RECONSTRUCTED}
-        if digits:
-            metrics = {"reconstruction": JUDGED + RECONSTRUCTED, "generation": JUDGED}
-        self.protocol = dataclasses.replace(Protocol.load("demo"), image_size=image_size, metrics=metrics)
+        fields, metrics = {"image_size": image_size}, {"reconstruction": RECONSTRUCTED}
+        if extractor is not None:
+            judged = ("accuracy", "frechet_distance") if extractor == "digits" else ("frechet_distance",)
+            metrics = {"reconstruction": judged + RECONSTRUCTED, "generation": judged}
+            fields["extractor"] = extractor
+        self.protocol = dataclasses.replace(Protocol.load("demo"), **fields, metrics=metrics)
         self.test = DatasetImages(dataset["test"], self.protocol, image_column, label_column)
         self.train, self.judges = None, Judges()
-        if digits:
-            train = DatasetImages(dataset["train"], self.protocol, image_column, label_column)
-            self.train, self.test = train.whole(), self.test.whole()
-            self.judges = Judges.load(self.protocol, JUDGED)
+        if extractor is not None:
+            self.train = DatasetImages(dataset["train"], self.protocol, image_column, label_column)
+            self.judges = Judges.load(self.protocol, judged)
+            reference = Reference(self.train, judged)
+            check_feasible(judged, self.protocol, self.judges, self.test.num_images, True, reference)
 
     def measure(self, run: RecipeRun, images_per_class: int) -> dict[str, float]:
         """Trains what a run has not trained yet, and measures its last stage.

@@ -23,6 +23,7 @@ def run_study(
     seeds: Sequence[int] | None = None,
     overrides: Sequence[str] = (),
     quick: bool = False,
+    extractor: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
     callbacks: Sequence[TrainerCallback] = (),
@@ -36,10 +37,12 @@ def run_study(
         name: One of `study_names()`.
         output_dir: The folder. It ends with `results.json`, which grows run by run, `table.md`, `plot.png`, and a
             folder for each seed with one run of a recipe for each variant.
-        data: See `load_image_dataset`. Accuracy and Fréchet distance are measured of `"digits"` only.
+        data: See `load_image_dataset`. Accuracy is measured of `"digits"` only.
         seeds: Of all that is random; the study's if not given.
         overrides: Changes of the recipe of all variants, `key=value`.
         quick: Whether every stage takes a few steps only, with one seed, to see that everything works.
+        extractor: Whose features give the Fréchet distance, see `load_extractor`; if not given, the digits' for
+            `"digits"`, and for other data there is none.
         image_column, label_column: Columns of the data set.
         callbacks: For the trainers.
 
@@ -48,21 +51,25 @@ def run_study(
         `recipe`, `seconds` of training without the shared stages, and measured `values`.
 
     Raises:
-        ValueError: If there is no such study, it needs the digits and gets other data, or the folder holds another
-            study or configuration.
+        OSError: If the extractor's weights are not there.
+        ValueError: If there is no such study, it needs an extractor and gets none, or the folder holds another study
+            or configuration.
     """
     study = Study.load(name, overrides, quick)
     variants = study.variants()
-    if data != "digits" and any("generator" in variant.recipe.stages for variant in variants):
+    if extractor is None and data == "digits":
+        extractor = "digits"
+    if extractor is None and any("generator" in variant.recipe.stages for variant in variants):
         raise ValueError(
-            f"The study {name!r} measures generated images, which only the judge of the digits can: `data` must be "
-            f"'digits', got {data!r}."
+            f"The study {name!r} measures generated images by their Fréchet distance, which needs an extractor: name "
+            "one, such as 'inception', or take 'digits' as `data`."
         )
     output_dir = Path(output_dir)
     record = output_dir / "results.json"
     configuration = {
         "study": name,
         "data": data,
+        "extractor": extractor,
         "images_per_class": study.images_per_class,
         "recipes": {variant.name: variant.recipe_hash() for variant in variants},
     }
@@ -76,7 +83,7 @@ def run_study(
             )
     dataset = load_image_dataset(data, image_column, label_column)
     image_size = variants[0].recipe.image_size
-    held_out = HeldOut(dataset, image_size, data == "digits", image_column, label_column)
+    held_out = HeldOut(dataset, image_size, extractor, image_column, label_column)
 
     def recipe_run(recipe: Recipe, seed: int, folder: str) -> RecipeRun:
         folder = output_dir / f"seed-{seed}" / folder
