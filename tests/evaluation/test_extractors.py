@@ -14,17 +14,6 @@ from titok_hf.evaluation.weights import file_sha256, load_lpips, state_sha256
 from titok_hf.modeling.lpips import LPIPS
 
 
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    """An empty cache of torch's, which cannot download: its proxy is nobody's."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
     file = tmp_path_factory.mktemp("weights") / "inception.pth"
@@ -33,10 +22,10 @@ def inception_file(tmp_path_factory):
 
 
 @pytest.fixture
-def fill_cache(cache):
+def fill_cache(torch_cache):
     """Puts LPIPS's weights where they are looked for."""
-    torch.save(vgg16_weights(), cache / "vgg16-397923af.pth")
-    torch.save(lpips_heads(), cache / "lpips-v0.1-vgg-a78928a0.pth")
+    torch.save(vgg16_weights(), torch_cache / "vgg16-397923af.pth")
+    torch.save(lpips_heads(), torch_cache / "lpips-v0.1-vgg-a78928a0.pth")
 
 
 @pytest.fixture
@@ -77,8 +66,8 @@ class TestLoadExtractor:
         with pytest.raises(ValueError, match="one of inception, inception-pytorch-fid, digits or a model, got"):
             load_extractor("inception-clean")
 
-    def test_missing_weights_are_named_with_their_place(self, cache):
-        place = cache / "weights-inception-2015-12-05-6726825d.pth"
+    def test_missing_weights_are_named_with_their_place(self, torch_cache):
+        place = torch_cache / "weights-inception-2015-12-05-6726825d.pth"
         with pytest.raises(FileNotFoundError) as refusal:
             load_extractor("inception")
         assert "https://github.com/toshas/torch-fidelity/releases/download" in str(refusal.value)
@@ -110,7 +99,7 @@ class TestJudges:
         return Judges.load(protocol, metrics, device="cpu")
 
     @pytest.mark.parametrize("metric", sorted({name for names in METRICS.values() for name in names}))
-    def test_a_metric_loads_what_it_needs_and_no_more(self, cache, fill_cache, metric):
+    def test_a_metric_loads_what_it_needs_and_no_more(self, torch_cache, fill_cache, metric):
         judges = self.load(metric)
         of_pairs_or_codes = metric in ("mean_squared_error", "psnr", "ssim", "lpips") or metric.startswith("codebook")
         assert (judges.extractor is None) == of_pairs_or_codes
@@ -129,16 +118,16 @@ class TestJudges:
         assert judges.identities()["extractor"]["weights_sha256"] == file_sha256(inception_file)
         assert judges.extractor.name == INCEPTION
 
-    def test_missing_weights_of_lpips_are_named_with_their_place(self, cache):
+    def test_missing_weights_of_lpips_are_named_with_their_place(self, torch_cache):
         with pytest.raises(FileNotFoundError) as refusal:
             self.load("lpips")
-        assert f"put it at {cache / 'vgg16-397923af.pth'}" in str(refusal.value)
-        torch.save(vgg16_weights(), cache / "vgg16-397923af.pth")
+        assert f"put it at {torch_cache / 'vgg16-397923af.pth'}" in str(refusal.value)
+        torch.save(vgg16_weights(), torch_cache / "vgg16-397923af.pth")
         with pytest.raises(FileNotFoundError) as refusal:
             self.load("lpips")
-        assert f"put it at {cache / 'lpips-v0.1-vgg-a78928a0.pth'}" in str(refusal.value)
+        assert f"put it at {torch_cache / 'lpips-v0.1-vgg-a78928a0.pth'}" in str(refusal.value)
 
-    def test_identities_are_of_those_that_are_there(self, cache, fill_cache):
+    def test_identities_are_of_those_that_are_there(self, torch_cache, fill_cache):
         assert self.load("psnr").identities() == {}
         identities = self.load("accuracy", "lpips", extractor="inception", classifier="digits").identities()
         assert identities == {

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -34,11 +33,6 @@ from .generation_to_file import BATCH_SIZE, NUM_SAMPLES, generate
 from .tiny_models import Colors, make_ddpm, make_dit
 
 ROOT = str(Path(titok_hf.__file__).parents[1])
-
-
-@pytest.fixture(autouse=True)
-def caches(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,10 @@ class TestSets:
     def test_kernel_distance(self, digits, blurred, features):
         """With subsets of all images there is one value only: that of the unbiased estimator."""
         x, y = features
-        kernel = lambda a, b: (a @ b.T / 64 + 1) ** 3  # noqa: E731
+
+        def kernel(a, b):
+            return (a @ b.T / 64 + 1) ** 3
+
         off_diagonal = ~np.eye(NUMBER, dtype=bool)
         expected = sum(kernel(side, side)[off_diagonal].mean() for side in (x, y)) - 2 * kernel(x, y).mean()
         found = of_digits("kernel_distance", blurred, digits[0], kernel_subset_size=NUMBER, kernel_subsets=2)

@@ -2,7 +2,6 @@ import math
 import shlex
 from collections import Counter
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -254,11 +253,6 @@ def checkpoint(family, tmp_path):
 
 
 @pytest.fixture
-def caches(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
 def pictures(tmp_path, caches):
     """Folder of four images of 40x36 pixels."""
     folder = tmp_path / "pictures"
@@ -266,17 +260,6 @@ def pictures(tmp_path, caches):
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (9, 10, 3), np.uint8)
         PILImage.fromarray(pixels).resize((40, 36), PILImage.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture
-def torch_cache(monkeypatch, tmp_path):
-    """An empty cache of torch's, which cannot download: its proxy is nobody's."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
     return folder
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -31,11 +30,6 @@ from .tiny_models import make_ddpm, make_dit
 
 RESAMPLING = PILImage.Resampling
 SIZES = [(40, 50), (91, 33), (64, 64), (20, 30), (129, 70), (31, 32), (32, 32), (400, 140), (35, 32)]
-
-
-@pytest.fixture(autouse=True)
-def caches(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def protocol(**fields):

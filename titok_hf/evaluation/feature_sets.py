@@ -46,7 +46,6 @@ class FeatureSet:
         extractor = judges.extractor
         self.classes = classes
         self.judges = judges
-        self.num_images = num_images
         self.fingerprint = Fingerprint()
         self.gaussian = self.spatial = self.inception_score = self.accuracy = None
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
