@@ -9,10 +9,10 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 
 from .evaluation.results import Evaluation
-from .evaluation.weights import state_sha256
 from .hub.cards import GENERATED
 from .hub.errors import explain_hub_errors
 from .modeling.vtp import VTPModel
+from .modeling.weights import state_sha256
 from .pipelines import TiTokPipeline
 
 

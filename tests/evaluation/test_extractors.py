@@ -10,8 +10,8 @@ from titok_hf.evaluation.extractors import INCEPTION, Extracted, FeatureExtracto
 from titok_hf.evaluation.inception import InceptionExtractor
 from titok_hf.evaluation.protocol import METRICS, Protocol
 from titok_hf.evaluation.vision_extractor import VisionExtractor
-from titok_hf.evaluation.weights import file_sha256, load_lpips, state_sha256
 from titok_hf.modeling.lpips import LPIPS
+from titok_hf.modeling.weights import file_sha256, load_lpips, state_sha256
 
 
 @pytest.fixture(scope="module")

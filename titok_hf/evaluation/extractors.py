@@ -11,9 +11,9 @@ import torch
 
 from ..modeling.auto import default_device
 from ..modeling.lpips import LPIPS
+from ..modeling.weights import load_lpips, state_sha256
 from .metrics.fidelity import import_ssim
 from .protocol import REFERENCE_METRICS, Protocol
-from .weights import load_lpips, state_sha256
 
 INCEPTION = "inception-v3-fid"  # the name that results give the network of FID
 

@@ -9,13 +9,13 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
+from ..data.processes import process_state
 from .extractors import INCEPTION, Judges
 from .metrics.estimate import Estimate, RunningMean
 from .metrics.frechet import jackknife_frechet
 from .metrics.inception_score import InceptionScore
 from .metrics.kernel import kernel_distance
 from .metrics.manifold import density_coverage, precision_recall
-from .metrics.processes import process_state
 from .metrics.statistics import BlockedStatistics, GaussianStatistics
 from .protocol import GAUSSIAN_METRICS, KERNEL_METRICS, NEIGHBOR_METRICS, REFERENCE_METRICS, Protocol
 from .sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages

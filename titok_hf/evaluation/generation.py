@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..data.images import load_images
+from ..data.processes import process_state
 from ..hub.errors import explain_hub_errors
 from ..modeling.auto import default_device
 from ..modeling.checks import parse_dtype
@@ -21,7 +22,6 @@ from .adm import ReferenceBatch, SampleWriter
 from .extractors import Judges
 from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, match_classes, progress
 from .metrics.estimate import Estimate
-from .metrics.processes import process_state
 from .protocol import Protocol
 from .reconstruction import Measured
 from .results import Evaluation, command, describe_model, device_name, versions

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from ..modeling.auto import default_device
 from ..modeling.loading import load_strictly
+from ..modeling.weights import INCEPTION, file_sha256, find_weights, load_weights
 from .extractors import INCEPTION as NAME
 from .extractors import Extracted, FeatureExtractor, check_images, float32_convolutions
-from .weights import INCEPTION, file_sha256, find_weights, load_weights
 
 INPUT_SIZE = 299
 NUM_SPATIAL_CHANNELS = 7  # of 192: ADM's choice, which keeps the size near that of the other features

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import BaseImageProcessor
 
 from ..data.images import dataset_commit, load_images
+from ..data.processes import process_state
 from ..modeling.auto import default_device, load_tokenizer
 from ..modeling.checks import parse_dtype
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
@@ -19,7 +20,6 @@ from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
 from .metrics.codebook import CodebookUsage
 from .metrics.estimate import Estimate, RunningMean
 from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
-from .metrics.processes import process_state
 from .protocol import CODE_METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol
 from .results import Evaluation, command, describe_model, device_name, versions
 from .sources import DatasetImages, ImageSource, open_source, to_uint8

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
+from ..data.processes import process_state
 from ..modeling.auto import default_device
 from .adm import write_statistics
 from .extractors import Judges
 from .feature_sets import FeatureSet, Reference, check_feasible, progress
-from .metrics.processes import process_state
 from .protocol import GAUSSIAN_METRICS, Protocol
 from .sources import open_source
 

@@ -14,10 +14,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
+from ..modeling.weights import state_sha256
 from ..version import __version__
 from .extractors import INCEPTION
 from .metrics.estimate import Estimate
-from .weights import state_sha256
 
 # What the field calls metrics on the features of the FID's Inception.
 INCEPTION_NAMES = {"frechet_distance": "FID", "spatial_frechet_distance": "sFID", "kernel_distance": "KID"}

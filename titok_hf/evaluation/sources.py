@@ -16,12 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from transformers.image_utils import PILImageResampling
 
 from ..data.images import dataset_commit, load_images
+from ..data.processes import process_state
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
+from ..modeling.weights import file_sha256
 from .adm import ReferenceBatch
-from .metrics.processes import process_state
 from .protocol import Protocol
-from .weights import file_sha256
 
 
 @dataclass(frozen=True)

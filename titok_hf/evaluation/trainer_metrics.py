@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import BaseImageProcessor, EvalPrediction
 
+from ..modeling.weights import load_lpips
 from .extractors import FeatureExtractor, Judges
 from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
 from .metrics.estimate import RunningMean
 from .protocol import CLASS_METRICS, CODE_METRICS, METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol, suggestion
 from .reconstruction import pair_metrics
 from .sources import ImageBatch, TensorImages, to_uint8
-from .weights import load_lpips
 
 
 class ReconstructionMetrics:

@@ -12,8 +12,8 @@ from transformers.utils import ModelOutput, cached_file
 
 from ..hub.errors import explain_loading_errors
 from ..modeling.auto import default_device
+from ..modeling.weights import state_sha256
 from .extractors import Extracted, FeatureExtractor, check_images, float32_convolutions
-from .weights import state_sha256
 
 
 class VisionExtractor(FeatureExtractor):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from titok_hf.data.processes import process_state
 from titok_hf.evaluation.metrics import BlockedStatistics, CodebookUsage, GaussianStatistics, InceptionScore
-from titok_hf.evaluation.metrics.processes import process_state
 
 NUM_IMAGES = 230
 BATCH_SIZE = 20

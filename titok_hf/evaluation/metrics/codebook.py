@@ -4,9 +4,9 @@ import math
 
 import torch
 
+from ...data.processes import sum_over_processes
 from ...modeling.checks import check_ids
 from .estimate import Estimate, jackknife_variance
-from .processes import sum_over_processes
 from .statistics import block_of
 
 

@@ -2,9 +2,9 @@
 
 import torch
 
+from ...data.processes import sum_over_processes
 from ...modeling.checks import check_ids
 from .estimate import Estimate
-from .processes import sum_over_processes
 
 
 class InceptionScore:

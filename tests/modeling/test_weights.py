@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from titok_hf.evaluation.inception import InceptionExtractor
-from titok_hf.evaluation.weights import (
+from titok_hf.modeling.weights import (
     INCEPTION,
     LPIPS_HEADS,
     VGG16,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..hub.errors import explain_hub_errors
-from ..modeling.lpips import LPIPS
+from .lpips import LPIPS
 
 
 @dataclass(frozen=True)
