@@ -146,6 +146,30 @@ def test_encoded_images_in_a_plain_column_are_decoded(save, tmp_path):
     assert dataset["train"][0]["image"].getpixel((0, 0)) == (9, 9, 9)
 
 
+def test_a_folder_of_parquet_files(tmp_path):
+    make_split(["owl", "cat"] * 5, Value("string")).to_parquet(tmp_path / "train.parquet")
+    make_split(["cat"], Value("string")).to_parquet(tmp_path / "test.parquet")
+    dataset = load_image_dataset(str(tmp_path))
+    assert {split: len(dataset[split]) for split in dataset} == {"train": 10, "test": 1}
+    assert class_names(dataset) == ["cat", "owl"] and dataset["test"]["label"] == [0]
+
+
+def test_an_image_folder_may_describe_its_images_in_parquet(tmp_path):
+    for i in range(4):
+        draw((i, 0, 0), tmp_path / "folder" / f"{i}.png")
+    columns = {"file_name": [f"{i}.png" for i in range(4)], "label": ["owl", "cat"] * 2}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "folder" / "metadata.parquet")
+    images, _ = load_images(str(tmp_path / "folder"))
+    assert [image.getpixel((0, 0))[0] for image in images["image"]] == [0, 1, 2, 3]
+    assert images["label"] == ["owl", "cat"] * 2
+
+
+def test_images_without_label_are_an_error(save):
+    source = save(train=make_split(["owl", None] * 5, Value("string")))
+    with pytest.raises(ValueError, match=r"Some images of '.*saved' have no label in the column 'label'"):
+        load_image_dataset(source)
+
+
 def test_a_single_saved_split_is_the_training_split(tmp_path):
     make_split([0, 1] * 5, ClassLabel(names=["a", "b"])).save_to_disk(tmp_path / "saved")
     dataset = load_image_dataset(str(tmp_path / "saved"))

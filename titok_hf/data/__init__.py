@@ -2,16 +2,25 @@
 
 from .augmentation import Augmentation
 from .collator import ImageCollator
+from .decoding import UnreadableImageError, decode_image
 from .images import class_names, load_image_dataset
-from .tokens import latent_statistics, push_tokens_to_hub, tokenize_images, tokenize_to_folder
+from .loader import TrainingLoader
+from .rows import IndexedRows, Row, ShardedRows, open_rows
+from .tokenize import tokenize_to_folder
+from .tokens import push_tokens_to_hub
 
 __all__ = [
     "Augmentation",
     "ImageCollator",
+    "IndexedRows",
+    "Row",
+    "ShardedRows",
+    "TrainingLoader",
+    "UnreadableImageError",
     "class_names",
-    "latent_statistics",
+    "decode_image",
     "load_image_dataset",
+    "open_rows",
     "push_tokens_to_hub",
-    "tokenize_images",
     "tokenize_to_folder",
 ]

@@ -3,40 +3,146 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import SizeDict
+
+from ..modeling.vtp.image_processing_vtp import VTPImageProcessor
+
+CROPS = ("center", "random", "adm", "ten")
+ADM = VTPImageProcessor()
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Flips, rotates, scales and shifts images, each in its own way; what comes in at the borders is black.
-
-    Draws come from torch's global generator, in the training step, so that a resumed run repeats them.
+    """Crops images, flips, rotates, scales and shifts them, each in its own way; what comes in at the borders is 0.
 
     Args:
+        crop: What is cut out. `"center"`: what the image processor cuts out anyway. `"random"`: anywhere, as for the
+            published tokenizers. `"adm"`: ADM's center crop (halved with a box filter while it is twice as large, then
+            bicubic; `center_crop_arr` of openai/guided-diffusion). `"ten"`: the four corners or the center, mirrored
+            or not, each as likely; in the order of torchvision's `TenCrop`, which LlamaGen tokenizes with.
+        enlarge: Shorter side of the image before the crop `"random"` or `"ten"`, in multiples of the crop's; rounded
+            down to pixels, as in LlamaGen, where it is 1.1.
         horizontal_flip: Whether to mirror every other image.
         rotation: Largest rotation either way, in degrees.
         scale: Largest change of size either way, as a fraction.
         translation: Largest shift either way, as a fraction of the side.
+
+    Raises:
+        ValueError: If the crop is unknown, `enlarge` is below 1 or not used by the crop, or ten crops are to be
+            mirrored twice.
     """
 
+    crop: str = "center"
+    enlarge: float = 1.0
     horizontal_flip: bool = False
     rotation: float = 0.0
     scale: float = 0.0
     translation: float = 0.0
 
-    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Changes images `(B, 3, H, W)`."""
-        batch_size, device = len(pixel_values), pixel_values.device
-        if self.horizontal_flip:
-            flip = torch.rand(batch_size, 1, 1, 1, device=device) < 0.5
-            pixel_values = torch.where(flip, pixel_values.flip(-1), pixel_values)
-        if self.rotation or self.scale or self.translation:
-            draw = 2 * torch.rand(4, batch_size, device=device) - 1  # in [-1, 1)
-            angle, scale = draw[0] * math.radians(self.rotation), 1 + draw[1] * self.scale
-            x_shift, y_shift = 2 * self.translation * draw[2:]  # the side is [-1, 1]
-            cos, sin = scale * angle.cos(), scale * angle.sin()
-            matrices = torch.stack([cos, -sin, x_shift, sin, cos, y_shift], dim=-1).view(batch_size, 2, 3)
-            grid = F.affine_grid(matrices, list(pixel_values.shape), align_corners=False)
-            pixel_values = F.grid_sample(pixel_values, grid, align_corners=False)
-        return pixel_values
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"`crop` must be one of {', '.join(map(repr, CROPS))}, got {self.crop!r}.")
+        if self.enlarge < 1:
+            raise ValueError(f"`enlarge` must be at least 1, so that the crop fits, got {self.enlarge}.")
+        if self.enlarge > 1 and self.crop not in ("random", "ten"):
+            raise ValueError(f"`enlarge` goes with the crops 'random' and 'ten', not with {self.crop!r}.")
+        if self.horizontal_flip and self.crop == "ten":
+            raise ValueError("The crop 'ten' mirrors images already: leave `horizontal_flip` off.")
+
+    @property
+    def variants(self) -> int | None:
+        """How many images come of one, each as likely; `None` if the changes are continuous or a crop is anywhere."""
+        if self.crop == "random" or self.is_affine:
+            return None
+        return self.num_views
+
+    @property
+    def num_views(self) -> int:
+        """Fixed crops, mirrored ones included."""
+        return 10 if self.crop == "ten" else 1 + self.horizontal_flip
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether images are rotated, scaled or shifted."""
+        return bool(self.rotation or self.scale or self.translation)
+
+    def __call__(self, image: Image.Image, processor: PilBackend, rng: np.random.Generator) -> torch.Tensor:
+        """Changes an image at random.
+
+        Args:
+            image: RGB, of any size.
+            processor: The image processor of the tokenizer.
+            rng: Source of the random numbers. If there are `variants`, the first one chooses among them.
+
+        Returns:
+            Its `pixel_values`, `(3, H, W)`.
+        """
+        if self.crop == "random":
+            enlarged, (height, width) = self.enlarged(image, processor)
+            top = int(rng.integers(enlarged.shape[1] - height + 1))
+            left = int(rng.integers(enlarged.shape[2] - width + 1))
+            mirrored = self.horizontal_flip and rng.random() < 0.5
+            pixel_values = to_tensor(enlarged[:, top : top + height, left : left + width], processor)
+            pixel_values = pixel_values.flip(-1) if mirrored else pixel_values
+        else:
+            pixel_values = self.variant(image, processor, int(rng.random() * self.num_views))
+        if not self.is_affine:
+            return pixel_values
+        turn, grow, right, down = 2 * rng.random(4) - 1  # in [-1, 1)
+        angle, scale = turn * math.radians(self.rotation), 1 + grow * self.scale
+        x_shift, y_shift = 2 * self.translation * right, 2 * self.translation * down  # the side is [-1, 1]
+        cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+        matrix = torch.tensor([[cos, -sin, x_shift], [sin, cos, y_shift]], dtype=pixel_values.dtype)
+        grid = F.affine_grid(matrix[None], [1, *pixel_values.shape], align_corners=False)
+        return F.grid_sample(pixel_values[None], grid, align_corners=False)[0]
+
+    def variant(self, image: Image.Image, processor: PilBackend, number: int) -> torch.Tensor:
+        """One of the fixed crops of an image.
+
+        Args:
+            image: RGB, of any size.
+            processor: The image processor of the tokenizer.
+            number: Which one, in [0, `variants`). The second half is the first half mirrored.
+
+        Returns:
+            Its `pixel_values`, `(3, H, W)`.
+        """
+        if self.crop == "center":
+            pixel_values = processor(image, return_tensors="pt")["pixel_values"][0]
+        elif self.crop == "adm":
+            array = np.asarray(image).transpose(2, 0, 1)  # (3, h, w)
+            pixel_values = to_tensor(ADM.fit(array, "adm", *crop_size(processor)), processor)
+        else:
+            enlarged, (height, width) = self.enlarged(image, processor)
+            bottom, right = enlarged.shape[1] - height, enlarged.shape[2] - width
+            center = (round(bottom / 2), round(right / 2))
+            top, left = ((0, 0), (0, right), (bottom, 0), (bottom, right), center)[number % 5]
+            pixel_values = to_tensor(enlarged[:, top : top + height, left : left + width], processor)
+        mirrored = number >= (5 if self.crop == "ten" else 1)
+        return pixel_values.flip(-1) if mirrored else pixel_values
+
+    def enlarged(self, image: Image.Image, processor: PilBackend) -> tuple[np.ndarray, tuple[int, int]]:
+        """The image before the crop, resized as the processor does, `(3, h, w)` uint8, and the crop's size."""
+        size = crop_size(processor)
+        shorter_side = int(max(size) * self.enlarge)
+        array = np.asarray(image).transpose(2, 0, 1)
+        return processor.resize(array, SizeDict(shortest_edge=shorter_side), processor.resample), size
+
+
+def crop_size(processor: PilBackend) -> tuple[int, int]:
+    """Height and width of the images that a processor makes."""
+    size = processor.crop_size or processor.size
+    return size.height, size.width
+
+
+def to_tensor(crop: np.ndarray, processor: PilBackend) -> torch.Tensor:
+    """The `pixel_values` of an image `(3, H, W)` in uint8 that has its size already."""
+    batch = processor(
+        crop, do_resize=False, do_center_crop=False, input_data_format="channels_first", return_tensors="pt"
+    )
+    return batch["pixel_values"][0]

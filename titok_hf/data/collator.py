@@ -1,10 +1,15 @@
-"""From data set rows to batches."""
+"""From rows to batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import BaseImageProcessor
+from transformers.image_processing_backends import PilBackend
+
+from .augmentation import Augmentation
+from .decoding import decode_image
+from .loader import Sample
 
 
 class ImageCollator:
@@ -14,18 +19,66 @@ class ImageCollator:
         processor: Image processor of the tokenizer.
         image_column: Name of the column of images.
         label_column: Name of the column of integer labels; none if not given.
+        augmentation: Random changes of the images, in training only; none if not given.
 
     Raises:
         KeyError: If a row lacks a column.
     """
 
-    def __init__(self, processor: BaseImageProcessor, image_column: str = "image", label_column: str | None = None):
+    def __init__(
+        self,
+        processor: PilBackend,
+        image_column: str = "image",
+        label_column: str | None = None,
+        augmentation: Augmentation | None = None,
+    ):
         self.processor = processor
         self.image_column = image_column
         self.label_column = label_column
+        self.augmentation = augmentation or Augmentation()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = dict(self.processor([row[self.image_column] for row in rows], return_tensors="pt"))
+        """A batch to measure on, without random changes."""
+        images = [decode_image(row[self.image_column]) for row in rows]
+        batch = dict(self.processor(images, return_tensors="pt"))
         if self.label_column is not None:
             batch["class_labels"] = torch.tensor([row[self.label_column] for row in rows])
         return batch
+
+    def collate(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        """A batch to train on.
+
+        Args:
+            samples: Of a `TrainingLoader`.
+
+        Returns:
+            `pixel_values` `(B, 3, H, W)`, changed at random; of a data set of tokens `codes` `(B, N)` instead, of each
+            sample one of the copies. `class_labels` `(B,)`, if there is a label column. `draws` `(B, num_draws)`, if
+            the loader draws any.
+
+        Raises:
+            ValueError: If labels are wanted and a sample has none.
+        """
+        if samples[0].row.codes is not None:
+            batch = {"codes": torch.from_numpy(np.stack([choose_codes(sample) for sample in samples]))}
+        else:
+            images = [self.augmentation(sample.image, self.processor, sample.rng) for sample in samples]
+            batch = {"pixel_values": torch.stack(images)}
+        if self.label_column is not None:
+            labels = [sample.row.label for sample in samples]
+            if None in labels:
+                key = samples[labels.index(None)].row.key
+                raise ValueError(f"Every sample must have a label in {self.label_column!r}, {key} has none.")
+            batch["class_labels"] = torch.tensor(labels)
+        if samples[0].draws.size:
+            batch["draws"] = torch.from_numpy(np.stack([sample.draws for sample in samples]))
+        return batch
+
+
+def choose_codes(sample: Sample) -> np.ndarray:
+    """Codes `(N,)` int64 of a sample; of copies, the one of the variant of an image that the same numbers choose."""
+    codes = sample.row.codes
+    return codes[int(sample.rng.random() * len(codes))] if codes.ndim == 2 else codes
+
+
+__all__ = ["ImageCollator"]

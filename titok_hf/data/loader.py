@@ -1,0 +1,258 @@
+"""Endless training batches that a resumed run goes on with, sample by sample, without anything saved."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count, islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from .decoding import UnreadableImageError, decode_image
+from .order import buffered_order, permutation
+from .rows import IndexedRows, Row, ShardedRows
+
+
+@dataclass
+class Sample:
+    """A row at its place in training.
+
+    Args:
+        epoch: How often the data set was seen before.
+        row: As it is stored. An unreadable image's place is taken by another row, which is seen twice in the epoch.
+        image: The decoded image; `None` in a data set of tokens.
+        draws: Random numbers of the objective, `(num_draws,)` float32 in [0, 1).
+        rng: Source of all other random numbers of the sample; `draws` were its first. It was seeded with the run's
+            seed, the epoch and the number of the sample, so it is the same for any number of processes and workers.
+    """
+
+    epoch: int
+    row: Row
+    image: Image.Image | None
+    draws: np.ndarray
+    rng: np.random.Generator
+
+
+@dataclass
+class DecodedRow:
+    """A row and its image, or what is wrong with it."""
+
+    row: Row
+    image: Image.Image | None = None
+    error: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Row) -> "DecodedRow":
+        if row.codes is not None:
+            return cls(row)
+        try:
+            return cls(row, decode_image(row.image))
+        except UnreadableImageError as error:
+            return cls(replace(row, image=None), error=str(error))
+
+
+class TrainingLoader:
+    """Endless batches of one process of a run, in an order that is computed from numbers alone.
+
+    A run that starts at batch `n` sees what one that was left alone sees from there on, bit by bit. Every sample comes
+    once an epoch, on any number of processes and workers; a batch may hold the end of an epoch and the beginning of
+    the next.
+
+    Indexed rows are permuted anew in each epoch and dealt out to the batches of all processes. Which samples a step
+    takes depends only on how many these are in all, not on processes and workers.
+
+    Of shards, which are permuted anew in each epoch, every worker of every process reads an equal share of the samples
+    and shuffles them in a buffer. To go on as before, a run needs as many processes and workers as before. It begins
+    to read at the oldest sample that waited in the buffer, about 7 buffers back if that holds 1,000.
+
+    Args:
+        rows: Where samples come from.
+        collate: Makes a batch of a list of samples; called in the workers.
+        batch_size: Samples in a batch of this process.
+        seed: Seed of the order and of the samples' random numbers.
+        start_batch: Batches that this process has seen.
+        rank: Number of this process.
+        world_size: How many processes there are.
+        num_draws: Random numbers that each sample brings along for the objective.
+        shuffle_buffer: Samples (undecoded) that each worker shuffles, if the rows are sharded.
+        num_workers: Processes that read and decode for this one; with 0 it does so itself.
+        prefetch_factor: Batches that each worker prepares in advance; torch's default if not given.
+        pin_memory: Whether batches lie in page-locked memory, for faster copies to an accelerator.
+
+    Attributes:
+        unreadable (`dict[str, str]`): Key and reason of each image that could not be read in the batches so far.
+
+    Raises:
+        ValueError: If there are no rows, or the rows are sharded and there are fewer than readers, or the buffer holds
+            nothing. While iterating: if not one image could be read.
+    """
+
+    def __init__(
+        self,
+        rows: IndexedRows | ShardedRows,
+        collate: Callable[[list[Sample]], dict[str, torch.Tensor]],
+        batch_size: int,
+        seed: int = 0,
+        start_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_draws: int = 0,
+        shuffle_buffer: int = 1000,
+        num_workers: int = 0,
+        prefetch_factor: int | None = None,
+        pin_memory: bool = False,
+    ):
+        if not len(rows):
+            raise ValueError("The data set is empty: there is nothing to train on.")
+        readers = world_size * max(1, num_workers)
+        if isinstance(rows, ShardedRows) and len(rows) < readers:
+            raise ValueError(
+                f"{len(rows)} samples in shards cannot be shared by {readers} readers ({world_size} processes with "
+                f"{max(1, num_workers)} each): use fewer workers (`num_workers`) or processes, or more samples."
+            )
+        if shuffle_buffer < 1:
+            raise ValueError(f"`shuffle_buffer` must be at least 1, which does not shuffle, got {shuffle_buffer}.")
+        self.rows = rows
+        self.collate = collate
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_batch = start_batch
+        self.rank = rank
+        self.world_size = world_size
+        self.num_draws = num_draws
+        self.shuffle_buffer = shuffle_buffer
+        self.num_workers = num_workers
+        self.prefetch_factor = prefetch_factor
+        self.pin_memory = pin_memory
+        self.unreadable: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        batches = DataLoader(
+            BatchStream(self),
+            batch_size=None,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),  # torch's own would be one number further in each process that starts here
+        )
+        for batch, unreadable in batches:
+            self.unreadable |= unreadable
+            yield batch
+
+
+class BatchStream(IterableDataset):
+    """The batches that one worker makes: those of the process, from `start_batch` on, in turn with the other workers.
+
+    Args:
+        loader: Says which.
+    """
+
+    def __init__(self, loader: TrainingLoader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, str]]]:
+        """Batches, each with key and reason of the images in it that could not be read."""
+        worker = get_worker_info()
+        number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        batch = self.loader.start_batch + number
+        sharded = isinstance(self.loader.rows, ShardedRows)
+        samples = self.sharded_samples(batch, num_workers) if sharded else self.indexed_samples(batch, num_workers)
+        while True:
+            unreadable: dict[str, str] = {}
+            chosen = []
+            for planned, sample in islice(samples, self.loader.batch_size):
+                chosen.append(sample)
+                if planned.error is not None:
+                    unreadable[planned.row.key] = planned.error
+            yield self.loader.collate(chosen), unreadable
+
+    def indexed_samples(self, first_batch: int, num_workers: int) -> Iterator[tuple[DecodedRow, Sample]]:
+        """The row of each place and the sample that comes of it; an unreadable one's place takes the next that is
+        readable in the data set."""
+        rows, batch_size = self.loader.rows, self.loader.batch_size
+        current, order = -1, np.empty(0, np.int64)
+        for batch in count(first_batch, num_workers):
+            start = (batch * self.loader.world_size + self.loader.rank) * batch_size
+            for position in range(start, start + batch_size):
+                epoch, place = divmod(position, len(rows))
+                if epoch != current:
+                    current, order = epoch, permutation(len(rows), self.loader.seed, epoch)
+                index = int(order[place])
+                planned = chosen = DecodedRow.from_row(rows[index])
+                tries = 1
+                while chosen.error is not None:
+                    if tries == len(rows):
+                        raise nothing_readable(planned, tries)
+                    chosen = DecodedRow.from_row(rows[(index + tries) % len(rows)])
+                    tries += 1
+                yield planned, self.sample(epoch, index, chosen)
+
+    def sharded_samples(self, first_batch: int, num_workers: int) -> Iterator[tuple[DecodedRow, Sample]]:
+        """The row of each place and the sample that comes of it; an unreadable one's place takes the next that is
+        readable as the buffer gives them out."""
+        slot = self.loader.rank * num_workers + first_batch % num_workers
+        num_slots = self.loader.world_size * num_workers
+        start, stop = (len(self.loader.rows) * number // num_slots for number in (slot, slot + 1))
+        position = first_batch // num_workers * self.loader.batch_size
+        stream = self.shuffled(start, stop, slot, position)
+        ahead: deque[tuple[int, DecodedRow]] = deque()
+        while True:
+            tries = 0
+            while tries == len(ahead) or ahead[tries][1].error is not None:
+                if tries == len(self.loader.rows):
+                    raise nothing_readable(ahead[0][1], tries)
+                if tries == len(ahead):
+                    epoch, row = next(stream)
+                    ahead.append((epoch, DecodedRow.from_row(row)))
+                else:
+                    tries += 1
+            chosen = ahead[tries][1]
+            epoch, planned = ahead.popleft()
+            yield planned, self.sample(epoch, planned.row.index, chosen)
+
+    def shuffled(self, start: int, stop: int, slot: int, position: int) -> Iterator[tuple[int, Row]]:
+        """Epoch and row of the endless sequence of a slot, from a position on.
+
+        In each epoch these are rows `start` to `stop` of the permuted shards, as the shuffle buffer gives them out.
+        """
+        rows, seed = self.loader.rows, self.loader.seed
+        first_epoch, given_out = divmod(position, stop - start)
+        for epoch in count(first_epoch):
+            rng = np.random.default_rng((seed, epoch, slot))
+            order = buffered_order(stop - start, self.loader.shuffle_buffer, rng)[given_out:]
+            wanted = np.zeros(stop - start, bool)
+            wanted[order] = True
+            read = int(order.min())
+            stream = self.unshuffled(start + read, stop, permutation(len(rows.sizes), seed, epoch))
+            waiting: dict[int, Row] = {}
+            for place in order.tolist():
+                while read <= place:
+                    row = next(stream)
+                    if wanted[read]:
+                        waiting[read] = row
+                    read += 1
+                yield epoch, waiting.pop(place)
+            given_out = 0
+
+    def unshuffled(self, start: int, stop: int, shards: np.ndarray) -> Iterator[Row]:
+        """The rows `start` to `stop` of shards that are put in a row."""
+        for shard in shards.tolist():
+            size = self.loader.rows.sizes[shard]
+            if max(start, 0) < min(stop, size):
+                yield from self.loader.rows.read_shard(shard, max(start, 0), min(stop, size))
+            start, stop = start - size, stop - size
+
+    def sample(self, epoch: int, index: int, chosen: DecodedRow) -> Sample:
+        """A sample with the random numbers of the place that was the row's with the number `index`."""
+        rng = np.random.default_rng((self.loader.seed, epoch, index))
+        draws = rng.random(self.loader.num_draws, np.float32)
+        return Sample(epoch, chosen.row, chosen.image, draws, rng)
+
+
+def nothing_readable(first: DecodedRow, tries: int) -> ValueError:
+    return ValueError(
+        f"None of {tries} images in turn could be read; look at the data set and the column of images. The first is "
+        f"{first.row.key}: {first.error}"
+    )
