@@ -1,278 +1,186 @@
-"""Images to token data sets, and those to the Hub and back."""
+"""Token data sets on the Hub and back, and their cards."""
 
+import json
 import re
 
+import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
+from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 import titok_hf
-from titok_hf import TiTokImageProcessor, TiTokModel, VTPForImageReconstruction, VTPImageProcessor
-from titok_hf.data import latent_statistics, push_tokens_to_hub, tokenize_images, tokenize_to_folder
+from titok_hf import TiTokModel
+from titok_hf.data import Augmentation, open_rows, push_tokens_to_hub, tokenize_to_folder
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_dataset
+from titok_hf.data.token_folder import channel_sums
+from titok_hf.data.tokens import latent_statistics
 from titok_hf.hub.cards import GENERATED
+
+NUM_ROWS = {"train": 12, "test": 5}
 
 
 @pytest.fixture(scope="module")
-def digits():
-    """A dozen digits."""
-    return load_digits_dataset()["train"].select(range(12))
+def digits(tmp_path_factory):
+    """Folder of a few digits."""
+    dataset = load_digits_dataset()
+    for split, count in NUM_ROWS.items():
+        dataset[split] = dataset[split].select(range(count))
+    dataset.save_to_disk(tmp_path_factory.mktemp("digits") / "digits")
+    return str(tmp_path_factory.getbasetemp() / "digits0" / "digits")
 
 
 @pytest.fixture
-def processor():
-    return TiTokImageProcessor.from_image_size(32)
+def make_tokens(digits, tmp_path):
+    """Tokenizes the digits into `name`: `make_tokens(model, part_size=4)`."""
+
+    def make(model, name="tokens", tokenizer="tokenizer", **arguments):
+        model.save_pretrained(tmp_path / tokenizer)
+        tokenize_to_folder(digits, tmp_path / tokenizer, tmp_path / name, num_workers=0, **arguments)
+        return tmp_path / name
+
+    return make
 
 
 @pytest.fixture
-def tokens(digits, titok, processor):
-    return tokenize_images(digits, titok, processor)
+def tokens(make_tokens, titok):
+    return make_tokens(titok, part_size=5)
 
 
-@pytest.fixture
-def push(tokens, titok):
-    """Pushes the digits' tokens, `push("user/tokens", token="hf_reader")`."""
-
-    def push(repo_id, dataset=None, tokenizer=None, **arguments):
-        arguments = {"images": "ten digits", "tokenizer_id": "user/titok", **arguments}
-        return push_tokens_to_hub(dataset or tokens, repo_id, tokenizer or titok, **arguments)
-
-    return push
-
-
-@torch.no_grad()
-def codes_of(images, tokenizer, processor):
-    return tokenizer.encode(processor(list(images), return_tensors="pt")["pixel_values"]).codes.tolist()
+def rows(source, **arguments):
+    return {split: dataset[:] for split, dataset in load_dataset(str(source), **arguments).items()}
 
 
 def card_of(hub, repo_id, revision="main"):
     return hub.files(repo_id, revision, repo_type="dataset")["README.md"].decode()
 
 
-@pytest.mark.parametrize("batch_size", [5, 64])
-@pytest.mark.parametrize("family", ["titok", "vqgan"])
-def test_codes_are_the_tokenizers(digits, processor, request, family, batch_size):
-    tokenizer = request.getfixturevalue(family)
-    tokens = tokenize_images(digits, tokenizer, processor, batch_size=batch_size)
-    assert tokens.column_names == ["codes", "label"]
-    assert tokens["codes"][:] == codes_of(digits["image"], tokenizer, processor)
-    assert tokens["label"][:] == digits["label"][:]
-    assert tokens.features["codes"].length == tokenizer.config.num_tokens
-    assert len({tuple(codes) for codes in tokens["codes"]}) > 6
+def test_statistics_are_those_of_all_values():
+    """Also of parts of different sizes, far from zero."""
+    latents = np.random.default_rng(0).normal(100, 0.5, (50, 7, 3)).astype(np.float32)
+    found = latent_statistics([channel_sums(part, 1) for part in np.split(latents, [3, 30])])
+    assert np.allclose(found["mean"], latents.astype(np.float64).mean((0, 1)), rtol=1e-12)
+    assert np.allclose(found["std"], latents.astype(np.float64).std((0, 1)), rtol=1e-6)
+    maps = np.moveaxis(latents, -1, 1).reshape(25, 2, 3, 7, 1)  # copies of maps (C, h, w)
+    again = latent_statistics([channel_sums(maps, 2)])
+    assert np.allclose(again["std"], found["std"], rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("codebook_size", "dtype"), [(64, "uint8"), (256, "uint8"), (257, "uint16"), (4096, "uint16")]
-)
-def test_integers_are_as_small_as_can_be(digits, make_titok_config, processor, codebook_size, dtype):
-    tokenizer = TiTokModel(make_titok_config(codebook_size=codebook_size)).eval()
-    tokens = tokenize_images(digits.select(range(4)), tokenizer, processor)
-    assert tokens.features["codes"].feature == Value(dtype)
-    assert tokens["codes"][:] == codes_of(digits["image"][:4], tokenizer, processor)
+def test_tokens_come_back(hub, tokens):
+    push_tokens_to_hub(tokens, "user/tokens")
+    assert rows("user/tokens") == rows(tokens)
+    assert load_dataset("user/tokens")["train"].features == load_dataset(str(tokens))["train"].features
+    opened = open_rows("user/tokens", "test")
+    assert opened.class_names == DIGIT_NAMES
+    assert [row.codes.tolist() for row in opened.read(0, 5)] == rows(tokens)["test"]["codes"]
 
 
-def test_labels_keep_their_type(digits, tokens, titok, processor):
-    assert tokens.features["label"] == ClassLabel(names=DIGIT_NAMES)
-    plain = digits.cast_column("label", Value("string"))
-    tokens = tokenize_images(plain, titok, processor)
-    assert tokens.features["label"] == Value("string")
-    assert tokens["label"][:] == plain["label"][:]
+def test_latents_and_copies_come_back(hub, make_tokens, make_titok_config):
+    model = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
+    tokens = make_tokens(model, augmentation=Augmentation(horizontal_flip=True))
+    push_tokens_to_hub(tokens, "user/latents")
+    assert rows("user/latents") == rows(tokens)
+    assert np.shape(rows("user/latents")["test"]["latents"]) == (5, 2, 8, 6)
+    assert set(json.loads(hub.files("user/latents", repo_type="dataset")["latent_statistics.json"])) == {"mean", "std"}
 
 
-def test_columns_of_other_names(digits, tokens, titok, processor):
-    renamed = digits.rename_columns({"image": "picture", "label": "digit"}).add_column("number", list(range(12)))
-    columns = {"image_column": "picture", "label_column": "digit"}
-    again = tokenize_images(renamed, titok, processor, **columns)
-    assert again.features == tokens.features and again[:] == tokens[:]
-
-    # there is a column `label`, and it is not the one
-    renamed = renamed.rename_column("number", "label")
-    again = tokenize_images(renamed, titok, processor, **columns)
-    assert again.features == tokens.features and again[:] == tokens[:]
+def test_there_is_one_commit(hub, tokens):
+    push_tokens_to_hub(tokens, "user/once")
+    history = hub.repositories["dataset", "user/once"].find("main").history()
+    assert [commit.title for commit in history] == ["Upload tokens", "initial commit"]
+    names = {path.relative_to(tokens).as_posix() for path in tokens.rglob("*") if path.is_file()}
+    assert set(hub.files("user/once", repo_type="dataset")) == names | {".gitattributes"}
 
 
-def test_splits(digits, tokens, titok, processor):
-    splits = DatasetDict({"train": digits, "test": digits.select([3, 1])})
-    tokenized = tokenize_images(splits, titok, processor)
-    assert isinstance(tokenized, DatasetDict)
-    assert tokenized["train"][:] == tokens[:] and tokenized["test"][:] == tokens[[3, 1]]
-
-
-def test_a_shuffled_data_set(digits, tokens, titok, processor):
-    order = [5, 0, 7, 2]
-    assert tokenize_images(digits.select(order), titok, processor)[:] == tokens[order]
-
-
-def test_images_of_all_kinds_on_disk(tmp_path, digits, titok, processor):
-    """A second tokenizer is not answered from the cache of the first."""
-    for index, image in enumerate(digits["image"][:3]):
-        image.resize((40 + index, 33)).convert(("L", "RGB", "RGBA")[index]).save(tmp_path / f"{index}.png")
-    files = sorted(map(str, tmp_path.glob("*.png")))
-    dataset = Dataset.from_dict({"image": files, "label": [0, 1, 2]}).cast_column("image", Image())
-    dataset.save_to_disk(tmp_path / "saved")
-    dataset = Dataset.load_from_disk(tmp_path / "saved")
-    first = tokenize_images(dataset, titok, processor)
-    assert first["codes"][:] == codes_of(dataset["image"], titok, processor)
-    other = TiTokModel(titok.config).eval()
-    second = tokenize_images(dataset, other, processor)
-    assert second["codes"][:] == codes_of(dataset["image"], other, processor) != first["codes"][:]
-
-
-def test_a_tokenizer_in_half_precision(digits, titok, processor):
-    tokens = tokenize_images(digits, titok.to(torch.bfloat16), processor)
-    assert tokens.features["codes"].feature == Value("uint8") and len(tokens) == 12
-
-
-def test_what_is_no_tokenizer_is_refused(digits, generator, processor):
-    with pytest.raises(TypeError, match="with `encode` is expected, got a MaskGitModel"):
-        tokenize_images(digits, generator, processor)
-
-
-@pytest.mark.parametrize("family", ["titok", "vtp"])
-def test_continuous_tokenizers_give_latents(digits, make_titok_config, make_vtp_config, processor, family):
-    if family == "titok":
-        tokenizer = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
-    else:
-        tokenizer = VTPForImageReconstruction(make_vtp_config(latent_dim=5)).eval()
-        processor = VTPImageProcessor.from_image_size(32)
-    tokens = tokenize_images(digits, tokenizer, processor, batch_size=5).with_format("torch")
-    pixel_values = processor(digits["image"][:], return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        latents = tokenizer.encode(pixel_values).latents
-    torch.testing.assert_close(tokens["latents"][:], latents, atol=1e-4, rtol=1e-4)
-
-    statistics = latent_statistics(tokens, batch_size=5)
-    channels = latents.flatten(0, 1) if family == "titok" else latents.movedim(1, -1).flatten(0, 2)
-    torch.testing.assert_close(torch.tensor(statistics["mean"]), channels.mean(0), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(torch.tensor(statistics["std"]), channels.std(0, correction=0), atol=1e-4, rtol=1e-4)
-
-
-def test_statistics_are_of_latents(digits, titok, processor):
-    with pytest.raises(ValueError, match="has no column 'latents' but codes, label"):
-        latent_statistics(tokenize_images(digits, titok, processor))
-
-
-def test_folder_of_tokens(titok, tmp_path):
-    titok.save_pretrained(tmp_path / "titok")
-    load_digits_dataset().save_to_disk(tmp_path / "images")
-    before = sorted((tmp_path / "images").rglob("*"))
-    tokenize_to_folder(str(tmp_path / "images"), tmp_path / "titok", tmp_path / "from_disk")
-    assert sorted((tmp_path / "images").rglob("*")) == before  # no cache in the user's folder
-    assert {path.name for path in tmp_path.iterdir()} == {"titok", "images", "from_disk"}
-
-    tokens = tokenize_to_folder("digits", tmp_path / "titok", tmp_path / "tokens")
-    assert {split: len(rows) for split, rows in tokens.items()} == {"train": 1437, "test": 360}
-    assert len(tokens["test"][0]["codes"]) == 8
-    with pytest.raises(FileExistsError, match="tokens exists already"):
-        tokenize_to_folder("digits", tmp_path / "titok", tmp_path / "tokens")
-
-
-def test_nothing_to_tokenize_is_refused(digits, titok, processor):
-    for nothing in (DatasetDict(), digits.select([])):
-        with pytest.raises(ValueError, match="The data set is empty"):
-            tokenize_images(nothing, titok, processor)
-
-
-@pytest.mark.parametrize(
-    ("columns", "missing"),
-    [
-        ({"image_column": "picture"}, "picture"),
-        ({"label_column": "digit"}, "digit"),
-        ({"image_column": "picture", "label_column": "digit"}, "digit, picture"),
-    ],
-)
-def test_missing_columns_are_refused(digits, titok, processor, columns, missing):
-    with pytest.raises(ValueError, match=f"The split 'train' has no column {missing} but image, label"):
-        tokenize_images(digits, titok, processor, **columns)
-
-
-def test_a_split_without_the_columns_is_refused(digits, titok, processor):
-    splits = DatasetDict({"train": digits, "test": digits.rename_column("image", "picture")})
-    with pytest.raises(ValueError, match="The split 'test' has no column image but picture, label"):
-        tokenize_images(splits, titok, processor)
-
-
-def test_images_of_another_size_are_refused(digits, titok):
-    with pytest.raises(ValueError, match=r"must have shape \(batch, 3, 32, 32\)"):
-        tokenize_images(digits, titok, TiTokImageProcessor.from_image_size(16))
-
-
-def test_tokens_come_back(hub, push, tokens):
-    push("user/tokens")
-    loaded = load_dataset("user/tokens")
-    assert set(loaded) == {"train"}
-    assert loaded["train"].features == tokens.features and loaded["train"][:] == tokens[:]
-
-
-def test_splits_come_back_from_a_private_branch(hub, push, tokens, tmp_path):
-    splits = DatasetDict({"train": tokens, "test": tokens.select(range(3))})
-    push("user/secret-tokens", splits, private=True, revision="v2")
+def test_a_private_branch(hub, tokens):
+    push_tokens_to_hub(tokens, "user/secret-tokens", private=True, revision="v2", images="a few digits")
     assert hub.repositories["dataset", "user/secret-tokens"].private
     assert set(hub.files("user/secret-tokens", repo_type="dataset")) == {".gitattributes"}
-    loaded = load_dataset("user/secret-tokens", revision="v2")
-    assert {name: split[:] for name, split in loaded.items()} == {name: split[:] for name, split in splits.items()}
-    assert "ten digits" in card_of(hub, "user/secret-tokens", "v2")
+    assert rows("user/secret-tokens", revision="v2") == rows(tokens)
+    assert "a few digits" in card_of(hub, "user/secret-tokens", "v2")
 
 
-def test_a_second_push_replaces_the_tokens(hub, push, tokens):
-    push("user/twice", tokens.select(range(4)))
-    push("user/twice", tokens.select([7, 5]), images="two digits")
-    assert load_dataset("user/twice")["train"][:] == tokens[[7, 5]]
-    assert "two digits" in card_of(hub, "user/twice") and "ten digits" not in card_of(hub, "user/twice")
+def test_a_second_push_replaces_the_tokens(hub, tokens, make_tokens, titok):
+    (tokens / "unreadable.jsonl").write_text("")
+    push_tokens_to_hub(tokens, "user/twice", images="digits in parts")
+    hub.add("user/twice", {"notes.txt": b"mine"}, repo_type="dataset")
+    whole = make_tokens(TiTokModel(titok.config).eval(), "whole", "other")
+    push_tokens_to_hub(whole, "user/twice")
+    assert rows("user/twice") == rows(whole) != rows(tokens)
+    files = hub.files("user/twice", repo_type="dataset")
+    assert sorted(name for name in files if name.endswith(".parquet")) == [
+        "data/test-00000-of-00001.parquet",
+        "data/train-00000-of-00001.parquet",
+    ]
+    assert files["notes.txt"] == b"mine" and "unreadable.jsonl" not in files
+    assert "digits in parts" not in card_of(hub, "user/twice")
 
 
-def test_the_card(hub, push):
-    push("user/described", license="cc-by-4.0")
+def test_the_card(hub, tokens):
+    push_tokens_to_hub(tokens, "user/described", "ten digits", "user/titok", "cc-by-4.0")
     card = DatasetCard.load("user/described")
     assert card.data.license == "cc-by-4.0"
     assert card.data.tags == ["titok", "image-tokens"]
     assert card.data.source_tokenizer == "user/titok"
-    assert card.data.dataset_info["splits"][0]["num_examples"] == 12
-    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*"}]
+    assert [split["num_examples"] for split in card.data.dataset_info["splits"]] == [12, 5]
+    assert card.data.configs[0]["data_files"] == [
+        {"split": "train", "path": "data/train-*"},
+        {"split": "test", "path": "data/test-*"},
+    ]
     for words in ("# Images as 8 tokens", "`ten digits`", "8 codes in [0, 64)", "`user/titok`", GENERATED, "@inproc"):
         assert words in card.text
+    assert "copies" not in card.text and "unreadable" not in card.text
 
 
-def test_a_card_without_a_license(hub, push):
-    push("user/unlicensed")
-    assert "license" not in DatasetCard.load("user/unlicensed").data.to_dict()
+def test_the_card_in_the_folder(tokens, digits, tmp_path):
+    card = DatasetCard.load(tokens / "README.md")
+    assert f"`{digits}`" in card.text and f"`{tmp_path / 'tokenizer'}`" in card.text
+    assert "license" not in card.data.to_dict()
+    sizes = card.data.dataset_info
+    assert sizes["download_size"] == sum(path.stat().st_size for path in tokens.glob("data/*"))
+    dataset = load_dataset(str(tokens))
+    assert sizes["splits"][0]["num_bytes"] == dataset["train"].data.nbytes
 
 
-@pytest.mark.parametrize(
-    ("family", "splits"),
-    [
-        ("titok", ["train"]),
-        ("titok", ["train", "test"]),
-        ("titok", ["test"]),
-        ("vqgan", ["train"]),
-    ],
-)
-def test_the_snippet_runs(hub, request, push, digits, processor, family, splits):
-    tokenizer = request.getfixturevalue(family)
+@pytest.mark.parametrize("family", ["titok", "vqgan", "kl"])
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation("ten", 1.1)], ids=["one", "ten"])
+def test_the_snippet_runs(hub, request, make_tokens, make_titok_config, family, augmentation):
+    if family == "kl":
+        tokenizer = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
+    else:
+        tokenizer = request.getfixturevalue(family)
     tokenizer.push_to_hub(f"user/{family}")
-    tokens = tokenize_images(digits, tokenizer, processor)
-    repo_id = f"user/snippet-{family}-{'-'.join(splits)}"
-    push(repo_id, DatasetDict(dict.fromkeys(splits, tokens)), tokenizer, tokenizer_id=f"user/{family}")
-    card, variables = card_of(hub, repo_id), {}
+    tokens = make_tokens(tokenizer, augmentation=augmentation, split="test")
+    push_tokens_to_hub(tokens, f"user/snippet-{family}", tokenizer=f"user/{family}")
+    card, variables = card_of(hub, f"user/snippet-{family}"), {}
     exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], variables)
-    assert variables["codes"].tolist() == tokens["codes"][0]
-    assert f"# ({tokenizer.config.num_tokens},)" in card
+    column = "latents" if family == "kl" else "codes"
+    expected = torch.tensor(rows(tokens)["test"][column][0])
+    assert torch.equal(variables[column], expected)
+    assert f"# {tuple(expected.shape)}" in card
+    copies = augmentation.variants
+    assert ("10 copies of each image: the crops of the four corners" in card) == (copies == 10)
 
     decode = re.search(r"`(.+?)` makes an image of them again", card)[1]
     decoded = eval(decode, vars(titok_hf) | variables)
-    assert decoded.reconstruction.shape == (1, 3, 32, 32)
+    assert decoded.reconstruction.shape == (copies, 3, 32, 32)
 
 
-def test_an_edited_card_stays(hub, push, tokens):
-    push("user/edited", tokens.select(range(4)))
-    card = card_of(hub, "user/edited").replace(GENERATED, "Look at these digits: ä.")
-    hub.add("user/edited", {"README.md": card.encode()}, repo_type="dataset")
-    push("user/edited", tokens.select([7, 5]))
+@pytest.mark.parametrize("place", ["here", "there"])
+def test_an_edited_card_stays(hub, tokens, place):
+    expected = rows(tokens)
+    push_tokens_to_hub(tokens, "user/edited", license="cc-by-4.0")
+    card = card_of(hub, "user/edited").replace(GENERATED, "Look at these digits: ä.").replace("12\n", "13\n")
+    if place == "here":
+        (tokens / "README.md").write_text(card, encoding="utf-8")
+    else:
+        hub.add("user/edited", {"README.md": card.encode()}, repo_type="dataset")
+    push_tokens_to_hub(tokens, "user/edited")
     loaded = DatasetCard.load("user/edited")
     assert "Look at these digits: ä." in loaded.text and GENERATED not in loaded.text
-    assert loaded.data.dataset_info["splits"][0]["num_examples"] == 2
-    assert load_dataset("user/edited")["train"][:] == tokens[[7, 5]]
+    assert loaded.data.license == "cc-by-4.0"
+    assert loaded.data.dataset_info["splits"][0]["num_examples"] == 12
+    assert rows("user/edited") == expected
 
 
 @pytest.mark.parametrize(
@@ -285,30 +193,31 @@ def test_an_edited_card_stays(hub, push, tokens):
         (False, "user/new"),
     ],
 )
-def test_no_permission(hub, push, token, repo_id):
+def test_no_permission(hub, tokens, token, repo_id):
     hub.add("user/there", {"a.txt": b"a"}, repo_type="dataset")
     with pytest.raises(PermissionError, match=repo_id):
-        push(repo_id, token=token)
+        push_tokens_to_hub(tokens, repo_id, token=token)
     assert set(hub.repositories) == {("dataset", "user/there")}
     assert set(hub.files("user/there", repo_type="dataset")) == {".gitattributes", "a.txt"}
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/lfs/"), ("POST", "/preupload/"), ("POST", "/commit/")])
-def test_a_cut_upload_changes_nothing(hub, push, tokens, method, path):
+def test_a_cut_upload_changes_nothing(hub, tokens, method, path):
     repo_id = f"user/cut{path.replace('/', '-')}tokens"
     hub.break_connection(method, path, times=None)
     with pytest.raises(ConnectionError, match=repo_id):
-        push(repo_id)
+        push_tokens_to_hub(tokens, repo_id)
     assert set(hub.files(repo_id, repo_type="dataset")) == {".gitattributes"}
     hub.faults.clear()
-    push(repo_id)
-    assert load_dataset(repo_id)["train"][:] == tokens[:]
+    sent = len(hub.log)
+    push_tokens_to_hub(tokens, repo_id)
+    uploads = [request for request in hub.log[sent:] if request.startswith("PUT")]
+    assert len(uploads) == (0 if path == "/commit/" else 4)  # what had arrived is not sent again
+    assert rows(repo_id) == rows(tokens)
 
 
-def test_the_card_of_an_interrupted_push_comes_with_the_next(hub, push):
-    hub.fail("HEAD", "README.md", 500, times=None)
-    with pytest.raises(OSError, match="user/interrupted"):
-        push("user/interrupted")
-    hub.faults.clear()
-    push("user/interrupted")
-    assert "# Images as 8 tokens" in card_of(hub, "user/interrupted")
+def test_a_folder_of_something_else_is_refused(hub, tmp_path):
+    (tmp_path / "tokens.partial").mkdir()
+    with pytest.raises(FileNotFoundError, match="is no token data set"):
+        push_tokens_to_hub(tmp_path / "tokens.partial", "user/nothing")
+    assert not hub.repositories

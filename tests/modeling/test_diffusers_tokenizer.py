@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from diffusers import (
     AsymmetricAutoencoderKL,
     AutoencoderDC,
@@ -16,8 +16,7 @@ from diffusers import (
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
-from titok_hf import TiTokImageProcessor
-from titok_hf.data import tokenize_images
+from titok_hf.data import tokenize_to_folder
 from titok_hf.modeling.diffusers_tokenizer import DiffusersTokenizer
 
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -280,9 +279,11 @@ def test_half_precision(tokenizer, images):
 
 
 @pytest.mark.parametrize(("family", "column", "shape"), [("vq", "codes", (256,)), ("kl", "latents", (4, 16, 16))])
-def test_data_sets_are_tokenized(tokenizer, family, column, shape):
+def test_data_sets_are_tokenized(tokenizer, family, column, shape, tmp_path):
     pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 36, 3), np.uint8)) for i in range(3)]
     dataset = Dataset.from_dict({"image": pictures, "label": [0, 1, 0]})
-    processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
-    tokens = tokenize_images(dataset, tokenizer, processor, batch_size=2)
+    DatasetDict(train=dataset, test=dataset).save_to_disk(tmp_path / "images")
+    tokenizer.autoencoder.save_pretrained(tmp_path / "autoencoder")
+    tokenize_to_folder(str(tmp_path / "images"), tmp_path / "autoencoder", tmp_path / "tokens", batch_size=2)
+    tokens = load_dataset(str(tmp_path / "tokens"))["train"]
     assert np.asarray(tokens[0][column]).shape == shape and tokens["label"] == [0, 1, 0]

@@ -1,215 +1,200 @@
-"""Images to token data sets, and those to the Hub."""
+"""Token data sets: Parquet files of codes or latents, their card, and the way to the Hub."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, List, Value, load_from_disk
-from datasets.fingerprint import generate_random_fingerprint
-from huggingface_hub import CommitInfo, DatasetCard, HfApi
-from PIL import Image
-from transformers import BaseImageProcessor, PreTrainedModel
+import numpy as np
+from datasets import (
+    Array2D,
+    Array3D,
+    Array4D,
+    ClassLabel,
+    DatasetInfo,
+    Features,
+    List,
+    SplitDict,
+    SplitInfo,
+    Value,
+)
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    DatasetCardData,
+    HfApi,
+)
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..hub.cards import GENERATED, token_dataset_text
 from ..hub.errors import explain_hub_errors
-from ..hub.folders import whole_folder
-from ..modeling.auto import default_device, load_tokenizer
-from .images import load_image_dataset
+
+RECORD = "tokenize.json"
+UNREADABLE = "unreadable.jsonl"
+STATISTICS = "latent_statistics.json"
 
 
-def tokenize_images(
-    dataset: Dataset | DatasetDict,
-    tokenizer: PreTrainedModel,
-    processor: BaseImageProcessor,
-    image_column: str = "image",
-    label_column: str = "label",
-    batch_size: int = 64,
-    cache_dir: str | Path | None = None,
-) -> Dataset | DatasetDict:
-    """Images to the codes of a tokenizer, or to its latents if it is continuous.
+def token_features(
+    shape: tuple[int, ...], codebook_size: int | None, class_names: list[str], labelled: bool
+) -> Features:
+    """The columns of a token data set.
 
     Args:
-        dataset: Images with labels.
-        tokenizer: A tokenizer of any family.
-        processor: Its image processor.
-        image_column, label_column: Columns of the data set.
-        batch_size: Images that are encoded at once.
-        cache_dir: Folder for the encoded data; if not given, where `datasets` keeps its cache.
-
-    Returns:
-        The same splits with the column `label`, as it was, and one of these: `codes`, `num_tokens` integers of the
-        smallest type that holds the codebook; `latents` in float32, `(K, C)` or `(C, h, w)`.
-
-    Raises:
-        TypeError: If the model is no tokenizer.
-        ValueError: If the data set is empty, or a column is missing.
+        shape: What one image becomes: codes `(N,)`, or latents `(K, C)` or `(C, h, w)`; with copies one axis before.
+        codebook_size: Of a discrete tokenizer; its codes are in the smallest unsigned type. `None` for latents.
+        class_names: Names of the classes; none if they are not known.
+        labelled: Whether there are labels.
     """
-    if not hasattr(tokenizer, "encode"):
-        raise TypeError(f"A tokenizer with `encode` is expected, got a {type(tokenizer).__name__}.")
-    if not dataset:
-        raise ValueError("The data set is empty.")
-    splits = dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
-    for name, split in splits.items():
-        if missing := {image_column, label_column} - set(split.column_names):
-            raise ValueError(
-                f"The split {name!r} has no column {', '.join(sorted(missing))} but {', '.join(split.column_names)}."
-            )
-
-    @torch.no_grad()
-    def encode(images: Sequence[Image.Image]) -> dict[str, Any]:
-        pixel_values = processor(images, return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
-        encoded = tokenizer.encode(pixel_values.to(tokenizer.device, tokenizer.dtype))
-        if encoded.codes is not None:
-            return {"codes": encoded.codes.cpu().numpy()}  # (B, N)
-        return {"latents": encoded.latents.float().cpu().numpy()}  # (B, K, C) or (B, C, h, w)
-
-    first = next(iter(splits.values()))
-    [(column, example)] = encode(first[:1][image_column]).items()
-    if column == "codes":
-        integer = next(f"uint{bits}" for bits in (8, 16, 32) if tokenizer.config.codebook_size <= 2**bits)
-        feature = List(Value(integer), length=example.shape[1])
+    features = Features({"key": Value("string")})
+    if labelled:
+        features["label"] = ClassLabel(names=class_names) if class_names else Value("int64")
+    if codebook_size is None:
+        features["latents"] = {2: Array2D, 3: Array3D, 4: Array4D}[len(shape)](shape, "float32")
     else:
-        feature = {2: Array2D, 3: Array3D}[example[0].ndim](example.shape[1:], "float32")
-    features = Features({column: feature, "label": first.features[label_column]})
-    dataset = dataset.select_columns([image_column, label_column])
-    if label_column != "label":
-        dataset = dataset.rename_column(label_column, "label")
-
-    def encode_split(name: str, split: Dataset) -> Dataset:
-        return split.map(
-            encode,
-            input_columns=image_column,
-            batched=True,
-            batch_size=batch_size,
-            remove_columns=image_column,
-            features=features,
-            cache_file_name=cache_dir and str(Path(cache_dir) / f"{name}.arrow"),
-            new_fingerprint=generate_random_fingerprint(),  # the usual one hashes all weights
-        )
-
-    if isinstance(dataset, DatasetDict):
-        return DatasetDict({name: encode_split(name, split) for name, split in dataset.items()})
-    return encode_split("train", dataset)
+        features["codes"] = Value(next(f"uint{bits}" for bits in (8, 16, 32) if codebook_size <= 2**bits))
+        for length in reversed(shape):
+            features["codes"] = List(features["codes"], length=length)
+    return features
 
 
-def latent_statistics(dataset: Dataset, batch_size: int = 256) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel of a data set of latents, in float64.
-
-    Args:
-        dataset: A split of the result of `tokenize_images` with a continuous tokenizer.
-        batch_size: Latents that are read at once.
+def latent_statistics(sums: Sequence[np.ndarray]) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel, from `channel_sums` of all parts.
 
     Returns:
         `mean` and `std`, `C` numbers each.
-
-    Raises:
-        ValueError: If there are no latents.
     """
-    if "latents" not in dataset.column_names:
-        raise ValueError(f"The data set has no column 'latents' but {', '.join(dataset.column_names)}.")
-    if not len(dataset):
-        raise ValueError("The data set is empty.")
-    count, total, squares = 0, 0.0, 0.0
-    for batch in dataset.select_columns("latents").with_format("torch").iter(batch_size):
-        latents = batch["latents"].double()  # (B, K, C) or (B, C, h, w)
-        channels = latents.flatten(0, 1) if latents.ndim == 3 else latents.movedim(1, -1).flatten(0, 2)  # (n, C)
-        count += len(channels)
-        total = total + channels.sum(0)
-        squares = squares + channels.square().sum(0)
+    count, total, squares = np.sum(sums, axis=0)
     mean = total / count
-    return {"mean": mean.tolist(), "std": (squares / count - mean.square()).clamp_min(0).sqrt().tolist()}
+    return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()}
 
 
-def tokenize_to_folder(
-    source: str,
-    tokenizer: str | Path,
-    output_dir: str | Path,
-    image_column: str = "image",
-    label_column: str = "label",
-    batch_size: int = 64,
-    device: str | torch.device | None = None,
-) -> DatasetDict:
-    """Writes the codes or latents of images as a folder that `load_from_disk` reads.
+def token_card(
+    record: Mapping[str, Any],
+    repo_id: str,
+    images: str | None = None,
+    tokenizer: str | None = None,
+    license: str | None = None,
+) -> DatasetCard:
+    """The card of a token data set.
 
     Args:
-        source: See `load_image_dataset`.
-        tokenizer: Folder or Hub repository of a tokenizer of any family.
-        output_dir: The folder; appears when it is whole. With latents it also holds `latent_statistics.json`, mean and
-            standard deviation of each channel over the split `train`.
-        image_column, label_column: Columns of the images.
-        batch_size: Images that are encoded at once.
-        device: Where to compute; the accelerator if there is one, if not given.
-
-    Raises:
-        FileExistsError: If the folder holds something already.
-        OSError, ValueError: If tokenizer or images do not load.
+        record: Content of its `tokenize.json`.
+        repo_id: Repository or folder that the card's snippet loads.
+        images: What the images are; the recorded source if not given.
+        tokenizer: Repository of the tokenizer; the recorded one if not given.
+        license: Of the data set.
     """
-    with whole_folder(output_dir) as folder:
-        model, processor = load_tokenizer(tokenizer)
-        model.to(device or default_device())
-        images = load_image_dataset(source, image_column, label_column)
-        with TemporaryDirectory(dir=folder.parent) as cache:
-            tokens = tokenize_images(images, model, processor, image_column, label_column, batch_size, cache)
-            tokens.save_to_disk(folder)
-        train = load_from_disk(str(folder))["train"]
-        if "latents" in train.column_names:
-            statistics = latent_statistics(train)
-            (folder / "latent_statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
-    return load_from_disk(str(output_dir))
+    command, result = record["command"], record["result"]
+    tokenizer = tokenizer or command["tokenizer"]["id"]
+    features = Features.from_dict(command["features"])
+    splits = {
+        name: SplitInfo(name, num_bytes=split["bytes"], num_examples=split["rows"])
+        for name, split in result["splits"].items()
+    }
+    info = DatasetInfo(
+        features=features,
+        splits=SplitDict(splits),
+        download_size=sum(split["download_bytes"] for split in result["splits"].values()),
+        dataset_size=sum(split.num_bytes for split in splits.values()),
+    )
+    data = DatasetCardData(license=license, tags=["titok", "image-tokens"], source_tokenizer=tokenizer)
+    DatasetInfosDict(default=info).to_dataset_card_data(data)
+    files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
+    MetadataConfigs(default={"data_files": files}).to_dataset_card_data(data)
+    text = token_dataset_text(
+        images or command["source"],
+        tokenizer,
+        command["tokenizer"]["class"],
+        tuple(result["shape"]),
+        result["codebook_size"],
+        describe_copies(command["augmentation"]) if result["copies"] > 1 else None,
+        "label" in features,
+        sum(split["unreadable"] for split in result["splits"].values()),
+        next(iter(splits)),
+        repo_id,
+    )
+    return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def describe_copies(augmentation: Mapping[str, Any]) -> str:
+    """What the copies of an image are, in words, from the fields of an `Augmentation`."""
+    if augmentation["crop"] != "ten":
+        return "its own crop and that mirrored"
+    enlarged = f" of the image, resized to {augmentation['enlarge']:g} times that size" * (augmentation["enlarge"] > 1)
+    return f"the crops of the four corners and the center{enlarged}, and these mirrored"
 
 
 def push_tokens_to_hub(
-    dataset: Dataset | DatasetDict,
+    folder: str | Path,
     repo_id: str,
-    tokenizer: PreTrainedModel,
-    images: str,
-    tokenizer_id: str,
+    images: str | None = None,
+    tokenizer: str | None = None,
     license: str | None = None,
     private: bool | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     revision: str | None = None,
 ) -> CommitInfo:
-    """Publishes a data set of codes as Parquet, then its card; the text of a card that someone edited stays.
+    """Publishes a folder of tokens with its card, in one commit.
+
+    If the connection breaks, nothing has changed; the next call does not send again what had arrived. Files of an
+    earlier push that the folder lacks go. The text of a card that someone wrote or edited, here or there, stays.
 
     Args:
-        dataset: Result of `tokenize_images` with a discrete tokenizer.
+        folder: Result of `tokenize_to_folder`.
         repo_id: Repository, such as `"user/imagenet-titok-l-32"`; created if it is not there.
-        tokenizer: The tokenizer of the codes.
-        images: What the images are, such as the name of their data set.
-        tokenizer_id: Repository of the tokenizer.
+        images: What the images are, such as the name of their data set; where they came from if not given.
+        tokenizer: Repository of the tokenizer, if it is not where it was loaded from.
         license: Of the data set.
         private: Whether a new repository is private; if not given, as the account is set up.
         token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
         revision: Branch; created if it is not there.
 
     Raises:
-        ValueError: If these are not codes.
+        FileNotFoundError: If the folder is no whole token data set.
         OSError: If the Hub refused, or the connection broke; see `explain_hub_errors`.
     """
-    columns = next(iter(dataset.values())) if isinstance(dataset, DatasetDict) else dataset
-    if "codes" not in columns.column_names:
-        raise ValueError(f"A data set of codes is expected, got the columns {', '.join(columns.column_names)}.")
+    folder = Path(folder)
+    if not (folder / RECORD).exists():
+        raise FileNotFoundError(f"{folder} is no token data set: a folder that `titok tokenize` wrote is expected.")
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     with explain_hub_errors(repo_id):
-        dataset.push_to_hub(repo_id, private=private, token=token, revision=revision)
         api = HfApi(token=token)
-        card = DatasetCard.load(api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=revision))
-        if not card.text.strip() or GENERATED in card.text:
-            card.text = token_dataset_text(
-                images,
-                tokenizer_id,
-                type(tokenizer).__name__,
-                tokenizer.config.num_tokens,
-                tokenizer.config.codebook_size,
-                next(iter(dataset)) if isinstance(dataset, DatasetDict) else "train",
-                repo_id,
-            )
-        card.data.tags = ["titok", "image-tokens"]
-        card.data.license = license
-        card.data.source_tokenizer = tokenizer_id
-        return card.push_to_hub(repo_id, repo_type="dataset", token=token, revision=revision)
+        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+        sha = api.dataset_info(repo_id, revision=revision).sha
+        card = token_card(record, repo_id, images, tokenizer, license)
+        edited = DatasetCard.load(local["README.md"]) if "README.md" in local else None
+        if edited is None or GENERATED in edited.text:
+            try:
+                # by its commit: by the name of a branch, a stale card might come from the cache
+                remote = api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=sha)
+                edited = DatasetCard.load(remote)
+            except RemoteEntryNotFoundError:
+                edited = None
+        if edited is not None and edited.text.strip() and GENERATED not in edited.text:
+            card.text = edited.text
+            card.data.license = license or edited.data.license
+        there = api.list_repo_files(repo_id, repo_type="dataset", revision=sha)
+        old = [path for path in there if path not in local and is_ours(path)]
+        return api.create_commit(
+            repo_id,
+            repo_type="dataset",
+            operations=[
+                *(CommitOperationDelete(path) for path in old),
+                *(CommitOperationAdd(path, file) for path, file in local.items() if path != "README.md"),
+                CommitOperationAdd("README.md", str(card).encode()),
+            ],
+            commit_message="Upload tokens",
+            revision=revision,
+        )
 
 
-__all__ = ["latent_statistics", "push_tokens_to_hub", "tokenize_images", "tokenize_to_folder"]
+def is_ours(path: str) -> bool:
+    """Whether a file of a repository belongs to the token data set in it."""
+    return PurePosixPath(path).match("data/*.parquet") or path in (UNREADABLE, STATISTICS)

@@ -133,27 +133,53 @@ def training_section(provenance: Mapping[str, Any]) -> str:
 
 
 def token_dataset_text(
-    images: str, tokenizer: str, model_class: str, num_tokens: int, codebook_size: int, split: str, repo_id: str
+    images: str,
+    tokenizer: str,
+    model_class: str,
+    shape: tuple[int, ...],
+    codebook_size: int | None,
+    copies: str | None,
+    labelled: bool,
+    num_unreadable: int,
+    split: str,
+    repo_id: str,
 ) -> str:
     """The text of the card of a data set of tokens.
 
     Args:
         images: What the images are.
         tokenizer, model_class: Repository and class of the tokenizer.
-        num_tokens, codebook_size: Of the tokenizer.
+        shape: Of a row: codes `(N,)`, or latents `(K, C)` or `(C, h, w)`; with copies one axis before.
+        codebook_size: Of a discrete tokenizer; `None` for latents.
+        copies: What the copies of an image are, if there are several.
+        labelled: Whether there are labels.
+        num_unreadable: Images and shards that could not be read.
         split, repo_id: What the snippet loads.
     """
+    column, decode = ("latents", "decode") if codebook_size is None else ("codes", "decode_codes")
+    shape_of_one = shape if copies is None else shape[1:]
+    if codebook_size is None:
+        title = f"latents of shape {shape_of_one}"
+        content = f"{title} of the tokenizer `{tokenizer}`"
+    else:
+        title = f"{shape_of_one[0]} tokens"
+        content = f"{shape_of_one[0]} codes in [0, {codebook_size}) of the tokenizer `{tokenizer}`"
     usage = (
         "from datasets import load_dataset\n\n"
         f'tokens = load_dataset("{repo_id}")["{split}"].with_format("torch")\n'
-        f'codes = tokens[0]["codes"]  # ({num_tokens},)'
+        f'{column} = tokens[0]["{column}"]  # {shape}'
     )
+    text = f"The images of `{images}`, each as {content}{', with its label' if labelled else ''}."
+    if copies is not None:
+        text += f" There are {shape[0]} copies of each image: {copies}."
+    if num_unreadable:
+        text += " What could not be read is left out; `unreadable.jsonl` lists it."
+    argument = column if copies is not None else f"{column}[None]"
     return (
-        f"# Images as {num_tokens} tokens\n\n{GENERATED}\n\n"
-        f"The images of `{images}`, each as {num_tokens} codes in [0, {codebook_size}) of the tokenizer "
-        f"`{tokenizer}`, with its label. Made with `titok_hf`; a generator trains on these instead of on images.\n\n"
+        f"# Images as {title}\n\n{GENERATED}\n\n"
+        f"{text} Made with `titok_hf`; a generator trains on these instead of on images.\n\n"
         f"## Use\n\n{code('python', usage)}\n\n"
-        f'`{model_class}.from_pretrained("{tokenizer}").decode_codes(codes[None])` makes an image of them again.\n\n'
+        f'`{model_class}.from_pretrained("{tokenizer}").{decode}({argument})` makes an image of them again.\n\n'
         f"## Citation\n\n{code('bibtex', TITOK_CITATION)}\n"
     )
 

@@ -1,0 +1,98 @@
+"""Images/s of `titok tokenize` from JPEG files to Parquet, against the bare encoder on the same machine.
+
+    python benchmarks/tokenizing.py
+    python benchmarks/tokenizing.py --quick
+
+makes 128 JPEG files of 500x375 pixels and a TiTok-S-128 of random weights (256x256 pixels), and takes three rounds of
+both in turn. The bare encoder gets batches of 32 that are in memory. Tokenizing is the whole function: tokenizer and
+files are found, read, decoded, resized, encoded and written. Where other programs run, too, processor time says
+more than images/s. `--quick` takes a tiny encoder and one round.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from titok_hf import TiTokConfig, TiTokImageProcessor, TiTokModel
+from titok_hf.data import tokenize_to_folder
+
+BATCH_SIZE = 32
+
+
+def write_images(folder: Path, num_images: int) -> None:
+    """JPEG files of about 60 kB in two classes: smooth shapes with some grain, as photographs have."""
+    rng = np.random.default_rng(0)
+    for i in range(num_images):
+        path = folder / "ab"[i % 2] / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((500, 375))
+        pixels = np.asarray(shapes) + rng.normal(0, 8, (375, 500, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def write_tokenizer(folder: Path, quick: bool) -> TiTokModel:
+    """A tokenizer of random weights that ends in pixels, so that little but the encoder has to be loaded."""
+    tiny = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sides = ("decoder", "encoder") if quick else ("decoder",)
+    fields = {f"{side}_{name}": value for side in sides for name, value in tiny.items()}
+    model = TiTokModel(TiTokConfig.from_size("titok-s-128", head="pixels", **fields)).eval()
+    model.save_pretrained(folder)
+    TiTokImageProcessor.from_image_size(model.config.image_size).save_pretrained(folder)
+    return model
+
+
+@torch.inference_mode()
+def encode_batches(model: TiTokModel, pixel_values: torch.Tensor, num_images: int) -> None:
+    for _ in range(num_images // BATCH_SIZE):
+        model.encode(pixel_values)
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of those that it has waited for, as the decoding workers."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def main(quick: bool = False) -> None:
+    datasets.disable_progress_bars()
+    num_images, num_rounds = (2 * BATCH_SIZE, 1) if quick else (128, 3)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_images(folder / "images", num_images)
+        model = write_tokenizer(folder / "tokenizer", quick)
+        pixel_values = torch.rand(BATCH_SIZE, 3, 256, 256)
+        encode_batches(model, pixel_values, BATCH_SIZE)  # the first is slower
+        routes = {
+            "bare encoder": lambda i: encode_batches(model, pixel_values, num_images),
+            "titok tokenize": lambda i: tokenize_to_folder(
+                str(folder / "images"), folder / "tokenizer", folder / f"tokens-{i}", batch_size=BATCH_SIZE
+            ),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in routes}
+        costs: dict[str, list[float]] = {name: [] for name in routes}
+        for i in range(num_rounds):
+            for name, route in routes.items():
+                start, before = time.perf_counter(), cpu_seconds()
+                route(i)
+                rates[name].append(num_images / (time.perf_counter() - start))
+                costs[name].append((cpu_seconds() - before) / num_images)
+    for name in routes:
+        print(
+            f"{name}: {median(rates[name]):.2f} images/s ({', '.join(f'{rate:.2f}' for rate in rates[name])}), "
+            f"{1000 * median(costs[name]):.1f} ms of processor time an image"
+        )
+    ratio = median(ours / bare for bare, ours in zip(*rates.values(), strict=True))
+    print(f"titok tokenize reaches {ratio:.1%} of the bare encoder's images/s, the median of {num_rounds} rounds")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="a tiny encoder and one round")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,297 @@
+"""Images to a token data set: in parts that many processes share, and that a killed run need not do again."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..modeling.auto import default_device, load_tokenizer
+from ..modeling.checks import parse_dtype
+from ..modeling.diffusers_tokenizer import DiffusersTokenizer
+from ..modeling.weights import state_sha256
+from .augmentation import Augmentation
+from .decoding import UnreadableImageError, decode_image
+from .images import dataset_commit
+from .processes import process_state
+from .rows import Row, ShardedRows, open_rows, split_names
+from .token_folder import Batch, Part, Rows, WorkFolder, explain_full_disk
+from .tokens import token_features
+
+Tokenizer = PreTrainedModel | DiffusersTokenizer
+
+
+class PartBatches(IterableDataset):
+    """The batches of parts, none across the border of two, so that a part never depends on another.
+
+    Each worker makes every K-th batch, or of shards, which are read one after the other, every K-th shard.
+
+    Args:
+        rows: Of each split.
+        parts: What is to be done.
+        processor: Image processor of the tokenizer.
+        augmentation: What makes the copies.
+        batch_size: Images at once, copies counted.
+        dtype: Of the pixel values.
+    """
+
+    def __init__(
+        self,
+        rows: Mapping[str, Rows],
+        parts: list[Part],
+        processor: BaseImageProcessor,
+        augmentation: Augmentation,
+        batch_size: int,
+        dtype: torch.dtype,
+    ):
+        self.rows, self.parts = rows, parts
+        self.processor, self.augmentation, self.dtype = processor, augmentation, dtype
+        self.rows_per_batch = max(1, batch_size // augmentation.variants)
+
+    def pieces(self) -> Iterator[tuple[int, Callable[[], Iterator[Row]]]]:
+        """What one worker reads in one go: the number of a part, and how to read rows of it."""
+        for i, part in enumerate(self.parts):
+            rows = self.rows[part.split]
+            if isinstance(rows, ShardedRows):
+                yield i, lambda rows=rows, part=part: rows.read_shard(part.number)
+            else:
+                for start in range(part.start, part.stop, self.rows_per_batch):
+                    stop = min(start + self.rows_per_batch, part.stop)
+                    yield i, lambda rows=rows, start=start, stop=stop: rows.read(start, stop)
+
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        try:
+            for part, read in islice(self.pieces(), first, None, step):
+                rows = read()
+                while batch := list(islice(rows, self.rows_per_batch)):
+                    yield self.decode(part, batch)
+        # raised in a worker, they would arrive with a traceback as their text
+        except (OSError, ValueError) as error:
+            yield error
+
+    def decode(self, part: int, rows: list[Row]) -> Batch:
+        """Decodes rows and makes their copies."""
+        batch, images = Batch(part, [], [], None, []), []
+        for row in rows:
+            try:
+                image = decode_image(row.image)
+            except UnreadableImageError as error:
+                batch.unreadable.append({"key": row.key, "reason": str(error)})
+                continue
+            numbers = range(self.augmentation.variants)
+            images += [self.augmentation.variant(image, self.processor, number) for number in numbers]
+            batch.keys.append(row.key)
+            batch.labels.append(row.label)
+        return batch._replace(pixel_values=torch.stack(images).to(self.dtype)) if images else batch
+
+
+def tokenize_to_folder(
+    source: str,
+    tokenizer: str | Path,
+    output_dir: str | Path,
+    split: str | None = None,
+    image_column: str = "image",
+    label_column: str | None = "label",
+    revision: str | None = None,
+    streaming: bool = False,
+    augmentation: Augmentation | None = None,
+    batch_size: int = 64,
+    part_size: int = 10_000,
+    num_workers: int | None = None,
+    max_unreadable: float = 0.01,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """Writes the codes or latents of images as Parquet files that `load_dataset` and `open_rows` read.
+
+    Any number of processes share the work; they need a folder that all of them see. Stopped and started again with the
+    same arguments, also by other processes, it does what is missing, and ends with the same files as if it had never
+    been stopped. Until then they wait in `OUTPUT_DIR.partial`.
+
+    The columns are `key`; `label`, if there are labels; and `codes`, `N` integers of the smallest unsigned type that
+    holds the codebook, or `latents` in float32, `(K, C)` or `(C, h, w)`. With an augmentation of several variants
+    both are of all of them, `(copies, …)`. With latents the folder also holds `latent_statistics.json`: mean and
+    standard deviation of each channel over the split `train`, in float64.
+
+    Args:
+        source: See `open_rows`.
+        tokenizer: Folder or Hub repository of a tokenizer of any family.
+        output_dir: The folder; appears when it is whole.
+        split: Which one; all of them if not given.
+        image_column, label_column: Columns of the images; `label_column=None` if labels are not wanted.
+        revision: Branch, tag or commit of a data set on the Hub.
+        streaming: Whether to stream what could also be loaded as a whole.
+        augmentation: Its variants are the copies of an image; the image as the processor cuts it, if not given.
+        batch_size: Images that are encoded at once.
+        part_size: Samples of a part, which is what a kill can lose; of shards, each shard is a part.
+        num_workers: Processes that decode, for each that encodes; one less than there are cores, at most 8, if not
+            given.
+        max_unreadable: Share of the samples of a split that may be unreadable; those are left out, and listed in
+            `unreadable.jsonl`. A damaged shard counts as one.
+        dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
+        device: Where to compute; the accelerator if there is one, if not given.
+
+    Returns:
+        The record of the data set, `tokenize.json`: `command` says how it was made, `result` what there is of it.
+
+    Raises:
+        FileExistsError: If the folder holds something else, or is being made with other arguments.
+        OSError: If tokenizer or images do not load, or the disk is full; what is done stays.
+        ValueError: If they do not fit each other, or too many images are unreadable; what is done stays.
+    """
+    state = process_state()
+    torch_dtype, augmentation = parse_dtype(dtype), augmentation or Augmentation()
+    if augmentation.variants is None:
+        raise ValueError(f"An augmentation with a fixed number of variants is expected, got {augmentation}.")
+    model, processor = load_tokenizer(tokenizer)
+    revision = dataset_commit(source, revision)
+    rows = open_splits(source, split, image_column, label_column, revision, streaming)
+    parts = plan_parts(rows, part_size)
+    tokenizer_record = {"id": str(tokenizer), "class": type(model).__name__, "weights_sha256": state_sha256(model)}
+    model.to(device or default_device(), torch_dtype)
+    result = describe_result(model, processor, augmentation, rows, label_column is not None)
+    command = {
+        "source": source,
+        "revision": revision,
+        "image_column": image_column,
+        "label_column": label_column,
+        "tokenizer": tokenizer_record,
+        "augmentation": asdict(augmentation),
+        "dtype": dtype,
+        "parts": {name: [part.stop - part.start for part in parts if part.split == name] for name in rows},
+        "features": result["features"],
+    }
+    work = WorkFolder(output_dir, command, rows, max_unreadable)
+    with explain_full_disk(work.partial):
+        [todo] = broadcast_object_list([work.prepare(parts) if state.is_main_process else None])
+        if todo is None:
+            return work.read()
+        mine, missing = todo[state.process_index :: state.num_processes], set(todo)
+        batches = DataLoader(
+            PartBatches(rows, mine, processor, augmentation, batch_size, torch_dtype),
+            batch_size=None,
+            num_workers=default_workers() if num_workers is None else num_workers,
+            pin_memory=model.device.type == "cuda",
+        )
+        total = sum(part.stop - part.start for part in mine)
+        with tqdm(desc="tokens", total=total, unit="image", disable=not state.is_main_process) as bar:
+            encoded = encode_batches(model, batches, augmentation.variants)
+            for num_images in work.write(mine, [part for part in parts if part not in missing], encoded, result):
+                bar.update(num_images)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            work.finish(parts, result)
+    state.wait_for_everyone()
+    return work.read()
+
+
+def open_splits(
+    source: str,
+    split: str | None,
+    image_column: str,
+    label_column: str | None,
+    revision: str | None,
+    streaming: bool,
+) -> dict[str, Rows]:
+    """The rows of one split of a source, or of all.
+
+    Raises:
+        ValueError: If a split holds tokens already.
+    """
+    names = [split] if split is not None else split_names(source, label_column, revision, streaming)
+    rows = {name: open_rows(source, name, image_column, label_column, revision, streaming) for name in names}
+    for name, split_rows in rows.items():
+        if split_rows.holds_codes:
+            raise ValueError(f"The split {name!r} of {source!r} holds codes already: images are expected.")
+    return rows
+
+
+def plan_parts(rows: Mapping[str, Rows], part_size: int) -> list[Part]:
+    """The parts of all splits: the shards, or `part_size` samples each."""
+    parts = []
+    for name, split_rows in rows.items():
+        if isinstance(split_rows, ShardedRows):
+            sizes = split_rows.sizes
+        else:
+            full, rest = divmod(len(split_rows), part_size)
+            sizes = [part_size] * full + [rest] * (rest > 0)
+        for i, (size, stop) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
+            parts.append(Part(name, i, len(sizes), stop - size, stop))
+    return parts
+
+
+def default_workers() -> int:
+    """Workers of each process: all cores but one, shared by the processes of this machine, at most 8 each."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun says it
+    return min(8, max(0, os.cpu_count() // processes - 1))
+
+
+def describe_result(
+    model: Tokenizer,
+    processor: BaseImageProcessor,
+    augmentation: Augmentation,
+    rows: Mapping[str, Rows],
+    labelled: bool,
+) -> dict[str, Any]:
+    """What comes out: shape of a row, size of the codebook, number of copies, and the columns.
+
+    Raises:
+        ValueError: If splits name their classes differently, or the processor does not fit the tokenizer.
+    """
+    class_names = max((split_rows.class_names or [] for split_rows in rows.values()), key=len)
+    for name, split_rows in rows.items():
+        if (split_rows.class_names or []) != class_names[: len(split_rows.class_names or [])]:
+            raise ValueError(
+                f"The split {name!r} has other classes than the others: tokenize it on its own (`split`)."
+            )
+    pixel_values = augmentation.variant(Image.new("RGB", (64, 64)), processor, 0)[None]
+    with torch.inference_mode():
+        encoded = model.encode(pixel_values.to(model.device, model.dtype))
+    codebook_size = None if encoded.codes is None else model.config.codebook_size
+    shape = tuple((encoded.latents if encoded.codes is None else encoded.codes).shape[1:])
+    copies = augmentation.variants
+    shape = shape if copies == 1 else (copies, *shape)
+    features = token_features(shape, codebook_size, class_names, labelled)
+    return {"shape": shape, "codebook_size": codebook_size, "copies": copies, "features": features.to_dict()}
+
+
+@torch.inference_mode()
+def encode_batches(
+    model: Tokenizer, batches: Iterable[Batch | Exception], num_copies: int
+) -> Iterator[tuple[Batch, np.ndarray | None]]:
+    """Codes or latents `(B, …)` of batches, with copies `(B, copies, …)`; `None` if no image is readable.
+
+    What is done with a batch is done while an accelerator works on the next.
+    """
+
+    def fetch(batch: Batch, values: torch.Tensor | None) -> tuple[Batch, np.ndarray | None]:
+        if values is None:
+            return batch, None
+        values = values if num_copies == 1 else values.unflatten(0, (-1, num_copies))
+        return batch, values.cpu().numpy()
+
+    running = None
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        fetched = fetch(*running) if running else None
+        values = None
+        if batch.pixel_values is not None:
+            encoded = model.encode(batch.pixel_values.to(model.device, non_blocking=True))
+            values = encoded.latents.float() if encoded.codes is None else encoded.codes
+        running = batch, values
+        if fetched:
+            yield fetched
+    if running:
+        yield fetch(*running)
