@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset
 from PIL import Image
 
 import titok_hf
@@ -32,7 +33,26 @@ COMMANDS = {
     ),
     "convert": ("--output-dir", "--generator", "--config", "--dtype", "--to-official", "--push", "--private"),
     "push": ("--private", "--revision"),
-    "tokenize": ("--tokenizer", "--output-dir", "--image-column", "--label-column", "--batch-size"),
+    "tokenize": (
+        "--tokenizer",
+        "--output-dir",
+        "--split",
+        "--image-column",
+        "--label-column",
+        "--no-labels",
+        "--revision",
+        "--streaming",
+        "--augmentation",
+        "--enlarge",
+        "--batch-size",
+        "--part-size",
+        "--num-workers",
+        "--max-unreadable",
+        "--dtype",
+        "--device",
+        "--push",
+        "--private",
+    ),
     "zero-shot": ("--labels", "--image", "--model"),
 }
 
@@ -359,7 +379,45 @@ def test_tokenize_writes_codes(call, titok, tmp_path):
     code, out, _ = call("tokenize", "digits", "--tokenizer", tmp_path / "titok", "--output-dir", tmp_path / "tokens")
 
     assert code == 0 and "1437 train, 360 test images as codes" in " ".join(out.split())
-    assert len(load_from_disk(tmp_path / "tokens")["test"]) == 360
+    assert len(load_dataset(str(tmp_path / "tokens"))["test"]) == 360
+
+
+def test_options_of_tokenize_arrive(call, titok, hub, tmp_path):
+    titok.save_pretrained(tmp_path / "titok")
+    for number in range(5):
+        image = Image.new("RGB", (40, 32), (50 * number, 0, 0))
+        image.save(tmp_path / f"{number}.png")
+    images = Dataset.from_dict({"picture": [str(tmp_path / f"{number}.png") for number in range(5)]})
+    DatasetDict({"train": images, "other": images.select([4, 2, 0])}).save_to_disk(tmp_path / "images")
+    (tmp_path / "0.png").write_text("no image")
+    arguments = [
+        "tokenize",
+        tmp_path / "images",
+        "--tokenizer",
+        tmp_path / "titok",
+        "--output-dir",
+        tmp_path / "tokens",
+    ]
+    arguments += ["--split", "other", "--image-column", "picture", "--no-labels", "--part-size", "2"]
+    arguments += ["--augmentation", "ten-crop", "--enlarge", "1.25", "--dtype", "bfloat16", "--num-workers", "0"]
+    arguments += ["--device", "cpu", "--batch-size", "10", "--push", "user/tokens", "--private"]
+    code, _, err = call(*arguments)
+    assert code == 1 and "1 of the 3 images of the split 'other' cannot be read" in " ".join(err.split())
+    assert "Traceback" not in err
+
+    code, out, _ = call(*arguments, "--max-unreadable", "0.5")
+    printed = " ".join(out.split())
+    assert code == 0 and "2 other images as codes" in printed and "1 could not be read" in printed
+    assert "Published: user/tokens" in printed and hub.repositories["dataset", "user/tokens"].private
+    record = json.loads((tmp_path / "tokens" / "tokenize.json").read_text())
+    command = record["command"]
+    assert command["parts"] == {"other": [2, 1]} and command["dtype"] == "bfloat16"
+    assert (command["augmentation"]["crop"], command["augmentation"]["enlarge"]) == ("ten", 1.25)
+    assert command["label_column"] is None and record["result"]["shape"] == [10, 8]
+    assert len(load_dataset("user/tokens")["other"]) == 2
+
+    code, _, err = call(*arguments, "--augmentation", "flip", "--enlarge", "1.0")
+    assert code == 1 and "with other augmentation" in " ".join(err.split())
 
 
 def test_zero_shot_needs_a_vtp(call, titok, tmp_path):

@@ -137,6 +137,19 @@ def test_training_replaces_the_configured_share_of_labels(any_generator):
     assert replaced.float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_given_labels_are_dropped_whatever_the_mode(any_generator, codes, class_labels, training):
+    model = without_dropout(any_generator, label_dropout=0.5).eval()
+    drop = torch.tensor([True, False, True])
+    expected = model(codes, torch.where(drop, NULL_LABEL, class_labels)).logits
+    assert not torch.allclose(expected, model(codes, class_labels).logits)
+
+    model.train(training)
+    state = torch.get_rng_state()
+    torch.testing.assert_close(model(codes, class_labels, drop_labels=drop).logits, expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_training_without_dropout_is_evaluation(any_generator, codes, class_labels):
     model = without_dropout(any_generator, label_dropout=0.0)
     torch.testing.assert_close(model.train()(codes, class_labels).logits, model.eval()(codes, class_labels).logits)

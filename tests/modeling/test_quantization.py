@@ -145,6 +145,14 @@ def test_samples_depend_on_the_generator_alone():
     assert not torch.equal(first, posterior.sample(torch.Generator().manual_seed(2)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_given_noise_is_scaled_in_float32_and_moved(dtype):
+    mean, logvar, noise = torch.randn(2, 8, 6).to(dtype), torch.randn(2, 8, 6).to(dtype), torch.randn(2, 8, 6)
+    sample = DiagonalGaussian(mean, logvar).sample(noise=noise)
+    assert sample.dtype == dtype
+    torch.testing.assert_close(sample, (mean.double() + (logvar.double() / 2).exp() * noise).to(dtype))
+
+
 def test_samples_without_a_generator_come_from_the_global_one():
     posterior = DiagonalGaussian(torch.zeros(2, 8, 6), torch.zeros(2, 8, 6))
     torch.manual_seed(3)

@@ -489,6 +489,17 @@ def test_posterior_samples_depend_on_the_generator_alone(continuous_titok, pixel
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_given_noise_is_the_samples(continuous_titok, pixel_values):
+    noise = torch.randn(len(pixel_values), 8, 6)
+    mean, logvar = continuous_titok.encoder(pixel_values).split(6, dim=-1)
+    expected = mean + (logvar / 2).exp() * noise
+    state = torch.get_rng_state()
+    torch.testing.assert_close(continuous_titok(pixel_values, sample_posterior=True, noise=noise).latents, expected)
+    assert torch.equal(continuous_titok.encode(pixel_values, noise=noise).latents, mean)  # the mode takes none
+    torch.testing.assert_close(continuous_titok.train().encode(pixel_values, noise=noise).latents, expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_forward_passes_the_sampling_on(continuous_titok, pixel_values):
     torch.manual_seed(7)
     sampled = continuous_titok(pixel_values, sample_posterior=True)

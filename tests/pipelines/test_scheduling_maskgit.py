@@ -341,6 +341,32 @@ def test_noise_of_each_image_depends_on_its_own_generator_alone():
         assert torch.equal(together[row], scheduler.add_noise(codes[row], progress[row], [seeded(index)]))
 
 
+@given(schedule=schedules, progress=shares, num_tokens=st.integers(1, 300))
+def test_training_masks_the_rounded_share_and_at_least_one_token(schedule, progress, num_tokens):
+    scheduler = MaskGitScheduler(MASK, mask_schedule=schedule)
+    count = scheduler.num_masked(torch.tensor([progress]), num_tokens).item()
+    expected = FORMULAS[schedule](progress) * num_tokens
+    assert count == int(count) and abs(count - max(1, expected)) <= 0.5 + 1e-4
+    assert 1 <= count <= num_tokens
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_tokens_with_the_lowest_given_noise_are_masked(schedule):
+    scheduler = MaskGitScheduler(MASK, mask_schedule=schedule)
+    codes, progress, noise = torch.randint(64, (50, 12)), torch.rand(50), torch.rand(50, 12)
+    noisy = scheduler.add_noise(codes, progress, noise=noise)
+    for row, ratio, order in zip(range(50), mask_ratio(progress, schedule).tolist(), noise.argsort(-1), strict=True):
+        count = max(1, round(ratio * 12))
+        assert (noisy[row, order[:count]] == MASK).all()
+        assert torch.equal(noisy[row, order[count:]], codes[row, order[count:]])
+
+
+def test_given_noise_takes_nothing_from_the_global_generator():
+    state = torch.get_rng_state()
+    MaskGitScheduler(MASK).add_noise(torch.zeros(2, 4).long(), torch.full((2,), 0.5), noise=torch.ones(2, 4).cumsum(1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_noise_leaves_its_input_and_the_global_generator_alone():
     scheduler, codes, state = MaskGitScheduler(MASK), torch.randint(64, (3, 12)), torch.get_rng_state()
     before, progress = codes.clone(), torch.full((3,), 0.5)

@@ -97,10 +97,22 @@ def make_adversarial_objective(make_objective, classifier):
 
 
 @pytest.fixture
-def make_trainer(digits, processor, tmp_path):
-    """Builds a trainer on the digits that logs every step: `make_trainer(objective, max_steps=3)`."""
+def make(make_objective, make_adversarial_objective):
+    """Builds the objective of a stage, that of `decoder_finetuning` with all of its losses."""
 
-    def make(objective, augmentation=None, callbacks=(), eval_dataset=None, **arguments):
+    def make(stage, **arguments):
+        if stage == "decoder_finetuning":
+            return make_adversarial_objective(**arguments)
+        return make_objective(stage, **arguments)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(digits, processor, tmp_path):
+    """Builds a trainer, on the digits if not told otherwise, that logs every step: `make_trainer(objective)`."""
+
+    def make(objective, augmentation=None, callbacks=(), train_dataset=None, eval_dataset=None, **arguments):
         defaults = {
             "output_dir": str(tmp_path / "trainer"),
             "use_cpu": True,
@@ -117,10 +129,11 @@ def make_trainer(digits, processor, tmp_path):
         trainer = TiTokTrainer(
             objective,
             TiTokTrainingArguments(**(defaults | arguments)),
-            train_dataset=digits,
+            train_dataset=train_dataset or digits,
             eval_dataset=eval_dataset,
-            augmentation=augmentation,
-            data_collator=ImageCollator(processor, label_column="label" if labelled else None),
+            data_collator=ImageCollator(
+                processor, label_column="label" if labelled else None, augmentation=augmentation
+            ),
             callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from titok_hf.training.losses import hinge_discriminator_loss, lecam_loss
+from titok_hf.training.losses import adaptive_weight, hinge_discriminator_loss, lecam_loss, mean_over_processes
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,17 @@ def test_lecam_loss_draws_the_mean_logits_together():
     real_mean, fake_mean = torch.tensor(1.0, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
     lecam_loss(real_mean, fake_mean, torch.tensor(0.5), torch.tensor(-0.5)).backward()
     assert (float(real_mean.grad), float(fake_mean.grad)) == (3.0, -3.0)  # 2 * (1 - -0.5), and its mirror image
+
+
+@pytest.mark.parametrize(("pull", "expected"), [(3.0, 3 * 2 / (0.5 * 2 + 1e-4)), (0.0, 0.0), (1e9, 1e4)])
+def test_adaptive_weight_is_the_ratio_of_the_gradients_norms(pull, expected):
+    """Sums over four weights have gradients whose norms are twice their factors."""
+    layer = torch.rand(2, 2, requires_grad=True)
+    weight = adaptive_weight((pull * layer).sum(), (-0.5 * layer).sum(), layer)
+    assert float(weight) == pytest.approx(expected)
+    assert not weight.requires_grad and layer.grad is None
+
+
+def test_the_mean_over_one_process_is_the_tensor_itself():
+    values = torch.randn(3, requires_grad=True)
+    assert mean_over_processes(values) is values

@@ -1,10 +1,11 @@
 import copy
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from titok_hf.training import ClassifierObjective, ReconstructionObjective
+from titok_hf.training import ClassifierObjective, PatchDiscriminator, ReconstructionObjective
 
 STAGES = (
     ("vqgan", "vq"),
@@ -133,6 +134,7 @@ class TestDecoderFinetuning:
             "discriminator_loss": hinge,
             "real_logit": real.mean(),
             "fake_logit": fake.mean(),
+            "lecam_loss": lecam,
         }
         assert output.parts.keys() == parts.keys()
         for name, part in parts.items():
@@ -184,6 +186,7 @@ class TestDecoderFinetuning:
             assert same is None if gradient is None else torch.equal(same, gradient)
         # a gradient of zeros and not none, which distributed training waits for
         assert all(not gradient.any() for gradient in gradients(with_discriminator.discriminator).values())
+        with_discriminator.after_optimizer_step(3)
         assert float(with_discriminator.real_average) == float(with_discriminator.fake_average) == 0
 
         with_discriminator.zero_grad()
@@ -191,18 +194,22 @@ class TestDecoderFinetuning:
         assert output.loss != losses[0]
         output.loss.backward()
         assert all(gradient.any() for gradient in gradients(with_discriminator.discriminator).values())
+        with_discriminator.after_optimizer_step(4)
         assert float(with_discriminator.real_average) != 0
 
     def test_lecam_averages_follow_the_mean_logits_in_training_alone(self, make_adversarial_objective, pixel_values):
+        """They move once an optimizer step, to the mean of its batches."""
         objective = make_adversarial_objective(lecam_decay=0.75).train()
+        batches = [pixel_values, pixel_values.flip(-1), 1 - pixel_values, pixel_values / 2]
         real, fake = 0.0, 0.0
-        for _ in range(3):
-            parts = objective(pixel_values).parts
-            real, fake = (
-                0.75 * real + 0.25 * parts["real_logit"].item(),
-                0.75 * fake + 0.25 * parts["fake_logit"].item(),
-            )
-        objective.eval()(pixel_values)
+        for step, accumulated in enumerate((batches[:1], batches[1:], batches[:2])):
+            parts = [objective(batch, step=step).parts for batch in accumulated]
+            assert float(objective.real_average) == pytest.approx(real, rel=1e-5)
+            objective.after_optimizer_step(step + 1)
+            real = 0.75 * real + 0.25 * sum(part["real_logit"].item() for part in parts) / len(parts)
+            fake = 0.75 * fake + 0.25 * sum(part["fake_logit"].item() for part in parts) / len(parts)
+        objective.eval()(pixel_values, step=3)
+        objective.after_optimizer_step(4)
         assert float(objective.real_average) == pytest.approx(real, rel=1e-5)
         assert float(objective.fake_average) == pytest.approx(fake, rel=1e-5)
         assert not objective.real_average.requires_grad
@@ -215,12 +222,15 @@ class TestDecoderFinetuning:
 
 class TestSingleStage:
     @pytest.mark.parametrize("stage", ["vqgan", "single_stage"])
-    def test_the_loss_is_squared_error_plus_the_weighted_quantizers(self, make_objective, pixel_values, stage):
-        objective = make_objective(stage, quantizer_weight=0.3)
+    @pytest.mark.parametrize("distance", ["l1", "l2"])
+    def test_the_loss_is_the_error_plus_the_weighted_quantizers(self, make_objective, pixel_values, stage, distance):
+        objective = make_objective(stage, quantizer_weight=0.3, distance=distance)
         encoded = objective.model.encode(pixel_values)
-        images = objective.model.decode(encoded.latents).reconstruction
-        expected = (images - pixel_values).square().mean() + 0.3 * encoded.quantizer_loss
-        torch.testing.assert_close(objective(pixel_values).loss, expected)
+        error = (objective.model.decode(encoded.latents).reconstruction - pixel_values).abs()
+        expected = (error if distance == "l1" else error.square()).mean()
+        output = objective(pixel_values)
+        torch.testing.assert_close(output.parts["reconstruction_loss"], expected)
+        torch.testing.assert_close(output.loss, expected + 0.3 * encoded.quantizer_loss)
 
     @pytest.mark.parametrize("stage", ["vqgan", "single_stage"])
     def test_the_reconstruction_trains_the_encoder_through_the_quantizer(self, make_objective, pixel_values, stage):
@@ -230,21 +240,128 @@ class TestSingleStage:
         assert not objective.model.quantizer.codebook.weight.grad.any()
 
 
+class TestAdaptiveWeight:
+    """The adversarial loss pulls on the last layer as the reconstruction does (Taming Transformers, equation 7)."""
+
+    LAST_LAYERS = {
+        "vqgan": "decoder.conv_out.weight",
+        "single_stage": "head.conv.weight",
+        "decoder_finetuning": "pixel_decoder.conv_out.weight",
+    }
+
+    @pytest.fixture
+    def make(self, make_objective, perceptual):
+        def make(stage, **arguments):
+            judge = PatchDiscriminator(hidden_channels=8, num_stages=2)
+            parts = {"perceptual": perceptual, "perceptual_weight": 0.5, "distance": "l1", "discriminator": judge}
+            return make_objective(stage, adaptive_weight=True, **(parts | arguments))
+
+        return make
+
+    @pytest.mark.parametrize("stage", LAST_LAYERS)
+    def test_it_is_the_ratio_of_the_gradients(self, make, pixel_values, stage):
+        objective = make(stage, adversarial_weight=0.3).train()
+        output = objective(pixel_values)
+        parts = output.parts
+        reconstruction_loss = parts["reconstruction_loss"] + 0.5 * parts["perceptual_loss"]
+        last_layer = objective.model.get_parameter(self.LAST_LAYERS[stage])
+        reconstruction, adversarial = (
+            torch.autograd.grad(loss, last_layer, retain_graph=True)[0].square().sum().sqrt()
+            for loss in (reconstruction_loss, parts["adversarial_loss"])
+        )
+        expected = reconstruction / (adversarial + 1e-4)
+        torch.testing.assert_close(parts["adaptive_weight"], expected)
+        assert not parts["adaptive_weight"].requires_grad
+
+        output.loss.backward(retain_graph=True)
+        loss = reconstruction_loss + 0.3 * expected * parts["adversarial_loss"]
+        if "quantizer_loss" in parts:
+            loss = loss + parts["quantizer_loss"]
+        trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+        of_tokenizer = torch.autograd.grad(loss, trained, retain_graph=True)
+        for gradient, parameter in zip(of_tokenizer, trained, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+        of_discriminator = partial_gradients(parts["discriminator_loss"], objective.discriminator)
+        for gradient, parameter in zip(of_discriminator, objective.discriminator.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+    def test_it_is_at_most_ten_thousand(self, make, pixel_values):
+        objective = make("single_stage", reconstruction_weight=1e9).train()
+        assert float(objective(pixel_values).parts["adaptive_weight"]) == 1e4
+
+    def test_an_evaluation_has_none(self, make, pixel_values):
+        objective = make("single_stage").eval()
+        with torch.no_grad():
+            assert "adaptive_weight" not in objective(pixel_values).parts
+
+    def test_before_the_discriminators_start_it_changes_nothing(self, make, pixel_values):
+        first, second = (make("single_stage", adversarial_weight=w, discriminator_start=1) for w in (0.0, 5.0))
+        assert torch.equal(first(pixel_values).loss, second(pixel_values).loss)
+        assert first(pixel_values, step=1).loss != second(pixel_values, step=1).loss
+
+
 class TestGenerator:
     def test_the_loss_is_the_models_on_masked_codes(self, make_objective, digit_batch):
         objective = make_objective("generator").eval()
-        torch.manual_seed(5)
-        output = objective(**digit_batch)
+        assert objective.num_draws == 2 + 8
+        draws = torch.rand(8, 10)
+        output = objective(**digit_batch, draws=draws)
 
-        torch.manual_seed(5)
         codes = objective.tokenizer.encode(digit_batch["pixel_values"]).codes
-        masked_codes = objective.scheduler.add_noise(codes, torch.rand(8))
+        masked_codes = codes.clone()
+        for i in range(8):  # the tokens with the lowest numbers, as many as the schedule says
+            count = max(1, round(2 / math.pi * math.acos(draws[i, 0]) * 8))
+            masked_codes[i, draws[i, 2:].sort().indices[:count]] = objective.model.config.mask_token_id
         masked = masked_codes == objective.model.config.mask_token_id
         assert 0 < masked.float().mean() < 1
         expected = objective.model(masked_codes, digit_batch["class_labels"], target_codes=codes)
         assert torch.equal(output.loss, expected.loss)
         correct = (expected.logits.argmax(-1) == codes)[masked].float()
         assert float(output.parts["masked_token_accuracy"]) == pytest.approx(float(correct.mean()))
+
+    def test_codes_count_as_the_images_they_come_of(self, make_objective, digit_batch):
+        objective = make_objective("generator").eval()
+        draws, codes = torch.rand(8, 10), objective.tokenizer.encode(digit_batch["pixel_values"]).codes
+        labels = digit_batch["class_labels"]
+        from_images = objective(labels, digit_batch["pixel_values"], draws=draws).loss
+        assert torch.equal(objective(labels, codes=codes, draws=draws).loss, from_images)
+
+    def test_labels_are_dropped_where_the_draw_is_below_the_share(self, make_objective, generator_config, digit_batch):
+        generator_config.hidden_dropout = generator_config.attention_dropout = 0.0
+        generator_config.label_dropout = 0.3
+        objective = make_objective("generator").train()
+        draws = torch.rand(8, 10)
+        draws[:, 1] = torch.tensor([0.0, 0.29, 0.31, 0.5, 0.2, 0.99, 0.3, 0.1])
+        given = digit_batch["class_labels"]
+        dropped = torch.where(draws[:, 1] < 0.3, objective.model.config.null_label, given)
+        assert (dropped != given).sum() == 4
+        in_training = objective(**digit_batch, draws=draws).loss
+        objective.eval()
+        in_evaluation = objective(**(digit_batch | {"class_labels": dropped}), draws=draws).loss
+        torch.testing.assert_close(in_training, in_evaluation)
+        assert not torch.isclose(in_evaluation, objective(**digit_batch, draws=draws).loss)  # no label is dropped
+
+    @pytest.mark.parametrize("unmasked_weight", [0.0, 0.1, 1.0])
+    def test_batches_count_by_the_weights_of_their_tokens(
+        self, make_objective, generator_config, digit_batch, unmasked_weight
+    ):
+        generator_config.unmasked_weight = unmasked_weight
+        objective = make_objective("generator").eval()
+        draws = torch.rand(8, 10)
+        batches = [
+            {name: tensor[rows] for name, tensor in (digit_batch | {"draws": draws}).items()}
+            for rows in (slice(0, 3), slice(3, 4), slice(4, 8))
+        ]
+        weights = objective.batch_weights(batches)
+        for weight, batch in zip(weights, batches, strict=True):
+            counts = [max(1, round(2 / math.pi * math.acos(u) * 8)) for u in batch["draws"][:, 0].tolist()]
+            assert float(weight) == pytest.approx(sum(n + unmasked_weight * (8 - n) for n in counts))
+        losses = torch.stack([objective(**batch).loss for batch in batches])
+        whole = objective(**digit_batch, draws=draws).loss
+        torch.testing.assert_close((weights * losses).sum() / weights.sum(), whole)
+
+    def test_other_objectives_have_no_weights(self, make_objective, digit_batch):
+        assert make_objective("warmup").batch_weights([digit_batch]) is None
 
     def test_the_tokenizer_gets_no_gradient_and_does_not_change(self, make_objective, digit_batch):
         objective = make_objective("generator").train()
@@ -277,11 +394,11 @@ class TestMovingAverage:
         objective = make_objective("warmup", ema_decay=0.8).train()
         optimizer = torch.optim.SGD(objective.model.parameters(), lr=0.1)
         expected = None
-        for _ in range(4):
+        for step in range(1, 5):
             optimizer.zero_grad()
             objective(digit_batch["pixel_values"]).loss.backward()
             optimizer.step()
-            objective.after_optimizer_step()
+            objective.after_optimizer_step(step)
             weights = {name: tensor.detach().clone() for name, tensor in objective.model.state_dict().items()}
             if expected is None:
                 expected = weights
@@ -296,10 +413,10 @@ class TestMovingAverage:
         before = copy.deepcopy(objective.model.encoder.state_dict())
         trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=0.1)
-        for _ in range(3):
+        for step in range(1, 4):
             objective(pixel_values).loss.backward()
             optimizer.step()
-            objective.after_optimizer_step()
+            objective.after_optimizer_step(step)
         for name, tensor in objective.result.encoder.state_dict().items():
             assert torch.equal(tensor, before[name]), name
 
@@ -322,21 +439,26 @@ class TestCodebook:
     @pytest.mark.parametrize("stage", ["vqgan", "warmup", "single_stage"])
     def test_stages_that_train_a_codebook_watch_it(self, make_objective, pixel_values, stage):
         objective = make_objective(stage).train()
-        codes = objective.model.encode(pixel_values).codes
-        parts = objective(pixel_values).parts
-        revival = objective.codebook_revival
+        codes = torch.cat([objective.model.encode(batch).codes for batch in (pixel_values, 1 - pixel_values)])
+        for batch in (pixel_values, 1 - pixel_values):
+            objective(batch)
+        objective.after_optimizer_step(1)
+        revival, statistics = objective.codebook_revival, objective.statistics()
         shares = torch.bincount(codes.flatten(), minlength=64) / codes.numel()
         torch.testing.assert_close(revival.shares, (1 - revival.decay) * shares + revival.decay / 64)
-        assert float(parts["codebook_usage"]) == 1
+        assert float(statistics["codebook_usage"]) == 1
         entropy = -(revival.shares * revival.shares.log()).sum()
-        torch.testing.assert_close(parts["codebook_perplexity"], entropy.exp())
+        torch.testing.assert_close(statistics["codebook_perplexity"], entropy.exp())
 
     @pytest.mark.parametrize("stage", ["vqgan", "warmup", "single_stage"])
     def test_evaluation_does_not_count(self, make_objective, pixel_values, stage):
-        objective = make_objective(stage).eval()
-        before = copy.deepcopy(objective.codebook_revival.state_dict())
-        assert "codebook_usage" not in objective(pixel_values).parts
-        assert all(torch.equal(t, before[name]) for name, t in objective.codebook_revival.state_dict().items())
+        counted, both = make_objective(stage), make_objective(stage)
+        for objective in (counted, both):
+            objective.train()(pixel_values)
+        both.eval()(1 - pixel_values)
+        for objective in (counted, both):
+            objective.after_optimizer_step(1)
+        assert torch.equal(counted.codebook_revival.shares, both.codebook_revival.shares)
 
     @pytest.mark.parametrize("stage", ["vqgan", "warmup", "single_stage"])
     def test_dead_codes_become_outputs_of_the_encoder(self, make_objective, pixel_values, stage):
@@ -349,7 +471,7 @@ class TestCodebook:
         outputs = encoded.unquantized if stage != "vqgan" else encoded.unquantized.permute(0, 2, 3, 1)
         outputs = outputs.reshape(-1, codebook.shape[1])
         objective(pixel_values)
-        objective.after_optimizer_step()
+        objective.after_optimizer_step(1)
         used = torch.bincount(encoded.codes.flatten(), minlength=64) > 0
         assert 0 < used.sum() < 64
         assert torch.equal(codebook[used], before[used])
@@ -360,4 +482,5 @@ class TestCodebook:
         objective = make_objective("warmup", quantizer="kl").train()
         assert objective.codebook_revival is None
         assert objective(pixel_values).parts.keys() == {"proxy_code_loss", "proxy_code_accuracy", "quantizer_loss"}
-        objective.after_optimizer_step()
+        objective.after_optimizer_step(1)
+        assert objective.statistics() == {}

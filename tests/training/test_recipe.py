@@ -1,12 +1,12 @@
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 import titok_hf
-from titok_hf.data import Augmentation
-from titok_hf.training import Recipe, TiTokTrainingArguments
+from titok_hf.training import Recipe
 from titok_hf.training.recipe import override
 
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
@@ -17,16 +17,6 @@ SHIPPED = sorted(path.stem for path in (Path(titok_hf.__file__).parent / "recipe
 def content():
     """The miniature recipe as plain data, no part shared by two stages."""
     return Recipe.load(MINIATURE).to_dict()
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_recipes_load(name, tmp_path):
-    recipe = Recipe.load(name)
-    assert recipe.name == name
-    for stage in recipe.stages.values():
-        arguments = TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **stage["training"])
-        assert arguments.max_steps == stage["training"]["max_steps"]
-        Augmentation(**stage.get("augmentation", {}))
 
 
 def test_the_demos_recipe_ships():
@@ -57,6 +47,10 @@ class TestOverrides:
             ("stages.warmup.training.max_steps=100", ["stages", "warmup", "training", "max_steps"], 100),
             ("stages.vqgan.training.learning_rate=0.5", ["stages", "vqgan", "training", "learning_rate"], 0.5),
             ("stages.vqgan.training.bf16=true", ["stages", "vqgan", "training", "bf16"], True),
+            ("stages.vqgan.training.learning_rate=1e-4", ["stages", "vqgan", "training", "learning_rate"], 0.0001),
+            ("stages.vqgan.training.learning_rate=25E-5", ["stages", "vqgan", "training", "learning_rate"], 0.00025),
+            ("stages.vqgan.training.max_steps=10_000", ["stages", "vqgan", "training", "max_steps"], 10000),
+            ("stages.vqgan.training.run_name=1e-4x", ["stages", "vqgan", "training", "run_name"], "1e-4x"),
             (
                 "stages.vqgan.model.channel_multipliers=[1, 2]",
                 ["stages", "vqgan", "model", "channel_multipliers"],
@@ -75,9 +69,9 @@ class TestOverrides:
         expected[path[-1]] = value
         assert Recipe.load(MINIATURE, [override]).to_dict() == content
 
-    @pytest.mark.parametrize("name", SHIPPED)
     @pytest.mark.parametrize("key", ["augmentation.rotation", "training.max_steps"])
-    def test_stages_that_share_a_part_in_the_file_keep_it(self, name, key):
+    def test_stages_that_share_a_part_in_the_file_keep_it(self, key):
+        name = "digits"
         expected = Recipe.load(name).to_dict()
         part, leaf = key.split(".")
         for stage in expected["stages"]:
@@ -124,6 +118,11 @@ class TestKeys:
             ("stages.vqgan", "trainings", "training"),
             ("stages.vqgan.model", "hidden_channel", "hidden_channels"),
             ("stages.vqgan.objective", "ema_dekay", "ema_decay"),
+            ("stages.vqgan", "pretraned", "pretrained"),
+            ("stages.warmup.model", "sise", "size"),
+            ("stages.decoder_finetuning.objective", "lpips_wieght", "lpips_weight"),
+            ("stages.decoder_finetuning", "lpip", "lpips"),
+            ("stages.warmup.training", "global_batchsize", "global_batch_size"),
             ("stages.vqgan.augmentation", "rotations", "rotation"),
             ("stages.vqgan.training", "max_step", "max_steps"),
             ("stages.classifier.model", "hidden_size", "hidden_sizes"),
@@ -148,7 +147,7 @@ class TestKeys:
         with pytest.raises(ValueError, match="'xyz' in `sampling`: known are num_inference_steps, guidance_scale, "):
             Recipe.from_dict(content)
 
-    @pytest.mark.parametrize("stage", ["vqgan", "classifier", "warmup", "generator"])
+    @pytest.mark.parametrize("stage", ["classifier", "warmup", "generator"])
     def test_parts_belong_to_their_stages(self, content, stage):
         content["stages"][stage]["discriminator"] = {"num_stages": 2}
         with pytest.raises(ValueError, match=f"'discriminator' in `stages.{stage}`"):
@@ -257,6 +256,164 @@ class TestStages:
         content["stages"]["single_stage"]["model"]["num_latent_token"] = 8
         with pytest.raises(ValueError, match=r"'num_latent_token' in `stages.single_stage.model`: did you mean"):
             Recipe.from_dict(content)
+
+
+PRETRAINED = {"pretrained": "user/model"}
+
+
+def with_pretrained(*names, trained=()):
+    """The miniature with some of its stages trained, and others pretrained."""
+    content = with_stages(*names, *trained)
+    content["stages"] |= dict.fromkeys(names, PRETRAINED)
+    return content
+
+
+class TestPretrained:
+    @pytest.mark.parametrize(
+        ("pretrained", "trained"),
+        [
+            (("vqgan",), ("warmup",)),
+            (("vqgan", "classifier"), ("warmup", "decoder_finetuning")),
+            (("vqgan", "classifier", "warmup"), ("decoder_finetuning",)),
+            (("classifier",), ("single_stage",)),
+            (("decoder_finetuning",), ("generator",)),
+            (("single_stage",), ("generator",)),
+        ],
+    )
+    def test_some_are_enough(self, pretrained, trained):
+        recipe = Recipe.from_dict(with_pretrained(*pretrained, trained=trained))
+        assert recipe.trained_stages() == list(trained)
+        assert all(recipe.is_pretrained(stage) for stage in pretrained)
+
+    def test_it_may_have_a_revision(self):
+        content = with_pretrained("vqgan", trained=["warmup"])
+        content["stages"]["vqgan"] = {"pretrained": "user/model", "revision": "v2"}
+        assert Recipe.from_dict(content).stages["vqgan"]["revision"] == "v2"
+
+    @pytest.mark.parametrize(
+        ("stage", "value"),
+        [
+            ("vqgan", {"pretrained": "user/model", "training": {"max_steps": 3}}),
+            ("vqgan", {"revision": "v2"}),
+            ("vqgan", {"pretrained": None}),
+            ("vqgan", {"pretrained": ""}),
+            ("vqgan", {"pretrained": ["user/model"]}),
+            ("generator", {"pretrained": "user/model"}),
+        ],
+    )
+    def test_one_that_is_not_just_that_is_an_error(self, content, stage, value):
+        content["stages"][stage] = value
+        with pytest.raises(ValueError, match=rf"`stages.{stage}` must either be trained, by model, .* or"):
+            Recipe.from_dict(content)
+
+    @pytest.mark.parametrize(
+        ("pretrained", "trained", "sentence"),
+        [
+            (("vqgan", "warmup"), (), "needs at least one of the stages .* to train"),
+            (("warmup",), ("decoder_finetuning",), "decoder_finetuning needs the stage vqgan"),
+            (("vqgan",), ("decoder_finetuning",), "decoder_finetuning needs the stage warmup"),
+            (("vqgan", "warmup"), ("generator",), "generator needs the stage decoder_finetuning or single_stage"),
+        ],
+    )
+    def test_one_without_what_it_needs_is_an_error(self, pretrained, trained, sentence):
+        with pytest.raises(ValueError, match=sentence):
+            Recipe.from_dict(with_pretrained(*pretrained, trained=trained))
+
+
+class TestPerceptualWeights:
+    @staticmethod
+    def load(stages=("vqgan", "warmup", "decoder_finetuning"), **objective):
+        content = with_stages(*stages)
+        content["stages"]["decoder_finetuning"]["objective"] = objective
+        return Recipe.from_dict(content)
+
+    def test_lpips_alone_needs_no_classifier(self):
+        recipe = self.load(perceptual_weight=1.0, lpips_weight=1.0, classifier_weight=0)
+        assert "classifier" not in recipe.stages
+
+    def test_both_need_one(self):
+        with pytest.raises(ValueError, match="lacks the stage classifier; for LPIPS alone"):
+            self.load(perceptual_weight=1.0, lpips_weight=1.0)
+
+    def test_no_network_is_an_error(self):
+        with pytest.raises(ValueError, match="no network for it"):
+            self.load(perceptual_weight=1.0, classifier_weight=0)
+
+    def test_weights_in_a_loss_that_does_not_count_are_an_error(self):
+        with pytest.raises(ValueError, match="has a `lpips_weight` but no `perceptual_weight`"):
+            self.load(lpips_weight=1.0)
+
+
+def test_accumulation_is_given_in_one_way(content):
+    content["stages"]["vqgan"]["training"] |= {"global_batch_size": 8, "gradient_accumulation_steps": 2}
+    with pytest.raises(ValueError, match="one of `global_batch_size` and `gradient_accumulation_steps`, got both"):
+        Recipe.from_dict(content)
+
+
+def test_stages_come_in_their_order(content):
+    content["stages"] = dict(reversed(content["stages"].items()))
+    expected = ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"]
+    assert list(Recipe.from_dict(content).stages) == expected
+
+
+class TestBase:
+    @pytest.fixture
+    def derive(self, tmp_path):
+        """Writes a recipe on top of another and loads it: `derive("name: x", base="digits")`."""
+
+        def load(text, base="digits", name="derived", overrides=()):
+            path = tmp_path / f"{name}.yaml"
+            path.write_text(f"base: {base}\n{text}")
+            return Recipe.load(path, overrides)
+
+        return load
+
+    def test_what_differs_is_enough(self, derive):
+        expected = Recipe.load("digits").to_dict()
+        expected["name"] = "longer"
+        expected["stages"]["warmup"]["training"]["max_steps"] = 5000
+        assert derive("name: longer\nstages: {warmup: {training: {max_steps: 5000}}}").to_dict() == expected
+
+    def test_what_is_no_mapping_is_replaced(self, derive):
+        recipe = derive("stages: {vqgan: {model: {channel_multipliers: [1, 2]}}}")
+        assert recipe.stages["vqgan"]["model"]["channel_multipliers"] == [1, 2]
+        assert recipe.stages["vqgan"]["model"]["codebook_size"] == 64
+
+    def test_null_takes_a_key_away(self, derive):
+        recipe = derive(
+            "stages: {classifier: null, generator: null, decoder_finetuning: {objective: {perceptual_weight: null}}}"
+        )
+        assert list(recipe.stages) == ["vqgan", "warmup", "decoder_finetuning"]
+        assert "perceptual_weight" not in recipe.stages["decoder_finetuning"]["objective"]
+        assert recipe.stages["decoder_finetuning"]["objective"]["adversarial_weight"] == 0.02
+
+    def test_a_base_may_have_a_base_beside_it(self, derive):
+        derive("name: first\nstages: {vqgan: {training: {max_steps: 7}}}", name="first")
+        recipe = derive("name: second\nstages: {warmup: {training: {max_steps: 8}}}", base="first.yaml")
+        assert recipe.name == "second"
+        assert [recipe.stages[stage]["training"]["max_steps"] for stage in ("vqgan", "warmup")] == [7, 8]
+
+    def test_overrides_come_last(self, derive):
+        assert derive("name: x", overrides=["name=y"]).name == "y"
+
+    def test_that_of_the_page_loads(self, tmp_path):
+        page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+        [text] = re.findall(r"^```yaml\n(base: .*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+        (tmp_path / "birds.yaml").write_text(text)
+        recipe = Recipe.load(tmp_path / "birds.yaml")
+        assert list(recipe.stages) == ["vqgan", "warmup", "decoder_finetuning"]
+        assert recipe.stages["warmup"]["model"] == {"size": "titok-b-64", "codebook_size": 1024}
+        assert recipe.stages["warmup"]["training"]["learning_rate"] == 1e-4
+
+    def test_two_that_are_each_others_are_an_error(self, derive):
+        with pytest.raises(FileNotFoundError, match=r"got 'second\.yaml'"):
+            derive("name: first", name="first", base="second.yaml")
+        with pytest.raises(ValueError, match="its own `base`"):
+            derive("name: second", name="second", base="first.yaml")
+
+    def test_unknown_keys_are_errors_as_ever(self, derive):
+        with pytest.raises(ValueError, match=r"'max_step' in `stages.warmup.training`: did you mean 'max_steps'"):
+            derive("stages: {warmup: {training: {max_step: 3}}}")
 
 
 def test_an_override_changes_plain_data_in_place():

@@ -1,18 +1,22 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from datasets import DatasetDict
-from safetensors.torch import load_file
-from transformers import ConvNextForImageClassification, TrainerCallback
+from datasets import Dataset, DatasetDict
+from fixtures.extractors.networks import lpips_heads, vgg16_weights
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, ConvNextForImageClassification, TrainerCallback
 
 from titok_hf import MaskGitVQGANModel, TiTokImageProcessor, TiTokModel, TiTokPipeline
+from titok_hf.data import ImageCollator, IndexedRows
 from titok_hf.data.digits import DIGIT_NAMES
 from titok_hf.training import Recipe, RecipeRun
-from titok_hf.training.run import last_checkpoint
 
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 FOLDERS = {
@@ -151,7 +155,7 @@ class TestFolder:
 
     def test_the_record_names_recipe_and_seed(self, finished):
         record = yaml.safe_load((finished[0] / "recipe.yaml").read_text())
-        assert record == {"seed": 0, **Recipe.load(MINIATURE).to_dict()}
+        assert record == {"seed": 0, "data": None, **Recipe.load(MINIATURE).to_dict()}
 
 
 class TestAgain:
@@ -186,7 +190,7 @@ class TestAgain:
     def test_another_seed_or_recipe_in_its_folder_is_refused(self, finished, dataset, changes):
         folder, _ = finished
         record = (folder / "recipe.yaml").read_text()
-        with pytest.raises(ValueError, match="another recipe or seed"):
+        with pytest.raises(ValueError, match="another recipe or seed, or on other data"):
             run(dataset, folder, **changes)
         assert (folder / "recipe.yaml").read_text() == record
 
@@ -207,6 +211,8 @@ class TestInterrupted:
         expected, folder = finished[0], tmp_path / "interrupted"
         shutil.copytree(expected, folder)
         shutil.rmtree(folder / FOLDERS[stage])
+        if stage == "classifier":  # which only what is not finished needs
+            shutil.rmtree(folder / FOLDERS["decoder_finetuning"])
         with pytest.raises(KeyboardInterrupt):
             run(dataset, folder, [Interrupt(stage, step)]).train()
         assert not (folder / FOLDERS[stage]).exists()
@@ -216,7 +222,8 @@ class TestInterrupted:
         log = json.loads((folder / "work" / "logs" / f"{stage}.json").read_text())
         assert log["resumed_from"] == (f"checkpoint-{resumed_from}" if resumed_from else None)
         assert [entry["step"] for entry in log["history"] if "loss" in entry] == [2, 4, 6]
-        assert set(stages.started) <= {(stage, resumed_from or 0)}
+        assert set(stages.started[:1]) <= {(stage, resumed_from or 0)}
+        assert stages.started[1:] == ([("decoder_finetuning", 0)] if stage == "classifier" else [])
         assert stages.started or step == "end"
         assert_same_weights(folder, expected)
         assert list((folder / "work" / "checkpoints").iterdir()) == []
@@ -230,14 +237,6 @@ class TestInterrupted:
         assert_same_weights(folder, expected)
         assert not (folder / "vqgan.partial").exists()
         assert not (folder / "vqgan" / "leftover").exists()
-
-    def test_the_newest_whole_checkpoint_is_the_last(self, tmp_path):
-        assert last_checkpoint(tmp_path / "missing") is None
-        for step in (2, 9, 10):
-            (tmp_path / f"checkpoint-{step}").mkdir()
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-        (tmp_path / "checkpoint-11").mkdir()  # writing it was interrupted
-        assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 @pytest.mark.parametrize(
@@ -328,3 +327,188 @@ class TestSomeStages:
         folder = tmp_path / "run" / FOLDERS[trained[-1]]
         assert recipe_run.folder(trained[-1]) == folder
         assert {name for _, name in weights(folder)} <= set(result.state_dict())
+
+
+def with_results(folder, *pretrained, trained=()):
+    """The miniature with the results of a run in place of some stages, training others."""
+    content = Recipe.load(MINIATURE).to_dict()
+    stages = {stage: content["stages"][stage] for stage in trained}
+    stages |= {stage: {"pretrained": str(folder / FOLDERS[stage])} for stage in pretrained}
+    return Recipe.from_dict({**content, "stages": stages})
+
+
+class TestPretrained:
+    """A stage starts from the seed, so that with what a run has left it ends as in that run."""
+
+    @pytest.mark.parametrize(
+        ("pretrained", "trained"),
+        [
+            (["vqgan"], ["warmup"]),
+            (["vqgan", "classifier", "warmup"], ["decoder_finetuning"]),
+            (["decoder_finetuning"], ["generator"]),
+        ],
+        ids=lambda stages: "-".join(stages),
+    )
+    def test_it_takes_the_place_of_a_stage(self, finished, dataset, tmp_path, pretrained, trained):
+        stages = Stages()
+        recipe = with_results(finished[0], *pretrained, trained=trained)
+        RecipeRun(recipe, dataset, tmp_path / "run", callbacks=[stages]).train()
+        assert stages.started == [(stage, 0) for stage in trained]
+        folder = FOLDERS[trained[-1]]
+        assert_same_weights(tmp_path / "run" / folder, finished[0] / folder)
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "work", folder.split("/")[0]}
+
+    def test_it_may_come_from_the_hub(self, finished, dataset, tmp_path, hub):
+        folder = finished[0] / "vqgan"
+        hub.add("user/vqgan", {path.name: path.read_bytes() for path in folder.iterdir()})
+        recipe = with_results(finished[0], "vqgan", trained=["warmup"])
+        recipe.stages["vqgan"]["pretrained"] = "user/vqgan"
+        RecipeRun(recipe, dataset, tmp_path / "run").train()
+        assert_same_weights(tmp_path / "run" / "work" / "warmup", finished[0] / "work" / "warmup")
+
+    def test_a_vqgan_takes_the_images_of_the_recipe(self, finished, dataset, tmp_path):
+        """It is convolutional: for 64 pixels its codes are those of another grid."""
+        recipe = with_results(finished[0], "vqgan", trained=["warmup"])
+        content = {**recipe.to_dict(), "image_size": 64}
+        content["stages"]["warmup"]["training"]["max_steps"] = 1
+        warm = RecipeRun(Recipe.from_dict(content), dataset, tmp_path / "run").train()
+        assert warm.config.vqgan_config.image_size == 64
+
+    def test_a_classifier_says_what_images_it_expects(self, finished):
+        processor = AutoImageProcessor.from_pretrained(finished[0] / "work" / "classifier")
+        assert processor.do_normalize
+        assert (list(processor.image_mean), list(processor.image_std)) == ([0.5] * 3, [0.5] * 3)
+
+    def test_a_finished_run_needs_none(self, finished, dataset, tmp_path):
+        recipe = with_results(finished[0], "classifier", "vqgan", trained=["warmup", "decoder_finetuning"])
+        RecipeRun(recipe, dataset, tmp_path / "run").train()
+        loaded = RecipeRun(recipe, dataset, tmp_path / "run")
+        loaded.decoder_finetuning(None, None)
+        assert loaded.pretrained == {}
+
+    def test_all_that_is_missing_is_said_before_anything_trains(self, finished, dataset, tmp_path, hub):
+        stages = Stages()
+        recipe = with_results(finished[0], "vqgan", trained=["warmup", "classifier", "decoder_finetuning"])
+        recipe.stages["vqgan"]["pretrained"] = "user/nothing"
+        recipe.stages["decoder_finetuning"]["objective"]["lpips_weight"] = 1.0
+        recipe.stages["decoder_finetuning"]["lpips"] = {"backbone": "missing.pth"}
+        run = RecipeRun(recipe, dataset, tmp_path / "run", callbacks=[stages])
+        with pytest.raises(OSError, match=r"Nothing has been trained.*vqgan: .*user/nothing.*LPIPS of .*missing\.pth"):
+            run.train()
+        assert stages.started == []
+
+    @pytest.mark.parametrize(
+        ("stage", "result", "trained", "sentence"),
+        [
+            ("warmup", "tokenizer", "decoder_finetuning", "must be a tokenizer that ends in proxy codes"),
+            ("warmup", "vqgan", "decoder_finetuning", "expects a model of type 'titok', got one of 'maskgit_vqgan'"),
+            ("decoder_finetuning", "work/warmup", "generator", "codes that decode to pixels"),
+            ("classifier", "vqgan", "decoder_finetuning", "classifier: "),
+        ],
+    )
+    def test_what_does_not_fit_is_said_before_anything_trains(
+        self, finished, dataset, tmp_path, stage, result, trained, sentence
+    ):
+        needed = {"decoder_finetuning": ["vqgan", "classifier", "warmup"], "generator": ["decoder_finetuning"]}[
+            trained
+        ]
+        recipe = with_results(finished[0], *needed, trained=[trained])
+        recipe.stages[stage]["pretrained"] = str(finished[0] / result)
+        with pytest.raises((OSError, ValueError), match=rf"Nothing has been trained.*{sentence}"):
+            RecipeRun(recipe, dataset, tmp_path / "run").train()
+
+    def test_a_tokenizer_has_images_of_the_recipes_size(self, finished, dataset, tmp_path):
+        recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
+        recipe = Recipe.from_dict({**recipe.to_dict(), "image_size": 64})
+        with pytest.raises(ValueError, match="a tokenizer of images of 32 pixels, the recipe's have 64"):
+            RecipeRun(recipe, dataset, tmp_path / "run").train()
+
+
+def test_lpips_alone_needs_no_classifier(dataset, tmp_path):
+    for name, weights_of in (("backbone", vgg16_weights()), ("heads", lpips_heads())):
+        save_file(weights_of, tmp_path / f"{name}.safetensors")
+    content = some_stages("single_stage", "classifier").to_dict()
+    del content["stages"]["classifier"]
+    content["stages"]["single_stage"]["objective"] |= {"lpips_weight": 1.0, "classifier_weight": 0}
+    content["stages"]["single_stage"]["lpips"] = {
+        name: str(tmp_path / f"{name}.safetensors") for name in ("backbone", "heads")
+    }
+    RecipeRun(Recipe.from_dict(content), dataset, tmp_path / "run").train()
+    log = json.loads((tmp_path / "run" / "work" / "logs" / "single_stage.json").read_text())
+    assert log["history"][0]["perceptual_loss"] > 0
+
+
+class TestGlobalBatch:
+    def test_it_is_reached_by_accumulating(self, finished, dataset, tmp_path):
+        """8 images at once, or 4 and 4: the same steps."""
+        folders = []
+        for at_once in (8, 4):
+            folders.append(tmp_path / str(at_once))
+            training = f"stages.vqgan.training.per_device_train_batch_size={at_once}"
+            miniature = run(dataset, folders[-1], overrides=[training, "stages.vqgan.training.global_batch_size=8"])
+            assert miniature.training_arguments("vqgan").gradient_accumulation_steps == 8 // at_once
+            miniature.vqgan()
+        found, expected = (weights(folder / "vqgan") for folder in folders)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)
+
+    def test_one_that_cannot_be_reached_is_said_before_anything_trains(self, dataset, tmp_path):
+        stages = Stages()
+        wrong = run(dataset, tmp_path / "run", [stages], ["stages.generator.training.global_batch_size=10"])
+        with pytest.raises(ValueError, match=r"generator.*global_batch_size` 10 must be a multiple of the 4 images"):
+            wrong.train()
+        assert stages.started == []
+
+
+def test_an_argument_that_is_not_valid_is_said_before_anything_trains(dataset, tmp_path):
+    stages = Stages()
+    wrong = run(dataset, tmp_path / "run", [stages], ["stages.generator.training.lr_scheduler_type=cosinus"])
+    with pytest.raises(ValueError, match="cosinus"):
+        wrong.train()
+    assert stages.started == []
+
+
+@pytest.fixture(scope="module")
+def tokens(finished, dataset):
+    """The digits as codes of the finished run's tokenizer."""
+    tokenizer = TiTokModel.from_pretrained(finished[0] / "tokenizer")
+    images = ImageCollator(TiTokImageProcessor.from_image_size(32))(list(dataset["train"]))
+    codes = tokenizer.encode(images["pixel_values"]).codes
+    rows = {"codes": codes.tolist(), "label": dataset["train"]["label"]}
+    return Dataset.from_dict(rows).cast_column("label", dataset["train"].features["label"])
+
+
+class TestRows:
+    def test_rows_of_images_are_what_a_data_set_is(self, finished, dataset, tmp_path):
+        RecipeRun(some_stages("vqgan"), IndexedRows(dataset["train"]), tmp_path / "run").train()
+        assert_same_weights(tmp_path / "run" / "vqgan", finished[0] / "vqgan")
+
+    def test_codes_train_the_same_generator_as_images(self, finished, dataset, tokens, tmp_path):
+        recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
+        RecipeRun(recipe, IndexedRows(tokens), tmp_path / "run").train()
+        assert_same_weights(tmp_path / "run" / "pipeline", finished[0] / "pipeline")
+
+    def test_codes_train_nothing_else(self, tokens, tmp_path):
+        recipe_run = RecipeRun(some_stages("vqgan", "warmup"), IndexedRows(tokens), tmp_path / "run")
+        with pytest.raises(ValueError, match=r"holds codes, .* and the recipe also trains vqgan, warmup"):
+            recipe_run.train()
+
+    def test_a_generator_needs_labels(self, finished, dataset, tmp_path):
+        recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
+        rows = IndexedRows(dataset["train"].remove_columns("label"), label_column=None)
+        with pytest.raises(ValueError, match="The stage generator trains on class labels"):
+            RecipeRun(recipe, rows, tmp_path / "run").train()
+
+
+def test_two_processes_train_one_run(finished, dataset, tmp_path):
+    """With half the batch each, they end near where one process did, and only one of them writes."""
+    script = Path(__file__).parent / "distributed_run.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*command, str(script), str(tmp_path / "run")], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    found, expected = weights(tmp_path / "run"), weights(finished[0])
+    assert found.keys() == {name for name in expected if name[0].startswith(("vqgan", "work/warmup"))}
+    vqgan = [name for name in found if name[0].startswith("vqgan")]
+    assert max(float((found[name] - expected[name]).abs().max()) for name in vqgan) < 1e-4
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["seed"] == 0

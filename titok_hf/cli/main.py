@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from diffusers.utils import logging as diffusers_logging
@@ -55,26 +55,43 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships, such as digits.")],
-    data: Annotated[str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")],
+    data: Annotated[
+        str, typer.Option(help="digits, a folder of images, tar shards, a data set on the Hub, or one of tokens.")
+    ],
     output_dir: Annotated[Path, typer.Option(help="Folder for the models.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe, as in stages.warmup.training.max_steps=100."),
+    ] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of data on the Hub.")] = None,
+    streaming: Annotated[bool, typer.Option(help="Stream data that could also be downloaded as a whole.")] = False,
     seed: Seed = 0,
     overrides: Overrides = None,
 ) -> None:
     """Train all stages of a recipe: VQGAN, 1D tokenizer, generator.
 
-    Stopped and started again, it goes on where it was.
+    Stopped and started again, it goes on where it was. With torchrun or accelerate launch, on many processes.
     """
-    from ..data.images import load_image_dataset
-    from ..training import Recipe, RecipeRun
+    from ..data.processes import process_state
+    from ..training import train_recipe
 
-    loaded = Recipe.load(recipe, overrides or ())
-    dataset = load_image_dataset(data, image_column, label_column)
     with training_progress() as progress:
-        name = Path(data).name
-        RecipeRun(loaded, dataset, output_dir, image_column, label_column, seed, [progress], name).train()
-    console.print(f"The models are in [bold]{escape(str(output_dir))}[/bold]: vqgan, tokenizer and pipeline.")
+        train_recipe(
+            recipe,
+            data,
+            output_dir,
+            [*(overrides or ()), *(changes or ())],
+            image_column=image_column,
+            label_column=label_column,
+            revision=revision,
+            streaming=streaming,
+            seed=seed,
+            callbacks=[progress],
+        )
+    if process_state().is_main_process:
+        console.print(f"What was trained is in [bold]{escape(str(output_dir))}[/bold].")
 
 
 @app.command()
@@ -156,21 +173,68 @@ def convert(
 
 @app.command()
 def tokenize(
-    data: Annotated[str, typer.Argument(help="digits, a folder of images, or a data set on the Hub.")],
+    data: Annotated[str, typer.Argument(help="digits, a folder of images, tar shards, or a data set on the Hub.")],
     tokenizer: Annotated[str, typer.Option(help="Folder or Hub repository of a tokenizer.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the data set.")],
+    split: Annotated[str | None, typer.Option(help="Which one; all of them if not given.")] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Whether there are labels.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of data on the Hub.")] = None,
+    streaming: Annotated[bool, typer.Option(help="Stream data that could also be downloaded as a whole.")] = False,
+    augmentation: Annotated[
+        Literal["none", "flip", "ten-crop"], typer.Option(help="Which copies of each image there are.")
+    ] = "none",
+    enlarge: Annotated[
+        float, typer.Option(min=1.0, help="Shorter side of an image before ten-crop, in multiples of the crop's.")
+    ] = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
+    part_size: Annotated[int, typer.Option(min=1, help="Images of a file, which is what a kill can lose.")] = 10_000,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None,
+    max_unreadable: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the images that may be unreadable.")
+    ] = 0.01,
+    dtype: Annotated[str, typer.Option(help="Of the tokenizer: float32, bfloat16 or float16.")] = "float32",
     device: Device = None,
+    push: Annotated[str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")] = None,
+    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
 ) -> None:
-    """Encode images into a data set of codes, or of latents with their statistics."""
-    from ..data import tokenize_to_folder
+    """Encode images into a data set of codes, or of latents with their statistics.
 
-    tokens = tokenize_to_folder(data, tokenizer, output_dir, image_column, label_column, batch_size, device)
-    counts = ", ".join(f"{len(rows)} {split}" for split, rows in tokens.items())
-    column = next(name for name in ("codes", "latents") if name in tokens["train"].column_names)
+    Stopped and started again, it goes on where it was. With torchrun, many processes share the work.
+    """
+    from ..data import Augmentation, push_tokens_to_hub, tokenize_to_folder
+    from ..data.processes import process_state
+
+    crop = "ten" if augmentation == "ten-crop" else "center"
+    record = tokenize_to_folder(
+        data,
+        tokenizer,
+        output_dir,
+        split,
+        image_column,
+        label_column if labels else None,
+        revision,
+        streaming,
+        Augmentation(crop, enlarge, horizontal_flip=augmentation == "flip"),
+        batch_size,
+        part_size,
+        num_workers,
+        max_unreadable,
+        dtype,
+        device,
+    )
+    if not process_state().is_main_process:
+        return
+    splits = record["result"]["splits"]
+    counts = ", ".join(f"{content['rows']} {name}" for name, content in splits.items())
+    column = "latents" if record["result"]["codebook_size"] is None else "codes"
     console.print(f"{counts} images as {column}: [bold]{escape(str(output_dir))}[/bold]")
+    if unreadable := sum(content["unreadable"] for content in splits.values()):
+        console.print(f"{unreadable} could not be read: unreadable.jsonl in that folder lists them.")
+    if push:
+        push_tokens_to_hub(output_dir, push, private=private)
+        console.print(f"Published: [bold]{escape(push)}[/bold]")
 
 
 @app.command()
@@ -292,7 +356,7 @@ def main() -> None:
     diffusers_logging.disable_progress_bar()
     try:
         app()
-    except (ImportError, OSError, StrictDataclassError, TypeError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, StrictDataclassError, TypeError, ValueError) as error:
         Console(stderr=True).print(
             f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
         )

@@ -7,9 +7,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from ..data.processes import process_state
+
 
 class RichProgress(TrainerCallback):
-    """A bar for each stage, with its latest loss. Use as a context manager around the training."""
+    """A bar for each stage, with its latest loss and speed, on the main process's screen.
+
+    Use as a context manager around the training.
+    """
 
     def __init__(self, console: Console):
         self.progress = Progress(
@@ -17,8 +22,9 @@ class RichProgress(TrainerCallback):
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[latest]}"),
             console=console,
+            disable=not process_state().is_main_process,
         )
         self.task: TaskID | None = None
 
@@ -31,7 +37,7 @@ class RichProgress(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
         stage = Path(args.output_dir).name.replace("_", " ")
-        self.task = self.progress.add_task(stage, total=state.max_steps, completed=state.global_step, loss="")
+        self.task = self.progress.add_task(stage, total=state.max_steps, completed=state.global_step, latest="")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
         self.progress.update(self.task, completed=state.global_step)
@@ -40,4 +46,5 @@ class RichProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, *rest: Any, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         if "loss" in logs:
-            self.progress.update(self.task, loss=f"loss {logs['loss']:.4f}")
+            latest = f"loss {logs['loss']:.4f}, {logs['images_per_second']:.0f} images/s"
+            self.progress.update(self.task, latest=latest)

@@ -69,10 +69,11 @@ class DiagonalGaussian:
         mean, logvar = parameters.chunk(2, dim=-1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
-    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        """A sample in the dtype of the mean, drawn in float32."""
-        source = generator.device if generator is not None else self.mean.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=source).to(self.mean.device)
+    def sample(self, generator: torch.Generator | None = None, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """A sample in the dtype of the mean, from given or drawn standard normal noise in float32."""
+        if noise is None:
+            source = generator.device if generator is not None else self.mean.device
+            noise = torch.randn(self.mean.shape, generator=generator, device=source).to(self.mean.device)
         return (self.mean.float() + (0.5 * self.logvar.float()).exp() * noise).to(self.mean.dtype)
 
     def kl(self) -> torch.Tensor:

@@ -251,25 +251,33 @@ scheduler.set_timesteps(8)"""
         remasked = torch.where(rank < stay[:, None], config.mask_token_id, drawn)
         return MaskGitSchedulerOutput(remasked, drawn) if return_dict else (remasked,)
 
+    def num_masked(self, progress: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """How many of `num_tokens` tokens training masks: `max(1, round(mask_ratio(progress) * num_tokens))`."""
+        return (mask_ratio(progress, self.config.mask_schedule) * num_tokens).round().clamp_min(1)
+
     def add_noise(
         self,
         original_samples: torch.Tensor,
         progress: torch.Tensor,
         generator: Generators = None,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Masks random tokens, as training does.
 
         Args:
             original_samples: Codes `(B, N)`.
-            progress: `(B,)` in [0, 1]; `max(1, round(mask_ratio(progress) * N))` tokens of each image are masked.
+            progress: `(B,)` in [0, 1]; see `num_masked` for how many tokens of each image are masked.
             generator: Source of the noise: one, or one an image.
+            noise: `(B, N)`; the tokens where it is lowest are masked. Drawn if not given.
 
         Returns:
             The codes `(B, N)`, masked ones `mask_token_id`.
         """
         device, num_tokens = original_samples.device, original_samples.shape[1]
-        num_masked = (mask_ratio(progress, self.config.mask_schedule) * num_tokens).round().clamp_min(1).to(device)
-        rank = uniform(tuple(original_samples.shape), generator, device).argsort(-1).argsort(-1)  # (B, N)
+        num_masked = self.num_masked(progress, num_tokens).to(device)  # (B,)
+        if noise is None:
+            noise = uniform(tuple(original_samples.shape), generator, device)
+        rank = noise.argsort(-1).argsort(-1)  # (B, N)
         return torch.where(rank < num_masked[:, None], self.config.mask_token_id, original_samples)
 
 

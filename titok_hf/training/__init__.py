@@ -11,7 +11,7 @@ from .objectives import (
 )
 from .perceptual import PerceptualLoss
 from .recipe import Recipe
-from .run import RecipeRun
+from .run import RecipeRun, train_recipe
 from .trainer import TiTokTrainer, TiTokTrainingArguments
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "TiTokTrainer",
     "TiTokTrainingArguments",
     "WarmupObjective",
+    "train_recipe",
 ]

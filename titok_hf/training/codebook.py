@@ -2,21 +2,23 @@
 
 import torch
 from torch import distributed, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class CodebookRevival(nn.Module):
     """Watches how often each code is used and re-seeds dead codes with encoder outputs.
 
-    A code is dead when its share of all tokens, averaged over the last batches, has fallen below a fraction of the
-    fair share `1 / codebook_size`. It is replaced by the encoder's output for a random token of the last batch, as in
-    Jukebox (arXiv 2005.00341, section 3.1) and CVQ-VAE (arXiv 2307.15139), so that the next batches use it again. All
-    processes count together and re-seed with the same vectors.
+    A code is dead when its share of all tokens, averaged over the last optimizer steps, has fallen below a fraction of
+    the fair share `1 / codebook_size`. It is replaced by the encoder's output for a random token of the last step, as
+    in Jukebox (arXiv 2005.00341, section 3.1) and CVQ-VAE (arXiv 2307.15139), so that the next steps use it again.
+    Tokens of all processes and accumulated batches count, in the order of their images, so that neither changes what
+    happens.
 
     Args:
         codebook: `(K, C)` embedding of a vector quantizer.
         interval: Optimizer steps between revivals.
         threshold: Fraction of the fair share below which a code is dead.
-        decay: Of the moving average of the shares, per batch.
+        decay: Of the moving average of the shares, per optimizer step.
     """
 
     def __init__(self, codebook: nn.Embedding, interval: int = 10, threshold: float = 0.1, decay: float = 0.98):
@@ -26,39 +28,50 @@ class CodebookRevival(nn.Module):
         self.interval = interval
         self.threshold = threshold
         self.decay = decay
-        size, dim = codebook.weight.shape
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        size = codebook.num_embeddings
         self.register_buffer("shares", torch.full((size,), 1 / size))
-        self.register_buffer("candidates", torch.zeros(size, dim))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def observe(self, codes: torch.Tensor, unquantized: torch.Tensor) -> None:
+        """Takes note of a batch: its codes `(B, N)` and the encoder's outputs `(B, N, C)`."""
+        self.seen.append((codes.flatten(), unquantized.detach().flatten(0, 1).float()))
 
     @torch.no_grad()
-    def observe(self, codes: torch.Tensor, unquantized: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Counts a batch of codes `(B, N)` and draws candidates from the encoder's outputs `(B, N, C)`.
+    def after_optimizer_step(self, step: int) -> None:
+        """Counts the codes that were seen since the last call, and re-seeds dead ones every `interval` steps.
 
-        Returns:
-            `codebook_usage`, the share of codes that are not dead, and `codebook_perplexity`, the exponential of the
-            entropy of the moving average of the shares.
+        Args:
+            step: How many optimizer steps there have been.
         """
         size = len(self.shares)
+        codes, outputs = (torch.stack(tensors) for tensors in zip(*self.seen, strict=True))  # (A, n), (A, n, C)
+        self.seen.clear()
         counts = torch.bincount(codes.flatten(), minlength=size).float()
-        unquantized = unquantized.flatten(0, 1)  # (B * N, C)
-        self.candidates = unquantized[torch.randint(len(unquantized), (size,), device=codes.device)].float()
         if distributed.is_initialized():
             distributed.all_reduce(counts)
-            distributed.broadcast(self.candidates, src=0)
         self.shares.lerp_(counts / counts.sum(), 1 - self.decay)
+        if step % self.interval:
+            return
+        if distributed.is_initialized():
+            gathered = [torch.empty_like(outputs) for _ in range(distributed.get_world_size())]
+            distributed.all_gather(gathered, outputs)
+            outputs = torch.stack(gathered, dim=1)  # (A, processes, n, C)
+        outputs = outputs.flatten(0, -2)  # (tokens of the step, C)
+        picks = torch.randint(len(outputs), (size,), generator=torch.Generator().manual_seed(step))
+        dead = self.shares < self.threshold / size  # (K,)
+        self.shares.masked_fill_(dead, 1 / size)
+        weight = self.codebook[0].weight
+        replaced, candidates = dead[:, None], outputs[picks.to(outputs.device)].to(weight.dtype)  # (K, 1), (K, C)
+        if isinstance(weight, DTensor):  # FSDP
+            replaced = distribute_tensor(replaced, weight.device_mesh, weight.placements)
+            candidates = distribute_tensor(candidates, weight.device_mesh, weight.placements)
+        weight.copy_(torch.where(replaced, candidates, weight))
+
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """`codebook_usage`, the share of codes that are not dead, and `codebook_perplexity`, the exponential of the
+        entropy of the moving average of the shares."""
+        size = len(self.shares)
         shares = self.shares / self.shares.sum()
         entropy = -(shares * shares.clamp_min(1e-10).log()).sum()
         usage = (self.shares >= self.threshold / size).float().mean()
         return {"codebook_usage": usage, "codebook_perplexity": entropy.exp()}
-
-    @torch.no_grad()
-    def after_optimizer_step(self) -> None:
-        """Re-seeds dead codes, every `interval` steps."""
-        self.steps += 1
-        if self.steps % self.interval:
-            return
-        weight = self.codebook[0].weight
-        dead = self.shares < self.threshold / len(self.shares)  # (K,)
-        weight[dead] = self.candidates[dead].to(weight.dtype)
-        self.shares[dead] = 1 / len(self.shares)

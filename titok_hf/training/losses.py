@@ -1,7 +1,20 @@
-"""Adversarial losses of decoder fine-tuning."""
+"""Adversarial losses of decoder fine-tuning, and means over all processes."""
 
 import torch
+from torch import distributed
 from torch.nn import functional as F
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes; the gradient is that of this process's part.
+
+    Distributed training averages gradients over processes, which makes that of a function of such a mean whole.
+    """
+    if not distributed.is_initialized():
+        return values
+    mean = values.detach().clone()
+    distributed.all_reduce(mean)
+    return values + (mean / distributed.get_world_size() - values.detach())
 
 
 def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
@@ -19,3 +32,29 @@ def lecam_loss(
         real_average, fake_average: Their exponential moving averages, scalars without gradient.
     """
     return F.relu(real_mean - fake_average).square() + F.relu(real_average - fake_mean).square()
+
+
+def adaptive_weight(
+    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer: torch.Tensor
+) -> torch.Tensor:
+    """What the adversarial loss is multiplied by so that it pulls on the last layer as the reconstruction does.
+
+    The ratio of the gradients' norms (Taming Transformers, arXiv 2012.09841, equation 7), at most 10,000; gradients
+    are averaged over all processes first.
+
+    Args:
+        reconstruction_loss: Scalar, perceptual part included.
+        adversarial_loss: Scalar.
+        last_layer: Weight of the decoder's last layer.
+
+    Returns:
+        A scalar without gradient.
+    """
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(loss, last_layer, retain_graph=True)[0]
+            for loss in (reconstruction_loss, adversarial_loss)
+        ]
+    )
+    reconstruction, adversarial = mean_over_processes(gradients).flatten(1).float().norm(dim=1)
+    return (reconstruction / (adversarial + 1e-4)).clamp(max=1e4)

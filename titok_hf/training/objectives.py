@@ -3,10 +3,14 @@
 An objective maps a batch to a loss and its parts, says which parameters are optimized together, and is told after
 each optimizer step. One backward pass serves a generator and its discriminator: the generator's loss sees the
 discriminator with detached parameters, the discriminator's loss sees the reconstruction detached.
+
+The random numbers that a sample needs, such as those that mask its tokens, come with the batch as `draws`, uniform in
+[0, 1), so that they do not depend on how samples are spread over processes and accumulated batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,7 +26,7 @@ from ..modeling.titok import TiTokModel
 from ..pipelines.scheduling_maskgit import MaskGitScheduler
 from .codebook import CodebookRevival
 from .discriminator import PatchDiscriminator
-from .losses import hinge_discriminator_loss, lecam_loss
+from .losses import adaptive_weight, hinge_discriminator_loss, lecam_loss, mean_over_processes
 from .perceptual import PerceptualLoss
 
 
@@ -41,13 +45,23 @@ class ObjectiveOutput(ModelOutput):
     parts: dict[str, torch.Tensor] | None = None
 
 
+def standard_normal(draws: torch.Tensor) -> torch.Tensor:
+    """Uniform float32 numbers in [0, 1), multiples of 2^-24, to standard normal ones."""
+    return torch.special.ndtri(draws.clamp_min(2.0**-25))
+
+
 class Objective(nn.Module):
     """Base of all objectives.
+
+    `num_draws` is how many random numbers a sample needs; `starts` holds the optimizer step at which a network's
+    training begins, where that is not 0.
 
     Args:
         model: The network that the stage trains.
         ema_decay: Decay, per optimizer step, of the moving average of its weights; 0 for none.
     """
+
+    num_draws: int = 0
 
     def __init__(self, model: PreTrainedModel, ema_decay: float = 0.0):
         super().__init__()
@@ -58,6 +72,9 @@ class Objective(nn.Module):
         if ema_decay:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.codebook_revival = None
+        self.starts: dict[str, int] = {}
+        classes = {type(module).__name__ for module in model.modules()}
+        self._no_split_modules = [name for name in model._no_split_modules or () if name in classes]  # FSDP's units
 
     @property
     def result(self) -> PreTrainedModel:
@@ -68,21 +85,50 @@ class Objective(nn.Module):
         """Name and module of each network that has an optimizer's learning rate and gradient clipping of its own."""
         yield "model", self.model
 
-    def after_optimizer_step(self) -> None:
-        """Updates what follows the weights without a gradient."""
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Recomputes the model's activations in the backward pass; `Trainer` calls this."""
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    def batch_weights(self, batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor | None:
+        """How much the loss of each of some batches counts in their mean; `None` if all count the same."""
+        return None
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Updates what follows the weights without a gradient.
+
+        Args:
+            step: How many optimizer steps there have been.
+        """
         if self.codebook_revival is not None:
-            self.codebook_revival.after_optimizer_step()
+            self.codebook_revival.after_optimizer_step(step)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
 
-    def observe_codes(self, encoded: TokenizerEncoderOutput) -> dict[str, torch.Tensor]:
-        """Usage and perplexity of the codebook for the log, where the stage trains one."""
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """Scalars for the log that belong to no batch: usage and perplexity of a codebook that is trained."""
+        return {} if self.codebook_revival is None else self.codebook_revival.statistics()
+
+    def observe_codes(self, encoded: TokenizerEncoderOutput) -> None:
+        """Tells the revival of the codebook of a training batch, where the stage trains one."""
         if self.codebook_revival is None or not self.training:
-            return {}
+            return
         unquantized = encoded.unquantized
         if unquantized.ndim == 4:
             unquantized = unquantized.flatten(2).transpose(1, 2)  # (B, C, h, w) to (B, N, C)
-        return self.codebook_revival.observe(encoded.codes, unquantized)
+        self.codebook_revival.observe(encoded.codes, unquantized)
+
+
+def posterior_size(model: TiTokModel | MaskGitVQGANModel) -> int:
+    """Random numbers that a sample of the posterior takes, if the tokenizer has one."""
+    config = model.config
+    return config.num_latent_tokens * config.latent_dim if getattr(config, "quantizer", "vq") == "kl" else 0
+
+
+def posterior_noise(model: TiTokModel, draws: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The noise of the posterior's sample from draws `(B, K * C)`, as an argument of `encode`."""
+    if draws is None:
+        return {}
+    return {"noise": standard_normal(draws).unflatten(1, (model.config.num_latent_tokens, -1))}  # (B, K, C)
 
 
 class WarmupObjective(Objective):
@@ -97,36 +143,42 @@ class WarmupObjective(Objective):
     def __init__(self, model: TiTokModel, vqgan: MaskGitVQGANModel, ema_decay: float = 0.0):
         super().__init__(model, ema_decay)
         self.vqgan = vqgan.eval().requires_grad_(False)
+        self.num_draws = posterior_size(model)
         if model.config.quantizer == "vq":
             self.codebook_revival = CodebookRevival(model.quantizer.codebook)
 
-    def forward(self, pixel_values: torch.Tensor, step: int = 0) -> ObjectiveOutput:
+    def forward(self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0) -> ObjectiveOutput:
         """Images `(B, 3, H, W)` in [0, 1] to cross-entropy plus the quantizer's loss."""
         with torch.no_grad():
             proxy_codes = self.vqgan.encode(pixel_values).codes  # (B, P)
-        output = self.model(pixel_values, proxy_codes)
+        output = self.model(pixel_values, proxy_codes, **posterior_noise(self.model, draws))
+        self.observe_codes(output)
         accuracy = (output.proxy_logits.argmax(-1) == proxy_codes).float().mean()
         parts = {
             "proxy_code_loss": output.loss - output.quantizer_loss,
             "proxy_code_accuracy": accuracy,
             "quantizer_loss": output.quantizer_loss,
         }
-        return ObjectiveOutput(loss=output.loss, parts=parts | self.observe_codes(output))
+        return ObjectiveOutput(loss=output.loss, parts=parts)
 
 
 class ReconstructionObjective(Objective):
     """Stages `decoder_finetuning` and `single_stage`, and the VQGAN's own training: images from images.
 
     `reconstruction + perceptual_weight * perceptual + adversarial_weight * adversarial + quantizer_weight * quantizer`
-    for the tokenizer; hinge loss plus `lecam_weight * LeCam` for the discriminator.
+    for the tokenizer; hinge loss plus `lecam_weight * LeCam` for the discriminator. Of several processes, LeCam sees
+    the mean logits of all; of accumulated batches, each has its own.
 
     Args:
         model: The tokenizer: TiTok ending in pixels, or a VQGAN.
         freeze_encoder: Whether encoder and quantizer keep their weights, as in `decoder_finetuning`.
         perceptual: Needed if `perceptual_weight` is not 0.
         discriminator: Needed if `adversarial_weight` is not 0.
+        distance: The reconstruction loss: mean squared (`"l2"`) or mean absolute error (`"l1"`).
         reconstruction_weight, perceptual_weight, adversarial_weight, quantizer_weight, lecam_weight: Weights.
-        discriminator_start: Optimizer step from which the adversarial losses count.
+        discriminator_start: Optimizer step from which the adversarial losses count; the discriminator's schedule of
+            the learning rate, warm-up included, begins there.
+        adaptive_weight: Whether `adversarial_weight` is also multiplied by `titok_hf.training.losses.adaptive_weight`.
         lecam_decay: Of the moving averages of the discriminator's mean logits.
         ema_decay: See `Objective`.
     """
@@ -137,12 +189,14 @@ class ReconstructionObjective(Objective):
         freeze_encoder: bool = False,
         perceptual: PerceptualLoss | None = None,
         discriminator: PatchDiscriminator | None = None,
+        distance: Literal["l1", "l2"] = "l2",
         reconstruction_weight: float = 1.0,
         perceptual_weight: float = 0.0,
         adversarial_weight: float = 0.0,
         quantizer_weight: float = 1.0,
         lecam_weight: float = 0.0,
         discriminator_start: int = 0,
+        adaptive_weight: bool = False,
         lecam_decay: float = 0.999,
         ema_decay: float = 0.0,
     ):
@@ -152,16 +206,20 @@ class ReconstructionObjective(Objective):
             if discrete:
                 model.quantizer.requires_grad_(False)
         super().__init__(model, ema_decay)
+        self.num_draws = posterior_size(model)
         self.freeze_encoder = freeze_encoder
         self.perceptual = perceptual
         self.discriminator = discriminator
+        self.distance = {"l1": F.l1_loss, "l2": F.mse_loss}[distance]
         self.reconstruction_weight = reconstruction_weight
         self.perceptual_weight = perceptual_weight
         self.adversarial_weight = adversarial_weight
         self.quantizer_weight = quantizer_weight
         self.lecam_weight = lecam_weight
-        self.discriminator_start = discriminator_start
+        self.starts = {"discriminator": discriminator_start}
+        self.adaptive_weight = adaptive_weight
         self.lecam_decay = lecam_decay
+        self.mean_logits: list[torch.Tensor] = []
         self.register_buffer("real_average", torch.zeros(()))
         self.register_buffer("fake_average", torch.zeros(()))
         if discrete and not freeze_encoder:
@@ -172,27 +230,33 @@ class ReconstructionObjective(Objective):
         if self.discriminator is not None:
             yield "discriminator", self.discriminator
 
-    def forward(self, pixel_values: torch.Tensor, step: int = 0) -> ObjectiveOutput:
+    def forward(self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0) -> ObjectiveOutput:
         """Images `(B, 3, H, W)` in [0, 1] to the loss of tokenizer and discriminator; `step` counts from 0."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            encoded = self.model.encode(pixel_values)
+            encoded = self.model.encode(pixel_values, **posterior_noise(self.model, draws))
+        self.observe_codes(encoded)
         reconstruction = self.model.decode(encoded.latents).reconstruction  # (B, 3, H, W)
-        parts = {"reconstruction_loss": F.mse_loss(reconstruction, pixel_values)}
+        parts = {"reconstruction_loss": self.distance(reconstruction, pixel_values)}
         loss = self.reconstruction_weight * parts["reconstruction_loss"]
-        if not self.freeze_encoder:
-            parts["quantizer_loss"] = encoded.quantizer_loss
-            loss = loss + self.quantizer_weight * encoded.quantizer_loss
         if self.perceptual is not None:
             parts["perceptual_loss"] = self.perceptual(reconstruction, pixel_values)
             loss = loss + self.perceptual_weight * parts["perceptual_loss"]
         if self.discriminator is not None:
             # a factor, not a branch: every parameter must get a gradient in every step of distributed training
-            started = float(step >= self.discriminator_start)
+            started = float(step >= self.starts["discriminator"])
             frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
             parts["adversarial_loss"] = -torch.func.functional_call(self.discriminator, frozen, reconstruction).mean()
-            loss = loss + started * self.adversarial_weight * parts["adversarial_loss"]
+            weight = self.adversarial_weight * started
+            if self.adaptive_weight and torch.is_grad_enabled():
+                last_layer = [p for p in self.model.parameters() if p.ndim == 4 and p.requires_grad][-1]
+                parts["adaptive_weight"] = adaptive_weight(loss, parts["adversarial_loss"], last_layer)
+                weight = weight * parts["adaptive_weight"]
+            loss = loss + weight * parts["adversarial_loss"]
             loss = loss + started * self.discriminator_loss(pixel_values, reconstruction.detach(), started, parts)
-        return ObjectiveOutput(loss=loss, parts=parts | self.observe_codes(encoded))
+        if not self.freeze_encoder:
+            parts["quantizer_loss"] = encoded.quantizer_loss
+            loss = loss + self.quantizer_weight * encoded.quantizer_loss
+        return ObjectiveOutput(loss=loss, parts=parts)
 
     def discriminator_loss(
         self, real: torch.Tensor, fake: torch.Tensor, started: float, parts: dict[str, torch.Tensor]
@@ -200,13 +264,20 @@ class ReconstructionObjective(Objective):
         """Hinge and LeCam loss of real and fake images `(B, 3, H, W)`; adds the parts to the log."""
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).chunk(2)
         parts["discriminator_loss"] = hinge_discriminator_loss(real_logits, fake_logits)
-        real_mean, fake_mean = real_logits.mean(), fake_logits.mean()
-        parts["real_logit"], parts["fake_logit"] = real_mean, fake_mean
-        lecam = lecam_loss(real_mean, fake_mean, self.real_average, self.fake_average)
-        if self.training:
-            self.real_average = torch.lerp(self.real_average, real_mean.detach(), started * (1 - self.lecam_decay))
-            self.fake_average = torch.lerp(self.fake_average, fake_mean.detach(), started * (1 - self.lecam_decay))
-        return parts["discriminator_loss"] + self.lecam_weight * lecam
+        mean_logits = mean_over_processes(torch.stack([real_logits.mean(), fake_logits.mean()]).float())  # (2,)
+        parts["real_logit"], parts["fake_logit"] = mean_logits
+        parts["lecam_loss"] = lecam_loss(*mean_logits, self.real_average, self.fake_average)
+        if self.training and started:
+            self.mean_logits.append(mean_logits.detach())
+        return parts["discriminator_loss"] + self.lecam_weight * parts["lecam_loss"]
+
+    def after_optimizer_step(self, step: int) -> None:
+        super().after_optimizer_step(step)
+        if self.mean_logits:
+            real_mean, fake_mean = torch.stack(self.mean_logits).mean(0)
+            self.real_average.lerp_(real_mean, 1 - self.lecam_decay)
+            self.fake_average.lerp_(fake_mean, 1 - self.lecam_decay)
+            self.mean_logits.clear()
 
 
 class MaskedTokenObjective(Objective):
@@ -229,14 +300,38 @@ class MaskedTokenObjective(Objective):
         super().__init__(model, ema_decay)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.scheduler = scheduler
+        self.num_draws = 2 + model.config.num_tokens
 
-    def forward(self, pixel_values: torch.Tensor, class_labels: torch.Tensor, step: int = 0) -> ObjectiveOutput:
-        """Images `(B, 3, H, W)` in [0, 1] and labels `(B,)` to the masked-token loss."""
-        with torch.no_grad():
-            codes = self.tokenizer.encode(pixel_values).codes  # (B, N)
-        progress = torch.rand(len(codes), device=codes.device)
-        masked_codes = self.scheduler.add_noise(codes, progress)  # (B, N)
-        output = self.model(masked_codes, class_labels, target_codes=codes)
+    def batch_weights(self, batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """The sum of the tokens' weights in each batch, since the loss is their weighted mean."""
+        config = self.model.config
+        masked = torch.stack(
+            [self.scheduler.num_masked(batch["draws"][:, 0], config.num_tokens).sum() for batch in batches]
+        )  # (batches,)
+        tokens = torch.tensor([batch["draws"].shape[0] * config.num_tokens for batch in batches])
+        return masked + config.unmasked_weight * (tokens - masked)
+
+    def forward(
+        self,
+        class_labels: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        draws: torch.Tensor | None = None,
+        step: int = 0,
+    ) -> ObjectiveOutput:
+        """Images `(B, 3, H, W)` in [0, 1], or their codes `(B, N)`, and labels `(B,)` to the masked-token loss.
+
+        Of a sample's draws, one says how many tokens are masked, N which, and one whether its label is dropped.
+        """
+        if codes is None:
+            with torch.no_grad():
+                codes = self.tokenizer.encode(pixel_values).codes  # (B, N)
+        if draws is None:
+            draws = torch.rand(len(codes), self.num_draws, device=codes.device)
+        progress, label_draws, noise = draws[:, 0], draws[:, 1], draws[:, 2:]
+        masked_codes = self.scheduler.add_noise(codes, progress, noise=noise)  # (B, N)
+        drop_labels = (label_draws < self.model.config.label_dropout) if self.training else None
+        output = self.model(masked_codes, class_labels, codes, drop_labels)
         masked = masked_codes != codes
         accuracy = ((output.logits.argmax(-1) == codes) & masked).sum() / masked.sum()
         return ObjectiveOutput(loss=output.loss, parts={"masked_token_accuracy": accuracy})
@@ -251,7 +346,13 @@ class ClassifierObjective(Objective):
     MEAN = (0.5, 0.5, 0.5)
     STD = (0.5, 0.5, 0.5)
 
-    def forward(self, pixel_values: torch.Tensor, class_labels: torch.Tensor, step: int = 0) -> ObjectiveOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        class_labels: torch.Tensor,
+        draws: torch.Tensor | None = None,
+        step: int = 0,
+    ) -> ObjectiveOutput:
         """Images `(B, 3, H, W)` in [0, 1] and labels `(B,)` to cross-entropy."""
         mean = pixel_values.new_tensor(self.MEAN).view(1, -1, 1, 1)
         std = pixel_values.new_tensor(self.STD).view(1, -1, 1, 1)

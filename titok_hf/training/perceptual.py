@@ -1,34 +1,69 @@
-"""The perceptual loss: distance of two images in the eyes of a classifier."""
+"""The perceptual loss: distance of two images in the eyes of networks trained to see."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..modeling.lpips import LPIPS
+
 
 class PerceptualLoss(nn.Module):
-    """Mean squared error of a frozen classifier's logits, as in TiTok's decoder fine-tuning with ConvNeXt-S.
+    """Distance of a frozen classifier's logits, LPIPS, or their weighted mean.
+
+    With `classifier_mse` the mean squared error of the logits of both images,
+
+    `(classifier_weight * classifier_mse + lpips_weight * LPIPS) / (classifier_weight + lpips_weight)`,
+
+    as in `modeling/modules/perceptual_loss.py` of bytedance/1d-tokenizer: its `convnext_s`, of TiTok's decoder
+    fine-tuning, is a ConvNeXt-S alone; its `lpips-convnext_s-1.0-0.1`, of single-stage training, has
+    `lpips_weight=1.0, classifier_weight=0.1`, and counts 1.1 times in the sum of the losses.
+
+    Everything is computed in float32, under autocast too, as there.
 
     Args:
-        classifier: Any image classifier of transformers, taking `pixel_values` and returning `logits`.
-        image_size: Side to which images are resized (bilinear, antialiased).
-        image_mean, image_std: Normalization of images in [0, 1].
+        classifier: Any image classifier of transformers, taking `pixel_values` and returning `logits`; needed if
+            `classifier_weight` is not 0.
+        image_size: Side to which images are resized for the classifier (bilinear, antialiased); as they are if not
+            given.
+        image_mean, image_std: Normalization of images in [0, 1] for the classifier; ImageNet's if not given.
+        lpips: Needed if `lpips_weight` is not 0. It sees the images at their own size.
+        classifier_weight, lpips_weight: Weights in the mean.
+
+    Raises:
+        ValueError: If a weight is negative or none is positive, or if a network with a weight is missing.
     """
 
     def __init__(
         self,
-        classifier: PreTrainedModel,
-        image_size: int,
+        classifier: PreTrainedModel | None = None,
+        image_size: int | None = None,
         image_mean: Sequence[float] = (0.485, 0.456, 0.406),
         image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        lpips: LPIPS | None = None,
+        classifier_weight: float = 1.0,
+        lpips_weight: float = 0.0,
     ):
         super().__init__()
-        self.classifier = classifier.eval().requires_grad_(False)
+        if min(classifier_weight, lpips_weight) < 0 or classifier_weight + lpips_weight == 0:
+            raise ValueError(
+                "`classifier_weight` and `lpips_weight` must not be negative, and one must be positive, got "
+                f"{classifier_weight} and {lpips_weight}."
+            )
+        for name, network, weight in (("classifier", classifier, classifier_weight), ("lpips", lpips, lpips_weight)):
+            if weight and network is None:
+                raise ValueError(f"`{name}_weight` is {weight}, so `{name}` must be given.")
+        self.classifier = classifier if classifier_weight else None
+        self.lpips = lpips if lpips_weight else None
         self.image_size = image_size
+        self.classifier_weight = classifier_weight
+        self.lpips_weight = lpips_weight
         self.register_buffer("mean", torch.tensor(image_mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(image_std).view(1, -1, 1, 1))
+        self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
         """Stays in evaluation mode, whatever the mode of what it is part of."""
@@ -36,11 +71,25 @@ class PerceptualLoss(nn.Module):
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits `(B, num_labels)` of images `(B, 3, H, W)` in [0, 1]."""
-        if images.shape[-1] != self.image_size:
+        if self.image_size is not None and images.shape[-1] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
         return self.classifier((images - self.mean) / self.std).logits
 
     def forward(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            target = self.logits(pixel_values)
-        return F.mse_loss(self.logits(reconstruction), target)
+        """The loss, a scalar, of images `(B, 3, H, W)` and their targets, both in [0, 1].
+
+        The gradient goes to the reconstruction alone.
+        """
+        device = reconstruction.device.type
+        available = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if available else nullcontext():
+            reconstruction, pixel_values = reconstruction.float(), pixel_values.detach().float()
+            loss = reconstruction.new_zeros(())
+            if self.classifier is not None:
+                with torch.no_grad():
+                    target = self.logits(pixel_values)
+                loss = loss + self.classifier_weight * F.mse_loss(self.logits(reconstruction), target)
+            if self.lpips is not None:
+                distance = self.lpips(2 * reconstruction - 1, 2 * pixel_values - 1)  # (B,)
+                loss = loss + self.lpips_weight * distance.mean()
+            return loss / (self.classifier_weight + self.lpips_weight)

@@ -4,16 +4,15 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from datasets import DatasetDict
+from PIL import Image
 from transformers import (
-    AutoConfig,
-    AutoModel,
-    ConvNextConfig,
     ConvNextForImageClassification,
     PreTrainedModel,
     PrinterCallback,
@@ -24,24 +23,33 @@ from transformers import (
 
 from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
-from ..data.images import class_names
+from ..data.decoding import decode_image
+from ..data.processes import process_state
+from ..data.rows import IndexedRows, ShardedRows, open_rows
 from ..hub.folders import whole_folder
 from ..hub.publish import PublishMixin
+from ..modeling.lpips import LPIPS
 from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
-from ..modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
-from ..modeling.titok import TiTokConfig, TiTokImageProcessor, TiTokModel
+from ..modeling.maskgit_vqgan import MaskGitVQGANModel
+from ..modeling.titok import TiTokImageProcessor, TiTokModel
+from ..modeling.weights import load_lpips
 from ..pipelines import MaskGitScheduler, TiTokPipeline
-from .discriminator import PatchDiscriminator
+from .checkpoints import last_checkpoint
 from .memory import PeakMemory
-from .objectives import (
-    ClassifierObjective,
-    MaskedTokenObjective,
-    Objective,
-    ReconstructionObjective,
-    WarmupObjective,
-)
-from .perceptual import PerceptualLoss
+from .objectives import ClassifierObjective, Objective
+from .pretrained import load_pretrained
+from .previews import Previews, reconstruction_preview, sample_preview
 from .recipe import Recipe
+from .stages import (
+    Classifier,
+    classifier_objective,
+    decoder_finetuning_objective,
+    generator_objective,
+    sees_through,
+    single_stage_objective,
+    vqgan_objective,
+    warmup_objective,
+)
 from .trainer import TiTokTrainer, TiTokTrainingArguments
 
 # Where each stage's result ends up in the folder of a run.
@@ -53,42 +61,52 @@ FOLDERS = {
     "single_stage": "tokenizer",
     "generator": "pipeline",
 }
+LABELLED = ("classifier", "generator")
 
 
 class RecipeRun:
     """Trains what a recipe says on a data set.
 
     Each method trains its stage, going on from its last checkpoint if there is one, or loads the result if it is
-    there. A stage starts from the seed, whatever ran before it. The folder ends with `vqgan/`, `tokenizer/` and
-    `pipeline/`, as far as the recipe has their stages; `work/` holds checkpoints, logs, and what only later stages
-    need.
+    there or pretrained. A stage starts from the seed, whatever ran before it. The folder ends with `vqgan/`,
+    `tokenizer/` and `pipeline/`, as far as the recipe trains their stages; `work/` holds checkpoints, logs, and what
+    only later stages need.
+
+    Started by `torchrun`, all processes train together; the folder must be one that all of them see.
 
     Args:
         recipe: The recipe.
-        dataset: Splits `train` and `test`; `train` alone trains.
+        dataset: A data set whose split `train` trains, or rows of `titok_hf.data.open_rows`. Those of a data set of
+            tokens train a generator alone, and no image is encoded.
         output_dir: The folder.
-        image_column, label_column: Columns of the data set.
+        image_column, label_column: Columns of the data set; rows know their own.
         seed: Of all that is random.
         callbacks: For every stage's trainer.
         data_name: Name of the data set, for the model cards.
 
     Raises:
-        ValueError: If the folder holds a run of another recipe or seed.
+        ValueError: If the folder holds a run of another recipe or seed, or on data of another name.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        dataset: DatasetDict,
+        dataset: DatasetDict | IndexedRows | ShardedRows,
         output_dir: str | Path,
         image_column: str = "image",
-        label_column: str = "label",
+        label_column: str | None = "label",
         seed: int = 0,
         callbacks: Sequence[TrainerCallback] = (),
         data_name: str | None = None,
     ):
         self.recipe = recipe
-        self.dataset = dataset
+        if isinstance(dataset, DatasetDict):
+            self.rows, self.preview_rows = (
+                IndexedRows(dataset[split], image_column, label_column)
+                for split in ("train", "test" if "test" in dataset else "train")
+            )
+        else:
+            self.rows = self.preview_rows = dataset
         self.output_dir = Path(output_dir)
         self.work_dir = self.output_dir / "work"
         self.image_column = image_column
@@ -97,25 +115,33 @@ class RecipeRun:
         self.callbacks = list(callbacks)
         self.data_name = data_name
         self.processor = TiTokImageProcessor.from_image_size(recipe.image_size)
+        self.pretrained: dict[str, Any] = {}
         record = self.output_dir / "recipe.yaml"
-        resolved = {"seed": seed, **recipe.to_dict()}
-        if record.exists() and yaml.safe_load(record.read_text()) != resolved:
-            raise ValueError(
-                f"{self.output_dir} holds a run of another recipe or seed (see {record.name}); choose another folder, "
-                "or delete it."
-            )
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        record.write_text(yaml.safe_dump(resolved, sort_keys=False))
+        resolved = {"seed": seed, "data": data_name, **recipe.to_dict()}
+        with process_state().main_process_first():
+            if record.exists() and yaml.safe_load(record.read_text()) != resolved:
+                raise ValueError(
+                    f"{self.output_dir} holds a run of another recipe or seed, or on other data (see {record.name}); "
+                    "choose another folder, or delete it."
+                )
+            if process_state().is_main_process:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                record.write_text(yaml.safe_dump(resolved, sort_keys=False))
 
     def train(self) -> PreTrainedModel | TiTokPipeline:
         """Runs the stages of the recipe, the classifier only if a perceptual loss or nothing else needs it.
 
         Returns:
             The result of the last stage: the pipeline, if there is a generator.
+
+        Raises:
+            OSError, ValueError: See `prepare`.
         """
+        self.prepare()
         stages = self.recipe.stages
         if stages.keys() == {"classifier"}:
             return self.classifier()
+        result = vqgan = warm = None
         if "vqgan" in stages:
             result = vqgan = self.vqgan()
         if "warmup" in stages:
@@ -128,146 +154,192 @@ class RecipeRun:
             result = self.generator(result)
         return result
 
+    def prepare(self) -> None:
+        """Checks what would otherwise stop a run days after its start: that the data have what the stages need, that
+        their arguments are valid, that what is pretrained is there and fits.
+
+        Raises:
+            OSError: If something pretrained is not there.
+            ValueError: If something does not fit, or an argument is not valid.
+        """
+        ahead = [stage for stage in self.recipe.trained_stages() if not self.folder(stage).exists()]
+        if self.rows.holds_codes and (of_images := [stage for stage in ahead if stage != "generator"]):
+            raise ValueError(
+                f"The data set holds codes, on which the stage generator alone can train, and the recipe also trains "
+                f"{', '.join(of_images)}: give a data set of images, or `{{pretrained: FOLDER}}` for these stages."
+            )
+        if self.rows.class_names is None and (labelled := [stage for stage in ahead if stage in LABELLED]):
+            raise ValueError(f"The stage {labelled[0]} trains on class labels, which the data set does not have.")
+        for stage in ahead:
+            self.training_arguments(stage)
+        needed = {stage: partial(self.load, stage) for stage in self.recipe.stages if self.recipe.is_pretrained(stage)}
+        needed |= {
+            f"LPIPS of {stage}": partial(self.lpips, stage)
+            for stage in ahead
+            if "lpips" in sees_through(self.recipe, stage)
+        }
+        errors: dict[str, OSError | ValueError] = {}
+        with process_state().local_main_process_first():  # one process downloads, the others find it in the cache
+            for name, load in needed.items():
+                try:
+                    load()
+                except (OSError, ValueError) as error:
+                    errors[name] = error
+        if errors:
+            missing = any(isinstance(error, OSError) for error in errors.values())
+            raise (OSError if missing else ValueError)(
+                "Nothing has been trained, since what the recipe needs pretrained is not there or does not fit. "
+                + " ".join(f"{name}: {error}" for name, error in errors.items())
+            )
+
     def vqgan(self) -> MaskGitVQGANModel:
         """Stage `vqgan`: the 2D tokenizer of the proxy codes."""
-
-        def objective() -> ReconstructionObjective:
-            config = MaskGitVQGANConfig(image_size=self.recipe.image_size, **self.part("vqgan", "model"))
-            return ReconstructionObjective(MaskGitVQGANModel(config), **self.part("vqgan", "objective"))
-
-        return self.stage("vqgan", MaskGitVQGANModel, objective)
+        return self.stage(
+            "vqgan", MaskGitVQGANModel, lambda: vqgan_objective(self.recipe, **self.perceptual_networks("vqgan"))
+        )
 
     def classifier(self) -> ConvNextForImageClassification:
         """Stage `classifier`: the net of the perceptual loss, for images that no pretrained one fits."""
-
-        def objective() -> ClassifierObjective:
-            config = ConvNextConfig(
-                image_size=self.recipe.image_size,
-                num_labels=len(class_names(self.dataset, self.label_column)),
-                **self.part("classifier", "model"),
-            )
-            model = ConvNextForImageClassification(config)
-            return ClassifierObjective(model, **self.part("classifier", "objective"))
-
-        return self.stage("classifier", ConvNextForImageClassification, objective, labelled=True)
+        if self.recipe.is_pretrained("classifier"):
+            return self.load("classifier").model
+        return self.stage(
+            "classifier",
+            ConvNextForImageClassification,
+            lambda: classifier_objective(self.recipe, len(self.rows.class_names)),
+        )
 
     def warmup(self, vqgan: MaskGitVQGANModel) -> TiTokModel:
         """Stage `warmup`: the 1D tokenizer learns to predict the codes of the VQGAN."""
-
-        def objective() -> WarmupObjective:
-            config = TiTokConfig(
-                image_size=self.recipe.image_size,
-                vqgan_config=vqgan.config.to_dict(),
-                **self.part("warmup", "model"),
-            )
-            return WarmupObjective(TiTokModel(config), vqgan, **self.part("warmup", "objective"))
-
-        return self.stage("warmup", TiTokModel, objective)
+        return self.stage("warmup", TiTokModel, lambda: warmup_objective(self.recipe, vqgan))
 
     def decoder_finetuning(self, vqgan: MaskGitVQGANModel, warm: TiTokModel) -> TiTokModel:
         """Stage `decoder_finetuning`: the decoder, with the VQGAN's at its end, learns to paint."""
-        return self.painting("decoder_finetuning", lambda: warm.with_pixel_decoder(vqgan), freeze_encoder=True)
+        networks = self.perceptual_networks("decoder_finetuning")
+        return self.stage(
+            "decoder_finetuning",
+            TiTokModel,
+            lambda: decoder_finetuning_objective(self.recipe, vqgan, warm, **networks),
+        )
 
     def single_stage(self) -> TiTokModel:
         """Stage `single_stage`: the whole 1D tokenizer learns from pixels at once, without proxy codes."""
-
-        def model() -> TiTokModel:
-            model = self.part("single_stage", "model")
-            return TiTokModel(TiTokConfig(image_size=self.recipe.image_size, head="pixels", **model))
-
-        return self.painting("single_stage", model)
-
-    def painting(self, name: str, make_model: Callable[[], TiTokModel], freeze_encoder: bool = False) -> TiTokModel:
-        """A stage that trains a tokenizer to paint, with the perceptual and adversarial losses of the recipe."""
-        arguments = self.part(name, "objective")
-        perceptual = None
-        if arguments.get("perceptual_weight"):
-            perceptual = PerceptualLoss(
-                self.classifier(), self.recipe.image_size, ClassifierObjective.MEAN, ClassifierObjective.STD
-            )
-
-        def objective() -> ReconstructionObjective:
-            discriminator = None
-            if arguments.get("adversarial_weight"):
-                discriminator = PatchDiscriminator(**self.part(name, "discriminator"))
-            return ReconstructionObjective(
-                make_model(),
-                perceptual=perceptual,
-                discriminator=discriminator,
-                **{"freeze_encoder": freeze_encoder, **arguments},
-            )
-
-        return self.stage(name, TiTokModel, objective)
+        networks = self.perceptual_networks("single_stage")
+        return self.stage("single_stage", TiTokModel, lambda: single_stage_objective(self.recipe, **networks))
 
     def generator(self, tokenizer: TiTokModel) -> TiTokPipeline:
         """Stage `generator`: the masked transformer over the tokenizer's codes."""
-
-        def objective() -> MaskedTokenObjective:
-            model = dict(self.part("generator", "model"))
-            config = AutoConfig.for_model(
-                model.pop("model_type", "maskgit"),
-                codebook_size=tokenizer.config.codebook_size,
-                num_tokens=tokenizer.config.num_tokens,
-                id2label=dict(enumerate(class_names(self.dataset, self.label_column))),
-                **model,
-            )
-            scheduler = MaskGitScheduler(config.mask_token_id, **self.recipe.scheduler)
-            network = AutoModel.from_config(config)
-            return MaskedTokenObjective(network, tokenizer, scheduler, **self.part("generator", "objective"))
 
         def save(generator: MaskGitPreTrainedModel, folder: Path) -> None:
             scheduler = MaskGitScheduler(generator.config.mask_token_id, **self.recipe.scheduler)
             TiTokPipeline(tokenizer, generator, scheduler, **self.recipe.sampling).save_pretrained(folder)
 
-        return self.stage("generator", TiTokPipeline, objective, labelled=True, save=save)
+        return self.stage(
+            "generator",
+            TiTokPipeline,
+            lambda: generator_objective(self.recipe, tokenizer, self.rows.class_names),
+            save=save,
+        )
 
     def folder(self, stage: str) -> Path:
-        """Where the result of a stage is, or will be."""
+        """Where the result of a stage that is trained is, or will be."""
         return self.output_dir / FOLDERS[stage]
 
-    def part(self, stage: str, part: str) -> dict[str, Any]:
-        """What the recipe says of a part of a stage."""
-        return self.recipe.stages[stage].get(part, {})
+    def load(self, stage: str) -> Any:
+        """The result of a pretrained stage, loaded once."""
+        if stage not in self.pretrained:
+            self.pretrained[stage] = load_pretrained(self.recipe, stage)
+        return self.pretrained[stage]
+
+    def lpips(self, stage: str) -> LPIPS:
+        """LPIPS with the weights that a stage names, loaded once."""
+        files = self.recipe.part(stage, "lpips")
+        name = f"lpips {files}"
+        if name not in self.pretrained:
+            self.pretrained[name] = load_lpips(**files)
+        return self.pretrained[name]
+
+    def perceptual_networks(self, stage: str) -> dict[str, Classifier | LPIPS]:
+        """The networks that the perceptual loss of a stage needs; a classifier is trained, if it has to be."""
+        if self.recipe.is_pretrained(stage) or self.folder(stage).exists():
+            return {}
+        needed, networks = sees_through(self.recipe, stage), {}
+        if "classifier" in needed:
+            if self.recipe.is_pretrained("classifier"):
+                networks["classifier"] = self.load("classifier")
+            else:
+                size, mean, std = self.recipe.image_size, ClassifierObjective.MEAN, ClassifierObjective.STD
+                networks["classifier"] = Classifier(self.classifier(), size, mean, std)
+        if "lpips" in needed:
+            networks["lpips"] = self.lpips(stage)
+        return networks
+
+    def training_arguments(self, stage: str) -> TiTokTrainingArguments:
+        """The trainer's arguments of a stage.
+
+        Raises:
+            ValueError: If one is not valid, or `global_batch_size` is no multiple of what all processes take at once.
+        """
+        fields = dict(self.recipe.part(stage, "training"))
+        global_batch_size = fields.pop("global_batch_size", None)
+        defaults = {
+            "report_to": "none",
+            "save_total_limit": 2,
+            "use_cpu": not torch.accelerator.is_available(),  # or processes without an accelerator do not meet
+            "disable_tqdm": bool(self.callbacks),
+            "dataloader_pin_memory": torch.cuda.is_available(),
+        }
+        output_dir = str(self.work_dir / "checkpoints" / stage)
+        args = TiTokTrainingArguments(**{**defaults, **fields, "output_dir": output_dir, "seed": self.seed})
+        if global_batch_size is not None:
+            at_once = args.train_batch_size * args.world_size
+            if global_batch_size % at_once:
+                raise ValueError(
+                    f"`stages.{stage}.training.global_batch_size` {global_batch_size} must be a multiple of the "
+                    f"{at_once} images that {args.world_size} processes take at once: change "
+                    f"`per_device_train_batch_size` {args.per_device_train_batch_size}, or the number of processes."
+                )
+            args.gradient_accumulation_steps = global_batch_size // at_once
+        return args
 
     def stage(
         self,
         name: str,
         result_class: type,
         make_objective: Callable[[], Objective],
-        labelled: bool = False,
         save: Callable[[PreTrainedModel, Path], None] | None = None,
     ) -> Any:
-        """The result of a stage, from its folder; trains it first if the folder is not there.
+        """The result of a stage: loaded if it is pretrained, else from its folder; trains it if that is not there.
 
         The folder appears in one rename, when it is whole, and the checkpoints go.
         """
+        if self.recipe.is_pretrained(name):
+            return self.load(name)
         folder = self.folder(name)
         if folder.exists():
             return result_class.from_pretrained(folder)
-        checkpoints = self.work_dir / "checkpoints" / name
+        args = self.training_arguments(name)
         with PeakMemory() as memory:
             started = time.perf_counter()
             set_seed(self.seed)
             objective = make_objective()
             trainer = TiTokTrainer(
                 objective,
-                TiTokTrainingArguments(
-                    output_dir=str(checkpoints),
-                    seed=self.seed,
-                    disable_tqdm=bool(self.callbacks),
-                    dataloader_pin_memory=torch.cuda.is_available(),
-                    **{"report_to": "none", "save_total_limit": 2, **self.part(name, "training")},
-                ),
-                train_dataset=self.dataset["train"],
-                augmentation=Augmentation(**self.part(name, "augmentation")),
+                args,
+                train_dataset=self.rows,
                 data_collator=ImageCollator(
-                    self.processor, self.image_column, self.label_column if labelled else None
+                    self.processor,
+                    self.image_column,
+                    self.label_column if name in LABELLED else None,
+                    Augmentation(**self.recipe.part(name, "augmentation")),
                 ),
                 callbacks=self.callbacks,
             )
             if self.callbacks:
                 trainer.remove_callback(PrinterCallback)
-            checkpoint = last_checkpoint(checkpoints)
+            if args.preview_steps and name != "classifier":
+                folder_of_previews = self.work_dir / "previews" / name
+                trainer.add_callback(Previews(trainer, args.preview_steps, folder_of_previews, self.preview(name)))
+            checkpoint = last_checkpoint(args.output_dir)
             state = checkpoint and TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
             if state and state.global_step >= trainer.args.max_steps:
                 # stopped after the last step: Trainer would take one more
@@ -281,25 +353,77 @@ class RecipeRun:
             "resumed_from": checkpoint and Path(checkpoint).name,
             "history": trainer.state.log_history,
         }
+        result = trainer.result()
         if trainer.is_world_process_zero():
-            with whole_folder(folder) as partial:
-                if isinstance(objective.result, PublishMixin):
+            with whole_folder(folder) as partial_folder:
+                if isinstance(result, PublishMixin):
                     stages = dict(list(self.recipe.stages.items())[: list(self.recipe.stages).index(name) + 1])
-                    objective.result.config.provenance = {"training_data": self.data_name, "recipe": stages}
+                    result.config.provenance = {"training_data": self.data_name, "recipe": stages}
                 if save is None:
-                    objective.result.save_pretrained(partial)
-                    self.processor.save_pretrained(partial)
+                    result.save_pretrained(partial_folder)
+                    self.image_processor(name).save_pretrained(partial_folder)
                 else:
-                    save(objective.result, partial)
+                    save(result, partial_folder)
                 logs = self.work_dir / "logs"
                 logs.mkdir(exist_ok=True)
                 (logs / f"{name}.json").write_text(json.dumps(log, indent=1))
-            shutil.rmtree(checkpoints)
+            shutil.rmtree(args.output_dir)
         trainer.accelerator.wait_for_everyone()
         return result_class.from_pretrained(folder)
 
+    def image_processor(self, stage: str) -> TiTokImageProcessor:
+        """The image processor to save with the result of a stage; a classifier's normalizes, as its training did."""
+        processor = TiTokImageProcessor.from_image_size(self.recipe.image_size)
+        if stage == "classifier":
+            processor.do_normalize = True
+            processor.image_mean, processor.image_std = list(ClassifierObjective.MEAN), list(ClassifierObjective.STD)
+        return processor
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint in a trainer's folder that was written to its end."""
-    finished = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(finished, key=lambda path: int(path.name.split("-")[1]))) if finished else None
+    def preview(self, stage: str) -> Callable[[Any], Image.Image]:
+        """What draws a preview of a stage: samples of the first classes, or reconstructions of the first images that
+        are held out, of training images if none are."""
+        if stage == "generator":
+            return partial(
+                sample_preview, class_labels=[*range(len(self.rows.class_names))][:8], **self.recipe.sampling
+            )
+        images = [decode_image(row.image) for row in self.preview_rows.read(0, min(24, len(self.preview_rows)))]
+        return partial(reconstruction_preview, pixel_values=self.processor(images, return_tensors="pt").pixel_values)
+
+
+def train_recipe(
+    recipe: str | Path,
+    data: str,
+    output_dir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    revision: str | None = None,
+    streaming: bool = False,
+    seed: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> PreTrainedModel | TiTokPipeline:
+    """Trains a recipe on images, or on tokens, from wherever they are; goes on with a run that was stopped.
+
+    Args:
+        recipe: A YAML file, or the name of a recipe that comes with the package.
+        data: See `titok_hf.data.open_rows`; the split `train` trains.
+        output_dir: See `RecipeRun`.
+        overrides: Changes of the recipe, `key=value`.
+        image_column, label_column: Columns of the data; without a stage that needs labels, there need be none.
+        revision: Branch, tag or commit of data on the Hub.
+        streaming: Whether to stream data that could also be downloaded as a whole.
+        seed: Of all that is random.
+        callbacks: For every stage's trainer.
+
+    Returns:
+        The result of the last stage.
+
+    Raises:
+        OSError, ValueError: If recipe, data or what is pretrained do not load or fit.
+    """
+    loaded = Recipe.load(recipe, overrides)
+    labelled = any(stage in LABELLED for stage in loaded.trained_stages())
+    rows = open_rows(data, "train", image_column, label_column if labelled else None, revision, streaming)
+    name = Path(data).name
+    return RecipeRun(loaded, rows, output_dir, image_column, label_column, seed, callbacks, name).train()

@@ -1,29 +1,75 @@
-"""HF `Trainer` for objectives: an optimizer group and a gradient norm for each network, and the parts in the log."""
+"""HF `Trainer` for objectives: data in an order that can be resumed, an optimizer group and a gradient norm for each
+network, and the parts in the log."""
 
 import itertools
+import json
+import logging
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.trainer_utils import HubStrategy
 
-from ..data.augmentation import Augmentation
+from ..data.collator import ImageCollator
+from ..data.loader import TrainingLoader
+from ..data.rows import IndexedRows, ShardedRows
+from .checkpoints import WholeCheckpoints
+from .health import Finiteness, HealthWarnings
 from .objectives import Objective, ReconstructionObjective
+from .throughput import Throughput
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class TiTokTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what a second network needs; the defaults are the reference's.
+    """`TrainingArguments` with what a second network and long streams of images need.
+
+    The defaults are the reference's. Steps are the only unit of `logging_strategy`, `eval_strategy` and
+    `save_strategy`, as an epoch may end within a step.
 
     Args:
-        discriminator_learning_rate: Peak learning rate of the discriminator; it follows the same schedule.
+        discriminator_learning_rate: Peak learning rate of the discriminator.
+        shuffle_buffer: Samples that a stream's shuffle buffer holds, in each process and worker.
+        max_unreadable: Share of the images that may be unreadable before training stops.
+        preview_steps: Steps between pictures of what the network does, which a `RecipeRun` draws; 0 for none.
     """
 
     discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the discriminator."})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Samples in a stream's shuffle buffer."})
+    max_unreadable: float = field(default=0.01, metadata={"help": "Share of the images that may be unreadable."})
+    preview_steps: int = field(default=0, metadata={"help": "Steps between pictures; 0 for none."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the images."})
     adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's second moment decay."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is said."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+            if getattr(self, name) == "epoch":
+                raise ValueError(f"`{name}` must be 'no' or 'steps', got 'epoch'.")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"`max_unreadable` must be a share in [0, 1], got {self.max_unreadable}.")
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -31,30 +77,68 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not any(word in name for word in ("embedding", "token", "codebook", "norm"))
 
 
-class _AfterOptimizerStep(TrainerCallback):
-    def on_optimizer_step(self, *args: Any, model: Objective, **kwargs: Any) -> None:
-        model.after_optimizer_step()
+class Steps(TrainerCallback):
+    """Tells the objective and the data of what the trainer does."""
+
+    def __init__(self, trainer: "TiTokTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.loader.start_batch = state.global_step * args.gradient_accumulation_steps
+        # what is drawn in the networks, such as dropout, differs from process to process
+        torch.manual_seed(args.seed + args.process_index)
+
+    def on_pre_optimizer_step(
+        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        objective = self.trainer.model
+        for name, network in objective.networks():
+            if state.global_step < objective.starts.get(name, 0):
+                network.zero_grad()  # so that the optimizer does not see it yet
+
+    def on_optimizer_step(
+        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.model.after_optimizer_step(state.global_step + 1)
+
+    def on_step_end(
+        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.epoch = state.global_step * self.trainer.global_batch_size / len(self.trainer.rows)
 
 
-class TiTokTrainer(Trainer):
+class TiTokTrainer(WholeCheckpoints, Trainer):
     """Trains an `Objective`.
+
+    The order of the images is a function of the seed and the step: a run that goes on from a checkpoint sees what it
+    would have seen, and with images that can be read in any order the number of processes and of accumulated batches
+    makes no difference. An image that cannot be read is replaced by the next one; `unreadable.jsonl` in the output
+    folder lists them.
 
     Args:
         model: The objective.
         args: `TiTokTrainingArguments`.
-        augmentation: Random changes of the images, in training only.
-        kwargs: Those of `transformers.Trainer`; batches of the collator are the arguments of the objective's
-            `forward`. `compute_metrics` measures reconstructions, see `titok_hf.evaluation.ReconstructionMetrics`.
+        train_dataset: A data set with the collator's columns, or rows of `titok_hf.data.open_rows`.
+        data_collator: Makes batches, with its random changes of the images; they are the arguments of the objective's
+            `forward`.
+        kwargs: Those of `transformers.Trainer`. `compute_metrics` measures reconstructions, see
+            `titok_hf.evaluation.ReconstructionMetrics`.
 
     Raises:
         TypeError: If there is a `compute_metrics`, and the objective makes no reconstructions.
+        ValueError: In training, if more images are unreadable than `args.max_unreadable` allows.
+        FloatingPointError: In training, if a loss, gradient or weight is not finite.
+        OSError: In training, if a checkpoint cannot be written.
     """
 
     def __init__(
         self,
         model: Objective,
         args: TiTokTrainingArguments,
-        augmentation: Augmentation | None = None,
+        train_dataset: Dataset | IndexedRows | ShardedRows,
+        data_collator: ImageCollator,
         **kwargs: Any,
     ):
         if kwargs.get("compute_metrics") is not None and not isinstance(model, ReconstructionObjective):
@@ -62,11 +146,68 @@ class TiTokTrainer(Trainer):
                 "`compute_metrics` measures reconstructions, which a ReconstructionObjective makes, got a "
                 f"{type(model).__name__}."
             )
-        super().__init__(model, args, **kwargs)
-        self.augmentation = augmentation or Augmentation()
-        self.add_callback(_AfterOptimizerStep())
+        self.rows = train_dataset
+        if isinstance(train_dataset, Dataset):
+            self.rows = IndexedRows(train_dataset, data_collator.image_column, data_collator.label_column)
+        self.global_batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if args.max_steps <= 0:
+            args.max_steps = math.ceil(args.num_train_epochs * len(self.rows) / self.global_batch_size)
+        args.ignore_data_skip = True  # the loader starts where the run is
+        super().__init__(model, args, train_dataset=self.rows, data_collator=data_collator, **kwargs)
+        self.throughput = Throughput(self.accelerator)
+        self.finiteness = Finiteness(self.accelerator)
+        for callback in (Steps(self), self.throughput, HealthWarnings()):
+            self.add_callback(callback)
         self.model_accepts_loss_kwargs = False
         self.parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def get_train_dataloader(self) -> TrainingLoader:
+        args = self.args
+        self.loader = TrainingLoader(
+            self.rows,
+            self.data_collator.collate,
+            batch_size=args.train_batch_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+            num_draws=self.model.num_draws,
+            shuffle_buffer=args.shuffle_buffer,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
+        )
+        return self.loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], None]:
+        """The batches of an optimizer step, each with the weight of its loss where they do not count the same."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        weights = self.model.batch_weights(batches)
+        if weights is not None:
+            weights = weights.to(device)
+            weights = weights / self.accelerator.gather(weights).mean()
+            batches = [batch | {"weight": weight} for batch, weight in zip(batches, weights, strict=True)]
+        return batches, None
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """As in `Trainer`; but the schedule of a network whose training begins later, begins then."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if isinstance(scheduler, LambdaLR) and any(self.model.starts.values()):
+            schedules = []
+            for group in scheduler.optimizer.param_groups:
+                start = self.model.starts.get(group["network"], 0)
+                length = max(num_training_steps - start, 1)
+                own = get_scheduler(
+                    self.args.lr_scheduler_type,
+                    torch.optim.SGD([nn.Parameter(torch.empty(0))], lr=group["initial_lr"]),
+                    self.args.get_warmup_steps(length),
+                    length,
+                    self.args.lr_scheduler_kwargs,
+                ).lr_lambdas[0]
+                schedules.append(lambda step, own=own, start=start: own(max(step - start, 0)))
+            self.lr_scheduler = LambdaLR(scheduler.optimizer, schedules)
+        return self.lr_scheduler
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         groups = []
@@ -88,23 +229,28 @@ class TiTokTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         self.accelerator.unscale_gradients()
         groups = itertools.groupby(self.optimizer.param_groups, key=lambda group: group["network"])
-        norms = []
+        norms = {}
         for network, group in groups:
             parameters = [parameter for part in group for parameter in part["params"]]
-            norms.append(torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm))
-            self.parts[f"grad_norm_{network}"].append(norms[-1])
-        return torch.stack(norms).norm()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+            norms[f"grad_norm_{network}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm  # with FSDP
+        if self.accelerator.scaler is None:  # which skips steps whose gradients are not finite
+            self.finiteness.observe(self.state.global_step + 1, norms)
+        for name, norm in norms.items():
+            self.parts[name].append(norm)
+        return torch.stack([*norms.values()]).norm()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        if model.training:
-            inputs = inputs | {"pixel_values": self.augmentation(inputs["pixel_values"])}
+        weight = inputs.pop("weight", 1.0)
         output = model(**inputs, step=self.state.global_step)
         if model.training:
             for name, part in output.parts.items():
                 self.parts[name].append(part.detach())
-        return (output.loss, output) if return_outputs else output.loss
+            self.finiteness.observe(self.state.global_step + 1, {"loss": output.loss, **output.parts})
+        loss = weight * output.loss
+        return (loss, output) if return_outputs else loss
 
     def prediction_step(
         self,
@@ -123,10 +269,106 @@ class TiTokTrainer(Trainer):
             tokenizer, images = self.model.result, inputs["pixel_values"]
             return loss, tokenizer.decode(tokenizer.encode(images).latents).reconstruction, images
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        with self.throughput.batch(self.args.train_batch_size):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.throughput.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.finiteness.check(self.state.global_step, self.args.output_dir, self.model)
+        with self.throughput.paused():
+            super()._save_checkpoint(model, trial)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.parts:
+            self.finiteness.check(self.state.global_step, self.args.output_dir)
             means = torch.stack([torch.stack(values).mean() for values in self.parts.values()])
             means = self.accelerator.gather(means[None]).mean(0)
             logs |= dict(zip(self.parts, means.tolist(), strict=True))
+            logs |= {name: float(value) for name, value in self.model.statistics().items()}
+            logs |= self.throughput.entries()
             self.parts.clear()
+            self.check_unreadable(logs)
         super().log(logs, start_time)
+
+    def check_unreadable(self, logs: dict[str, float]) -> None:
+        """Lists the images that could not be read, counts them in the log, and stops if they are too many."""
+        unreadable: dict[str, str] = {}
+        for found in gather_object([self.loader.unreadable]):
+            unreadable |= found
+        if not unreadable:
+            return
+        logs["unreadable_images"] = len(unreadable)
+        if self.is_world_process_zero():
+            lines = [json.dumps({"key": key, "reason": reason}) for key, reason in sorted(unreadable.items())]
+            (Path(self.args.output_dir) / "unreadable.jsonl").write_text("\n".join(lines) + "\n")
+        if len(unreadable) > self.args.max_unreadable * len(self.rows):
+            key, reason = next(iter(unreadable.items()))
+            raise ValueError(
+                f"{len(unreadable)} of {len(self.rows)} images could not be read, more than the share of "
+                f"{self.args.max_unreadable:g} that `max_unreadable` allows; {self.args.output_dir}/unreadable.jsonl "
+                f"lists them, such as {key}: {reason}"
+            )
+
+    def result(self) -> PreTrainedModel | None:
+        """The network to keep, see `Objective.result`; under FSDP a copy that is whole, on the main process alone."""
+        network = self.model.result
+        if not self.is_fsdp_enabled:
+            return network
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state_dict = get_model_state_dict(network, options=options)
+        if not self.is_world_process_zero():
+            return None
+        whole = type(network)(network.config).eval()
+        whole.load_state_dict(state_dict)
+        return whole
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        *,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> CommitInfo | None:
+        """Publishes what the stage keeps, with its card, and the image processor, in `args.hub_model_id`.
+
+        Args:
+            commit_message: Of the commit.
+            token: Access token; `args.hub_token` if not given.
+            revision: Branch; `args.hub_revision` if not given.
+            private: Whether a new repository is private; `args.hub_private_repo` if not given.
+
+        Returns:
+            The commit; `None` in all processes but the main one.
+
+        Raises:
+            OSError: If the Hub refused, or the connection broke.
+        """
+        result = self.result()
+        if not self.is_world_process_zero():
+            return None
+        repo_id = self.args.hub_model_id or Path(self.args.output_dir).name
+        where = {
+            "commit_message": commit_message,
+            "token": token or self.args.hub_token,
+            "revision": revision or self.args.hub_revision,
+            "private": self.args.hub_private_repo if private is None else private,
+        }
+        commit = result.push_to_hub(repo_id, **where)
+        self.data_collator.processor.push_to_hub(repo_id, **where)
+        return commit
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publishes at each checkpoint, if `args.push_to_hub` and the strategy is not `"end"`; a Hub out of reach does
+        not stop the training."""
+        if self.args.hub_strategy != HubStrategy.END:
+            try:
+                self.push_to_hub(f"Training in progress, step {self.state.global_step}")
+            except OSError as error:
+                logger.warning("Step %d could not be published: %s", self.state.global_step, error)

@@ -98,6 +98,7 @@ logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, 
         codes: torch.Tensor,
         class_labels: torch.Tensor,
         target_codes: torch.Tensor | None = None,
+        drop_labels: torch.Tensor | None = None,
     ) -> MaskGitOutput:
         """Logits of every token's code.
 
@@ -105,8 +106,9 @@ logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, 
             codes: `(B, N)` in [0, codebook_size], where `codebook_size`, which is `config.mask_token_id`, is a masked
                 token.
             class_labels: `(B,)` in [0, num_labels], where `num_labels`, which is `config.null_label`, is "no class".
-                In training a share of `config.label_dropout` of them is replaced by "no class".
             target_codes: `(B, N)` in [0, codebook_size), for the loss.
+            drop_labels: `(B,)`, true for labels to be replaced by "no class"; if not given, in training a random share
+                of `config.label_dropout` of them.
 
         Raises:
             TypeError, ValueError: If ids have another dtype, shape or range.
@@ -114,9 +116,10 @@ logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, 
         config = self.config
         check_ids(codes, "codes", config.codebook_size + 1, ("batch", config.num_tokens))
         check_ids(class_labels, "class_labels", config.num_labels + 1, (len(codes),))
-        if self.training:
-            dropped = torch.rand(class_labels.shape, device=class_labels.device) < config.label_dropout
-            class_labels = class_labels.masked_fill(dropped, config.null_label)
+        if drop_labels is None and self.training:
+            drop_labels = torch.rand(class_labels.shape, device=class_labels.device) < config.label_dropout
+        if drop_labels is not None:
+            class_labels = class_labels.masked_fill(drop_labels, config.null_label)
         label_ids = config.codebook_size + 1 + class_labels
         hidden_states = self.backbone(torch.cat([label_ids[:, None], codes], dim=1))  # (B, 1 + N, W)
         logits = self.lm_head(hidden_states[:, 1:])  # (B, N, codebook_size)

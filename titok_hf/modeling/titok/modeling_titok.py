@@ -238,6 +238,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
         pixel_values: torch.Tensor,
         sample_posterior: bool | None = None,
         generator: torch.Generator | None = None,
+        noise: torch.Tensor | None = None,
     ) -> TokenizerEncoderOutput:
         """Encodes float images `(B, 3, H, W)` in [0, 1].
 
@@ -246,6 +247,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
             sample_posterior: Whether the latents of a `"kl"` tokenizer are a sample of the posterior or its mode; if
                 not given, a sample in training mode only.
             generator: Source of the sample's noise.
+            noise: The sample's noise `(B, K, C)`, standard normal; drawn if not given.
 
         Returns:
             Latents `(B, K, C)`, the quantizer's loss, and for `"vq"` codes `(B, K)` and `unquantized` `(B, K, C)`.
@@ -259,7 +261,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
             return self.quantizer(encoded)
         sample_posterior = self.training if sample_posterior is None else sample_posterior
         posterior = DiagonalGaussian.from_parameters(encoded)
-        latents = posterior.sample(generator) if sample_posterior else posterior.mean
+        latents = posterior.sample(generator, noise) if sample_posterior else posterior.mean
         return TokenizerEncoderOutput(latents=latents, quantizer_loss=posterior.kl())
 
     def decode(self, latents: torch.Tensor) -> TokenizerDecoderOutput:
@@ -307,6 +309,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
         pixel_values: torch.Tensor,
         proxy_codes: torch.Tensor | None = None,
         sample_posterior: bool | None = None,
+        noise: torch.Tensor | None = None,
         return_loss: bool = True,
     ) -> TokenizerOutput:
         """Encodes and decodes float images `(B, 3, H, W)` in [0, 1].
@@ -314,7 +317,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
         Args:
             pixel_values: The images.
             proxy_codes: Codes `(B, P)` of the VQGAN for the same images, the target of a `"proxy_codes"` tokenizer.
-            sample_posterior: See `encode`.
+            sample_posterior, noise: See `encode`.
             return_loss: Whether to compute the loss.
 
         Returns:
@@ -324,7 +327,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
         Raises:
             TypeError, ValueError: If images or proxy codes have another dtype, shape or range than configured.
         """
-        encoded = self.encode(pixel_values, sample_posterior)
+        encoded = self.encode(pixel_values, sample_posterior, noise=noise)
         decoded = self.decode(encoded.latents)
         loss = None
         if return_loss and proxy_codes is not None:

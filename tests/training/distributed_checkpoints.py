@@ -1,0 +1,59 @@
+"""Checkpoints of two processes, each of which runs this file."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from titok_hf import MaskGitVQGANConfig, MaskGitVQGANModel, TiTokImageProcessor
+from titok_hf.data import ImageCollator
+from titok_hf.data.digits import load_digits_dataset
+from titok_hf.data.processes import process_state
+from titok_hf.training import ReconstructionObjective, TiTokTrainer, TiTokTrainingArguments
+from titok_hf.training.checkpoints import last_checkpoint
+
+
+class Trainer(TiTokTrainer):
+    """Finds the disk full, if it is to be, when the optimizer of step 4 is saved."""
+
+    def save_model(self, output_dir, **kwargs):
+        if self.state.global_step == 4 and sys.argv[2:] == ["full"] and self.is_world_process_zero():
+            Path(output_dir).mkdir()
+            (Path(output_dir) / "optimizer.pt").symlink_to("/dev/full")
+        super().save_model(output_dir, **kwargs)
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    rank = process_state().process_index
+    (folder / f"{rank}.txt").write_text(str(last_checkpoint(folder / str(rank))))
+    torch.manual_seed(0)
+    config = MaskGitVQGANConfig(
+        image_size=32,
+        hidden_channels=4,
+        channel_multipliers=(1, 1, 1),
+        num_res_blocks=1,
+        norm_num_groups=2,
+        latent_channels=4,
+        codebook_size=16,
+    )
+    Trainer(
+        ReconstructionObjective(MaskGitVQGANModel(config)),
+        TiTokTrainingArguments(
+            output_dir=str(folder / "trainer"),
+            max_steps=4,
+            save_steps=2,
+            save_total_limit=1,
+            per_device_train_batch_size=2,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=load_digits_dataset()["train"].select(range(18)),
+        data_collator=ImageCollator(TiTokImageProcessor.from_image_size(32)),
+    ).train()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,26 @@
+"""Two processes, one of which meets a loss that is not finite; each runs this file."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from titok_hf.data.processes import process_state
+from titok_hf.training.health import Finiteness
+
+
+def main(folder):
+    rank = process_state().process_index
+    finiteness = Finiteness(Accelerator(cpu=True))
+    for step in range(1, 10):
+        loss = float("nan") if rank == 1 and step == 7 else 1.0
+        finiteness.observe(step, {"loss": torch.tensor(loss), "accuracy": torch.tensor(0.5)})
+    try:
+        finiteness.check(9, folder)
+    except FloatingPointError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,46 @@
+"""Training under FSDP, as far as two processes on CPUs allow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import titok_hf
+
+from .sharded_training import STAGES, train
+
+pytestmark = pytest.mark.xdist_group("distributed")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """What two processes got for each stage."""
+    folder = tmp_path_factory.mktemp("sharded")
+    root = str(Path(titok_hf.__file__).parents[1])
+    script = Path(__file__).with_name("sharded_training.py")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, folder],
+        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    return {stage: torch.load(folder / f"{stage}.pt") for stage in STAGES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_process_holds_half_of_the_weights(sharded, stage):
+    assert sharded[stage]["share"] == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_sharded_processes_train_as_one(sharded, stage):
+    """Losses, weights, moving averages and what follows the weights without a gradient."""
+    objective, losses = train(stage, shard=None)
+    assert sharded[stage]["losses"] == pytest.approx(losses, rel=1e-5)
+    expected, found = objective.state_dict(), sharded[stage]["state"]
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,245 @@
+"""What the trainer does with its data: epochs, images that cannot be read, weights of batches, and publishing."""
+
+import io
+import json
+import logging
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from transformers import AutoModelForImageClassification, TrainerCallback
+
+from titok_hf import MaskGitModel, MaskGitVQGANModel, TiTokImageProcessor, TiTokModel
+from titok_hf.data import TrainingLoader
+from titok_hf.training import TiTokTrainingArguments
+
+
+def steps_of(trainer):
+    """The entries of the log that belong to steps."""
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture
+def files(digits):
+    """Makes a data set of the digits as PNG files, of which some hold something else: `files({3: b"no image"})`."""
+
+    def make(broken):
+        images = []
+        for i, row in enumerate(digits):
+            file = io.BytesIO()
+            row["image"].save(file, "PNG")
+            images.append({"bytes": broken.get(i, file.getvalue()), "path": f"digit-{i}.png"})
+        features = Features({"image": Image(), "label": ClassLabel(10)})
+        return Dataset.from_dict({"image": images, "label": digits["label"]}, features=features)
+
+    return make
+
+
+class TestEpochs:
+    @pytest.mark.parametrize(("epochs", "accumulation", "steps"), [(2, 1, 9), (1, 2, 3), (0.5, 1, 3)])
+    def test_they_end_with_the_step_that_sees_the_last_sample(
+        self, make_objective, make_trainer, epochs, accumulation, steps
+    ):
+        """18 digits in batches of 4."""
+        trainer = make_trainer(
+            make_objective("classifier"), num_train_epochs=epochs, gradient_accumulation_steps=accumulation
+        )
+        trainer.train()
+        assert trainer.state.max_steps == trainer.state.global_step == steps
+        for entry in steps_of(trainer):
+            assert entry["epoch"] == pytest.approx(entry["step"] * 4 * accumulation / 18, abs=1e-4)
+        assert trainer.state.epoch == pytest.approx(steps * 4 * accumulation / 18)
+
+    def test_steps_count_if_they_are_given(self, make_objective, make_trainer):
+        trainer = make_trainer(make_objective("classifier"), num_train_epochs=5, max_steps=2)
+        trainer.train()
+        assert trainer.state.global_step == 2
+
+    @pytest.mark.parametrize("name", ["logging_strategy", "eval_strategy", "save_strategy"])
+    def test_what_happens_at_the_end_of_an_epoch_is_refused(self, tmp_path, name):
+        with pytest.raises(ValueError, match=f"`{name}` must be 'no' or 'steps', got 'epoch'"):
+            TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: "epoch"})
+
+    def test_every_sample_is_seen_once_an_epoch(self, make_objective, make_trainer, digits):
+        """9 steps of 4: two epochs of 18, whose border is within the fifth batch."""
+        seen = []
+
+        class Seen(TrainerCallback):
+            def on_step_begin(self, args, state, control, model, **kwargs):
+                model.register_forward_pre_hook(
+                    lambda module, args, inputs: seen.extend(inputs["pixel_values"]), with_kwargs=True
+                )
+
+            def on_step_end(self, args, state, control, model, **kwargs):
+                model._forward_pre_hooks.clear()
+
+        trainer = make_trainer(make_objective("classifier"), num_train_epochs=2, callbacks=[Seen()])
+        trainer.train()
+        images = trainer.data_collator(list(digits))["pixel_values"]
+        for epoch in (seen[:18], seen[18:]):
+            assert all(sum(torch.equal(image, digit) for image in epoch) == 1 for digit in images)
+        assert not all(torch.equal(*pair) for pair in zip(seen[:18], seen[18:], strict=True))
+
+
+class TestUnreadable:
+    def test_they_are_counted_and_listed_and_training_goes_on(self, make_objective, make_trainer, files, tmp_path):
+        trainer = make_trainer(
+            make_objective("classifier"),
+            train_dataset=files({3: b"no image", 11: b""}),
+            num_train_epochs=1,
+            max_unreadable=0.2,
+        )
+        trainer.train()
+        counts = [entry.get("unreadable_images", 0) for entry in steps_of(trainer)]
+        assert counts == sorted(counts) and counts[-1] == 2
+        listed = [json.loads(line) for line in (tmp_path / "trainer" / "unreadable.jsonl").read_text().splitlines()]
+        assert [entry["key"] for entry in listed] == ["digit-11.png", "digit-3.png"]
+        assert all(entry["reason"] for entry in listed)
+
+    def test_without_any_there_is_no_list(self, make_objective, make_trainer, files, tmp_path):
+        trainer = make_trainer(make_objective("classifier"), train_dataset=files({}), max_steps=2)
+        trainer.train()
+        assert not (tmp_path / "trainer" / "unreadable.jsonl").exists()
+        assert all("unreadable_images" not in entry for entry in steps_of(trainer))
+
+    @pytest.mark.parametrize(("share", "stops"), [(2 / 18, False), (1 / 18, True), (0, True)])
+    def test_past_the_given_share_training_stops(self, make_objective, make_trainer, files, share, stops):
+        trainer = make_trainer(
+            make_objective("classifier"),
+            train_dataset=files({3: b"no image", 11: b""}),
+            num_train_epochs=1,
+            max_unreadable=share,
+        )
+        if not stops:
+            trainer.train()
+            return
+        with pytest.raises(
+            ValueError, match=r"[12] of 18 images could not be read, .*unreadable.jsonl lists them"
+        ) as error:
+            trainer.train()
+        assert "such as digit-" in str(error.value)
+
+    def test_workers_report_theirs(self, make_objective, make_trainer, files):
+        trainer = make_trainer(
+            make_objective("classifier"),
+            train_dataset=files({3: b"no image", 11: b""}),
+            num_train_epochs=1,
+            max_unreadable=0.2,
+            dataloader_num_workers=2,
+        )
+        trainer.train()
+        assert steps_of(trainer)[-1]["unreadable_images"] == 2
+
+    @pytest.mark.parametrize("share", [-0.1, 1.1])
+    def test_the_share_is_one(self, tmp_path, share):
+        with pytest.raises(ValueError, match=rf"`max_unreadable` must be a share in \[0, 1\], got {share}"):
+            TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_unreadable=share)
+
+
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.3])
+def test_masked_tokens_of_accumulated_batches_count_alike(
+    make_objective, make_trainer, generator_config, unmasked_weight
+):
+    """Loss and gradient of a step are those of the weighted mean over all of its tokens, image by image."""
+    generator_config.unmasked_weight = unmasked_weight
+    generator_config.hidden_dropout = generator_config.attention_dropout = 0.0
+    objective = make_objective("generator").train()
+    found = {}
+
+    class Gradient(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            found.update((name, p.grad.clone()) for name, p in model.model.named_parameters())
+
+    trainer = make_trainer(
+        objective,
+        callbacks=[Gradient()],
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=4,
+        max_steps=1,
+        max_grad_norm=0,
+        learning_rate=0,
+    )
+    loader = TrainingLoader(trainer.rows, trainer.data_collator.collate, batch_size=12, num_draws=objective.num_draws)
+    batch = next(iter(loader))
+    trainer.train()
+
+    total = weights = 0
+    for i in range(12):
+        row = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+        masked = int(objective.scheduler.add_noise(torch.zeros(1, 8), row["draws"][:, 0]).count_nonzero())
+        weight = masked + unmasked_weight * (8 - masked)
+        total, weights = total + weight * objective(**row).loss, weights + weight
+    (total / weights).backward()
+    assert steps_of(trainer)[0]["loss"] == pytest.approx((total / weights).item(), rel=1e-5)
+    for name, parameter in objective.model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+class TestPublishing:
+    @pytest.mark.parametrize(
+        ("stage", "model_class"),
+        [
+            ("vqgan", MaskGitVQGANModel),
+            ("warmup", TiTokModel),
+            ("generator", MaskGitModel),
+            ("classifier", AutoModelForImageClassification),
+        ],
+    )
+    def test_the_averaged_model_and_the_processor_are_published(
+        self, hub, make_objective, make_trainer, stage, model_class
+    ):
+        trainer = make_trainer(make_objective(stage, ema_decay=0.9), max_steps=2, hub_model_id="user/trained")
+        trainer.train()
+        commit = trainer.push_to_hub("Two steps")
+        assert commit is not None
+        published = model_class.from_pretrained("user/trained").state_dict()
+        for name, tensor in trainer.model.ema.module.state_dict().items():
+            assert torch.equal(published[name], tensor), name
+        assert (
+            TiTokImageProcessor.from_pretrained("user/trained").to_dict() == trainer.data_collator.processor.to_dict()
+        )
+        assert "README.md" in hub.files("user/trained") or stage == "classifier"
+
+    def test_arguments_say_where(self, hub, make_objective, make_trainer):
+        trainer = make_trainer(make_objective("warmup"), hub_model_id="user/secret", hub_private_repo=True)
+        trainer.push_to_hub(revision="draft")
+        assert "model.safetensors" in hub.files("user/secret", "draft")
+        assert "model.safetensors" not in hub.files("user/secret")
+        assert hub.repositories["model", "user/secret"].private
+
+    def test_each_checkpoint_is_published(self, hub, make_objective, make_trainer):
+        trainer = make_trainer(
+            make_objective("warmup"),
+            max_steps=5,
+            save_strategy="steps",
+            save_steps=2,
+            push_to_hub=True,
+            hub_model_id="user/trained",
+        )
+        published = []
+
+        class Published(TrainerCallback):
+            def on_save(self, args, state, control, model, **kwargs):
+                same = TiTokModel.from_pretrained("user/trained").state_dict()
+                published.append(state.global_step)
+                assert all(torch.equal(same[name], tensor) for name, tensor in model.model.state_dict().items())
+
+        trainer.add_callback(Published())
+        trainer.train()
+        assert published == [2, 4, 5]
+        assert trainer.model.training  # of no consequence, but publishing put it in evaluation mode in between
+
+    def test_a_hub_out_of_reach_does_not_stop_the_training(self, hub, make_objective, make_trainer, caplog):
+        trainer = make_trainer(
+            make_objective("warmup"),
+            max_steps=4,
+            save_strategy="steps",
+            save_steps=2,
+            push_to_hub=True,
+            hub_model_id="user/trained",
+        )
+        hub.fail("POST", "/api/models/user/trained/commit/main", 403)
+        with caplog.at_level(logging.WARNING, "titok_hf.training.trainer"):
+            trainer.train()
+        assert trainer.state.global_step == 4
+        assert any("Step 2 could not be published" in message for message in caplog.messages)

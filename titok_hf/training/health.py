@@ -1,0 +1,215 @@
+"""What goes wrong in training, found and said: numbers that are not finite, codebooks and discriminators that fail."""
+
+import itertools
+import logging
+import statistics
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .checkpoints import newest_whole_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Finiteness:
+    """Finds the first step whose loss or gradient is not finite, without waiting for the device at each step.
+
+    The steps are noted on the device, and looked at when there is something to log or to save, in all processes
+    together: all of them stop.
+
+    Args:
+        accelerator: The trainer's.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.first_steps: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def observe(self, step: int, values: Mapping[str, torch.Tensor]) -> None:
+        """Notes which of the scalars are not finite.
+
+        Args:
+            step: The one that is being taken, from 1.
+            values: `"loss"` and its parts, or the gradient norms `"grad_norm_…"`. The norms need not be finite where
+                a gradient scaler skips such steps.
+        """
+        names = tuple(values)
+        scalars = torch.stack([value.detach().float() for value in values.values()])  # (n,)
+        first = self.first_steps.get(names, torch.full_like(scalars, -1, dtype=torch.long))
+        self.first_steps[names] = torch.where((first < 0) & ~scalars.isfinite(), step, first)
+
+    def check(self, step: int, output_dir: str | Path, model: nn.Module | None = None) -> None:
+        """Stops if a loss or gradient was not finite; all processes must ask.
+
+        Args:
+            step: Steps taken.
+            output_dir: Where the checkpoints are.
+            model: Its weights and buffers must be finite, too: to be given before it is saved.
+
+        Raises:
+            FloatingPointError: With the step, what is not finite, the last good checkpoint, and what to try.
+        """
+        names = list(itertools.chain.from_iterable(self.first_steps))
+        firsts = [*self.first_steps.values()]
+        if model is not None:
+            names.append("the weights")
+            firsts.append(torch.where(weights_are_finite(model, self.accelerator.device), -1, step)[None])
+        if not names:
+            return
+        by_process = self.accelerator.gather(torch.cat(firsts)[None])  # (processes, n)
+        found = {name: [s for s in steps if s >= 0] for name, steps in zip(names, by_process.T.tolist(), strict=True)}
+        # a part of the log may well be no number, such as the share of right tokens where none is masked
+        decisive = [
+            min(steps)
+            for name, steps in found.items()
+            if steps and (name in ("loss", "the weights") or name.startswith("grad_norm"))
+        ]
+        if not decisive:
+            return
+        self.first_steps.clear()
+        first = min(decisive)
+        culprits = ", ".join(name for name, steps in found.items() if first in steps)
+        last = newest_whole_checkpoint(output_dir)
+        raise FloatingPointError(
+            f"Training has failed at step {first}: not finite are {culprits}. "
+            + (f"The last good checkpoint is {last}. " if last else "There is no checkpoint from before. ")
+            + "Started again as it was, it would fail at the same step: try a lower learning rate, a longer warm-up, "
+            "a lower `max_grad_norm`, a lower `adversarial_weight` if it is the discriminator, or `bf16` instead of "
+            "`fp16`."
+        )
+
+
+def weights_are_finite(model: nn.Module, device: torch.device) -> torch.Tensor:
+    """Whether all weights and buffers that this process holds are finite: a boolean scalar on a device."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return torch.stack([tensor.detach().isfinite().all().to(device) for tensor in local]).all()
+
+
+class HealthWarnings(TrainerCallback):
+    """Warns of a codebook that collapses, and of a discriminator that wins, sees nothing, or explodes.
+
+    Each warning comes once, when its condition has held for some logs in a row, and again only after it was over. The
+    first ten logs are let pass, as losses move most there. The conditions:
+
+    - The codebook collapses: in the mean of 10 logs, the perplexity is below a tenth of the number of codes, or less
+      than a tenth of them are in use. A trained codebook ends above a half. The perplexity is the surer sign:
+      `CodebookRevival` makes a dead code count as used for about a hundred steps more, so that with all tokens on 3 of
+      4,096 codes 94% of them are in use on average, and the perplexity is 1% of their number (7% of 256). In the
+      demo's warm-up, which begins with a few codes, it does not fall below 17% before it rises.
+    - The discriminator wins: its hinge loss is below 0.1, and the logits of real and made images are more than 2
+      apart, in 5 logs. The hinge asks for 1 and -1, a distance of 2; beyond it, with no loss left, it learns nothing
+      more, and what it tells the decoder is only that all is wrong.
+    - The discriminator sees nothing: its hinge loss is above 0.95, and the logits are less than 0.1 apart, in 20 logs
+      since it has begun to learn. The loss is 1 where the logits are 0 whatever the image.
+    - Something explodes: a gradient norm, or a logit beyond 10 (ten times what the hinge asks for), is more than 10
+      times its median in the last 50 logs. Steady training varies by a factor of 2 or 3.
+    """
+
+    WARM_UP = 10
+    MEMORY = 50
+    PATIENCE = {"winning": 5, "blind": 20}
+
+    def __init__(self) -> None:
+        self.reset(0)
+
+    def reset(self, codebook_size: int) -> None:
+        """Forgets all logs; `codebook_size` is 0 where no codebook is trained."""
+        self.codebook_size = codebook_size
+        self.num_logs = 0
+        self.lasting: Counter[str] = Counter()
+        self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=self.MEMORY))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Goes through the log of a run that goes on, so that it warns as if it had not been interrupted."""
+        revival = getattr(model, "codebook_revival", None)
+        self.reset(0 if revival is None else len(revival.shares))
+        for entry in state.log_history:
+            self.warnings(entry)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        warnings = self.warnings(logs)
+        if state.is_world_process_zero:
+            for warning in warnings:
+                logger.warning("Step %d: %s", state.global_step, warning)
+
+    def warnings(self, logs: Mapping[str, float]) -> list[str]:
+        """What there is to say after another log; of one that is not of training steps, nothing."""
+        if "loss" not in logs:
+            return []
+        self.num_logs += 1
+        found = {**self.collapse(logs), **self.failing_discriminator(logs), **self.explosions(logs)}
+        if self.num_logs <= self.WARM_UP:
+            return []
+        self.lasting = Counter({name: self.lasting[name] + 1 for name in found})
+        return [text for name, text in found.items() if self.lasting[name] == self.PATIENCE.get(name, 1)]
+
+    def collapse(self, logs: Mapping[str, float]) -> dict[str, str]:
+        """What to say if the codebook collapses."""
+        means = {}
+        for name in ("codebook_usage", "codebook_perplexity"):
+            if name not in logs:
+                return {}
+            self.recent[name].append(logs[name])
+            means[name] = statistics.fmean([*self.recent[name]][-10:])
+        usage, perplexity = means.values()
+        if usage >= 0.1 and perplexity >= 0.1 * self.codebook_size:
+            return {}
+        text = (
+            f"the codebook collapses: codebook_usage is {usage:.2f} in the last logs, codebook_perplexity "
+            f"{perplexity:.3g} of {self.codebook_size}. Lower the learning rate or lengthen its warm-up; if that does "
+            "not help, take fewer codes or a smaller `latent_dim`."
+        )
+        return {"collapse": text}
+
+    def failing_discriminator(self, logs: Mapping[str, float]) -> dict[str, str]:
+        """What to say if the discriminator, which has a gradient as soon as it learns, has nothing more to learn."""
+        if not logs.get("grad_norm_discriminator"):
+            return {}
+        loss, real, fake = (logs[name] for name in ("discriminator_loss", "real_logit", "fake_logit"))
+        values = f"discriminator_loss is {loss:.3g}, real_logit {real:.3g}, fake_logit {fake:.3g}"
+        if loss < 0.1 and real - fake > 2:
+            advice = "Lower `discriminator_learning_rate`, raise `lecam_weight`, or let it start later."
+            return {"winning": f"the discriminator wins: {values}. {advice}"}
+        if loss > 0.95 and abs(real - fake) < 0.1:
+            advice = "Raise `discriminator_learning_rate`, or lower `lecam_weight`."
+            return {"blind": f"the discriminator sees nothing: {values}. {advice}"}
+        return {}
+
+    def explosions(self, logs: Mapping[str, float]) -> dict[str, str]:
+        """What to say of each size that explodes; networks that do not learn yet have no gradient."""
+        found = {}
+        for name in ("grad_norm_model", "grad_norm_discriminator", "real_logit", "fake_logit"):
+            size = abs(logs.get(name, 0.0))
+            if size == 0:
+                continue
+            earlier = self.recent[name]
+            median = statistics.median(earlier) if len(earlier) >= self.WARM_UP else size
+            if size > 10 * median and (name.startswith("grad_norm") or size > 10):
+                network, rate = ("model", "learning_rate")
+                if name != "grad_norm_model":
+                    network, rate = ("discriminator", "discriminator_learning_rate")
+                found[f"explosion of {name}"] = (
+                    f"the {network} explodes: {name} is {logs[name]:.3g}, where the median of the last logs was "
+                    f"{median:.3g}. If it does not come down, go back to a checkpoint from before, and lower `{rate}` "
+                    "or `max_grad_norm`."
+                )
+            earlier.append(size)
+        return found
