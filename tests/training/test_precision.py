@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 CONVOLUTIONAL = ("vqgan", "classifier")
 TRANSFORMERS = ("warmup", "decoder_finetuning", "single_stage", "generator")
@@ -42,3 +43,12 @@ def test_convolutional_networks_keep_theirs(make, make_trainer, stage):
     trainer = make_trainer(make(stage), max_steps=2, activation_checkpointing=True)
     with pytest.raises(ValueError, match="does not support activation checkpointing"):
         trainer.train()
+
+
+def test_compiled_blocks_change_little(make, make_trainer):
+    """One compilation serves all blocks; the adversarial losses, where there are any, stay outside."""
+    plain = losses_of(make_trainer(make("warmup"), max_steps=4))
+    counters.clear()
+    trainer = make_trainer(make("warmup"), max_steps=4, torch_compile=True)
+    assert losses_of(trainer) == pytest.approx(plain, rel=1e-4)
+    assert counters["frames"]["ok"] >= 1 and not counters["graph_break"]

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
+from titok_hf.training.flop_counter import FlopCounter
 from titok_hf.training.flops import training_flops
-from titok_hf.training.throughput import FlopCounter, Throughput, matmul_flops
+from titok_hf.training.throughput import Throughput, matmul_flops
 
 
 @pytest.fixture

@@ -4,21 +4,19 @@
 these.
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import ConvNextConfig, ConvNextForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..modeling.lpips import LPIPS
 from ..modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
 from ..modeling.titok import TiTokConfig, TiTokModel
+from .flop_counter import FlopCounter
 from .objectives import ClassifierObjective, MaskedTokenObjective, Objective
 from .recipe import Recipe, recipe_names
 from .stages import (
@@ -75,45 +73,21 @@ class ValuesOfMeta(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def convolution_backward_flops(
-    grad_shape: Sequence[int],
-    x_shape: Sequence[int],
-    weight_shape: Sequence[int],
-    *arguments: Any,
-    out_shape: Any = None,
-    **kwargs: Any,
-) -> int:
-    """Of the gradients of a convolution, as many each as the convolution took. torch's own formula counts the weights'
-    gradient of a convolution in groups as often too many as there are groups."""
-    transposed, output_mask = arguments[4], arguments[-1]
-    positions = math.prod((x_shape if transposed else grad_shape)[2:])
-    return sum(output_mask[:2]) * 2 * grad_shape[0] * positions * math.prod(weight_shape)
-
-
-@contextmanager
-def count_flops() -> Iterator[FlopCounterMode]:
-    """Counts matrix products and convolutions, 2 FLOPs a multiplication, on any device alike: attention is computed as
-    the two products that it is, where a fused kernel would recompute one in the backward pass."""
-    formulas = {aten.convolution_backward: convolution_backward_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    with ValuesOfMeta(), counter, sdpa_kernel(SDPBackend.MATH):
-        yield counter
-
-
 def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> int:
     """FLOPs of the forward and backward pass of a batch.
 
-    What is done number by number, norms, activations, the optimizer and the moving average, is not counted, nor what
-    gradient checkpointing computes twice.
+    Matrix products and convolutions count, 2 FLOPs a multiplication. What is done number by number does not: norms,
+    activations, the optimizer and the moving average. Attention is computed as the two products that it is, on any
+    device alike.
 
     Args:
         objective: On any device; on the meta device nothing is computed.
         batch: Arguments of its `forward`, on the same device.
     """
-    with count_flops() as counter:
+    with ValuesOfMeta(), FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
         objective(**batch).loss.backward()
     objective.zero_grad()
-    return counter.get_total_flops()
+    return counter.flops
 
 
 def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:

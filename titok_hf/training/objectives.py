@@ -73,8 +73,8 @@ class Objective(nn.Module):
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self.codebook_revival = None
         self.starts: dict[str, int] = {}
-        classes = {type(module).__name__ for module in model.modules()}
-        self._no_split_modules = [name for name in model._no_split_modules or () if name in classes]  # FSDP's units
+        classes = {type(module).__name__ for module in model.modules()}  # of which FSDP's units are
+        self._no_split_modules = [name for name in getattr(model, "_no_split_modules", None) or () if name in classes]
 
     @property
     def result(self) -> PreTrainedModel:

@@ -2,17 +2,15 @@
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-aten = torch.ops.aten
+from .flop_counter import FlopCounter
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,7 +70,7 @@ class Throughput(TrainerCallback):
             return
         with self.paused():
             self.peak = matmul_flops(self.accelerator.device, PRECISIONS[self.accelerator.mixed_precision])
-        with FlopCounter() as counter:
+        with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
             yield
         self.flops_per_image = counter.flops / num_images
 
@@ -110,49 +108,6 @@ class Throughput(TrainerCallback):
         self.reset()
         self.since = now
         return entries
-
-
-class FlopCounter(TorchDispatchMode):
-    """Counts the floating point operations of what runs inside it, by the formulas of `FlopCounterMode`.
-
-    That one also takes operations apart, which changes the last bits of the results. It does not know attention on
-    CPUs, and counts products that attention computes again in the backward pass, which here do not count.
-    """
-
-    def __init__(self) -> None:
-        from .flops import convolution_backward_flops  # which imports the recipes, and they the trainer's arguments
-
-        super().__init__()
-        self.flops = 0
-        formulas: dict[Any, Any] = {aten.convolution_backward: convolution_backward_flops}
-        for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"):
-            formulas[getattr(aten, f"_scaled_dot_product_{kernel}")] = attention_flops
-        for kernel in ("flash_attention", "efficient_attention", "cudnn_attention"):
-            formulas[getattr(aten, f"_scaled_dot_product_{kernel}_backward")] = attention_backward_flops
-        formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = attention_backward_flops
-        self.formulas = FlopCounterMode(display=False, custom_mapping=formulas).flop_registry
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        formula = self.formulas.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=result)
-        return result
-
-
-def attention_flops(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], *arguments: Any, **kwargs: Any
-) -> int:
-    """Of attention's two products, from the shapes `(B, heads, tokens, channels)`."""
-    return sdpa_flop_count(query, key, value)
-
-
-def attention_backward_flops(gradient: Sequence[int], *shapes: Any, **kwargs: Any) -> int:
-    """Of their gradients, two products for each."""
-    return 2 * attention_flops(*shapes)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import HubStrategy
 
 from ..data.collator import ImageCollator
@@ -45,8 +46,9 @@ logger = logging.getLogger(__name__)
 class TiTokTrainingArguments(TrainingArguments):
     """`TrainingArguments` with what a second network and long streams of images need.
 
-    The defaults are the reference's. Steps are the only unit of `logging_strategy`, `eval_strategy` and
-    `save_strategy`, as an epoch may end within a step.
+    The defaults are the reference's. `torch_compile` compiles transformer blocks, each by itself; the first batch of
+    each go runs uncompiled, to count its operations. `logging_strategy`, `eval_strategy` and `save_strategy` go by
+    steps, as an epoch may end within one.
 
     Args:
         discriminator_learning_rate: Peak learning rate of the discriminator.
@@ -61,6 +63,7 @@ class TiTokTrainingArguments(TrainingArguments):
     preview_steps: int = field(default=0, metadata={"help": "Steps between pictures; 0 for none."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the images."})
     adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's second moment decay."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All of them are used."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is said."})
 
     def __post_init__(self) -> None:
@@ -153,13 +156,25 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         if args.max_steps <= 0:
             args.max_steps = math.ceil(args.num_train_epochs * len(self.rows) / self.global_batch_size)
         args.ignore_data_skip = True  # the loader starts where the run is
+        if args.torch_compile:
+            for module in model.model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            # or accelerate would compile the objective as a whole, which the adversarial losses do not allow
+            args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
         super().__init__(model, args, train_dataset=self.rows, data_collator=data_collator, **kwargs)
+        self.unreadable: dict[str, str] = {}
+        self.unreadable_file = Path(args.output_dir) / "unreadable.jsonl"
+        if self.unreadable_file.exists():  # of an earlier go
+            lines = map(json.loads, self.unreadable_file.read_text().splitlines())
+            self.unreadable = {line["key"]: line["reason"] for line in lines}
         self.throughput = Throughput(self.accelerator)
         self.finiteness = Finiteness(self.accelerator)
         for callback in (Steps(self), self.throughput, HealthWarnings()):
             self.add_callback(callback)
         self.model_accepts_loss_kwargs = False
-        self.parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.parts: dict[str, torch.Tensor] = {}
+        self.counts: Counter[str] = Counter()
 
     def get_train_dataloader(self) -> TrainingLoader:
         args = self.args
@@ -191,9 +206,9 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         return batches, None
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """As in `Trainer`; but the schedule of a network whose training begins later, begins then."""
+        """As in `Trainer`, for each network by itself: if its training begins later, so does its schedule."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if isinstance(scheduler, LambdaLR) and any(self.model.starts.values()):
+        if isinstance(scheduler, LambdaLR):
             schedules = []
             for group in scheduler.optimizer.param_groups:
                 start = self.model.starts.get(group["network"], 0)
@@ -236,8 +251,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
             norms[f"grad_norm_{network}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm  # with FSDP
         if self.accelerator.scaler is None:  # which skips steps whose gradients are not finite
             self.finiteness.observe(self.state.global_step + 1, norms)
-        for name, norm in norms.items():
-            self.parts[name].append(norm)
+        self.add_parts(norms)
         return torch.stack([*norms.values()]).norm()
 
     def compute_loss(
@@ -246,11 +260,16 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         weight = inputs.pop("weight", 1.0)
         output = model(**inputs, step=self.state.global_step)
         if model.training:
-            for name, part in output.parts.items():
-                self.parts[name].append(part.detach())
+            self.add_parts(output.parts)
             self.finiteness.observe(self.state.global_step + 1, {"loss": output.loss, **output.parts})
         loss = weight * output.loss
         return (loss, output) if return_outputs else loss
+
+    def add_parts(self, parts: dict[str, torch.Tensor]) -> None:
+        """Takes scalars into the means of the next log."""
+        for name, part in parts.items():
+            self.parts[name] = self.parts.get(name, 0) + part.detach()
+            self.counts[name] += 1
 
     def prediction_step(
         self,
@@ -276,7 +295,10 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.throughput.paused():
+        """As in `Trainer`, with the same random numbers each time, and none taken from the training."""
+        device = self.accelerator.device
+        with self.throughput.paused(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.args.seed)
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -287,31 +309,31 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.parts:
             self.finiteness.check(self.state.global_step, self.args.output_dir)
-            means = torch.stack([torch.stack(values).mean() for values in self.parts.values()])
+            means = torch.stack([total / self.counts[name] for name, total in self.parts.items()])
             means = self.accelerator.gather(means[None]).mean(0)
             logs |= dict(zip(self.parts, means.tolist(), strict=True))
             logs |= {name: float(value) for name, value in self.model.statistics().items()}
             logs |= self.throughput.entries()
             self.parts.clear()
+            self.counts.clear()
             self.check_unreadable(logs)
         super().log(logs, start_time)
 
     def check_unreadable(self, logs: dict[str, float]) -> None:
         """Lists the images that could not be read, counts them in the log, and stops if they are too many."""
-        unreadable: dict[str, str] = {}
         for found in gather_object([self.loader.unreadable]):
-            unreadable |= found
-        if not unreadable:
+            self.unreadable |= found
+        if not self.unreadable:
             return
-        logs["unreadable_images"] = len(unreadable)
+        logs["unreadable_images"] = len(self.unreadable)
         if self.is_world_process_zero():
-            lines = [json.dumps({"key": key, "reason": reason}) for key, reason in sorted(unreadable.items())]
-            (Path(self.args.output_dir) / "unreadable.jsonl").write_text("\n".join(lines) + "\n")
-        if len(unreadable) > self.args.max_unreadable * len(self.rows):
-            key, reason = next(iter(unreadable.items()))
+            lines = [json.dumps({"key": key, "reason": reason}) for key, reason in sorted(self.unreadable.items())]
+            self.unreadable_file.write_text("\n".join(lines) + "\n")
+        if len(self.unreadable) > self.args.max_unreadable * len(self.rows):
+            key, reason = next(iter(self.unreadable.items()))
             raise ValueError(
-                f"{len(unreadable)} of {len(self.rows)} images could not be read, more than the share of "
-                f"{self.args.max_unreadable:g} that `max_unreadable` allows; {self.args.output_dir}/unreadable.jsonl "
+                f"{len(self.unreadable)} of {len(self.rows)} images could not be read, more than the share of "
+                f"{self.args.max_unreadable:g} that `max_unreadable` allows; {self.unreadable_file} "
                 f"lists them, such as {key}: {reason}"
             )
 
