@@ -40,3 +40,21 @@ def test_frechet(capsys):
     )
     assert len(differences) == 3
     assert max(map(float, differences)) < 1e-8
+
+
+def test_training_overhead(capsys):
+    load("training_overhead").main(images=8, image_size=32, batch_size=2, width=64, depth=1, steps=1, rounds=1)
+    printed = capsys.readouterr().out
+    stages = re.findall(r"^(\w+): bare loop .* ratio [\d.]+$", printed, re.MULTILINE)
+    assert stages == ["vqgan", "warmup", "decoder_finetuning", "single_stage", "generator"]
+
+
+def test_data_loading(capsys):
+    load("data_loading").main(quick=True)
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"images/s, [\d.]+ of plain$", printed, re.MULTILINE)) == 6
+
+
+def test_tokenizing(capsys):
+    load("tokenizing").main(quick=True)
+    assert re.search(r"reaches [\d.]+% of the bare encoder's images/s", capsys.readouterr().out)

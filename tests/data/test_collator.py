@@ -123,6 +123,17 @@ def test_the_copy_of_tokens_is_the_variant_of_the_image(processor, augmentation,
     assert torch.equal(torch.stack([variants[i][number] for i, number in enumerate(chosen)]), seen["pixel_values"])
 
 
+@pytest.mark.parametrize(
+    ("augmentation", "made"),
+    [(Augmentation(), 1), (Augmentation("ten"), 10), (Augmentation("random"), "ever new ones")],
+    ids=["none", "ten", "random"],
+)
+def test_copies_of_tokens_that_are_not_the_augmentations_are_an_error(processor, augmentation, made):
+    samples = make_samples(codes=np.zeros((3, 2, 4), int))
+    with pytest.raises(ValueError, match=f"tokens of 2 copies of each image, .* makes {made}: tokenize"):
+        ImageCollator(processor, augmentation=augmentation).collate(samples)
+
+
 def test_tokens_without_copies(processor):
     codes = np.array([[5, 2], [0, 9], [1, 1]])
     batch = ImageCollator(processor, label_column="label").collate(make_samples(codes=codes))

@@ -64,6 +64,13 @@ def test_subfolders_are_classes_and_a_fifth_of_each_is_held_out(image_folder):
     assert sorted(colors) == sorted([(i, 0, 0) for i in range(10)] + [(0, 0, i) for i in range(10)])
 
 
+@pytest.mark.parametrize("sizes", [(9, 1), (3, 3, 3)])
+def test_too_few_images_to_hold_a_fifth_out_are_an_error(save, sizes):
+    labels = [name for name, size in zip("abc", sizes, strict=False) for _ in range(size)]
+    with pytest.raises(ValueError, match=r"2 images of every class and 5 on average: add images, or a split 'test'"):
+        load_image_dataset(save(train=make_split(labels, Value("string"))))
+
+
 def test_the_held_out_fifth_is_always_the_same(save):
     source = save(train=make_split([0, 1] * 20, ClassLabel(names=["a", "b"])))
     first, second = (load_image_dataset(source) for _ in range(2))

@@ -312,9 +312,44 @@ def test_an_unreadable_images_place_is_taken_by_the_next(rows, damaged, num_work
                 assert torch.equal(batch["pixel_values"][place], healthy["pixel_values"][place])
             assert batch["class_labels"][place] == index % 4
     assert len(loader.unreadable) == 4
-    keys = [damaged[i].key if isinstance(damaged, IndexedRows) else f"{i:04}" for i in UNREADABLE]
-    assert {key.split("/")[-1] for key in loader.unreadable} == set(keys)
+    if isinstance(rows, ShardedRows):  # of 5, 1, 9, 2 and 6 samples
+        names = {f"{damaged.names[shard]}: {i:04}" for shard, i in zip((0, 2, 2, 4), UNREADABLE, strict=True)}
+    else:
+        names = {damaged[i].key for i in UNREADABLE}
+    assert loader.unreadable.keys() == names
     assert all(loader.unreadable.values())
+
+
+def test_a_damaged_shard_is_listed(tmp_path):
+    make_sharded(tmp_path)
+    path = tmp_path / "train-002.tar"
+    path.write_bytes(path.read_bytes()[:-5000])
+    rows = open_rows(str(tmp_path / "*.tar"))
+    loader = make_loader(rows)
+    assert loader.unreadable == {str(path): rows.damaged[str(path)]}
+    assert {index for _, index in seen(take(loader, 20))} == set(range(sum(rows.sizes)))
+
+
+def test_the_same_key_in_two_shards_counts_twice(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        make_sharded(tmp_path / name, [-1, 1, 2], (3,))
+    loader = make_loader(open_rows(str(tmp_path / "{a,b}" / "*.tar")))
+    take(loader, 4)
+    assert loader.unreadable.keys() == {f"{tmp_path}/{name}/train-000.tar: 0000" for name in ("a", "b")}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_worker_is_its_sentence(tmp_path, num_workers):
+    rows = make_sharded(tmp_path)
+    with open(rows.names[2], "ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(OSError) as caught:
+        take(make_loader(rows, num_workers=num_workers), 9)
+    assert (
+        str(caught.value)
+        == f"The shard {rows.names[2]} has changed since it was counted; start again to count it anew."
+    )
 
 
 def test_going_on_where_an_image_is_unreadable(damaged):
@@ -353,13 +388,14 @@ def test_a_share_of_no_images_is_filled_with_those_of_the_next_epoch(tmp_path):
             if rank == 0:
                 assert (batch["epoch"] == batch["epoch"][0]).all()  # the epoch is that of the place
         unreadable |= loader.unreadable
-    assert unreadable.keys() == {"0004", "0005", "0006", "0007"}
+    assert unreadable.keys() == {f"{rows.names[1]}: {i:04}" for i in range(4, 8)}
 
 
 def test_tokens_take_the_place_of_images():
     codes = np.random.default_rng(0).integers(0, 50, (11, 10, 6)).astype(np.uint16)
     tokens = IndexedRows(Dataset.from_dict({"codes": codes.tolist(), "label": list(range(11))}))
-    batches = take(make_loader(tokens, 4), 6)
+    collator = NumberedCollator(COLLATOR.processor, label_column="label", augmentation=Augmentation("ten"))
+    batches = take(TrainingLoader(tokens, collator.collate, 4, num_draws=2), 6)
     for batch in batches:
         assert batch["codes"].dtype == torch.int64 and "pixel_values" not in batch
         for epoch, index, chosen in zip(batch["epoch"].tolist(), batch["index"].tolist(), batch["codes"], strict=True):

@@ -13,6 +13,7 @@ import pytest
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from huggingface_hub import HfApi
 from PIL import Image as PILImage
+from pyarrow import parquet
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import titok_hf
@@ -119,15 +120,20 @@ class TestIndexedRows:
         assert np.array_equal(row.codes, codes[3])
 
     @pytest.mark.parametrize("label", [None, -1])
-    def test_a_row_without_label_is_named(self, label):
-        rows = IndexedRows(make_images([0, label], AB))
-        assert rows[0].label == 0
-        with pytest.raises(ValueError, match=rf"sample '1.png' has no label but {label}; .*`label_column=None`"):
-            rows[1]
-        assert IndexedRows(make_images([0, label], AB), label_column=None)[1].label is None
+    def test_rows_without_label_are_counted_at_once(self, label):
+        images = make_images([0, label, 1], AB)
+        with pytest.raises(ValueError, match="in 'label'; 1 of the 3 samples have none: .*`label_column=None`"):
+            IndexedRows(images)
+        assert IndexedRows(images, label_column=None)[1].label is None
+        rows = IndexedRows(images.select([2, 0]))
+        assert [row.label for row in rows.read(0, 2)] == [1, 0]
 
-    def test_plain_integers_have_no_names(self):
-        assert IndexedRows(make_images([5, 7], Value("int32"))).class_names is None
+    def test_plain_integers_are_called_by_their_numbers(self):
+        names = ["0", "1", "2", "3", "4", "5"]
+        assert IndexedRows(make_images([5, 2], Value("int32"))).class_names == names
+        tokens, _ = make_tokens(6)
+        rows = IndexedRows(tokens.remove_columns("label").add_column("label", [0, 5, 2, 1, 1, 0]))
+        assert (rows.class_names, rows[1].label) == (names, 5)
 
     @pytest.mark.parametrize(
         ("columns", "sentence"),
@@ -481,6 +487,9 @@ class TestFolders:
     def test_what_is_not_there_is_an_error(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="nowhere"):
             open_rows(str(tmp_path / "nowhere"))
+        draw(0, tmp_path / "0.png")
+        with pytest.raises(ValueError, match=r"0.png is a file: a folder, .* is expected"):
+            open_rows(str(tmp_path / "0.png"))
         (tmp_path / "empty").mkdir()
         with pytest.raises(ValueError, match="holds no images that `datasets` can read"):
             open_rows(str(tmp_path / "empty"))
@@ -532,6 +541,29 @@ class TestParquet:
         rows = open_rows(str(source), streaming=True)
         assert (rows.sizes, list(rows.damaged)) == ([0, 4], [str(path)])
         assert [gray_of(row) for row in rows.read(0, 4)] == [3, 4, 5, 6]
+
+    def test_plain_integers_are_called_by_their_numbers(self, tmp_path):
+        for file, labels in enumerate([[2, 0], [], [3, 1, 0]]):
+            make_images(labels, Value("int16")).to_parquet(tmp_path / f"{file}.parquet")
+        rows = open_rows(str(tmp_path), streaming=True)
+        assert rows.class_names == ["0", "1", "2", "3"]
+        assert [row.label for row in rows.read(0, 5)] == [2, 0, 3, 1, 0]
+
+    @pytest.mark.parametrize(("label", "sentence"), [(-1, "one is -1"), (None, "1 of its 3 samples have none")])
+    def test_a_missing_label_is_noticed_at_once(self, tmp_path, label, sentence):
+        make_images([0, label, 1], AB).to_parquet(tmp_path / "a.parquet", batch_size=2)
+        with pytest.raises(ValueError, match=f"in 'label'; of the shard .*a.parquet {sentence}: .*label_column=None"):
+            open_rows(str(tmp_path), streaming=True)
+        assert [row.label for row in open_rows(str(tmp_path), label_column=None, streaming=True).read(0, 3)] == [
+            None
+        ] * 3
+
+    def test_without_statistics_a_missing_label_is_noticed_when_it_is_read(self, tmp_path):
+        table = make_images([0, -1], AB).data.table
+        parquet.write_table(table, tmp_path / "a.parquet", write_statistics=False)
+        rows = open_rows(str(tmp_path), streaming=True)
+        with pytest.raises(ValueError, match="sample '1.png' has no label but -1; .*`label_column=None`"):
+            list(rows.read(0, 2))
 
     def test_a_file_that_changed_is_named(self, source):
         rows = open_rows(str(source), streaming=True)
@@ -638,6 +670,14 @@ class TestHub:
         with pytest.raises(ValueError, match="'user/files' has no tar or Parquet files to stream; load it without"):
             open_rows("user/files", streaming=True)
         assert gray_of(open_rows("user/files", label_column=None)[0]) == 1
+
+    def test_files_of_a_repository_are_called_by_their_paths(self, hub, tmp_path):
+        for split in ("train", "test"):
+            for name in ("a", "b"):
+                draw(1, tmp_path / split / name / "0.png")
+        HfApi().create_repo("user/files", repo_type="dataset")
+        HfApi().upload_folder(folder_path=tmp_path, repo_id="user/files", repo_type="dataset")
+        assert [row.key for row in open_rows("user/files").read(0, 2)] == ["train/a/0.png", "train/b/0.png"]
 
 
 ROOT = str(Path(titok_hf.__file__).parents[1])

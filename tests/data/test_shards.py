@@ -10,7 +10,15 @@ from datasets import load_dataset
 from pyarrow import parquet
 
 from titok_hf.data.rows import open_rows
-from titok_hf.data.shards import Shard, find_labels, image_extensions, inspect_parquet, inspect_shards, inspect_tar
+from titok_hf.data.shards import (
+    Shard,
+    find_labels,
+    image_extensions,
+    inspect_parquet,
+    inspect_shards,
+    inspect_tar,
+    largest_label,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +184,19 @@ class TestDamage:
 
 class TestParquet:
     def test_rows_are_counted_from_the_footer(self, tmp_path):
-        parquet.write_table(pa.table({"a": range(1000)}), tmp_path / "a.parquet", row_group_size=300)
+        columns = {
+            "a": range(7, 1007),
+            "b": ["?"] * 1000,
+            "c": [None, -2, 5, None] * 250,
+            "d": [None] * 600 + [3] * 400,
+        }
+        table = pa.table(columns | {"e": [True] * 1000, "f": [1.5] * 1000, "g": [[1]] * 1000})
+        parquet.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+        shard = inspect_parquet(str(tmp_path / "a.parquet"))
+        assert shard.samples == 1000 and shard.damage is None
+        labels = {"a": [1000, 7, 1006], "c": [500, -2, 5], "d": [400, 3, 3]}
+        assert {name: shard.labels.get(name) for name in table.column_names} == dict.fromkeys("abcdefg") | labels
+        parquet.write_table(table, tmp_path / "a.parquet", write_statistics=False)
         assert inspect_parquet(str(tmp_path / "a.parquet")) == Shard(samples=1000)
 
     def test_a_truncated_file_holds_nothing(self, tmp_path):
@@ -260,19 +280,25 @@ class TestMembers:
 
     def test_labels_are_in_cls_or_json(self):
         shards = [Shard(2, labels={"cls": [2, 0, 1], "label": [2, 0, 1], "kind": [2, 0, 1]})]
-        assert find_labels(shards, ["a"], "here", "label") == ["cls"]
-        assert find_labels(shards, ["a"], "here", "kind") == ["json", "kind"]
-        assert find_labels([Shard(2, labels={"label": [2, 0, 1]})], ["a"], "here", "label") == ["json", "label"]
+        assert find_labels(shards, "here", "label") == ["cls"]
+        assert find_labels(shards, "here", "kind") == ["json", "kind"]
+        assert find_labels([Shard(2, labels={"label": [2, 0, 1]})], "here", "label") == ["json", "label"]
+        with pytest.raises(ValueError, match="shards of 'here' hold no labels .* say `label_column=None`"):
+            find_labels([Shard(3), Shard(0)], "here", "label")
 
     @pytest.mark.parametrize(
         ("labels", "sentence"),
         [
-            ({}, "shards of 'here' hold no labels .* say `label_column=None`"),
+            ({}, "of the shard b 3 of its 3 samples have none"),
             ({"cls": [2, 0, 1]}, "of the shard b 1 of its 3 samples have none"),
             ({"cls": [3, -1, 1]}, "of the shard b one is -1"),
         ],
     )
     def test_missing_labels_are_named(self, labels, sentence):
-        shards = [Shard(3, labels={"cls": [3, 0, 1]} if labels else {}), Shard(3, labels=labels), Shard(0)]
+        shards = [Shard(3, labels={"cls": [3, 0, 1]}), Shard(3, labels=labels), Shard(0)]
         with pytest.raises(ValueError, match=sentence):
-            find_labels(shards, ["a", "b", "c"], "here", "label")
+            largest_label(shards, ["a", "b", "c"], "cls")
+
+    def test_the_largest_label_of_all_shards(self):
+        shards = [Shard(3, labels={"cls": [3, 0, 7]}), Shard(3, labels={"cls": [3, 2, 5]}), Shard(0)]
+        assert largest_label(shards, ["a", "b", "c"], "cls") == 7

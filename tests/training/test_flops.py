@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,15 @@ from titok_hf.training import ClassifierObjective, Recipe, WarmupObjective
 from titok_hf.training.flop_counter import FlopCounter
 from titok_hf.training.flops import (
     A100_FLOPS,
+    CLASS_NAMES,
     UTILIZATION,
     flops_table,
+    known_network,
     large_recipes,
     recipe_flops,
-    recipe_objectives,
     training_flops,
 )
+from titok_hf.training.stages import recipe_objectives
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 
@@ -178,8 +181,9 @@ def test_a_batch_counts_its_images():
 
 
 def test_each_stage_is_built_without_weights():
+    recipe = Recipe.load("digits")
     with torch.device("meta"):
-        objectives = dict(recipe_objectives(Recipe.load("digits")))
+        objectives = dict(recipe_objectives(recipe, partial(known_network, recipe), CLASS_NAMES))
     assert list(objectives) == ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"]
     assert all(parameter.is_meta for objective in objectives.values() for parameter in objective.parameters())
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from titok_hf.conversion.maskgit import official_sampling
 from titok_hf.conversion.titok import OfficialTiTok
 from titok_hf.data import Augmentation
 from titok_hf.training import Recipe, TiTokTrainingArguments
-from titok_hf.training.flops import recipe_objectives
+from titok_hf.training.flops import CLASS_NAMES, known_network
 from titok_hf.training.recipe import RecipeLoader, recipe_names
-from titok_hf.training.stages import titok_config
+from titok_hf.training.stages import recipe_objectives, titok_config
 
 FOLDER = Path(titok_hf.__file__).parent / "recipes"
 CASES = Path(__file__).parents[1] / "fixtures" / "parity" / "cases"
@@ -64,7 +65,8 @@ def test_it_loads_and_its_arguments_are_valid(name, tmp_path):
 @every_large
 def test_its_objectives_are_built(name):
     with torch.device("meta"):
-        objectives = dict(recipe_objectives(Recipe.load(name)))
+        recipe = Recipe.load(name)
+        objectives = dict(recipe_objectives(recipe, partial(known_network, recipe), CLASS_NAMES))
     assert list(objectives) == Recipe.load(name).trained_stages()
     for objective in objectives.values():
         assert any(parameter.requires_grad for parameter in objective.model.parameters())

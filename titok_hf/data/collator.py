@@ -57,9 +57,18 @@ class ImageCollator:
             the loader draws any.
 
         Raises:
-            ValueError: If labels are wanted and a sample has none.
+            ValueError: If labels are wanted and a sample has none, or there are other copies of the codes than the
+                augmentation has variants.
         """
         if samples[0].row.codes is not None:
+            codes = samples[0].row.codes
+            copies = len(codes) if codes.ndim == 2 else 1
+            if copies != self.augmentation.variants:
+                raise ValueError(
+                    f"The data set has tokens of {copies} copies of each image, where the augmentation makes "
+                    f"{self.augmentation.variants or 'ever new ones'}: tokenize with the same augmentation, or change "
+                    f"{self.augmentation}."
+                )
             batch = {"codes": torch.from_numpy(np.stack([choose_codes(sample) for sample in samples]))}
         else:
             images = [self.augmentation(sample.image, self.processor, sample.rng) for sample in samples]

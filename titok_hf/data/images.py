@@ -47,8 +47,20 @@ def labelled_splits(dataset: DatasetDict, source: str, image_column: str, label_
     splits = DatasetDict({"train": dataset["train"]} | ({} if held_out is None else {"test": held_out}))
     splits = with_classes(splits, source, image_column, label_column)
     if held_out is None:
-        splits = splits["train"].train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
+        train = splits["train"]
+        if not has_a_fifth(train[label_column][:]):
+            raise ValueError(
+                f"A fifth of {source!r} cannot be held out as the split 'test', which takes 2 images of every class "
+                "and 5 on average: add images, or a split 'test'."
+            )
+        splits = train.train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
     return splits
+
+
+def has_a_fifth(labels: Sequence[int | None]) -> bool:
+    """Whether `train_test_split` can hold a fifth out, with its share of every class."""
+    images = Counter(labels)  # of each class
+    return None not in images and min(images.values(), default=0) > 1 and math.ceil(0.2 * len(labels)) >= len(images)
 
 
 def with_classes(splits: DatasetDict, source: str, image_column: str, label_column: str) -> DatasetDict:
@@ -204,13 +216,12 @@ def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:
         return False
     if label_column is not None:
         return True
-    images = Counter(train["label"][:])  # of each class; the conditions of `train_test_split`
-    return None not in images and min(images.values()) > 1 and math.ceil(0.2 * len(train)) >= len(images)
+    return has_a_fifth(train["label"][:])
 
 
 def dataset_commit(source: str, revision: str | None = None) -> str | None:
     """The commit of a data set on the Hub; `None` if it is embedded, or here as a folder or as shards."""
-    if source == "digits" or Path(source).is_dir() or is_shard_pattern(source):
+    if is_here(source) or is_shard_pattern(source):
         return None
     return HfApi().dataset_info(source, revision=revision).sha
 
@@ -219,7 +230,7 @@ def open_dataset(source: str, revision: str | None = None) -> DatasetDict:
     """All splits of a data set: embedded, of a folder, or on the Hub; see `load_image_dataset`.
 
     Raises:
-        ValueError: If a folder holds no images.
+        ValueError: If it is a file, or a folder that holds no images.
     """
     folder = Path(source)
     if source == "digits":
@@ -230,6 +241,8 @@ def open_dataset(source: str, revision: str | None = None) -> DatasetDict:
         return load_from_disk(source)
     if (folder / "state.json").exists():
         return DatasetDict(train=load_from_disk(source))
+    if folder.is_file():
+        raise ValueError(f"{source} is a file: a folder, tar shards, or a data set on the Hub is expected.")
     if not folder.is_dir():
         return load_dataset(source, revision=revision)
     if files := files_by_split(folder, ".parquet"):
@@ -238,6 +251,11 @@ def open_dataset(source: str, revision: str | None = None) -> DatasetDict:
         return load_dataset("imagefolder", data_dir=source)
     except (EmptyDatasetError, ValueError) as error:
         raise ValueError(f"The folder {source} holds no images that `datasets` can read: {error}") from error
+
+
+def is_here(source: str) -> bool:
+    """Whether a data set is embedded or in a folder, not on the Hub."""
+    return source == "digits" or Path(source).exists()
 
 
 def is_shard_pattern(source: str) -> bool:

@@ -82,11 +82,13 @@ class TrainingLoader:
         pin_memory: Whether batches lie in page-locked memory, for faster copies to an accelerator.
 
     Attributes:
-        unreadable (`dict[str, str]`): Key and reason of each image that could not be read in the batches so far.
+        unreadable (`dict[str, str]`): What could not be read, and why: the damaged shards, and of the batches so far
+            the images, by key, with the name of their shard before it.
 
     Raises:
         ValueError: If there are no rows, or the rows are sharded and there are fewer than readers, or the buffer holds
-            nothing. While iterating: if not one image could be read.
+            nothing. While iterating: if not one image could be read, or what reading the rows raises.
+        OSError: While iterating, if reading the rows raises it.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class TrainingLoader:
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
-        self.unreadable: dict[str, str] = {}
+        self.unreadable = dict(rows.damaged) if isinstance(rows, ShardedRows) else {}
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         batches = DataLoader(
@@ -137,7 +139,10 @@ class TrainingLoader:
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # torch's own would be one number further in each process that starts here
         )
-        for batch, unreadable in batches:
+        for made in batches:
+            if isinstance(made, Exception):
+                raise made
+            batch, unreadable = made
             self.unreadable |= unreadable
             yield batch
 
@@ -152,21 +157,25 @@ class BatchStream(IterableDataset):
     def __init__(self, loader: TrainingLoader):
         self.loader = loader
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, str]]]:
-        """Batches, each with key and reason of the images in it that could not be read."""
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, str]] | Exception]:
+        """Batches, each with name and reason of the images in it that could not be read; last of all, an error."""
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batch = self.loader.start_batch + number
         sharded = isinstance(self.loader.rows, ShardedRows)
         samples = self.sharded_samples(batch, num_workers) if sharded else self.indexed_samples(batch, num_workers)
-        while True:
-            unreadable: dict[str, str] = {}
-            chosen = []
-            for planned, sample in islice(samples, self.loader.batch_size):
-                chosen.append(sample)
-                if planned.error is not None:
-                    unreadable[planned.row.key] = planned.error
-            yield self.loader.collate(chosen), unreadable
+        try:
+            while True:
+                unreadable: dict[str, str] = {}
+                chosen = []
+                for planned, sample in islice(samples, self.loader.batch_size):
+                    chosen.append(sample)
+                    if planned.error is not None:
+                        unreadable[self.loader.rows.name_of(planned.row)] = planned.error
+                yield self.loader.collate(chosen), unreadable
+        # raised in a worker, they would arrive with a traceback as their text
+        except (OSError, ValueError) as error:
+            yield error
 
     def indexed_samples(self, first_batch: int, num_workers: int) -> Iterator[tuple[DecodedRow, Sample]]:
         """The row of each place and the sample that comes of it; an unreadable one's place takes the next that is
@@ -227,7 +236,7 @@ class BatchStream(IterableDataset):
             read = int(order.min())
             stream = self.unshuffled(start + read, stop, permutation(len(rows.sizes), seed, epoch))
             waiting: dict[int, Row] = {}
-            for place in order.tolist():
+            for place in map(int, order):  # as a list, they would take several times the memory
                 while read <= place:
                     row = next(stream)
                     if wanted[read]:

@@ -1,6 +1,7 @@
 """Where samples come from: rows of image and token data sets, undecoded, by number or shard by shard."""
 
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset_builder
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.parquet.parquet import Parquet
@@ -23,6 +25,7 @@ from .images import (
     check_column,
     files_by_split,
     holds_fifth_out,
+    is_here,
     is_shard_pattern,
     load_split,
     matching_files,
@@ -36,6 +39,7 @@ from .shards import (
     inspect_parquet,
     inspect_shards,
     inspect_tar,
+    largest_label,
     parquet_features,
     stamp_of,
     tar_classes,
@@ -50,8 +54,8 @@ class Row:
 
     Args:
         index: Its number in the split.
-        key: What it is called: its `__key__` in a tar shard, its column `key`, or its file, in a folder with the path
-            from there; else its number.
+        key: What it is called: its `__key__` in a tar shard, its column `key`, or its file, with the path in a folder
+            or repository of files; else its number.
         image: Not yet decoded, see `decode_image`; `None` in a data set of tokens, or if the sample lacks it.
         label: Number of its class; `None` if labels are not wanted.
         codes: Of a data set of tokens, int64: `(N,)`, or `(copies, N)`.
@@ -74,11 +78,11 @@ class IndexedRows:
         folder: Where the images are, if they are files of a folder; keys are paths from there.
 
     Attributes:
-        class_names (`list[str] | None`): Names of the classes, if labels are wanted and have names.
+        class_names (`list[str] | None`): Names of the classes, if labels are wanted; of plain integers, these.
         holds_codes (`bool`): Whether this is a data set of tokens.
 
     Raises:
-        ValueError: If a column is missing or holds something else. While reading: if a row has no label.
+        ValueError: If a column is missing or holds something else, or a row has no label.
     """
 
     def __init__(
@@ -90,6 +94,9 @@ class IndexedRows:
     ):
         self.holds_codes = "codes" in dataset.column_names
         self.class_names = names_of_classes(dataset.features, label_column)
+        if label_column is not None:
+            largest = check_labels(dataset, label_column)
+            self.class_names = self.class_names or [str(number) for number in range(largest + 1)]
         self.content = "codes" if self.holds_codes else image_column
         self.label_column = label_column
         self.folder = None if folder is None else os.path.abspath(folder)
@@ -105,7 +112,7 @@ class IndexedRows:
         sample = self.dataset[index]
         content = sample[self.content]
         key = key_of(sample, content, index, self.folder)
-        label = None if self.label_column is None else checked_label(sample[self.label_column], key)
+        label = None if self.label_column is None else sample[self.label_column]
         if self.holds_codes:
             return Row(index, key, label=label, codes=np.asarray(content, dtype=np.int64))
         return Row(index, key, content, label)
@@ -113,6 +120,10 @@ class IndexedRows:
     def read(self, start: int, stop: int) -> Iterator[Row]:
         """The rows `start` to `stop`, the latter excluded."""
         return (self[index] for index in range(start, stop))
+
+    def name_of(self, row: Row) -> str:
+        """What to call a row in a list of what is unreadable."""
+        return row.key
 
 
 class ShardedRows:
@@ -125,7 +136,7 @@ class ShardedRows:
         image_column: Name of the column of images; or names, if each sample has its image in one of several columns.
         label_column: Name of the column of labels, or the way to them in a column of structures, such as
             `("json", "label")`; `None` if labels are not wanted.
-        class_names: Names of the classes, if known.
+        class_names: Names of the classes, if known; see `open_rows`.
         damaged: Of the shards that cannot be read to their end, by name, what is wrong.
         stamps: Of each shard, what `stamp_of` gave when it was counted; a file that has changed is an error.
 
@@ -191,6 +202,10 @@ class ShardedRows:
                 return
             yield from self.read_shard(shard, max(start - offset, 0), stop - offset)
 
+    def name_of(self, row: Row) -> str:
+        """What to call a row in a list of what is unreadable; the same key may be in several shards."""
+        return f"{self.names[bisect_right(self.offsets, row.index) - 1]}: {row.key}"
+
     def check_unchanged(self, shard: int) -> None:
         """Checks that a file is the one that was counted; addresses name a commit.
 
@@ -227,7 +242,25 @@ def key_of(sample: Mapping[str, Any], content: Any, index: int, folder: str | No
         return str(index)
     if folder is not None and path.startswith(folder + os.sep):
         return os.path.relpath(path, folder)
-    return os.path.basename(path)
+    downloaded = re.search(r"/snapshots/[0-9a-f]{40}/(.+)", path)  # in the cache of huggingface_hub
+    return downloaded[1] if downloaded else os.path.basename(path)
+
+
+def check_labels(dataset: Dataset, label_column: str) -> int:
+    """The largest label of a data set; -1 if it is empty.
+
+    Raises:
+        ValueError: If a row has none; many data sets on the Hub say so by -1.
+    """
+    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
+    lacking = pc.sum(pc.fill_null(pc.less(labels, 0), True)).as_py()
+    if lacking:
+        split = f" of the split {str(dataset.split)!r}" if dataset.split else ""
+        raise ValueError(
+            f"Every sample must have a label of 0 or more in {label_column!r}; {lacking} of the {len(dataset)} samples"
+            f"{split} have none: leave them out, or say `label_column=None` if labels are not wanted."
+        )
+    return pc.max(labels).as_py() if len(labels) else -1
 
 
 def checked_label(label: int | None, key: str) -> int:
@@ -270,7 +303,8 @@ def open_rows(
 
     Samples of tar shards are made of members with the same name up to the first dot, one behind the other: one with
     the extension of an image, and for the label the class's number in the member `cls`, or as `label` in `json`.
-    Names of the classes are the lines of `classnames.txt` beside the shards, if it is there.
+    Names of the classes are the lines of `classnames.txt` beside the shards, if it is there. Classes without names are
+    called by their numbers, from 0 to the largest label.
 
     Args:
         source: `"digits"` for the embedded data set; a folder of images, one subfolder a class, or without classes; a
@@ -319,11 +353,6 @@ def split_names(
     return [*dataset, *(["test"] if holds_fifth_out(dataset, label_column) else [])]
 
 
-def is_here(source: str) -> bool:
-    """Whether a data set is embedded or in a folder, not on the Hub."""
-    return source == "digits" or Path(source).is_dir()
-
-
 def find_shards(source: str, revision: str | None = None) -> tuple[str, dict[str, list[str]], Features | None] | None:
     """The tar or Parquet files of a data set.
 
@@ -357,9 +386,9 @@ def open_tars(paths: list[str], source: str, image_column: str, label_column: st
     columns = {"__key__": Value("string")} | {name: Value("binary") for name in images}  # which nobody decodes
     label_path, classes = None, None
     if label_column is not None:
-        label_path = find_labels(shards, paths, source, label_column)
+        label_path = find_labels(shards, source, label_column)
         columns |= {label_path[0]: Value("int64") if len(label_path) == 1 else {label_path[1]: Value("int64")}}
-        classes = tar_classes(shards, paths, label_path[-1])
+        classes = tar_classes(paths, largest_label(shards, paths, label_path[-1]))
     stream = open_stream(WebDataset, paths, features=Features(columns))
     damaged = {path: shard.damage for path, shard in zip(paths, shards, strict=True) if shard.damage}
     sizes = [shard.samples for shard in shards]
@@ -375,6 +404,9 @@ def open_parquet(
     readable = next(path for path, shard in zip(paths, shards, strict=True) if shard.samples)
     features = features or parquet_features(readable)
     classes = names_of_classes(features, label_column, source)
+    if label_column is not None and all(label_column in shard.labels for shard in shards if shard.samples):
+        largest = largest_label(shards, paths, label_column)
+        classes = classes or [str(number) for number in range(largest + 1)]
     content = "codes" if "codes" in features else image_column
     check_column(list(features), content, source, "`image_column`")
     columns = [name for name in features if name in {*KEY_COLUMNS, content, label_column}]

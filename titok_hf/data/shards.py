@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import datasets
 import fsspec
@@ -18,6 +19,7 @@ from datasets.packaged_modules.webdataset.webdataset import IMAGE_EXTENSIONS, ba
 from huggingface_hub import HfFileSystem
 from pyarrow import parquet
 
+from ..version import __version__
 from .processes import process_state
 
 SPLIT_FOLDERS = {"train", "validation", "val", "test"}
@@ -32,8 +34,9 @@ class Shard:
         samples: How many can be read.
         layouts: Of a tar file: which members the samples have, by extension, and how many have these, such as
             `{"cls jpg": 1250}`.
-        labels: Of a tar file, for the member `cls` and for each integer in the member `json`: how many samples have
-            it, the smallest, and the largest.
+        labels: For the member `cls` and for each integer in the member `json` of a tar file, or for the columns of
+            integers of a Parquet file, as far as its footer says it: how many samples have a value, the smallest, and
+            the largest.
         damage: Why it is not read to its end, in a sentence.
     """
 
@@ -44,7 +47,7 @@ class Shard:
 
 
 def inspect_shards(paths: Sequence[str], inspect: Callable[[str], Shard]) -> tuple[list[Shard], list[list[Any]]]:
-    """Inspects shards: the main process first; the others find its results in the cache of `datasets`.
+    """Inspects shards: one process of each machine first; the others find its results in the cache of `datasets`.
 
     Args:
         paths: Files, or addresses `hf://…` that name a commit.
@@ -57,12 +60,12 @@ def inspect_shards(paths: Sequence[str], inspect: Callable[[str], Shard]) -> tup
         FileNotFoundError: If there is no such file.
         ValueError: If a file holds what cannot be read; see `inspect_tar`.
     """
-    with process_state().main_process_first():
+    with process_state().local_main_process_first():
         stamps = {path: stamp_of(path) for path in paths}
         found: dict[str, Shard] = {}
         for folder in {os.path.dirname(path) for path in paths}:
             address = re.sub("^(hf://[^@]+)@[^/]+", r"\1", folder)  # the same files may be in several commits
-            name = hashlib.sha256(address.encode()).hexdigest()
+            name = hashlib.sha256(f"{__version__} {address}".encode()).hexdigest()
             file = Path(datasets.config.HF_DATASETS_CACHE, "titok_shards", f"{name}.json")
             known = json.loads(file.read_text()) if file.exists() else {}
             members = {os.path.basename(path): path for path in paths if os.path.dirname(path) == folder}
@@ -74,7 +77,7 @@ def inspect_shards(paths: Sequence[str], inspect: Callable[[str], Shard]) -> tup
             finally:
                 if new:
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    unfinished = file.with_suffix(f".{os.getpid()}")
+                    unfinished = file.with_suffix(f".{uuid4().hex}")
                     unfinished.write_text(json.dumps(known))
                     unfinished.replace(file)
             found |= {path: Shard(**known[name]["shard"]) for name, path in members.items()}
@@ -98,9 +101,19 @@ def inspect_parquet(path: str) -> Shard:
     """Reads the footer of a Parquet file; if it has none, the file cannot be read at all."""
     with open_shard(path) as file:
         try:
-            return Shard(samples=parquet.read_metadata(file).num_rows)
+            metadata = parquet.read_metadata(file)
         except pa.ArrowInvalid as error:
             return Shard(samples=0, damage=f"It is no Parquet file, or truncated: {error}")
+    labels = {}
+    for i in range(metadata.num_columns):
+        groups = [metadata.row_group(group).column(i).statistics for group in range(metadata.num_row_groups)]
+        if not all(group and group.has_null_count and (group.has_min_max or not group.num_values) for group in groups):
+            continue
+        values = [value for group in groups if group.has_min_max for value in (group.min, group.max)]
+        if values and type(values[0]) is int:
+            number = metadata.num_rows - sum(group.null_count for group in groups)
+            labels[metadata.schema.column(i).path] = [number, min(values), max(values)]
+    return Shard(samples=metadata.num_rows, labels=labels)
 
 
 def parquet_features(path: str) -> datasets.Features:
@@ -230,11 +243,11 @@ def image_extensions(shards: Sequence[Shard], source: str, image_column: str) ->
     return images
 
 
-def find_labels(shards: Sequence[Shard], paths: Sequence[str], source: str, label_column: str) -> list[str]:
+def find_labels(shards: Sequence[Shard], source: str, label_column: str) -> list[str]:
     """Where tar shards have their labels: `["cls"]`, or `["json", label_column]`.
 
     Raises:
-        ValueError: If a sample has none.
+        ValueError: If they have none.
     """
     names = set().union(*(shard.labels for shard in shards))
     name = "cls" if label_column == "label" and "cls" in names else label_column
@@ -243,26 +256,41 @@ def find_labels(shards: Sequence[Shard], paths: Sequence[str], source: str, labe
             f"The shards of {source!r} hold no labels (members .cls, or the integer {label_column!r} in .json); "
             "say `label_column=None` if labels are not wanted."
         )
-    for shard, path in zip(shards, paths, strict=True):
-        labelled, smallest, _ = shard.labels.get(name, (0, 0, 0))
-        if labelled < shard.samples or smallest < 0:
-            lacking = f"{shard.samples - labelled} of its {shard.samples} samples have none"
-            raise ValueError(
-                f"Every sample must have a label of 0 or more in {name!r}; of the shard {path} "
-                f"{f'one is {smallest}' if smallest < 0 else lacking}."
-            )
     return ["cls"] if name == "cls" else ["json", name]
 
 
-def tar_classes(shards: Sequence[Shard], paths: Sequence[str], label: str) -> list[str]:
+def largest_label(shards: Sequence[Shard], paths: Sequence[str], label: str) -> int:
+    """The largest label of shards.
+
+    Raises:
+        ValueError: If a sample has none, or a negative one, which says the same in many data sets.
+    """
+    largest = -1
+    for shard, path in zip(shards, paths, strict=True):
+        labelled, smallest, largest_here = shard.labels.get(label, (0, 0, -1))
+        largest = max(largest, largest_here)
+        if labelled < shard.samples or smallest < 0:
+            lacking = f"{shard.samples - labelled} of its {shard.samples} samples have none"
+            raise ValueError(
+                f"Every sample must have a label of 0 or more in {label!r}; of the shard {path} "
+                f"{f'one is {smallest}' if smallest < 0 else lacking}: leave them out, or say `label_column=None` if "
+                "labels are not wanted."
+            )
+    return largest
+
+
+def tar_classes(paths: Sequence[str], largest: int) -> list[str]:
     """Names of the classes: the lines of `classnames.txt` beside the shards, or above a folder of a split.
 
     This file is the convention of CLIP_benchmark's data sets. Without it, they are numbers.
 
+    Args:
+        paths: Of the shards.
+        largest: The largest label.
+
     Raises:
         ValueError: If there are fewer names than classes.
     """
-    largest = max(shard.labels[label][2] for shard in shards if label in shard.labels)
     folder = os.path.dirname(paths[0])
     folders = [folder]
     if os.path.basename(folder) in SPLIT_FOLDERS:

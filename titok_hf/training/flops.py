@@ -5,7 +5,8 @@ these.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,32 +14,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ConvNextConfig, ConvNextForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ..modeling.lpips import LPIPS
 from ..modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
 from ..modeling.titok import TiTokConfig, TiTokModel
 from .flop_counter import FlopCounter
 from .objectives import ClassifierObjective, MaskedTokenObjective, Objective
 from .recipe import Recipe, recipe_names
-from .stages import (
-    Classifier,
-    classifier_objective,
-    decoder_finetuning_objective,
-    generator_objective,
-    sees_through,
-    single_stage_objective,
-    vqgan_objective,
-    warmup_objective,
-)
+from .stages import Classifier, recipe_objectives
 
 aten = torch.ops.aten
 
 A100_FLOPS = 312e12  # dense bfloat16 or float16, NVIDIA A100 data sheet
 UTILIZATION = 0.4
-NUM_CLASSES = 1000  # of ImageNet
+CLASS_NAMES = [str(label) for label in range(1000)]  # as many as ImageNet has
 
 # What the recipes load, so that nothing has to be downloaded to count: ConvNeXt-S (arXiv 2201.03545, section 3), the
 # VQGAN whose sizes are the defaults, and TiTok's tokenizers, released or left by our own 512-pixel recipes.
-CONVNEXT_SMALL = {"depths": [3, 3, 27, 3], "hidden_sizes": [96, 192, 384, 768], "num_labels": NUM_CLASSES}
+CONVNEXT_SMALL = {"depths": [3, 3, 27, 3], "hidden_sizes": [96, 192, 384, 768], "num_labels": len(CLASS_NAMES)}
 KNOWN_CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "facebook/convnext-small-224": lambda: ConvNextConfig(image_size=224, **CONVNEXT_SMALL),
     "fun-research/TiTok": lambda: MaskGitVQGANConfig(shortcut_of_output=True),
@@ -101,7 +92,7 @@ def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
     """
     flops = {}
     with torch.device("meta"):
-        for stage, objective in recipe_objectives(recipe):
+        for stage, objective in recipe_objectives(recipe, partial(known_network, recipe), CLASS_NAMES):
             batch = {"pixel_values": torch.rand(1, 3, recipe.image_size, recipe.image_size)}
             if isinstance(objective, ClassifierObjective | MaskedTokenObjective):
                 batch["class_labels"] = torch.zeros(1, dtype=torch.long)
@@ -110,38 +101,6 @@ def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
                 batch["codes"] = torch.zeros(1, objective.model.config.num_tokens, dtype=torch.long)
             flops[stage] = training_flops(objective, batch)
     return flops
-
-
-def recipe_objectives(recipe: Recipe) -> Iterator[tuple[str, Objective]]:
-    """Name and objective of each stage that a recipe trains, its networks new, on torch's default device.
-
-    To be used one after another: an objective freezes the networks of those before it.
-    """
-    results: dict[str, Any] = {}
-    for stage in recipe.stages:
-        if recipe.is_pretrained(stage):
-            results[stage] = known_network(recipe, stage)
-    for stage in recipe.trained_stages():
-        needed = sees_through(recipe, stage)
-        networks = {"classifier": results.get("classifier"), "lpips": LPIPS() if "lpips" in needed else None}
-        if stage == "vqgan":
-            objective = vqgan_objective(recipe, **networks)
-        elif stage == "classifier":
-            objective = classifier_objective(recipe, NUM_CLASSES)
-        elif stage == "warmup":
-            objective = warmup_objective(recipe, results["vqgan"])
-        elif stage == "decoder_finetuning":
-            objective = decoder_finetuning_objective(recipe, results["vqgan"], results["warmup"], **networks)
-        elif stage == "single_stage":
-            objective = single_stage_objective(recipe, **networks)
-        else:
-            tokenizer = results.get("decoder_finetuning") or results["single_stage"]
-            objective = generator_objective(recipe, tokenizer, [str(label) for label in range(NUM_CLASSES)])
-        yield stage, objective
-        results[stage] = objective.model
-        if stage == "classifier":
-            mean, std = ClassifierObjective.MEAN, ClassifierObjective.STD
-            results[stage] = Classifier(objective.model, recipe.image_size, mean, std)
 
 
 def known_network(recipe: Recipe, stage: str) -> Any:

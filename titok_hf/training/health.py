@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import statistics
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
@@ -194,11 +195,12 @@ class HealthWarnings(TrainerCallback):
         return {}
 
     def explosions(self, logs: Mapping[str, float]) -> dict[str, str]:
-        """What to say of each size that explodes; networks that do not learn yet have no gradient."""
+        """What to say of each size that explodes; networks that do not learn yet have no gradient, and steps whose
+        gradients float16 cannot hold are skipped."""
         found = {}
         for name in ("grad_norm_model", "grad_norm_discriminator", "real_logit", "fake_logit"):
             size = abs(logs.get(name, 0.0))
-            if size == 0:
+            if size == 0 or not math.isfinite(size):
                 continue
             earlier = self.recent[name]
             median = statistics.median(earlier) if len(earlier) >= self.WARM_UP else size

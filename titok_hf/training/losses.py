@@ -1,8 +1,10 @@
-"""Adversarial losses of decoder fine-tuning, and means over all processes."""
+"""Adversarial losses, and means over all processes."""
 
 import torch
 from torch import distributed
 from torch.nn import functional as F
+
+GRADIENT_SCALE = 2.0**12  # a power of 2, so that it changes no bit where nothing underflows
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
@@ -40,7 +42,8 @@ def adaptive_weight(
     """What the adversarial loss is multiplied by so that it pulls on the last layer as the reconstruction does.
 
     The ratio of the gradients' norms (Taming Transformers, arXiv 2012.09841, equation 7), at most 10,000; gradients
-    are averaged over all processes first.
+    are averaged over all processes first. They are those of multiplied losses: the gradient of a mean over all pixels
+    would be 0 in float16.
 
     Args:
         reconstruction_loss: Scalar, perceptual part included.
@@ -50,11 +53,8 @@ def adaptive_weight(
     Returns:
         A scalar without gradient.
     """
-    gradients = torch.stack(
-        [
-            torch.autograd.grad(loss, last_layer, retain_graph=True)[0]
-            for loss in (reconstruction_loss, adversarial_loss)
-        ]
-    )
-    reconstruction, adversarial = mean_over_processes(gradients).flatten(1).float().norm(dim=1)
+    losses = (GRADIENT_SCALE * loss.float() for loss in (reconstruction_loss, adversarial_loss))
+    gradients = torch.stack([torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in losses])
+    gradients = gradients / GRADIENT_SCALE
+    reconstruction, adversarial = mean_over_processes(gradients).flatten(1).norm(dim=1)
     return (reconstruction / (adversarial + 1e-4)).clamp(max=1e4)

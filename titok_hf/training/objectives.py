@@ -181,6 +181,9 @@ class ReconstructionObjective(Objective):
         adaptive_weight: Whether `adversarial_weight` is also multiplied by `titok_hf.training.losses.adaptive_weight`.
         lecam_decay: Of the moving averages of the discriminator's mean logits.
         ema_decay: See `Objective`.
+
+    Raises:
+        ValueError: If the distance is neither of the two.
     """
 
     def __init__(
@@ -200,6 +203,9 @@ class ReconstructionObjective(Objective):
         lecam_decay: float = 0.999,
         ema_decay: float = 0.0,
     ):
+        distances = {"l1": F.l1_loss, "l2": F.mse_loss}
+        if distance not in distances:
+            raise ValueError(f"`distance` must be 'l1' or 'l2', got {distance!r}.")
         discrete = hasattr(model, "quantizer")
         if freeze_encoder:
             model.encoder.requires_grad_(False)
@@ -210,7 +216,7 @@ class ReconstructionObjective(Objective):
         self.freeze_encoder = freeze_encoder
         self.perceptual = perceptual
         self.discriminator = discriminator
-        self.distance = {"l1": F.l1_loss, "l2": F.mse_loss}[distance]
+        self.distance = distances[distance]
         self.reconstruction_weight = reconstruction_weight
         self.perceptual_weight = perceptual_weight
         self.adversarial_weight = adversarial_weight

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from ..data.decoding import UnreadableImageError, decode_image
 from ..data.grids import generation_grid, reconstruction_grid
+from ..data.rows import IndexedRows, ShardedRows
 from ..pipelines import TiTokPipeline
 from .objectives import MaskedTokenObjective, ReconstructionObjective, WarmupObjective
 from .trainer import TiTokTrainer
@@ -73,6 +76,17 @@ class Previews(TrainerCallback):
                 callback._trackio.log({"preview": callback._trackio.Image(picture), "train/global_step": step})
             elif isinstance(callback, WandbCallback):
                 callback._wandb.log({"preview": callback._wandb.Image(picture), "train/global_step": step})
+
+
+def first_images(rows: IndexedRows | ShardedRows, count: int = 24) -> list[Image.Image]:
+    """The first images of a data set that can be read."""
+    images: list[Image.Image] = []
+    for row in rows.read(0, len(rows)):
+        with suppress(UnreadableImageError):
+            images.append(decode_image(row.image))
+        if len(images) == count:
+            break
+    return images
 
 
 def reconstruction_preview(

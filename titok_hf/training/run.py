@@ -1,9 +1,11 @@
 """Running a recipe: stage after stage, each one resumable, each result a folder that `from_pretrained` loads."""
 
+import copy
 import json
-import shutil
+import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 import yaml
 from datasets import DatasetDict
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import (
     ConvNextForImageClassification,
     PreTrainedModel,
@@ -23,7 +26,6 @@ from transformers import (
 
 from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
-from ..data.decoding import decode_image
 from ..data.processes import process_state
 from ..data.rows import IndexedRows, ShardedRows, open_rows
 from ..hub.folders import whole_folder
@@ -34,23 +36,26 @@ from ..modeling.maskgit_vqgan import MaskGitVQGANModel
 from ..modeling.titok import TiTokImageProcessor, TiTokModel
 from ..modeling.weights import load_lpips
 from ..pipelines import MaskGitScheduler, TiTokPipeline
-from .checkpoints import last_checkpoint
+from .checkpoints import checkpoints, delete_checkpoint, last_checkpoint
 from .memory import PeakMemory
 from .objectives import ClassifierObjective, Objective
 from .pretrained import load_pretrained
-from .previews import Previews, reconstruction_preview, sample_preview
+from .previews import Previews, first_images, reconstruction_preview, sample_preview
 from .recipe import Recipe
 from .stages import (
     Classifier,
     classifier_objective,
     decoder_finetuning_objective,
     generator_objective,
+    recipe_objectives,
     sees_through,
     single_stage_objective,
     vqgan_objective,
     warmup_objective,
 )
 from .trainer import TiTokTrainer, TiTokTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 # Where each stage's result ends up in the folder of a run.
 FOLDERS = {
@@ -62,6 +67,8 @@ FOLDERS = {
     "generator": "pipeline",
 }
 LABELLED = ("classifier", "generator")
+# Parts of a stage that may be changed until it is finished, such as a learning rate that was too high.
+CHANGEABLE = ("training", "objective")
 
 
 class RecipeRun:
@@ -71,6 +78,9 @@ class RecipeRun:
     there or pretrained. A stage starts from the seed, whatever ran before it. The folder ends with `vqgan/`,
     `tokenizer/` and `pipeline/`, as far as the recipe trains their stages; `work/` holds checkpoints, logs, and what
     only later stages need.
+
+    Until a stage is finished, its `training` and `objective` may be changed: it goes on from its last checkpoint with
+    the new ones.
 
     Started by `torchrun`, all processes train together; the folder must be one that all of them see.
 
@@ -85,7 +95,8 @@ class RecipeRun:
         data_name: Name of the data set, for the model cards.
 
     Raises:
-        ValueError: If the folder holds a run of another recipe or seed, or on data of another name.
+        ValueError: If the folder holds a run of a recipe that differs in more, of another seed, or on data of another
+            name.
     """
 
     def __init__(
@@ -116,17 +127,36 @@ class RecipeRun:
         self.data_name = data_name
         self.processor = TiTokImageProcessor.from_image_size(recipe.image_size)
         self.pretrained: dict[str, Any] = {}
-        record = self.output_dir / "recipe.yaml"
-        resolved = {"seed": seed, "data": data_name, **recipe.to_dict()}
         with process_state().main_process_first():
-            if record.exists() and yaml.safe_load(record.read_text()) != resolved:
+            self.write_record({"seed": seed, "data": data_name, **recipe.to_dict()})
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Writes `recipe.yaml`, if the folder is new or what may change has changed."""
+        path = self.output_dir / "recipe.yaml"
+        earlier = yaml.safe_load(path.read_text()) if path.exists() else None
+        if earlier == record:
+            return
+        if earlier is not None:
+            if self.lasting(earlier) != self.lasting(record):
                 raise ValueError(
-                    f"{self.output_dir} holds a run of another recipe or seed, or on other data (see {record.name}); "
-                    "choose another folder, or delete it."
+                    f"{self.output_dir} holds a run of another recipe or seed, or on other data (see {path.name}); "
+                    f"only {' and '.join(CHANGEABLE)} of a stage that is not finished may change: choose another "
+                    "folder, or delete that one."
                 )
-            if process_state().is_main_process:
-                self.output_dir.mkdir(parents=True, exist_ok=True)
-                record.write_text(yaml.safe_dump(resolved, sort_keys=False))
+            logger.warning("%s goes on with changes of its recipe.", self.output_dir)
+        if process_state().is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            partial_file = path.with_suffix(".partial")
+            partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
+            partial_file.replace(path)
+
+    def lasting(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What of a record a run keeps to its end."""
+        stages = {}
+        for name, stage in record["stages"].items():
+            changeable = () if self.folder(name).exists() else CHANGEABLE
+            stages[name] = {part: arguments for part, arguments in stage.items() if part not in changeable}
+        return record | {"stages": stages}
 
     def train(self) -> PreTrainedModel | TiTokPipeline:
         """Runs the stages of the recipe, the classifier only if a perceptual loss or nothing else needs it.
@@ -156,7 +186,7 @@ class RecipeRun:
 
     def prepare(self) -> None:
         """Checks what would otherwise stop a run days after its start: that the data have what the stages need, that
-        their arguments are valid, that what is pretrained is there and fits.
+        what is pretrained is there and fits, and that all arguments are valid.
 
         Raises:
             OSError: If something pretrained is not there.
@@ -191,6 +221,12 @@ class RecipeRun:
                 "Nothing has been trained, since what the recipe needs pretrained is not there or does not fit. "
                 + " ".join(f"{name}: {error}" for name, error in errors.items())
             )
+        for stage in ahead:
+            Augmentation(**self.recipe.part(stage, "augmentation"))
+        with torch.device("meta"):
+            for stage, objective in recipe_objectives(self.recipe, self.blank, self.rows.class_names or ()):
+                if stage == "generator":
+                    self.pipeline(objective.tokenizer, objective.model)
 
     def vqgan(self) -> MaskGitVQGANModel:
         """Stage `vqgan`: the 2D tokenizer of the proxy codes."""
@@ -229,16 +265,17 @@ class RecipeRun:
     def generator(self, tokenizer: TiTokModel) -> TiTokPipeline:
         """Stage `generator`: the masked transformer over the tokenizer's codes."""
 
-        def save(generator: MaskGitPreTrainedModel, folder: Path) -> None:
-            scheduler = MaskGitScheduler(generator.config.mask_token_id, **self.recipe.scheduler)
-            TiTokPipeline(tokenizer, generator, scheduler, **self.recipe.sampling).save_pretrained(folder)
-
         return self.stage(
             "generator",
             TiTokPipeline,
             lambda: generator_objective(self.recipe, tokenizer, self.rows.class_names),
-            save=save,
+            save=lambda generator, folder: self.pipeline(tokenizer, generator).save_pretrained(folder),
         )
+
+    def pipeline(self, tokenizer: TiTokModel, generator: MaskGitPreTrainedModel) -> TiTokPipeline:
+        """The pipeline of a generator."""
+        scheduler = MaskGitScheduler(generator.config.mask_token_id, **self.recipe.scheduler)
+        return TiTokPipeline(tokenizer, generator, scheduler, **self.recipe.sampling)
 
     def folder(self, stage: str) -> Path:
         """Where the result of a stage that is trained is, or will be."""
@@ -249,6 +286,13 @@ class RecipeRun:
         if stage not in self.pretrained:
             self.pretrained[stage] = load_pretrained(self.recipe, stage)
         return self.pretrained[stage]
+
+    def blank(self, stage: str) -> Any:
+        """As the result of a pretrained stage, with weights of its own."""
+        loaded = self.load(stage)
+        if isinstance(loaded, Classifier):
+            return replace(loaded, model=type(loaded.model)(loaded.model.config))
+        return type(loaded)(copy.deepcopy(loaded.config))
 
     def lpips(self, stage: str) -> LPIPS:
         """LPIPS with the weights that a stage names, loaded once."""
@@ -277,7 +321,8 @@ class RecipeRun:
         """The trainer's arguments of a stage.
 
         Raises:
-            ValueError: If one is not valid, or `global_batch_size` is no multiple of what all processes take at once.
+            ValueError: If one is not valid, or `global_batch_size` is no multiple of what all processes take at once,
+                or images are to be evaluated, of which a run holds out none.
         """
         fields = dict(self.recipe.part(stage, "training"))
         global_batch_size = fields.pop("global_batch_size", None)
@@ -288,8 +333,13 @@ class RecipeRun:
             "disable_tqdm": bool(self.callbacks),
             "dataloader_pin_memory": torch.cuda.is_available(),
         }
-        output_dir = str(self.work_dir / "checkpoints" / stage)
-        args = TiTokTrainingArguments(**{**defaults, **fields, "output_dir": output_dir, "seed": self.seed})
+        own = {"output_dir": str(self.checkpoint_dir(stage)), "seed": self.seed}
+        args = TiTokTrainingArguments(**{**defaults, **fields, **own})
+        if args.eval_strategy != "no":
+            raise ValueError(
+                f"`stages.{stage}.training.eval_strategy` must be 'no', got {args.eval_strategy.value!r}: a run holds "
+                "no images out; `titok evaluate` measures what the stage leaves."
+            )
         if global_batch_size is not None:
             at_once = args.train_batch_size * args.world_size
             if global_batch_size % at_once:
@@ -310,36 +360,39 @@ class RecipeRun:
     ) -> Any:
         """The result of a stage: loaded if it is pretrained, else from its folder; trains it if that is not there.
 
-        The folder appears in one rename, when it is whole, and the checkpoints go.
+        The folder appears in one rename, when it is whole, and then the checkpoints go.
         """
         if self.recipe.is_pretrained(name):
             return self.load(name)
         folder = self.folder(name)
-        if folder.exists():
-            return result_class.from_pretrained(folder)
-        args = self.training_arguments(name)
+        if not folder.exists():
+            self.train_stage(name, make_objective, save)
+        if process_state().is_main_process:
+            for checkpoint in checkpoints(self.checkpoint_dir(name)).values():
+                delete_checkpoint(checkpoint)
+        return result_class.from_pretrained(folder)
+
+    def checkpoint_dir(self, stage: str) -> Path:
+        """Where the checkpoints of a stage are, and what else its trainer writes."""
+        return self.work_dir / "checkpoints" / stage
+
+    def train_stage(
+        self,
+        name: str,
+        make_objective: Callable[[], Objective],
+        save: Callable[[PreTrainedModel, Path], None] | None,
+    ) -> None:
+        """Trains a stage to its end, from its last checkpoint if there is one, and writes its folder.
+
+        Raises:
+            OSError: If a checkpoint or the folder cannot be written.
+            FloatingPointError, ValueError: See `TiTokTrainer`.
+        """
         with PeakMemory() as memory:
             started = time.perf_counter()
             set_seed(self.seed)
-            objective = make_objective()
-            trainer = TiTokTrainer(
-                objective,
-                args,
-                train_dataset=self.rows,
-                data_collator=ImageCollator(
-                    self.processor,
-                    self.image_column,
-                    self.label_column if name in LABELLED else None,
-                    Augmentation(**self.recipe.part(name, "augmentation")),
-                ),
-                callbacks=self.callbacks,
-            )
-            if self.callbacks:
-                trainer.remove_callback(PrinterCallback)
-            if args.preview_steps and name != "classifier":
-                folder_of_previews = self.work_dir / "previews" / name
-                trainer.add_callback(Previews(trainer, args.preview_steps, folder_of_previews, self.preview(name)))
-            checkpoint = last_checkpoint(args.output_dir)
+            trainer = self.trainer(name, make_objective())
+            checkpoint = last_checkpoint(trainer.args.output_dir)
             state = checkpoint and TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
             if state and state.global_step >= trainer.args.max_steps:
                 # stopped after the last step: Trainer would take one more
@@ -355,21 +408,45 @@ class RecipeRun:
         }
         result = trainer.result()
         if trainer.is_world_process_zero():
-            with whole_folder(folder) as partial_folder:
-                if isinstance(result, PublishMixin):
-                    stages = dict(list(self.recipe.stages.items())[: list(self.recipe.stages).index(name) + 1])
-                    result.config.provenance = {"training_data": self.data_name, "recipe": stages}
-                if save is None:
-                    result.save_pretrained(partial_folder)
-                    self.image_processor(name).save_pretrained(partial_folder)
-                else:
-                    save(result, partial_folder)
-                logs = self.work_dir / "logs"
-                logs.mkdir(exist_ok=True)
-                (logs / f"{name}.json").write_text(json.dumps(log, indent=1))
-            shutil.rmtree(args.output_dir)
+            folder = self.folder(name)
+            try:
+                with whole_folder(folder) as partial_folder:
+                    if isinstance(result, PublishMixin):
+                        stages = dict(list(self.recipe.stages.items())[: list(self.recipe.stages).index(name) + 1])
+                        result.config.provenance = {"training_data": self.data_name, "recipe": stages}
+                    if save is None:
+                        result.save_pretrained(partial_folder)
+                        self.image_processor(name).save_pretrained(partial_folder)
+                    else:
+                        save(result, partial_folder)
+                    logs = self.work_dir / "logs"
+                    logs.mkdir(exist_ok=True)
+                    (logs / f"{name}.json").write_text(json.dumps(log, indent=1))
+            except (OSError, SafetensorError) as error:
+                raise OSError(
+                    f"The stage {name} is trained, but could not be written to {folder}: {error}. Make room and start "
+                    "again with the same command: it goes on from the last checkpoint."
+                ) from error
         trainer.accelerator.wait_for_everyone()
-        return result_class.from_pretrained(folder)
+
+    def trainer(self, stage: str, objective: Objective) -> TiTokTrainer:
+        """The trainer of a stage."""
+        args = self.training_arguments(stage)
+        collator = ImageCollator(
+            self.processor,
+            self.image_column,
+            self.label_column if stage in LABELLED else None,
+            Augmentation(**self.recipe.part(stage, "augmentation")),
+        )
+        trainer = TiTokTrainer(
+            objective, args, train_dataset=self.rows, data_collator=collator, callbacks=self.callbacks
+        )
+        if self.callbacks:
+            trainer.remove_callback(PrinterCallback)
+        if args.preview_steps and stage != "classifier":
+            folder = self.work_dir / "previews" / stage
+            trainer.add_callback(Previews(trainer, args.preview_steps, folder, self.preview(stage)))
+        return trainer
 
     def image_processor(self, stage: str) -> TiTokImageProcessor:
         """The image processor to save with the result of a stage; a classifier's normalizes, as its training did."""
@@ -386,8 +463,8 @@ class RecipeRun:
             return partial(
                 sample_preview, class_labels=[*range(len(self.rows.class_names))][:8], **self.recipe.sampling
             )
-        images = [decode_image(row.image) for row in self.preview_rows.read(0, min(24, len(self.preview_rows)))]
-        return partial(reconstruction_preview, pixel_values=self.processor(images, return_tensors="pt").pixel_values)
+        images = self.processor(first_images(self.preview_rows), return_tensors="pt")
+        return partial(reconstruction_preview, pixel_values=images.pixel_values)
 
 
 def train_recipe(

@@ -1,6 +1,6 @@
 """The objectives of a recipe's stages, from what the recipe says and the networks that earlier stages have left."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,13 @@ from ..modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
 from ..modeling.titok import TiTokConfig, TiTokModel
 from ..pipelines import MaskGitScheduler
 from .discriminator import PatchDiscriminator
-from .objectives import ClassifierObjective, MaskedTokenObjective, ReconstructionObjective, WarmupObjective
+from .objectives import (
+    ClassifierObjective,
+    MaskedTokenObjective,
+    Objective,
+    ReconstructionObjective,
+    WarmupObjective,
+)
 from .perceptual import PerceptualLoss
 from .recipe import Recipe, perceptual_weights
 
@@ -30,6 +36,45 @@ class Classifier:
     image_size: int
     image_mean: Sequence[float]
     image_std: Sequence[float]
+
+
+def recipe_objectives(
+    recipe: Recipe, load: Callable[[str], Any], class_names: Sequence[str]
+) -> Iterator[tuple[str, Objective]]:
+    """Name and objective of each stage that a recipe trains, its networks new, on torch's default device.
+
+    To be used one after another: an objective freezes the networks of those before it.
+
+    Args:
+        recipe: The recipe.
+        load: Gives the result of a stage that is pretrained: a network, or a `Classifier`.
+        class_names: Names of the classes.
+
+    Raises:
+        ValueError: If an argument of a network or an objective is not valid.
+    """
+    results = {stage: load(stage) for stage in recipe.stages if recipe.is_pretrained(stage)}
+    for stage in recipe.trained_stages():
+        lpips = LPIPS() if "lpips" in sees_through(recipe, stage) else None
+        networks = {"classifier": results.get("classifier"), "lpips": lpips}
+        if stage == "vqgan":
+            objective = vqgan_objective(recipe, **networks)
+        elif stage == "classifier":
+            objective = classifier_objective(recipe, len(class_names))
+        elif stage == "warmup":
+            objective = warmup_objective(recipe, results["vqgan"])
+        elif stage == "decoder_finetuning":
+            objective = decoder_finetuning_objective(recipe, results["vqgan"], results["warmup"], **networks)
+        elif stage == "single_stage":
+            objective = single_stage_objective(recipe, **networks)
+        else:
+            tokenizer = results.get("decoder_finetuning") or results["single_stage"]
+            objective = generator_objective(recipe, tokenizer, class_names)
+        yield stage, objective
+        results[stage] = objective.model
+        if stage == "classifier":
+            mean, std = ClassifierObjective.MEAN, ClassifierObjective.STD
+            results[stage] = Classifier(objective.model, recipe.image_size, mean, std)
 
 
 def vqgan_objective(

@@ -111,6 +111,12 @@ class Steps(TrainerCallback):
     ) -> None:
         state.epoch = state.global_step * self.trainer.global_batch_size / len(self.trainer.rows)
 
+    def on_train_end(
+        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # the last steps may have been neither logged nor saved
+        self.trainer.finiteness.check(state.global_step, args.output_dir, self.trainer.model)
+
 
 class TiTokTrainer(WholeCheckpoints, Trainer):
     """Trains an `Objective`.
@@ -118,7 +124,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
     The order of the images is a function of the seed and the step: a run that goes on from a checkpoint sees what it
     would have seen, and with images that can be read in any order the number of processes and of accumulated batches
     makes no difference. An image that cannot be read is replaced by the next one; `unreadable.jsonl` in the output
-    folder lists them.
+    folder lists them, and shards that cannot be read to their end, of which each counts as one.
 
     Args:
         model: The objective.
@@ -163,11 +169,11 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
             # or accelerate would compile the objective as a whole, which the adversarial losses do not allow
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
         super().__init__(model, args, train_dataset=self.rows, data_collator=data_collator, **kwargs)
-        self.unreadable: dict[str, str] = {}
+        self.unreadable = dict(self.rows.damaged) if isinstance(self.rows, ShardedRows) else {}
         self.unreadable_file = Path(args.output_dir) / "unreadable.jsonl"
         if self.unreadable_file.exists():  # of an earlier go
             lines = map(json.loads, self.unreadable_file.read_text().splitlines())
-            self.unreadable = {line["key"]: line["reason"] for line in lines}
+            self.unreadable |= {line["key"]: line["reason"] for line in lines}
         self.throughput = Throughput(self.accelerator)
         self.finiteness = Finiteness(self.accelerator)
         for callback in (Steps(self), self.throughput, HealthWarnings()):
@@ -240,6 +246,25 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As in `Trainer`, but learning rates, weight decay and betas are those of `args`, which may be others than
+        the checkpoint's."""
+        own = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+        scheduler = self.lr_scheduler
+        if isinstance(scheduler, LambdaLR):
+            scheduler.base_lrs = [group["initial_lr"] for group in own]
+            scheduler._last_lr = [
+                rate * schedule(scheduler.last_epoch)
+                for rate, schedule in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            ]
+            for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
+                group["lr"] = rate
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         self.accelerator.unscale_gradients()
