@@ -19,11 +19,11 @@ pytestmark = pytest.mark.xdist_group("distributed")
 def sharded(tmp_path_factory):
     """What two processes got for each stage."""
     folder = tmp_path_factory.mktemp("sharded")
-    root = str(Path(titok_hf.__file__).parents[1])
-    script = Path(__file__).with_name("sharded_training.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    roots = (Path(titok_hf.__file__).parents[1], Path(__file__).parents[1])
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, folder],
-        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        [*torchrun, "-m", "training.sharded_training", folder],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1"},
         check=True,
         timeout=120,
     )
