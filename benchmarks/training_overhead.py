@@ -136,7 +136,7 @@ def main(images: int, image_size: int, batch_size: int, width: int, depth: int, 
                     report_to="none",
                     disable_tqdm=True,
                 )
-                trainer = TiTokTrainer(make(EMA_DECAY), arguments, dataset, collator, callbacks=[clock])
+                trainer = TiTokTrainer(make(EMA_DECAY), arguments, collator, dataset, callbacks=[clock])
                 trainer.remove_callback(PrinterCallback)
                 trainer.train()
                 trained.append((clock.times[-1] - clock.times[0]) / steps)

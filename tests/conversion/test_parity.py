@@ -367,7 +367,7 @@ class FixedTokenizer(nn.Module):
         self.config = SimpleNamespace(provenance=None)
         self.encoded, self.decoded = encoded, decoded
 
-    def encode(self, *_):
+    def encode(self, *_, **arguments):
         return self.encoded
 
     def decode(self, _latents):
@@ -416,9 +416,9 @@ def masked_token_outputs(case):
     objective = MaskedTokenObjective(
         generator,
         FixedTokenizer(TokenizerEncoderOutput(codes=targets)),
-        SimpleNamespace(add_noise=lambda codes, _progress: codes.masked_fill(masked, 64)),
+        SimpleNamespace(add_noise=lambda codes, _progress, noise: codes.masked_fill(masked, 64)),
     )
-    output = objective.eval()(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
+    output = objective.eval()(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 32, 32))
     return {"masked_token_loss": output.loss, "masked_token_accuracy": output.parts["masked_token_accuracy"]}
 
 

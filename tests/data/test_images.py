@@ -1,6 +1,5 @@
 from collections import Counter
 
-import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
@@ -11,10 +10,7 @@ from titok_hf.data import class_names, load_image_dataset
 from titok_hf.data.digits import load_digits_pixels
 from titok_hf.data.images import load_images, open_dataset
 
-
-@pytest.fixture(autouse=True)
-def caches(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("caches")
 
 
 def draw(color, path):

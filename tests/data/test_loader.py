@@ -127,6 +127,16 @@ def test_every_sample_comes_once_an_epoch(rows, world_size, num_workers):
     assert sorted(pair for pair in pairs if pair[0] < 2) == list(product(range(2), range(N)))
 
 
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 1), (3, 2)])
+def test_every_sample_of_a_stream_from_the_hub_comes_once_an_epoch(hub, world_size, num_workers):
+    images = [{"bytes": encode(number), "path": None} for number in range(N)]
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_dict({"image": images, "label": [0] * N}, features).push_to_hub("user/set", num_shards=3)
+    rows = open_rows("user/set", streaming=True)
+    assert rows.sizes == [8, 8, 7]
+    test_every_sample_comes_once_an_epoch(rows, world_size, num_workers)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_going_on_at_any_batch_is_the_run_left_alone(rows, num_workers):
     arguments = {"rank": 1, "world_size": 2, "num_workers": num_workers, "seed": 7}

@@ -20,10 +20,7 @@ from titok_hf.data.shards import (
     largest_label,
 )
 
-
-@pytest.fixture(autouse=True)
-def caches(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("caches")
 
 
 def write_tar(path, members, **options):
@@ -283,7 +280,7 @@ class TestMembers:
         assert find_labels(shards, "here", "label") == ["cls"]
         assert find_labels(shards, "here", "kind") == ["json", "kind"]
         assert find_labels([Shard(2, labels={"label": [2, 0, 1]})], "here", "label") == ["json", "label"]
-        with pytest.raises(ValueError, match="shards of 'here' hold no labels .* say `label_column=None`"):
+        with pytest.raises(ValueError, match=r"shards of 'here' hold no labels .* say `label_column=None`"):
             find_labels([Shard(3), Shard(0)], "here", "label")
 
     @pytest.mark.parametrize(

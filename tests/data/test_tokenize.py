@@ -1,7 +1,6 @@
 """Images to folders of tokens: what is in them, and that kills, processes and workers change nothing."""
 
 import ctypes
-import io
 import json
 import multiprocessing
 import os
@@ -26,52 +25,10 @@ from titok_hf.data import Augmentation, open_rows, tokenize_to_folder
 from titok_hf.data.tokenize import default_workers
 
 from .distributed_tokenize import MODES, SOURCES
+from .sources import encoded, picture, write_images, write_shards
 
 ROOT = str(Path(titok_hf.__file__).parents[1])
 PROCESSOR = TiTokImageProcessor.from_image_size(32)
-
-
-def picture(number, size=(40, 36)):
-    """A picture that no other number has: bright patches, so that an encoder tells most of them apart."""
-    patches = np.random.default_rng(number).choice(np.array([0, 255], np.uint8), (4, 4, 3))
-    return Image.fromarray(patches).resize(size, Image.Resampling.NEAREST)
-
-
-def encoded(image):
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def write_images(folder, counts, classes=("cat", "dog")):
-    """PNG files, in turn of each class, `{"train": 7, "test": 3}`; returns the pictures by split and key."""
-    pictures, number = {}, 0
-    for split, count in counts.items():
-        pictures[split] = {}
-        for i in range(count):
-            name = classes[i % len(classes)]
-            path = folder / split / name / f"{i:03d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture(number).save(path)
-            pictures[split][f"{split}/{name}/{i:03d}.png"] = picture(number)
-            number += 1
-    return pictures
-
-
-def write_shards(folder, sizes, split="train"):
-    """Tar files with classes 0, 1, 2, 0, …; returns the pictures by key."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    for shard, size in enumerate(sizes):
-        with tarfile.open(folder / f"{split}-{shard:04d}.tar", "w") as archive:
-            for _ in range(size):
-                key = f"{len(pictures):05d}"
-                pictures[key] = picture(len(pictures))
-                for extension, content in (("png", encoded(pictures[key])), ("cls", b"%d" % (len(pictures) % 3))):
-                    member = tarfile.TarInfo(f"{key}.{extension}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-    return pictures
 
 
 @torch.no_grad()

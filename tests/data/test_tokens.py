@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,12 +11,21 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 import titok_hf
-from titok_hf import TiTokModel
-from titok_hf.data import Augmentation, open_rows, push_tokens_to_hub, tokenize_to_folder
+from titok_hf import TiTokImageProcessor, TiTokModel
+from titok_hf.data import (
+    Augmentation,
+    ImageCollator,
+    TrainingLoader,
+    open_rows,
+    push_tokens_to_hub,
+    tokenize_to_folder,
+)
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_dataset
 from titok_hf.data.token_folder import channel_sums
 from titok_hf.data.tokens import latent_statistics
 from titok_hf.hub.cards import GENERATED
+
+from .sources import write_images, write_shards
 
 NUM_ROWS = {"train": 12, "test": 5}
 
@@ -221,3 +231,34 @@ def test_a_folder_of_something_else_is_refused(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match="is no token data set"):
         push_tokens_to_hub(tmp_path / "tokens.partial", "user/nothing")
     assert not hub.repositories
+
+
+@pytest.mark.parametrize("kind", ["images", "shards"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(), Augmentation(horizontal_flip=True), Augmentation("ten", 1.1)],
+    ids=["1", "2", "10"],
+)
+def test_training_sees_in_tokens_what_it_sees_in_images(titok, tmp_path, kind, augmentation):
+    """Batch by batch; the tokens of shards are streamed, too, so that they come in the same order."""
+    titok.save_pretrained(tmp_path / "tokenizer")
+    source = tmp_path / kind
+    if kind == "images":
+        write_images(source, {"train": 11, "test": 2})
+    else:
+        write_shards(source, [3, 5, 0, 1, 4])
+    tokenize_to_folder(
+        str(source), tmp_path / "tokenizer", tmp_path / "tokens", augmentation=augmentation, num_workers=0
+    )
+    collator = ImageCollator(TiTokImageProcessor.from_image_size(32), label_column="label", augmentation=augmentation)
+    arguments = {"batch_size": 4, "seed": 3, "num_draws": 2, "shuffle_buffer": 3, "rank": 1, "world_size": 2}
+    images, tokens = (
+        iter(TrainingLoader(open_rows(str(folder), streaming=kind == "shards"), collator.collate, **arguments))
+        for folder in (source, tmp_path / "tokens")
+    )
+    for image_batch, token_batch in islice(zip(images, tokens, strict=True), 9):
+        with torch.no_grad():
+            codes = torch.cat([titok.encode(image[None]).codes for image in image_batch["pixel_values"]])
+        assert torch.equal(token_batch["codes"], codes)
+        for name in ("class_labels", "draws"):
+            assert torch.equal(token_batch[name], image_batch[name])

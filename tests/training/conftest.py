@@ -1,9 +1,15 @@
 """Tiny objectives of every stage, and trainers for them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import ConvNextConfig, ConvNextForImageClassification, PrinterCallback
 
+import titok_hf
 from titok_hf import MaskGitScheduler, MaskGitVQGANModel, TiTokImageProcessor, TiTokModel
 from titok_hf.data import ImageCollator
 from titok_hf.data.digits import load_digits_dataset
@@ -17,6 +23,17 @@ from titok_hf.training import (
     TiTokTrainingArguments,
     WarmupObjective,
 )
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory):
+    """Folder of what two processes did that ran `distributed_parts.py`; tests that use it are in one xdist group."""
+    root = tmp_path_factory.mktemp("processes")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(titok_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("distributed_parts.py")
+    subprocess.run([*launcher, script, root], env=environment, check=True, timeout=240)
+    return root
 
 
 @pytest.fixture(scope="session")

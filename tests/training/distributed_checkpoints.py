@@ -10,7 +10,7 @@ from titok_hf.data import ImageCollator
 from titok_hf.data.digits import load_digits_dataset
 from titok_hf.data.processes import process_state
 from titok_hf.training import ReconstructionObjective, TiTokTrainer, TiTokTrainingArguments
-from titok_hf.training.checkpoints import last_checkpoint
+from titok_hf.training.checkpoints import last_checkpoint, write_manifest
 
 
 class Trainer(TiTokTrainer):
@@ -26,6 +26,9 @@ class Trainer(TiTokTrainer):
 def main(folder):
     torch.set_num_threads(1)
     rank = process_state().process_index
+    found = folder / str(rank) / f"checkpoint-{10 * (rank + 1)}"  # another one in each process
+    found.mkdir(parents=True)
+    write_manifest(found)
     (folder / f"{rank}.txt").write_text(str(last_checkpoint(folder / str(rank))))
     torch.manual_seed(0)
     config = MaskGitVQGANConfig(

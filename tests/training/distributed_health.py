@@ -1,7 +1,4 @@
-"""Two processes, one of which meets a loss that is not finite; each runs this file."""
-
-import sys
-from pathlib import Path
+"""Two processes, one of which meets a loss that is not finite; part of `distributed_parts.py`."""
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +17,3 @@ def main(folder):
         finiteness.check(9, folder)
     except FloatingPointError as error:
         (folder / f"{rank}.txt").write_text(str(error))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

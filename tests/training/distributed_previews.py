@@ -1,8 +1,6 @@
-"""Previews in a training of two processes, each of which runs this file."""
+"""Previews in a training of two processes; part of `distributed_parts.py`."""
 
 import json
-import sys
-from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -54,7 +52,3 @@ def main(folder):
     counts = gather_object([len(drawn)])
     if trainer.is_world_process_zero():
         (folder / "drawn.json").write_text(json.dumps(counts))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

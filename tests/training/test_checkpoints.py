@@ -258,16 +258,14 @@ def test_killed_at_twenty_moments_a_run_ends_with_the_same_weights(tmp_path):
 
 @pytest.mark.xdist_group("distributed")
 class TestTwoProcesses:
-    def test_they_go_on_from_the_same_checkpoint(self, tmp_path):
+    def test_they_go_on_from_the_same_checkpoint(self, two_processes):
         """The main process finds another newest checkpoint than the other one."""
-        for rank, step in enumerate((10, 20)):
-            make_checkpoint(tmp_path / str(rank), step)
-        run_script("distributed_checkpoints.py", tmp_path, num_processes=2)
-        found = {(tmp_path / f"{rank}.txt").read_text() for rank in range(2)}
-        assert found == {str(tmp_path / "0" / "checkpoint-10")}
-        sizes = json.loads((tmp_path / "trainer" / "checkpoint-4" / MANIFEST).read_text())
+        folder = two_processes / "distributed_checkpoints"
+        found = {(folder / f"{rank}.txt").read_text() for rank in range(2)}
+        assert found == {str(folder / "0" / "checkpoint-10")}
+        sizes = json.loads((folder / "trainer" / "checkpoint-4" / MANIFEST).read_text())
         assert {"rng_state_0.pth", "rng_state_1.pth"} < sizes.keys()
-        assert names(tmp_path / "trainer") == {"checkpoint-4"}
+        assert names(folder / "trainer") == {"checkpoint-4"}
 
     def test_a_full_disk_ends_both(self, tmp_path):
         result = run_script("distributed_checkpoints.py", tmp_path, "full", num_processes=2, check=False)

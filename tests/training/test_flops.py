@@ -1,8 +1,9 @@
 import copy
 import math
 import re
-import subprocess
+import runpy
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -228,7 +229,8 @@ class TestTable:
         assert (A100_FLOPS, UTILIZATION) == (312e12, 0.4)
         assert float(hours.replace(",", "")) == math.floor(flops * 256e6 / 124.8e12 / 3600 + 0.5)
 
-    def test_the_module_prints_a_table(self):
-        command = [sys.executable, "-m", "titok_hf.training.flops", "titok-s-128"]
-        printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-        assert printed == flops_table(["titok-s-128"])
+    def test_the_module_prints_a_table(self, capsys, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["flops", "titok-s-128"])
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of a module that is imported already
+            runpy.run_module("titok_hf.training.flops", run_name="__main__")
+        assert capsys.readouterr().out == flops_table(["titok-s-128"])

@@ -61,6 +61,16 @@ def test_adaptive_weight_is_the_ratio_of_the_gradients_norms(pull, expected):
     assert not weight.requires_grad and layer.grad is None
 
 
+def test_adaptive_weight_in_half_precision_is_that_of_full_precision():
+    """The gradient of a mean over 32 images of 256 pixels is 1.6e-7 a pixel, and float16 ends at 6e-8."""
+    layer, images = torch.full((3,), 0.1, requires_grad=True), torch.rand(4096, 3)
+    weights = {}
+    for dtype in (torch.float32, torch.float16):
+        made = (images.to(dtype) * layer.to(dtype) * 0.1).float()
+        weights[dtype] = float(adaptive_weight(made.sum() * 1.6e-7, made.square().sum() * 1.6e-4, layer))
+    assert weights[torch.float16] == pytest.approx(weights[torch.float32], rel=0.01)
+
+
 def test_the_mean_over_one_process_is_the_tensor_itself():
     values = torch.randn(3, requires_grad=True)
     assert mean_over_processes(values) is values

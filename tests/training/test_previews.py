@@ -1,18 +1,13 @@
 import functools
 import json
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import titok_hf
 from titok_hf import MaskGitScheduler, TiTokModel, TiTokPipeline
 from titok_hf.training.previews import Previews, reconstruction_preview, sample_preview
 
@@ -161,17 +156,11 @@ class TestTraining:
         assert min(rates[1:]) > 4 / 0.9
 
     @pytest.mark.xdist_group("distributed")
-    def test_the_main_process_draws(self, tmp_path):
-        script = Path(__file__).with_name("distributed_previews.py")
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, tmp_path],
-            env=os.environ | {"PYTHONPATH": str(Path(titok_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-            check=True,
-            timeout=240,
-        )
-        assert json.loads((tmp_path / "drawn.json").read_text()) == [3, 0]
-        assert len(list((tmp_path / "previews").iterdir())) == 3
-        states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    def test_the_main_process_draws(self, two_processes):
+        folder = two_processes / "distributed_previews"
+        assert json.loads((folder / "drawn.json").read_text()) == [3, 0]
+        assert len(list((folder / "previews").iterdir())) == 3
+        states = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
         assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 

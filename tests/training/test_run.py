@@ -460,14 +460,6 @@ class TestGlobalBatch:
         assert stages.started == []
 
 
-def test_an_argument_that_is_not_valid_is_said_before_anything_trains(dataset, tmp_path):
-    stages = Stages()
-    wrong = run(dataset, tmp_path / "run", [stages], ["stages.generator.training.lr_scheduler_type=cosinus"])
-    with pytest.raises(ValueError, match="cosinus"):
-        wrong.train()
-    assert stages.started == []
-
-
 @pytest.fixture(scope="module")
 def tokens(finished, dataset):
     """The digits as codes of the finished run's tokenizer."""
@@ -487,6 +479,14 @@ class TestRows:
         recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
         RecipeRun(recipe, IndexedRows(tokens), tmp_path / "run").train()
         assert_same_weights(tmp_path / "run" / "pipeline", finished[0] / "pipeline")
+
+    @pytest.mark.parametrize("codes", [[0, 1, 2], [0, 1, 2, 16]], ids=["fewer", "others"])
+    def test_codes_of_another_tokenizer_are_refused(self, finished, tokens, tmp_path, codes):
+        rows = {"codes": [codes] * len(tokens), "label": tokens["label"]}
+        others = Dataset.from_dict(rows).cast_column("label", tokens.features["label"])
+        recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
+        with pytest.raises(ValueError, match="the tokenizer 4 tokens of 16 codes: tokenize the images with it"):
+            RecipeRun(recipe, IndexedRows(others), tmp_path / "run").train()
 
     def test_codes_train_nothing_else(self, tokens, tmp_path):
         recipe_run = RecipeRun(some_stages("vqgan", "warmup"), IndexedRows(tokens), tmp_path / "run")

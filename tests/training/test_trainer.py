@@ -343,6 +343,20 @@ class TestResuming:
         whole, again = resumed("generator", 3, 5, trainer={"dataloader_num_workers": 2})
         assert differing(whole.model.state_dict(), again.model.state_dict()) == []
 
+    def test_with_another_learning_rate_it_goes_on_at_that(self, make, make_trainer, tmp_path):
+        """Also weight decay and betas are what they are now; the schedule is where it was."""
+        options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "linear"}
+        make_trainer(make("decoder_finetuning"), **options).train()
+        changes = {"learning_rate": 5e-4, "discriminator_learning_rate": 2e-4, "adam_beta2": 0.9, "weight_decay": 0.3}
+        again = make_trainer(make("decoder_finetuning"), **options, **changes)
+        again.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-4"))
+        for entry in steps_of(again)[4:]:
+            share = 1 - (entry["step"] - 1) / 8
+            assert entry["learning_rate"] == pytest.approx(5e-4 * share)
+            assert entry["learning_rate_discriminator"] == pytest.approx(2e-4 * share)
+        assert {group["betas"] for group in again.optimizer.param_groups} == {(0.9, 0.9)}
+        assert {group["weight_decay"] for group in again.optimizer.param_groups} == {0.0, 0.3}
+
     def test_random_changes_of_the_images_go_on_bit_by_bit(self, resumed):
         augmentation = Augmentation(horizontal_flip=True, rotation=10, translation=0.1)
         whole, again = resumed("vqgan", 4, augmentation=augmentation)

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+import tarfile
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from titok_hf import MaskGitModel, MaskGitVQGANModel, TiTokImageProcessor, TiTokModel
-from titok_hf.data import TrainingLoader
+from titok_hf.data import TrainingLoader, open_rows
 from titok_hf.training import TiTokTrainingArguments
 
 
@@ -129,6 +131,25 @@ class TestUnreadable:
         )
         trainer.train()
         assert steps_of(trainer)[-1]["unreadable_images"] == 2
+
+    def test_damaged_shards_are_listed_too(self, make_objective, make_trainer, digits, tmp_path):
+        for number in range(2):
+            with tarfile.open(tmp_path / f"{number}.tar", "w") as shard:
+                for i, row in enumerate(digits):
+                    file = io.BytesIO()
+                    row["image"].save(file, "PNG")
+                    member = tarfile.TarInfo(f"{i:02}.png")
+                    member.size = file.tell()
+                    file.seek(0)
+                    shard.addfile(member, file)
+        size = (tmp_path / "1.tar").stat().st_size
+        os.truncate(tmp_path / "1.tar", size // 2)
+        rows = open_rows(str(tmp_path / "{0..1}.tar"), label_column=None)
+        trainer = make_trainer(make_objective("vqgan"), train_dataset=rows, max_steps=2, max_unreadable=0.1)
+        trainer.train()
+        assert [entry["unreadable_images"] for entry in steps_of(trainer)] == [1, 1]
+        [listed] = map(json.loads, (tmp_path / "trainer" / "unreadable.jsonl").read_text().splitlines())
+        assert listed["key"].endswith("1.tar") and "truncated" in listed["reason"]
 
     @pytest.mark.parametrize("share", [-0.1, 1.1])
     def test_the_share_is_one(self, tmp_path, share):

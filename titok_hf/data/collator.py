@@ -64,10 +64,10 @@ class ImageCollator:
             codes = samples[0].row.codes
             copies = len(codes) if codes.ndim == 2 else 1
             if copies != self.augmentation.variants:
+                variants = self.augmentation.variants or "ever new"
                 raise ValueError(
-                    f"The data set has tokens of {copies} copies of each image, where the augmentation makes "
-                    f"{self.augmentation.variants or 'ever new ones'}: tokenize with the same augmentation, or change "
-                    f"{self.augmentation}."
+                    f"The augmentation makes {variants} variants of each image, the tokens are of {copies}: tokenize "
+                    "with the same augmentation, or train with that of the tokens."
                 )
             batch = {"codes": torch.from_numpy(np.stack([choose_codes(sample) for sample in samples]))}
         else:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset_builder
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.parquet.parquet import Parquet
@@ -252,15 +251,15 @@ def check_labels(dataset: Dataset, label_column: str) -> int:
     Raises:
         ValueError: If a row has none; many data sets on the Hub say so by -1.
     """
-    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
-    lacking = pc.sum(pc.fill_null(pc.less(labels, 0), True)).as_py()
+    labels = dataset[label_column][:]
+    lacking = sum(label is None or label < 0 for label in labels)
     if lacking:
         split = f" of the split {str(dataset.split)!r}" if dataset.split else ""
         raise ValueError(
             f"Every sample must have a label of 0 or more in {label_column!r}; {lacking} of the {len(dataset)} samples"
             f"{split} have none: leave them out, or say `label_column=None` if labels are not wanted."
         )
-    return pc.max(labels).as_py() if len(labels) else -1
+    return max(labels, default=-1)
 
 
 def checked_label(label: int | None, key: str) -> int:

@@ -44,6 +44,7 @@ from .previews import Previews, first_images, reconstruction_preview, sample_pre
 from .recipe import Recipe
 from .stages import (
     Classifier,
+    check_codes,
     classifier_objective,
     decoder_finetuning_objective,
     generator_objective,
@@ -131,9 +132,9 @@ class RecipeRun:
             self.write_record({"seed": seed, "data": data_name, **recipe.to_dict()})
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Writes `recipe.yaml`, if the folder is new or what may change has changed."""
+        """Writes `recipe.yaml`, if nothing has been trained yet, or nothing but what may change has changed."""
         path = self.output_dir / "recipe.yaml"
-        earlier = yaml.safe_load(path.read_text()) if path.exists() else None
+        earlier = yaml.safe_load(path.read_text()) if path.exists() and self.work_dir.exists() else None
         if earlier == record:
             return
         if earlier is not None:
@@ -141,7 +142,7 @@ class RecipeRun:
                 raise ValueError(
                     f"{self.output_dir} holds a run of another recipe or seed, or on other data (see {path.name}); "
                     f"only {' and '.join(CHANGEABLE)} of a stage that is not finished may change: choose another "
-                    "folder, or delete that one."
+                    "folder, or delete this one."
                 )
             logger.warning("%s goes on with changes of its recipe.", self.output_dir)
         if process_state().is_main_process:
@@ -159,7 +160,7 @@ class RecipeRun:
         return record | {"stages": stages}
 
     def train(self) -> PreTrainedModel | TiTokPipeline:
-        """Runs the stages of the recipe, the classifier only if a perceptual loss or nothing else needs it.
+        """Runs the stages of the recipe, the classifier only if a perceptual loss needs it or it is the only one.
 
         Returns:
             The result of the last stage: the pipeline, if there is a generator.
@@ -227,6 +228,8 @@ class RecipeRun:
             for stage, objective in recipe_objectives(self.recipe, self.blank, self.rows.class_names or ()):
                 if stage == "generator":
                     self.pipeline(objective.tokenizer, objective.model)
+                    if self.rows.holds_codes:
+                        check_codes(next(self.rows.read(0, 1)).codes, objective.tokenizer.config)
 
     def vqgan(self) -> MaskGitVQGANModel:
         """Stage `vqgan`: the 2D tokenizer of the proxy codes."""

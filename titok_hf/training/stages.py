@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import AutoConfig, AutoModel, ConvNextConfig, ConvNextForImageClassification, PreTrainedModel
 
 from ..modeling.lpips import LPIPS
@@ -190,4 +191,13 @@ def check_tokenizer(tokenizer: TiTokModel) -> None:
         raise ValueError(
             "The generator needs a tokenizer with codes that decode to pixels: `quantizer='vq'` and a head other than "
             f"'proxy_codes', got {quantizer!r} and {head!r}."
+        )
+
+
+def check_codes(codes: np.ndarray, config: TiTokConfig) -> None:
+    """Raises `ValueError` unless codes `(N,)` or `(copies, N)` of a data set may be those of a tokenizer."""
+    if codes.shape[-1] != config.num_tokens or codes.max() >= config.codebook_size:
+        raise ValueError(
+            f"The data set has {codes.shape[-1]} tokens an image and codes up to {codes.max()}, the tokenizer "
+            f"{config.num_tokens} tokens of {config.codebook_size} codes: tokenize the images with it."
         )

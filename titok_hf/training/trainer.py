@@ -129,9 +129,10 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
     Args:
         model: The objective.
         args: `TiTokTrainingArguments`.
-        train_dataset: A data set with the collator's columns, or rows of `titok_hf.data.open_rows`.
         data_collator: Makes batches, with its random changes of the images; they are the arguments of the objective's
             `forward`.
+        train_dataset: A data set with the collator's columns, or rows of `titok_hf.data.open_rows`; not needed to
+            evaluate.
         kwargs: Those of `transformers.Trainer`. `compute_metrics` measures reconstructions, see
             `titok_hf.evaluation.ReconstructionMetrics`.
 
@@ -146,8 +147,8 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         self,
         model: Objective,
         args: TiTokTrainingArguments,
-        train_dataset: Dataset | IndexedRows | ShardedRows,
         data_collator: ImageCollator,
+        train_dataset: Dataset | IndexedRows | ShardedRows | None = None,
         **kwargs: Any,
     ):
         if kwargs.get("compute_metrics") is not None and not isinstance(model, ReconstructionObjective):
@@ -159,7 +160,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         if isinstance(train_dataset, Dataset):
             self.rows = IndexedRows(train_dataset, data_collator.image_column, data_collator.label_column)
         self.global_batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if args.max_steps <= 0:
+        if args.max_steps <= 0 and self.rows is not None:
             args.max_steps = math.ceil(args.num_train_epochs * len(self.rows) / self.global_batch_size)
         args.ignore_data_skip = True  # the loader starts where the run is
         if args.torch_compile:
