@@ -12,7 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ from titok_hf.training import (
 )
 
 EMA_DECAY = 0.999
+STAGES = ("vqgan", "warmup", "decoder_finetuning", "single_stage", "generator")
 
 
 def make_objectives(image_size: int, width: int, depth: int) -> dict[str, Callable[[float], Objective]]:
@@ -106,7 +107,16 @@ class Clock(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def main(images: int, image_size: int, batch_size: int, width: int, depth: int, steps: int, rounds: int) -> None:
+def main(
+    images: int,
+    image_size: int,
+    batch_size: int,
+    width: int,
+    depth: int,
+    steps: int,
+    rounds: int,
+    stages: Sequence[str] = STAGES,
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
         for index in range(images):
@@ -116,7 +126,9 @@ def main(images: int, image_size: int, batch_size: int, width: int, depth: int, 
             Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(path)
         dataset = load_dataset("imagefolder", data_dir=f"{folder}/data", cache_dir=f"{folder}/cache")["train"]
         processor = TiTokImageProcessor.from_image_size(image_size)
-        for stage, make in make_objectives(image_size, width, depth).items():
+        objectives = make_objectives(image_size, width, depth)
+        for stage in stages:
+            make = objectives[stage]
             collator = ImageCollator(
                 processor,
                 label_column="label" if stage == "generator" else None,
@@ -129,6 +141,7 @@ def main(images: int, image_size: int, batch_size: int, width: int, depth: int, 
                     output_dir=f"{folder}/{stage}-{number}",
                     use_cpu=not torch.accelerator.is_available(),
                     max_steps=steps + 1,
+                    learning_rate=1e-4,
                     per_device_train_batch_size=batch_size,
                     dataloader_num_workers=1,
                     logging_steps=max(1, steps // 2),
@@ -160,4 +173,5 @@ if __name__ == "__main__":
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     main(**vars(parser.parse_args()))

@@ -481,11 +481,11 @@ from titok_hf.data import rows, shards
 from titok_hf.data.processes import process_state
 
 def inspect(path):
-    print("inspected by", process_state().process_index, flush=True)
+    print(f"inspected by {process_state().process_index}\\n", end="", flush=True)  # in one piece, of many threads
     return shards.inspect_tar(path)
 
 rows.inspect_tar = inspect
-print("sizes", rows.open_rows(sys.argv[1]).sizes, flush=True)
+print(f"sizes {rows.open_rows(sys.argv[1]).sizes}\\n", end="", flush=True)
 """
 
 
