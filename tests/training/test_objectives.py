@@ -484,3 +484,18 @@ class TestCodebook:
         assert objective(pixel_values).parts.keys() == {"proxy_code_loss", "proxy_code_accuracy", "quantizer_loss"}
         objective.after_optimizer_step(1)
         assert objective.statistics() == {}
+
+
+def test_mixed_precision_leaves_the_codes(make_objective):
+    """Images give what their codes give, though the tokenizer would choose some others in bfloat16."""
+    objective = make_objective("generator").eval()
+    pixel_values, labels = torch.rand(256, 3, 32, 32), torch.zeros(256, dtype=torch.long)
+    codes = objective.tokenizer.encode(pixel_values).codes
+    draws = torch.rand(len(codes), objective.num_draws)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(objective.tokenizer.encode(pixel_values).codes, codes)
+        of_images, of_codes = (
+            objective(labels, draws=draws, **batch).loss
+            for batch in ({"pixel_values": pixel_values}, {"codes": codes})
+        )
+    assert torch.equal(of_images, of_codes)

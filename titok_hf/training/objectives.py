@@ -329,8 +329,8 @@ class MaskedTokenObjective(Objective):
 
         Of a sample's draws, one says how many tokens are masked, N which, and one whether its label is dropped.
         """
-        if codes is None:
-            with torch.no_grad():
+        if codes is None:  # in the tokenizer's own precision, as a data set of tokens is made
+            with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
                 codes = self.tokenizer.encode(pixel_values).codes  # (B, N)
         if draws is None:
             draws = torch.rand(len(codes), self.num_draws, device=codes.device)

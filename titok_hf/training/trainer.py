@@ -170,11 +170,11 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
             # or accelerate would compile the objective as a whole, which the adversarial losses do not allow
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
         super().__init__(model, args, train_dataset=self.rows, data_collator=data_collator, **kwargs)
-        self.unreadable = dict(self.rows.damaged) if isinstance(self.rows, ShardedRows) else {}
+        self.unreadable: dict[str, str] = {}
         self.unreadable_file = Path(args.output_dir) / "unreadable.jsonl"
         if self.unreadable_file.exists():  # of an earlier go
             lines = map(json.loads, self.unreadable_file.read_text().splitlines())
-            self.unreadable |= {line["key"]: line["reason"] for line in lines}
+            self.unreadable = {line["key"]: line["reason"] for line in lines}
         self.throughput = Throughput(self.accelerator)
         self.finiteness = Finiteness(self.accelerator)
         for callback in (Steps(self), self.throughput, HealthWarnings()):
