@@ -9,6 +9,7 @@ The random numbers that a sample needs, such as those that mask its tokens, come
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -330,7 +331,9 @@ class MaskedTokenObjective(Objective):
         Of a sample's draws, one says how many tokens are masked, N which, and one whether its label is dropped.
         """
         if codes is None:  # in the tokenizer's own precision, as a data set of tokens is made
-            with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
+            device = pixel_values.device.type  # "meta" has no autocast
+            mixed = torch.amp.is_autocast_available(device)
+            with torch.no_grad(), torch.autocast(device, enabled=False) if mixed else nullcontext():
                 codes = self.tokenizer.encode(pixel_values).codes  # (B, N)
         if draws is None:
             draws = torch.rand(len(codes), self.num_draws, device=codes.device)
