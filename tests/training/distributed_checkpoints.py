@@ -4,12 +4,10 @@ import sys
 from pathlib import Path
 
 import torch
+from tiny_training import tiny_arguments, tiny_data, tiny_vqgan
 
-from titok_hf import MaskGitVQGANConfig, MaskGitVQGANModel, TiTokImageProcessor
-from titok_hf.data import ImageCollator
-from titok_hf.data.digits import load_digits_dataset
 from titok_hf.data.processes import process_state
-from titok_hf.training import ReconstructionObjective, TiTokTrainer, TiTokTrainingArguments
+from titok_hf.training import ReconstructionObjective, TiTokTrainer
 from titok_hf.training.checkpoints import last_checkpoint, write_manifest
 
 
@@ -31,30 +29,10 @@ def main(folder):
     write_manifest(found)
     (folder / f"{rank}.txt").write_text(str(last_checkpoint(folder / str(rank))))
     torch.manual_seed(0)
-    config = MaskGitVQGANConfig(
-        image_size=32,
-        hidden_channels=4,
-        channel_multipliers=(1, 1, 1),
-        num_res_blocks=1,
-        norm_num_groups=2,
-        latent_channels=4,
-        codebook_size=16,
-    )
     Trainer(
-        ReconstructionObjective(MaskGitVQGANModel(config)),
-        TiTokTrainingArguments(
-            output_dir=str(folder / "trainer"),
-            max_steps=4,
-            save_steps=2,
-            save_total_limit=1,
-            per_device_train_batch_size=2,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        ),
-        train_dataset=load_digits_dataset()["train"].select(range(18)),
-        data_collator=ImageCollator(TiTokImageProcessor.from_image_size(32)),
+        ReconstructionObjective(tiny_vqgan()),
+        tiny_arguments(folder / "trainer", max_steps=4, save_steps=2, save_total_limit=1),
+        **tiny_data(),
     ).train()
 
 

@@ -4,41 +4,20 @@ import json
 
 import torch
 from accelerate.utils import gather_object
+from tiny_training import tiny_arguments, tiny_data, tiny_vqgan
 
-from titok_hf import MaskGitVQGANConfig, MaskGitVQGANModel, TiTokImageProcessor
-from titok_hf.data import ImageCollator
-from titok_hf.data.digits import load_digits_dataset
-from titok_hf.training import ReconstructionObjective, TiTokTrainer, TiTokTrainingArguments
+from titok_hf.training import ReconstructionObjective, TiTokTrainer
 from titok_hf.training.previews import Previews, reconstruction_preview
 
 
 def main(folder):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = MaskGitVQGANConfig(
-        image_size=32,
-        hidden_channels=4,
-        channel_multipliers=(1, 1, 1),
-        num_res_blocks=1,
-        norm_num_groups=2,
-        latent_channels=4,
-        codebook_size=16,
-    )
-    objective = ReconstructionObjective(MaskGitVQGANModel(config), ema_decay=0.9)
+    objective = ReconstructionObjective(tiny_vqgan(), ema_decay=0.9)
     trainer = TiTokTrainer(
         objective,
-        TiTokTrainingArguments(
-            output_dir=str(folder / "trainer"),
-            max_steps=3,
-            save_strategy="no",
-            per_device_train_batch_size=2,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        ),
-        train_dataset=load_digits_dataset()["train"].select(range(18)),
-        data_collator=ImageCollator(TiTokImageProcessor.from_image_size(32)),
+        tiny_arguments(folder / "trainer", max_steps=3, save_strategy="no"),
+        **tiny_data(),
     )
     drawn = []
 

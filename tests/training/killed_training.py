@@ -11,12 +11,10 @@ import warnings
 from pathlib import Path
 
 import torch
+from tiny_training import tiny_arguments, tiny_data, tiny_vqgan
 from transformers import PrinterCallback
 
-from titok_hf import MaskGitVQGANConfig, MaskGitVQGANModel, TiTokImageProcessor
-from titok_hf.data import ImageCollator
-from titok_hf.data.digits import load_digits_dataset
-from titok_hf.training import PatchDiscriminator, ReconstructionObjective, TiTokTrainer, TiTokTrainingArguments
+from titok_hf.training import PatchDiscriminator, ReconstructionObjective, TiTokTrainer
 from titok_hf.training.checkpoints import MANIFEST, checkpoints, damage, last_checkpoint
 from titok_hf.training.throughput import matmul_flops
 
@@ -25,21 +23,11 @@ SAVE_STEPS = 2
 KILLS = 20
 
 
-def train(folder, dataset, **arguments):
+def train(folder, data, **arguments):
     """Trains from the newest whole checkpoint to the last step; all random parts of a stage are in it."""
     torch.manual_seed(0)
     objective = ReconstructionObjective(
-        MaskGitVQGANModel(
-            MaskGitVQGANConfig(
-                image_size=32,
-                hidden_channels=4,
-                channel_multipliers=(1, 1, 1),
-                num_res_blocks=1,
-                norm_num_groups=2,
-                latent_channels=4,
-                codebook_size=16,
-            )
-        ),
+        tiny_vqgan(),
         discriminator=PatchDiscriminator(hidden_channels=4, num_stages=1),
         adversarial_weight=0.1,
         lecam_weight=0.01,
@@ -47,34 +35,22 @@ def train(folder, dataset, **arguments):
     )
     trainer = TiTokTrainer(
         objective,
-        TiTokTrainingArguments(
-            output_dir=str(folder),
-            max_steps=MAX_STEPS,
-            save_steps=SAVE_STEPS,
-            save_total_limit=1,
-            per_device_train_batch_size=2,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            **arguments,
-        ),
-        train_dataset=dataset,
-        data_collator=ImageCollator(TiTokImageProcessor.from_image_size(32)),
+        tiny_arguments(folder, max_steps=MAX_STEPS, save_steps=SAVE_STEPS, save_total_limit=1, **arguments),
+        **data,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     torch.save(objective.state_dict(), folder / "result.pt")
 
 
-def start(folder, dataset, **arguments):
+def start(folder, data, **arguments):
     """The process that trains."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads: they are idle
         process = os.fork()
     if process == 0:
         try:
-            train(folder, dataset, **arguments)
+            train(folder, data, **arguments)
             os._exit(0)
         finally:
             os._exit(1)
@@ -118,14 +94,14 @@ def main(folder):
     matmul_flops(torch.device("cpu"), torch.float32)  # each process would measure it
     gc.freeze()  # nor need each process go through all that has been imported
     generator = random.Random(0)
-    dataset = load_digits_dataset()["train"].select(range(18))
+    data = tiny_data()
     alone, killed = folder / "alone", folder / "killed"
     alone.mkdir()
     killed.mkdir()
-    assert os.waitpid(start(alone, dataset, save_strategy="no"), 0)[1] == 0
+    assert os.waitpid(start(alone, data, save_strategy="no"), 0)[1] == 0
     moments = []
     for kill in range(KILLS):
-        process = start(killed, dataset)
+        process = start(killed, data)
         if kill % 2:
             wait_at_random(process, killed, generator)
         else:
@@ -134,7 +110,7 @@ def main(folder):
         status = os.waitpid(process, 0)[1]
         whole = {step: damage(path) is None for step, path in checkpoints(killed).items()}
         moments.append({"status": status, "whole": whole})
-    assert os.waitpid(start(killed, dataset), 0)[1] == 0
+    assert os.waitpid(start(killed, data), 0)[1] == 0
     (folder / "moments.json").write_text(json.dumps(moments))
 
 

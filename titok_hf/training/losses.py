@@ -1,10 +1,19 @@
-"""Adversarial losses, and means over all processes."""
+"""Adversarial losses, means over all processes, and full precision for what needs it."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import distributed
 from torch.nn import functional as F
 
 GRADIENT_SCALE = 2.0**12  # a power of 2, so that it changes no bit where nothing underflows
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """A context without autocast on a device; the device "meta" has none."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ The random numbers that a sample needs, such as those that mask its tokens, come
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from ..modeling.titok import TiTokModel
 from ..pipelines.scheduling_maskgit import MaskGitScheduler
 from .codebook import CodebookRevival
 from .discriminator import PatchDiscriminator
-from .losses import adaptive_weight, hinge_discriminator_loss, lecam_loss, mean_over_processes
+from .losses import adaptive_weight, full_precision, hinge_discriminator_loss, lecam_loss, mean_over_processes
 from .perceptual import PerceptualLoss
 
 
@@ -331,9 +330,7 @@ class MaskedTokenObjective(Objective):
         Of a sample's draws, one says how many tokens are masked, N which, and one whether its label is dropped.
         """
         if codes is None:  # in the tokenizer's own precision, as a data set of tokens is made
-            device = pixel_values.device.type  # "meta" has no autocast
-            mixed = torch.amp.is_autocast_available(device)
-            with torch.no_grad(), torch.autocast(device, enabled=False) if mixed else nullcontext():
+            with torch.no_grad(), full_precision(pixel_values.device):
                 codes = self.tokenizer.encode(pixel_values).codes  # (B, N)
         if draws is None:
             draws = torch.rand(len(codes), self.num_draws, device=codes.device)

@@ -1,7 +1,6 @@
 """The perceptual loss: distance of two images in the eyes of networks trained to see."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..modeling.lpips import LPIPS
+from .losses import full_precision
 
 
 class PerceptualLoss(nn.Module):
@@ -80,9 +80,7 @@ class PerceptualLoss(nn.Module):
 
         The gradient goes to the reconstruction alone.
         """
-        device = reconstruction.device.type
-        available = torch.amp.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if available else nullcontext():
+        with full_precision(reconstruction.device):
             reconstruction, pixel_values = reconstruction.float(), pixel_values.detach().float()
             loss = reconstruction.new_zeros(())
             if self.classifier is not None:
