@@ -23,7 +23,8 @@ class TestPatchTokens:
         assert output.codes.shape == (3, number)
         assert output.reconstruction.shape == (3, 3, 32, 32)
         decoded = titok.decode_codes(output.codes)
-        torch.testing.assert_close(decoded.reconstruction, output.reconstruction)
+        atol = 1e-5 * float(output.reconstruction.detach().abs().max())
+        torch.testing.assert_close(decoded.reconstruction, output.reconstruction, atol=atol, rtol=0)
 
     def test_all_but_the_latent_tokens_is_the_same(self, make_patch_titok, make_titok_config):
         shapes = {name: tensor.shape for name, tensor in make_patch_titok().state_dict().items()}
