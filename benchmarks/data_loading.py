@@ -3,11 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/data_loading.py
     OMP_NUM_THREADS=1 python benchmarks/data_loading.py --quick
 
-writes JPEG files to a temporary folder, as single files and as tar shards: windows of scikit-learn's two photographs,
-of 256x256 and of 500x375 pixels, which is about ImageNet's size. All loaders make batches of 32 images of 256x256 with
-TiTok's image processor. The plain one shuffles, decodes with PIL and calls the processor on each image. Printed are
-the medians of three rounds, in which the loaders take turns; a round begins behind the first batch. Then follow the
-parts of one batch without workers, for 32x32 pixels, too. `--quick` takes few images of 256x256, and one round.
+writes JPEG files to a temporary folder, as single files and as tar shards: windows of
+scikit-learn's two photographs, of 256x256 and of 500x375 pixels, which is about ImageNet's size.
+All loaders make batches of 32 images of 256x256 with TiTok's image processor. The plain one
+shuffles, decodes with PIL and calls the processor on each image. Printed are the medians of three
+rounds, in which the loaders take turns; a round begins behind the first batch. Then follow the
+parts of one batch without workers, for 32x32 pixels, too. `--quick` takes few images of 256x256,
+and one round.
 """
 
 import sys
@@ -78,7 +80,9 @@ def images_per_second(loader: Iterable, num_batches: int) -> float:
     return num_batches * BATCH_SIZE / (time.perf_counter() - start)
 
 
-def compare(folder: Path, name: str, num_batches: int, num_rounds: int, workers: tuple[int, ...]) -> None:
+def compare(
+    folder: Path, name: str, num_batches: int, num_rounds: int, workers: tuple[int, ...]
+) -> None:
     """Prints the speed of all loaders on a folder of images."""
     processor = TiTokImageProcessor.from_image_size(256)
     collate = ImageCollator(processor).collate
@@ -87,18 +91,27 @@ def compare(folder: Path, name: str, num_batches: int, num_rounds: int, workers:
     sharded = open_rows(str(folder / "tars" / "*.tar"), label_column=None)
     for num_workers in workers:
         loaders: dict[str, Callable[[], Iterable]] = {
-            "plain": lambda k=num_workers: DataLoader(plain, BATCH_SIZE, shuffle=True, num_workers=k),
-            "indexed": lambda k=num_workers: TrainingLoader(indexed, collate, BATCH_SIZE, num_workers=k),
-            "tar shards": lambda k=num_workers: TrainingLoader(sharded, collate, BATCH_SIZE, num_workers=k),
+            "plain": lambda k=num_workers: DataLoader(
+                plain, BATCH_SIZE, shuffle=True, num_workers=k
+            ),
+            "indexed": lambda k=num_workers: TrainingLoader(
+                indexed, collate, BATCH_SIZE, num_workers=k
+            ),
+            "tar shards": lambda k=num_workers: TrainingLoader(
+                sharded, collate, BATCH_SIZE, num_workers=k
+            ),
         }
         speeds: dict[str, list[float]] = {loader: [] for loader in loaders}
         for _ in range(num_rounds):
             for loader, make in loaders.items():
                 speeds[loader].append(images_per_second(make(), num_batches))
         for loader, values in speeds.items():
-            ratio = median(mine / theirs for mine, theirs in zip(values, speeds["plain"], strict=True))
+            ratio = median(
+                mine / theirs for mine, theirs in zip(values, speeds["plain"], strict=True)
+            )
             print(
-                f"{name}, {num_workers} workers, {loader}: {median(values):.0f} images/s, {ratio:.2f} of plain",
+                f"{name}, {num_workers} workers, {loader}: {median(values):.0f} images/s, "
+                f"{ratio:.2f} of plain",
                 flush=True,
             )
 
@@ -122,7 +135,10 @@ def parts(folder: Path, name: str, image_size: int, num_rounds: int) -> None:
         for part, values in enumerate(seconds.values()):
             values.append(marks[part + 1] - marks[part])
     times = ", ".join(f"{part} {1000 * median(values):.1f} ms" for part, values in seconds.items())
-    print(f"{name} to {image_size}x{image_size}, a batch of {BATCH_SIZE} without workers: {times}", flush=True)
+    print(
+        f"{name} to {image_size}x{image_size}, a batch of {BATCH_SIZE} without workers: {times}",
+        flush=True,
+    )
 
 
 def main(quick: bool = False) -> None:
@@ -131,7 +147,9 @@ def main(quick: bool = False) -> None:
     num_rounds, num_batches = (1, 2) if quick else (3, 20)
     count = BATCH_SIZE * (num_batches + 1) + 28
     with TemporaryDirectory() as temporary:
-        for width, height, image_size in ((256, 256, 256), (500, 375, 256), (32, 32, 32))[: 1 if quick else 3]:
+        for width, height, image_size in ((256, 256, 256), (500, 375, 256), (32, 32, 32))[
+            : 1 if quick else 3
+        ]:
             folder, name = Path(temporary) / str(width), f"{width}x{height}"
             write_images(folder, width, height, count)
             if width > 32:

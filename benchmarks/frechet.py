@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/frechet.py
     python benchmarks/frechet.py 10000 768
 
-takes 50,000 rows of 2048 features and three rounds of both routes in turn unless told otherwise, and prints the median
-seconds, the median ratio of a round and how far the results differ: with mean and covariance stored on one side, as
-FID is usually measured, on both, and on neither. The classical route is `np.cov` and `scipy.linalg.sqrtm` of the
-product of the covariances, as in ADM's evaluator and pytorch-fid. The features are Gaussian in float32. Variances fall
-with their rank to the power 1.2, from 1 to 1e-4; the sides have the same axes, as images and good samples nearly have,
+takes 50,000 rows of 2048 features and three rounds of both routes in turn unless told otherwise,
+and prints the median seconds, the median ratio of a round and how far the results differ: with mean
+and covariance stored on one side, as FID is usually measured, on both, and on neither. The
+classical route is `np.cov` and `scipy.linalg.sqrtm` of the product of the covariances, as in ADM's
+evaluator and pytorch-fid. The features are Gaussian in float32. Variances fall with their rank to
+the power 1.2, from 1 to 1e-4; the sides have the same axes, as images and good samples nearly have,
 with standard deviations that differ by up to 20%.
 """
 
@@ -36,7 +37,10 @@ def classical_moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def classical_distance(
-    mean: np.ndarray, covariance: np.ndarray, reference_mean: np.ndarray, reference_covariance: np.ndarray
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    reference_mean: np.ndarray,
+    reference_covariance: np.ndarray,
 ) -> float:
     root = sqrtm(covariance @ reference_covariance).real
     difference = mean - reference_mean
@@ -75,8 +79,9 @@ def main(num_images: int = 50_000, num_features: int = 2048, num_rounds: int = 3
         classical, ours = map(median, seconds)
         ratio = median(mine / theirs for theirs, mine in zip(*seconds, strict=True))
         print(
-            f"{name}, {num_images} x {num_features}: classical {classical:.2f} s, ours {ours:.2f} s, {ratio:.2f} of "
-            f"it; {values[1]:.6f}, relative difference {abs(values[1] / values[0] - 1):.1e}",
+            f"{name}, {num_images} x {num_features}: classical {classical:.2f} s, ours {ours:.2f} "
+            f"s, {ratio:.2f} of it; {values[1]:.6f}, relative difference "
+            f"{abs(values[1] / values[0] - 1):.1e}",
             flush=True,
         )
 

@@ -1,10 +1,12 @@
-"""Peak memory of loading and converting TiTok-L-32 from official checkpoints, against the checkpoint's size.
+"""Peak memory of loading and converting TiTok-L-32 from official checkpoints, against the
+checkpoint's size.
 
     python benchmarks/loading_memory.py
 
-makes a checkpoint of random weights (641M parameters, 2.6 GB, in a temporary folder, twice: safetensors and a .bin),
-runs each task in a process of its own, and prints the peak of its resident memory as a whole, that of the imports
-alone taken off, and both as multiples of the checkpoint's size.
+makes a checkpoint of random weights (641M parameters, 2.6 GB, in a temporary folder, twice:
+safetensors and a .bin), runs each task in a process of its own, and prints the peak of its resident
+memory as a whole, that of the imports alone taken off, and both as multiples of the checkpoint's
+size.
 """
 
 import json
@@ -40,10 +42,15 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) *
 def write_checkpoint(folder: Path, size: str = "titok-l-32") -> int:
     """An official checkpoint of random weights as folder and as `.bin`; returns its size in bytes."""
     vqgan_config = {"image_size": 256, "shortcut_of_output": True}
-    config = TiTokConfig.from_size(size, head="vqgan_decoder", interleaved_latents=True, vqgan_config=vqgan_config)
+    config = TiTokConfig.from_size(
+        size, head="vqgan_decoder", interleaved_latents=True, vqgan_config=vqgan_config
+    )
     official = config.official_format
     ours = official.meta_state_dict(config)
-    shapes = {name: official.official_shape(names, ours) for name, names in official.layout(ours, config).items()}
+    shapes = {
+        name: official.official_shape(names, ours)
+        for name, names in official.layout(ours, config).items()
+    }
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     (folder / "official").mkdir()
     (folder / "official" / "config.json").write_text(json.dumps(official.official_config(config)))
@@ -60,7 +67,9 @@ def main() -> None:
         baseline = None
         for name, task in TASKS.items():
             program = PROGRAM.format(task=task.format(folder=folder))
-            run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+            run = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=True
+            )
             peak = int(run.stdout.splitlines()[-1])
             baseline = baseline or peak
             print(

@@ -2,8 +2,9 @@
 
     python benchmarks/precision.py demo/tokenizer
 
-encodes and decodes the held-out digits in float32, bfloat16 and float16, and prints how many codes stay the same, and
-how far the images are from those of float32: of the whole way, and of the decoder alone, given the codes of float32.
+encodes and decodes the held-out digits in float32, bfloat16 and float16, and prints how many codes
+stay the same, and how far the images are from those of float32: of the whole way, and of the
+decoder alone, given the codes of float32.
 """
 
 import sys
@@ -24,20 +25,25 @@ def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
 @torch.no_grad()
 def main(folder: Path) -> None:
     processor = TiTokImageProcessor.from_pretrained(folder)
-    pixel_values = ImageCollator(processor)(list(load_image_dataset("digits")["test"]))["pixel_values"]
+    pixel_values = ImageCollator(processor)(list(load_image_dataset("digits")["test"]))[
+        "pixel_values"
+    ]
     reference = TiTokModel.from_pretrained(folder, dtype=torch.float32).eval()
     codes = reference.encode(pixel_values).codes
     images = reference.decode_codes(codes).reconstruction
-    print(f"{len(images)} images; float32 against the originals: {psnr(images, pixel_values):.1f} dB")
+    print(
+        f"{len(images)} images; float32 against the originals: {psnr(images, pixel_values):.1f} dB"
+    )
     for dtype in (torch.bfloat16, torch.float16):
         model = TiTokModel.from_pretrained(folder, dtype=dtype).eval()
         own_codes = model.encode(pixel_values.to(dtype)).codes
         whole = model.decode_codes(own_codes).reconstruction
         decoder = model.decode_codes(codes).reconstruction
         print(
-            f"{str(dtype).removeprefix('torch.')}: {(own_codes == codes).float().mean():.1%} of the codes the same; "
-            f"against float32 {psnr(whole, images):.1f} dB the whole way, {psnr(decoder, images):.1f} dB the decoder "
-            f"alone, at most {(decoder.float() - images).abs().max():.3f}; against the originals "
+            f"{str(dtype).removeprefix('torch.')}: {(own_codes == codes).float().mean():.1%} of "
+            f"the codes the same; against float32 {psnr(whole, images):.1f} dB the whole way, "
+            f"{psnr(decoder, images):.1f} dB the decoder alone, at most "
+            f"{(decoder.float() - images).abs().max():.3f}; against the originals "
             f"{psnr(whole, pixel_values):.1f} dB"
         )
 

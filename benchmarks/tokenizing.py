@@ -1,12 +1,14 @@
-"""Images/s of `titok tokenize` from JPEG files to Parquet, against the bare encoder on the same machine.
+"""Images/s of `titok tokenize` from JPEG files to Parquet, against the bare encoder on the same
+machine.
 
     python benchmarks/tokenizing.py
     python benchmarks/tokenizing.py --quick
 
-makes 128 JPEG files of 500x375 pixels and a TiTok-S-128 of random weights (256x256 pixels), and takes three rounds of
-both in turn. The bare encoder gets batches of 32 that are in memory. Tokenizing is the whole function: tokenizer and
-files are found, read, decoded, resized, encoded and written. Where other programs run, too, processor time says
-more than images/s. `--quick` takes a tiny encoder and one round.
+makes 128 JPEG files of 500x375 pixels and a TiTok-S-128 of random weights (256x256 pixels), and
+takes three rounds of both in turn. The bare encoder gets batches of 32 that are in memory.
+Tokenizing is the whole function: tokenizer and files are found, read, decoded, resized, encoded and
+written. Where other programs run, too, processor time says more than images/s. `--quick` takes a
+tiny encoder and one round.
 """
 
 import argparse
@@ -39,7 +41,8 @@ def write_images(folder: Path, num_images: int) -> None:
 
 
 def write_tokenizer(folder: Path, quick: bool) -> TiTokModel:
-    """A tokenizer of random weights that ends in pixels, so that little but the encoder has to be loaded."""
+    """A tokenizer of random weights that ends in pixels, so that little but the encoder has to be
+    loaded."""
     tiny = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     sides = ("decoder", "encoder") if quick else ("decoder",)
     fields = {f"{side}_{name}": value for side in sides for name, value in tiny.items()}
@@ -57,7 +60,9 @@ def encode_batches(model: TiTokModel, pixel_values: torch.Tensor, num_images: in
 
 def cpu_seconds() -> float:
     """Processor time of this process and of those that it has waited for, as the decoding workers."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(
+        sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
 
 
 def main(quick: bool = False) -> None:
@@ -72,7 +77,10 @@ def main(quick: bool = False) -> None:
         routes = {
             "bare encoder": lambda i: encode_batches(model, pixel_values, num_images),
             "titok tokenize": lambda i: tokenize_to_folder(
-                str(folder / "images"), folder / "tokenizer", folder / f"tokens-{i}", batch_size=BATCH_SIZE
+                str(folder / "images"),
+                folder / "tokenizer",
+                folder / f"tokens-{i}",
+                batch_size=BATCH_SIZE,
             ),
         }
         rates: dict[str, list[float]] = {name: [] for name in routes}
@@ -85,11 +93,15 @@ def main(quick: bool = False) -> None:
                 costs[name].append((cpu_seconds() - before) / num_images)
     for name in routes:
         print(
-            f"{name}: {median(rates[name]):.2f} images/s ({', '.join(f'{rate:.2f}' for rate in rates[name])}), "
+            f"{name}: {median(rates[name]):.2f} images/s "
+            f"({', '.join(f'{rate:.2f}' for rate in rates[name])}), "
             f"{1000 * median(costs[name]):.1f} ms of processor time an image"
         )
     ratio = median(ours / bare for bare, ours in zip(*rates.values(), strict=True))
-    print(f"titok tokenize reaches {ratio:.1%} of the bare encoder's images/s, the median of {num_rounds} rounds")
+    print(
+        f"titok tokenize reaches {ratio:.1%} of the bare encoder's images/s, the median of "
+        f"{num_rounds} rounds"
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/training_overhead.py
 
-trains each stage twice on the same networks and batch size: by a bare loop of forward pass, backward pass and AdamW on
-one batch that lies in memory, and by `TiTokTrainer` with JPEG files read, cropped and flipped by one worker, gradients
-clipped, logs, and a moving average of the weights. Both take turns; the medians of their times a step, the ratio, and
-images a second are printed. The networks are of a size at which a step takes a second or more on two cores.
+trains each stage twice on the same networks and batch size: by a bare loop of forward pass,
+backward pass and AdamW on one batch that lies in memory, and by `TiTokTrainer` with JPEG files
+read, cropped and flipped by one worker, gradients clipped, logs, and a moving average of the
+weights. Both take turns; the medians of their times a step, the ratio, and images a second are
+printed. The networks are of a size at which a step takes a second or more on two cores.
 """
 
 import argparse
@@ -19,7 +20,12 @@ import numpy as np
 import torch
 from datasets import load_dataset
 from PIL import Image
-from transformers import ConvNextConfig, ConvNextForImageClassification, PrinterCallback, TrainerCallback
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    PrinterCallback,
+    TrainerCallback,
+)
 
 from titok_hf import (
     MaskGitConfig,
@@ -47,20 +53,30 @@ EMA_DECAY = 0.999
 STAGES = ("vqgan", "warmup", "decoder_finetuning", "single_stage", "generator")
 
 
-def make_objectives(image_size: int, width: int, depth: int) -> dict[str, Callable[[float], Objective]]:
+def make_objectives(
+    image_size: int, width: int, depth: int
+) -> dict[str, Callable[[float], Objective]]:
     """For each stage what makes its objective, given the decay of the moving average."""
     vqgan_config = MaskGitVQGANConfig(
-        image_size=image_size, hidden_channels=32, norm_num_groups=8, latent_channels=64, num_res_blocks=1
+        image_size=image_size,
+        hidden_channels=32,
+        norm_num_groups=8,
+        latent_channels=64,
+        num_res_blocks=1,
     )
     sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": width // 64}
-    tokenizer = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()}
+    tokenizer = {
+        f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()
+    }
     tokenizer |= {"image_size": image_size}
     vqgan = MaskGitVQGANModel(vqgan_config)
     warm = TiTokModel(TiTokConfig(vqgan_config=vqgan_config.to_dict(), **tokenizer))
     generator = MaskGitConfig(**sizes, intermediate_size=4 * width)
     classifier = ConvNextConfig(image_size=image_size, depths=[1, 1, 3, 1], num_labels=10)
 
-    def painting(model: TiTokModel, freeze_encoder: bool, ema_decay: float) -> ReconstructionObjective:
+    def painting(
+        model: TiTokModel, freeze_encoder: bool, ema_decay: float
+    ) -> ReconstructionObjective:
         return ReconstructionObjective(
             model,
             freeze_encoder=freeze_encoder,
@@ -73,10 +89,14 @@ def make_objectives(image_size: int, width: int, depth: int) -> dict[str, Callab
         )
 
     return {
-        "vqgan": lambda decay: ReconstructionObjective(MaskGitVQGANModel(vqgan_config), ema_decay=decay),
+        "vqgan": lambda decay: ReconstructionObjective(
+            MaskGitVQGANModel(vqgan_config), ema_decay=decay
+        ),
         "warmup": lambda decay: WarmupObjective(warm, vqgan, decay),
         "decoder_finetuning": lambda decay: painting(warm.with_pixel_decoder(vqgan), True, decay),
-        "single_stage": lambda decay: painting(TiTokModel(TiTokConfig(head="pixels", **tokenizer)), False, decay),
+        "single_stage": lambda decay: painting(
+            TiTokModel(TiTokConfig(head="pixels", **tokenizer)), False, decay
+        ),
         "generator": lambda decay: MaskedTokenObjective(
             MaskGitModel(generator), warm, MaskGitScheduler(generator.mask_token_id), decay
         ),
@@ -85,7 +105,9 @@ def make_objectives(image_size: int, width: int, depth: int) -> dict[str, Callab
 
 def bare_loop(objective: Objective, batch: dict[str, torch.Tensor], num_steps: int) -> float:
     """Seconds a step, of all but the first."""
-    parameters = [p for _, network in objective.networks() for p in network.parameters() if p.requires_grad]
+    parameters = [
+        p for _, network in objective.networks() for p in network.parameters() if p.requires_grad
+    ]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     objective.train()
     for step in range(num_steps + 1):
@@ -124,7 +146,9 @@ def main(
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(path)
-        dataset = load_dataset("imagefolder", data_dir=f"{folder}/data", cache_dir=f"{folder}/cache")["train"]
+        dataset = load_dataset(
+            "imagefolder", data_dir=f"{folder}/data", cache_dir=f"{folder}/cache"
+        )["train"]
         processor = TiTokImageProcessor.from_image_size(image_size)
         objectives = make_objectives(image_size, width, depth)
         for stage in stages:
@@ -149,17 +173,21 @@ def main(
                     report_to="none",
                     disable_tqdm=True,
                 )
-                trainer = TiTokTrainer(make(EMA_DECAY), arguments, collator, dataset, callbacks=[clock])
+                trainer = TiTokTrainer(
+                    make(EMA_DECAY), arguments, collator, dataset, callbacks=[clock]
+                )
                 trainer.remove_callback(PrinterCallback)
                 trainer.train()
                 trained.append((clock.times[-1] - clock.times[0]) / steps)
-                batch = {name: t.to(arguments.device) for name, t in next(iter(trainer.loader)).items()}
+                batch = {
+                    name: t.to(arguments.device) for name, t in next(iter(trainer.loader)).items()
+                }
                 bare.append(bare_loop(make(0.0).to(arguments.device), batch, steps))
             ratio = statistics.median(t / b for t, b in zip(trained, bare, strict=True))
             plain, ours = statistics.median(bare), statistics.median(trained)
             print(
-                f"{stage}: bare loop {plain:.2f} s a step, {batch_size / plain:.1f} images/s; trainer {ours:.2f} s, "
-                f"{batch_size / ours:.1f} images/s; ratio {ratio:.3f}",
+                f"{stage}: bare loop {plain:.2f} s a step, {batch_size / plain:.1f} images/s; "
+                f"trainer {ours:.2f} s, {batch_size / ours:.1f} images/s; ratio {ratio:.3f}",
                 flush=True,
             )
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from loopback_hub import LoopbackHub
 
-# Each test process has its own Hub, on loopback, and its own cache; the client reads these when it is imported.
+# Each test process has its own Hub, on loopback, and its own cache; the client reads these when it
+# is imported.
 HUB = LoopbackHub()
 HUB.start()
 HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
@@ -69,7 +70,8 @@ def seed():
 
 @pytest.fixture
 def hub(monkeypatch):
-    """An empty Hub that the client talks to as `user`; a test that sends it something unheard of fails."""
+    """An empty Hub that the client talks to as `user`; a test that sends it something unheard of
+    fails."""
     # the client waits 1, 2, 4, 8 and 8 seconds before it gives a request up
     monkeypatch.setitem(http_backoff.__kwdefaults__, "base_wait_time", 0.01)
     HUB.reset()
@@ -123,7 +125,9 @@ def titok_config(make_titok_config):
     return make_titok_config("proxy_codes")
 
 
-@pytest.fixture(params=[(head, quantizer) for head in HEADS for quantizer in QUANTIZERS], ids="-".join)
+@pytest.fixture(
+    params=[(head, quantizer) for head in HEADS for quantizer in QUANTIZERS], ids="-".join
+)
 def any_titok_config(request, make_titok_config):
     """Each head with each quantizer in turn."""
     head, quantizer = request.param
@@ -195,7 +199,12 @@ def clip_files(tmp_path_factory):
     """Folder of a CLIP tokenizer that spells: each byte is a token, one more where it ends a word."""
     folder = tmp_path_factory.mktemp("clip")
     letters = [*bytes_to_unicode().values()]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "config.json").write_text('{"model_type": "clip"}')
@@ -219,7 +228,9 @@ def generator(generator_config):
 
 @pytest.fixture
 def pipeline(titok, generator):
-    pipeline = TiTokPipeline(titok, generator, MaskGitScheduler(mask_token_id=generator.config.mask_token_id))
+    pipeline = TiTokPipeline(
+        titok, generator, MaskGitScheduler(mask_token_id=generator.config.mask_token_id)
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

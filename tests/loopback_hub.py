@@ -1,7 +1,8 @@
 """A small Hugging Face Hub on 127.0.0.1 that tests talk to with the real clients.
 
-It keeps models and datasets in memory, with users, private repositories, branches, tags and commits, and answers the
-requests of `huggingface_hub` and of the libraries above it. Clients run with `HF_HUB_DISABLE_XET=1`.
+It keeps models and datasets in memory, with users, private repositories, branches, tags and
+commits, and answers the requests of `huggingface_hub` and of the libraries above it. Clients run
+with `HF_HUB_DISABLE_XET=1`.
 """
 
 import base64
@@ -23,7 +24,19 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 # every repository begins with a commit of this file, as on huggingface.co
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.parquet filter=lfs diff=lfs merge=lfs -text\n"
-LFS_SUFFIXES = {".arrow", ".bin", ".ckpt", ".npy", ".npz", ".parquet", ".pt", ".pth", ".safetensors", ".tar", ".zip"}
+LFS_SUFFIXES = {
+    ".arrow",
+    ".bin",
+    ".ckpt",
+    ".npy",
+    ".npz",
+    ".parquet",
+    ".pt",
+    ".pth",
+    ".safetensors",
+    ".tar",
+    ".zip",
+}
 LFS_SIZE = 10 * 1024**2
 
 NAME = r"(?P<repo_id>[^/]+(?:/[^/]+)?)"
@@ -38,7 +51,11 @@ class HubError(Exception):
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
         super().__init__(message)
         self.status = status
-        self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **headers}
+        self.headers = {
+            "X-Error-Message": message,
+            **({"X-Error-Code": code} if code else {}),
+            **headers,
+        }
 
 
 @dataclass(frozen=True)
@@ -67,8 +84,12 @@ class Commit:
     def entries(self) -> dict[str, dict[str, Any]]:
         """Files and folders by path, as the API lists them."""
         entries = {path: describe(path, content) for path, content in self.files.items()}
-        for folder in {str(parent) for path in self.files for parent in PurePosixPath(path).parents} - {"."}:
-            inside = "".join(f"{path} {entries[path]['oid']}\n" for path in self.files if is_inside(path, folder))
+        for folder in {
+            str(parent) for path in self.files for parent in PurePosixPath(path).parents
+        } - {"."}:
+            inside = "".join(
+                f"{path} {entries[path]['oid']}\n" for path in self.files if is_inside(path, folder)
+            )
             oid = hashlib.sha1(inside.encode()).hexdigest()
             entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": oid}
         return dict(sorted(entries.items()))
@@ -100,11 +121,15 @@ class Repository:
                 return commit
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def push(self, branch: str, files: dict[str, bytes], title: str, message: str = "", author: str = "") -> Commit:
+    def push(
+        self, branch: str, files: dict[str, bytes], title: str, message: str = "", author: str = ""
+    ) -> Commit:
         """Makes `files` the new state of the branch."""
         parent = self.branches.get(branch)
         content = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(files.items())}
-        identity = json.dumps([self.repo_type, self.repo_id, parent.sha if parent else None, title, content])
+        identity = json.dumps(
+            [self.repo_type, self.repo_id, parent.sha if parent else None, title, content]
+        )
         sha = hashlib.sha1(identity.encode()).hexdigest()
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         commit = Commit(sha, title, message, author or self.owner, date, dict(files), parent)
@@ -114,7 +139,8 @@ class Repository:
 
 @dataclass
 class Fault:
-    """Befalls the next `times` requests that match: an answer with `status`, or a cut after `after_bytes`."""
+    """Befalls the next `times` requests that match: an answer with `status`, or a cut after
+    `after_bytes`."""
 
     method: str
     path_contains: str
@@ -131,7 +157,9 @@ def is_inside(path: str, folder: str) -> bool:
 
 def is_lfs(path: str, size: int, sample: bytes) -> bool:
     """Whether a file that begins with `sample` belongs to large file storage."""
-    return size > 0 and (PurePosixPath(path).suffix in LFS_SUFFIXES or size > LFS_SIZE or b"\0" in sample[:512])
+    return size > 0 and (
+        PurePosixPath(path).suffix in LFS_SUFFIXES or size > LFS_SIZE or b"\0" in sample[:512]
+    )
 
 
 def describe(path: str, content: bytes) -> dict[str, Any]:
@@ -140,7 +168,12 @@ def describe(path: str, content: bytes) -> dict[str, Any]:
     if is_lfs(path, len(content), content):
         oid = hashlib.sha256(content).hexdigest()
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
-        entry["lfs"] = {"oid": oid, "sha256": oid, "size": len(content), "pointerSize": len(pointer)}
+        entry["lfs"] = {
+            "oid": oid,
+            "sha256": oid,
+            "size": len(content),
+            "pointerSize": len(pointer),
+        }
         content = pointer
     return {**entry, "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
 
@@ -172,7 +205,9 @@ class LoopbackHub:
 
     def start(self) -> None:
         """Serves in a thread, after `stop` at the same address again."""
-        self.server = _Server(("127.0.0.1", urlsplit(self.url).port or 0), functools.partial(_Handler, self))
+        self.server = _Server(
+            ("127.0.0.1", urlsplit(self.url).port or 0), functools.partial(_Handler, self)
+        )
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -204,7 +239,9 @@ class LoopbackHub:
             self.log: list[str] = []
             self.unknown: list[str] = []
 
-    def files(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
+    def files(
+        self, repo_id: str, revision: str = "main", repo_type: str = "model"
+    ) -> dict[str, bytes]:
         """Files of a revision, `.gitattributes` among them."""
         with self.lock:
             return dict(self.repositories[repo_type, repo_id].find(revision).files)
@@ -219,7 +256,9 @@ class LoopbackHub:
     ) -> str:
         """Commits files, in a new repository or branch if there is none, and returns the sha."""
         with self.lock:
-            repository = self.repositories.get((repo_type, repo_id)) or self.create(repo_type, repo_id, private)
+            repository = self.repositories.get((repo_type, repo_id)) or self.create(
+                repo_type, repo_id, private
+            )
             before = repository.branches.setdefault(revision, repository.branches["main"])
             return repository.push(revision, before.files | files, "Add files").sha
 
@@ -238,14 +277,21 @@ class LoopbackHub:
     ) -> None:
         """Cuts the next `times` matching requests (None: all).
 
-        Of a download `after_bytes` of the body are sent; of an upload so many are read, and nothing is answered. The
-        connection is closed, or with `abort` reset, after which the client does not retry a download. Large files are
-        uploaded to "/lfs/<sha256>", whatever their names.
+        Of a download `after_bytes` of the body are sent; of an upload so many are read, and nothing
+        is answered. The connection is closed, or with `abort` reset, after which the client does
+        not retry a download. Large files are uploaded to "/lfs/<sha256>", whatever their names.
         """
-        self.faults.append(Fault(method, path_contains, times, after_bytes=after_bytes, abort=abort))
+        self.faults.append(
+            Fault(method, path_contains, times, after_bytes=after_bytes, abort=abort)
+        )
 
     def fail(
-        self, method: str, path_contains: str, status: int, times: int | None = 1, message: str = "The Hub fails"
+        self,
+        method: str,
+        path_contains: str,
+        status: int,
+        times: int | None = 1,
+        message: str = "The Hub fails",
     ) -> None:
         """Answers the next `times` matching requests (None: all) with `status`."""
         self.faults.append(Fault(method, path_contains, times, status=status, message=message))
@@ -292,7 +338,8 @@ ROUTES: list[tuple[list[str], re.Pattern[str], str | None, Route]] = []
 
 
 def route(methods: str, pattern: str, access: str | None = None) -> Callable[[Route], Route]:
-    """Has a method of the handler answer such requests, with the groups of the pattern as arguments.
+    """Has a method of the handler answer such requests, with the groups of the pattern as
+    arguments.
 
     With `access`, "read" or "write", it receives the repository, if the user may do that to it.
     """
@@ -380,10 +427,16 @@ class _Handler(BaseHTTPRequestHandler):
         if token and not self.user:
             raise HubError(401, "Invalid credentials in Authorization header")
         for methods, pattern, access, function in ROUTES:
-            if self.command.replace("HEAD", "GET") in methods and (match := pattern.fullmatch(path)):
-                arguments: dict[str, Any] = {name: unquote(text) for name, text in match.groupdict().items() if text}
+            if self.command.replace("HEAD", "GET") in methods and (
+                match := pattern.fullmatch(path)
+            ):
+                arguments: dict[str, Any] = {
+                    name: unquote(text) for name, text in match.groupdict().items() if text
+                }
                 if access:
-                    repository = self.repository(arguments.pop("repo_type", "model"), arguments.pop("repo_id"))
+                    repository = self.repository(
+                        arguments.pop("repo_type", "model"), arguments.pop("repo_id")
+                    )
                     if access == "write":
                         self.permit(repository.owner, f"write to {repository.repo_id}")
                     arguments["repository"] = repository
@@ -397,19 +450,26 @@ class _Handler(BaseHTTPRequestHandler):
     def repository(self, repo_type: str, repo_id: str) -> Repository:
         """A repository that the user may see."""
         repository = self.hub.repositories.get((repo_type, repo_id))
-        if repository and (not repository.private or (self.user and self.user.name == repository.owner)):
+        if repository and (
+            not repository.private or (self.user and self.user.name == repository.owner)
+        ):
             return repository
-        raise HubError(404, "Repository not found", "RepoNotFound") if self.user else self.anonymous()
+        raise (
+            HubError(404, "Repository not found", "RepoNotFound") if self.user else self.anonymous()
+        )
 
     def anonymous(self) -> HubError:
-        # the client takes a 401 for RepositoryNotFoundError over https; the code has the same effect over http
+        # the client takes a 401 for RepositoryNotFoundError over https; the code has the same
+        # effect over http
         return HubError(401, "Invalid username or password.", "RepoNotFound")
 
     def permit(self, namespace: str, action: str) -> None:
         if self.user is None:
             raise self.anonymous()
         if self.user.name != namespace:
-            raise HubError(403, f'You don\'t have the rights to {action} under the namespace "{namespace}"')
+            raise HubError(
+                403, f'You don\'t have the rights to {action} under the namespace "{namespace}"'
+            )
         if self.user.role != "write":
             raise HubError(403, f"You must use a token with the role write to {action}")
 
@@ -431,9 +491,19 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> Any:
         if self.user is None:
             raise HubError(401, "Invalid username or password.")
-        token = {"displayName": self.user.name, "role": self.user.role, "createdAt": "2026-01-01T00:00:00.000Z"}
+        token = {
+            "displayName": self.user.name,
+            "role": self.user.role,
+            "createdAt": "2026-01-01T00:00:00.000Z",
+        }
         auth = {"type": "access_token", "accessToken": token}
-        return {"type": "user", "name": self.user.name, "fullname": self.user.name, "orgs": [], "auth": auth}
+        return {
+            "type": "user",
+            "name": self.user.name,
+            "fullname": self.user.name,
+            "orgs": [],
+            "auth": auth,
+        }
 
     @route("GET", r"/api/agent-harnesses")
     def agent_harnesses(self) -> Any:
@@ -446,7 +516,9 @@ class _Handler(BaseHTTPRequestHandler):
     @route("POST", r"/api/validate-yaml")
     def validate_yaml(self) -> Any:
         has_metadata = json.loads(self.body)["content"].startswith("---")
-        warnings = [] if has_metadata else [{"message": "empty or missing yaml metadata in repo card"}]
+        warnings = (
+            [] if has_metadata else [{"message": "empty or missing yaml metadata in repo card"}]
+        )
         return {"errors": [], "warnings": warnings}
 
     @route("POST", r"/api/repos/create")
@@ -458,7 +530,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.status = 409
         else:
             repository = self.hub.create(repo_type, repo_id, fields.get("visibility") == "private")
-        error = {"error": f"You already created this {repo_type} repo"} if self.status == 409 else {}
+        error = (
+            {"error": f"You already created this {repo_type} repo"} if self.status == 409 else {}
+        )
         return {**error, "url": self.base + repository.page, "name": repo_id, "id": repo_id}
 
     @route("DELETE", r"/api/repos/delete")
@@ -471,9 +545,15 @@ class _Handler(BaseHTTPRequestHandler):
     @route("GET", API + r"/refs", "read")
     def refs(self, repository: Repository) -> Any:
         def described(kind: str, refs: dict[str, Commit]) -> list[dict[str, str]]:
-            return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": c.sha} for n, c in refs.items()]
+            return [
+                {"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": c.sha}
+                for n, c in refs.items()
+            ]
 
-        lists = {"branches": described("heads", repository.branches), "tags": described("tags", repository.tags)}
+        lists = {
+            "branches": described("heads", repository.branches),
+            "tags": described("tags", repository.tags),
+        }
         return {**lists, "converts": [], "pullRequests": []}
 
     @route("POST DELETE", API + r"/(?P<kind>branch|tag)" + REVISION, "write")
@@ -488,7 +568,9 @@ class _Handler(BaseHTTPRequestHandler):
             return {}
         fields = json.loads(self.body)
         name, target = (
-            (revision, fields.get("startingPoint", "main")) if kind == "branch" else (fields["tag"], revision)
+            (revision, fields.get("startingPoint", "main"))
+            if kind == "branch"
+            else (fields["tag"], revision)
         )
         if name in refs:
             raise HubError(409, f"Reference already exists: {name}")
@@ -498,7 +580,13 @@ class _Handler(BaseHTTPRequestHandler):
     @route("GET", API + r"/commits" + REVISION, "read")
     def commits(self, repository: Repository, revision: str) -> Any:
         return [
-            {"id": c.sha, "title": c.title, "message": c.message, "authors": [{"user": c.author}], "date": c.date}
+            {
+                "id": c.sha,
+                "title": c.title,
+                "message": c.message,
+                "authors": [{"user": c.author}],
+                "date": c.date,
+            }
             for c in repository.find(revision).history()
         ]
 
@@ -508,10 +596,18 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, repository: Repository, revision: str) -> Any:
         entries, answers = repository.find(revision, "branches").entries(), []
         for file in json.loads(self.body)["files"]:
-            mode = "lfs" if is_lfs(file["path"], file["size"], base64.b64decode(file["sample"])) else "regular"
+            mode = (
+                "lfs"
+                if is_lfs(file["path"], file["size"], base64.b64decode(file["sample"]))
+                else "regular"
+            )
             entry = entries.get(file["path"], {})
-            oid = entry.get("lfs", entry).get("oid")  # the client leaves out a file that has not changed
-            answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            oid = entry.get("lfs", entry).get(
+                "oid"
+            )  # the client leaves out a file that has not changed
+            answers.append(
+                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+            )
         return {"files": answers}
 
     @route("POST", PAGE + r"\.git/info/lfs/objects/batch", "write")
@@ -545,7 +641,11 @@ class _Handler(BaseHTTPRequestHandler):
                 raise HubError(400, f"The content of {value['path']} was not uploaded")
             elif key in ("deletedFile", "deletedFolder"):
                 path, folder = value["path"].rstrip("/"), key == "deletedFolder"
-                kept = {k: v for k, v in files.items() if not (is_inside(k, path) if folder else k == path)}
+                kept = {
+                    k: v
+                    for k, v in files.items()
+                    if not (is_inside(k, path) if folder else k == path)
+                }
                 if len(kept) == len(files):
                     raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
                 files = kept
@@ -556,8 +656,14 @@ class _Handler(BaseHTTPRequestHandler):
         if not head.sha.startswith(header.get("parentCommit", "")):
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         author = self.user.name if self.user else ""
-        sha = repository.push(revision, files, header["summary"], header.get("description", ""), author).sha
-        return {"success": True, "commitOid": sha, "commitUrl": f"{self.base}{repository.page}/commit/{sha}"}
+        sha = repository.push(
+            revision, files, header["summary"], header.get("description", ""), author
+        ).sha
+        return {
+            "success": True,
+            "commitOid": sha,
+            "commitUrl": f"{self.base}{repository.page}/commit/{sha}",
+        }
 
     # listings and downloads
 
@@ -570,7 +676,11 @@ class _Handler(BaseHTTPRequestHandler):
         return [
             entry
             for path, entry in entries.items()
-            if (is_inside(path, folder) if recursive else PurePosixPath(path).parent == PurePosixPath(folder))
+            if (
+                is_inside(path, folder)
+                if recursive
+                else PurePosixPath(path).parent == PurePosixPath(folder)
+            )
         ]
 
     @route("POST", API + r"/paths-info" + REVISION, "read")
@@ -589,10 +699,15 @@ class _Handler(BaseHTTPRequestHandler):
         entry = describe(path, content)
         self.reply_headers["ETag"] = f'"{entry.get("lfs", entry)["oid"]}"'
         if "lfs" in entry:
-            self.reply_headers |= {"X-Linked-Etag": self.reply_headers["ETag"], "X-Linked-Size": str(len(content))}
+            self.reply_headers |= {
+                "X-Linked-Etag": self.reply_headers["ETag"],
+                "X-Linked-Size": str(len(content)),
+            }
         if wanted := byte_range(self.headers.get("Range"), len(content)):
             self.status = 206
-            self.reply_headers["Content-Range"] = f"bytes {wanted[0]}-{wanted[1] - 1}/{len(content)}"
+            self.reply_headers["Content-Range"] = (
+                f"bytes {wanted[0]}-{wanted[1] - 1}/{len(content)}"
+            )
             content = content[slice(*wanted)]
         return content
 
@@ -614,7 +729,12 @@ class _Handler(BaseHTTPRequestHandler):
             "likes": 0,
             "tags": [],
             "siblings": [
-                {"rfilename": file["path"], "size": file["size"], "blobId": file["oid"], "lfs": file.get("lfs")}
+                {
+                    "rfilename": file["path"],
+                    "size": file["size"],
+                    "blobId": file["oid"],
+                    "lfs": file.get("lfs"),
+                }
                 for file in files
             ],
         }

@@ -22,7 +22,12 @@ def load(name):
 def test_precision(demo, capsys):
     load("precision").main(demo[0] / "tokenizer")
     printed = capsys.readouterr().out
-    assert len(re.findall(r"^(bfloat16|float16): [\d.]+% of the codes the same", printed, re.MULTILINE)) == 2
+    assert (
+        len(
+            re.findall(r"^(bfloat16|float16): [\d.]+% of the codes the same", printed, re.MULTILINE)
+        )
+        == 2
+    )
 
 
 def test_checkpoint_of_the_memory_benchmark_loads(tmp_path):
@@ -36,14 +41,18 @@ def test_frechet(capsys):
     load("frechet").main(300, 8)
     printed = capsys.readouterr().out
     differences = re.findall(
-        r"classical [\d.]+ s, ours [\d.]+ s, .* relative difference ([\d.e+-]+)$", printed, re.MULTILINE
+        r"classical [\d.]+ s, ours [\d.]+ s, .* relative difference ([\d.e+-]+)$",
+        printed,
+        re.MULTILINE,
     )
     assert len(differences) == 3
     assert max(map(float, differences)) < 1e-8
 
 
 def test_training_overhead(capsys):
-    load("training_overhead").main(images=8, image_size=32, batch_size=2, width=64, depth=1, steps=1, rounds=1)
+    load("training_overhead").main(
+        images=8, image_size=32, batch_size=2, width=64, depth=1, steps=1, rounds=1
+    )
     printed = capsys.readouterr().out
     stages = re.findall(r"^(\w+): bare loop .* ratio [\d.]+$", printed, re.MULTILINE)
     assert stages == ["vqgan", "warmup", "decoder_finetuning", "single_stage", "generator"]

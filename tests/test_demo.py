@@ -52,9 +52,15 @@ def test_cards_carry_recipe_and_measures(demo):
         for result in card.data.eval_results:
             assert result.dataset_name == "UCI Optical Recognition of Handwritten Digits"
             assert "real training digits" in result.metric_args["protocol"]
-        results = {(result.task_type, result.metric_type): result.metric_value for result in card.data.eval_results}
+        results = {
+            (result.task_type, result.metric_type): result.metric_value
+            for result in card.data.eval_results
+        }
         reconstruction = metrics["reconstructed"]["decoder_finetuning"]
-        assert results["image-reconstruction", "mean_squared_error"] == reconstruction["mean_squared_error"]
+        assert (
+            results["image-reconstruction", "mean_squared_error"]
+            == reconstruction["mean_squared_error"]
+        )
         if name == "pipeline":
             generated = results["unconditional-image-generation", "frechet_distance"]
             assert generated == metrics["generated"]["frechet_distance"]
@@ -72,7 +78,11 @@ def test_every_measure_is_there_and_in_its_range(demo):
     quality = {"accuracy", "frechet_distance"}
     manifold = {"precision", "recall", "density", "coverage"}
     generated, real = metrics["generated"], metrics["real_held_out"]
-    assert generated.keys() == quality | manifold | {"images", "nearest_neighbor_ratio", "share_nearer_than_held_out"}
+    assert generated.keys() == quality | manifold | {
+        "images",
+        "nearest_neighbor_ratio",
+        "share_nearer_than_held_out",
+    }
     assert real.keys() == quality | manifold | {"images"}
     assert (generated["images"], real["images"]) == (70, 360)
     assert metrics["reconstructed"].keys() == {"vqgan", "warmup", "decoder_finetuning"}
@@ -92,7 +102,9 @@ def test_every_measure_is_there_and_in_its_range(demo):
 def test_real_digits_are_measured_as_real(demo):
     real, generated = demo[1]["real_held_out"], demo[1]["generated"]
     assert real["accuracy"] > 0.97
-    assert real["frechet_distance"] < 0.2 < generated["frechet_distance"]  # after six steps of training
+    assert (
+        real["frechet_distance"] < 0.2 < generated["frechet_distance"]
+    )  # after six steps of training
 
 
 def test_the_warm_tokenizer_uses_the_codes_of_the_tuned_one(demo):
@@ -116,7 +128,16 @@ def test_again_it_trains_nothing_and_changes_no_measure(demo, miniature, monkeyp
     folder, metrics = demo
     trained = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     overrides = [argument for override in miniature for argument in ("--set", override)]
-    arguments = ["demo", "--output-dir", folder, "--seed", "5", "--images-per-class", "7", *overrides]
+    arguments = [
+        "demo",
+        "--output-dir",
+        folder,
+        "--seed",
+        "5",
+        "--images-per-class",
+        "7",
+        *overrides,
+    ]
     monkeypatch.setattr(sys, "argv", ["titok", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "150")
     with pytest.raises(SystemExit) as exit:
@@ -125,7 +146,9 @@ def test_again_it_trains_nothing_and_changes_no_measure(demo, miniature, monkeyp
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == trained
     again = json.loads((folder / "metrics.json").read_text())
     assert measures(again) == measures(metrics)
-    assert {name: again["parts"][name] for name in STAGES} == {name: metrics["parts"][name] for name in STAGES}
+    assert {name: again["parts"][name] for name in STAGES} == {
+        name: metrics["parts"][name] for name in STAGES
+    }
 
     printed = capsys.readouterr().out
     assert "seed 5" in printed

@@ -82,7 +82,12 @@ def folder(tmp_path):
 @pytest.fixture
 def download(hub, tmp_path):
     def download(filename="model.safetensors", token="hf_user", **options):
-        options = {"repo_id": "user/model", "endpoint": hub.url, "cache_dir": tmp_path / "cache", **options}
+        options = {
+            "repo_id": "user/model",
+            "endpoint": hub.url,
+            "cache_dir": tmp_path / "cache",
+            **options,
+        }
         return Path(hf_hub_download(filename=filename, token=token, **options)).read_bytes()
 
     return download
@@ -117,10 +122,17 @@ def test_pushed_files_come_back(hub, api, folder, tmp_path, repo_type):
     assert any(line.startswith("PUT /lfs/") for line in hub.log)
 
     # anyone may read it, no one needs a token
-    options = {"repo_type": repo_type, "endpoint": hub.url, "token": False, "cache_dir": tmp_path / "cache"}
+    options = {
+        "repo_type": repo_type,
+        "endpoint": hub.url,
+        "token": False,
+        "cache_dir": tmp_path / "cache",
+    }
     snapshot = Path(snapshot_download("user/things", **options))
     assert snapshot.name == commit.oid
-    assert {str(p.relative_to(snapshot)): p.read_bytes() for p in snapshot.rglob("*") if p.is_file()} == files
+    assert {
+        str(p.relative_to(snapshot)): p.read_bytes() for p in snapshot.rglob("*") if p.is_file()
+    } == files
     assert api.list_repo_files("user/things", repo_type=repo_type) == sorted(files)
     assert api.file_exists("user/things", "sub folder/notes é.txt", repo_type=repo_type)
     assert not api.file_exists("user/things", "sub folder", repo_type=repo_type)
@@ -128,7 +140,11 @@ def test_pushed_files_come_back(hub, api, folder, tmp_path, repo_type):
 
 def test_listings(hub, api):
     hub.add("user/model", {"a/b/c.txt": TEXT, "a/d.bin": WEIGHTS, "e.txt": TEXT})
-    assert [entry.path for entry in api.list_repo_tree("user/model")] == [".gitattributes", "a", "e.txt"]
+    assert [entry.path for entry in api.list_repo_tree("user/model")] == [
+        ".gitattributes",
+        "a",
+        "e.txt",
+    ]
     assert [entry.path for entry in api.list_repo_tree("user/model", "a")] == ["a/b", "a/d.bin"]
     recursive = api.list_repo_tree("user/model", "a", recursive=True)
     assert [entry.path for entry in recursive] == ["a/b", "a/b/c.txt", "a/d.bin"]
@@ -157,18 +173,28 @@ def test_revisions(hub, api, repo, download):
     first = api.upload_file(repo_id=repo, path_in_repo="a.txt", path_or_fileobj=b"one").oid
     api.create_tag(repo, tag="v1")
     api.create_branch(repo, branch="next/try", revision=first)
-    second = api.upload_file(repo_id=repo, path_in_repo="a.txt", path_or_fileobj=b"two", commit_message="Second").oid
-    api.upload_file(repo_id=repo, path_in_repo="a.txt", path_or_fileobj=b"three", revision="next/try")
+    second = api.upload_file(
+        repo_id=repo, path_in_repo="a.txt", path_or_fileobj=b"two", commit_message="Second"
+    ).oid
+    api.upload_file(
+        repo_id=repo, path_in_repo="a.txt", path_or_fileobj=b"three", revision="next/try"
+    )
 
     revisions = {None: b"two", first: b"one", "v1": b"one", second: b"two", "next/try": b"three"}
     assert {revision: download("a.txt", revision=revision) for revision in revisions} == revisions
     refs = api.list_repo_refs(repo)
     assert [branch.name for branch in refs.branches] == ["main", "next/try"]
     assert [(tag.name, tag.target_commit) for tag in refs.tags] == [("v1", first)]
-    assert [commit.title for commit in api.list_repo_commits(repo)][::2] == ["Second", "initial commit"]
+    assert [commit.title for commit in api.list_repo_commits(repo)][::2] == [
+        "Second",
+        "initial commit",
+    ]
     assert api.model_info(repo, revision="v1").sha == first
 
-    for create, name in ((api.create_tag, {"tag": "v1"}), (api.create_branch, {"branch": "next/try"})):
+    for create, name in (
+        (api.create_tag, {"tag": "v1"}),
+        (api.create_branch, {"branch": "next/try"}),
+    ):
         create(repo, **name, exist_ok=True)
         with pytest.raises(HfHubHTTPError, match="409"):
             create(repo, **name)
@@ -200,12 +226,17 @@ def test_parallel_uploads(hub, api, repo):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(upload, range(8)))
-    assert hub.files(repo) == {".gitattributes": GITATTRIBUTES, **{f"{i}.bin": b"\0%d" % i for i in range(8)}}
+    assert hub.files(repo) == {
+        ".gitattributes": GITATTRIBUTES,
+        **{f"{i}.bin": b"\0%d" % i for i in range(8)},
+    }
     assert len(api.list_repo_commits(repo)) == 9
 
 
 @pytest.mark.parametrize("token", ["hf_stranger", False])
-def test_private_repositories_are_seen_by_their_owner_only(hub, api, make_api, download, tmp_path, token):
+def test_private_repositories_are_seen_by_their_owner_only(
+    hub, api, make_api, download, tmp_path, token
+):
     hub.add("user/model", {"a.txt": TEXT}, private=True)
     assert download("a.txt") == TEXT
     stranger = make_api(token)
@@ -214,7 +245,9 @@ def test_private_repositories_are_seen_by_their_owner_only(hub, api, make_api, d
     for access in (
         lambda: stranger.model_info("user/model"),
         lambda: stranger.list_repo_files("user/model"),
-        lambda: stranger.upload_file(repo_id="user/model", path_in_repo="b.txt", path_or_fileobj=TEXT),
+        lambda: stranger.upload_file(
+            repo_id="user/model", path_in_repo="b.txt", path_or_fileobj=TEXT
+        ),
         lambda: download("a.txt", token=token, cache_dir=tmp_path / "other"),
     ):
         with pytest.raises(RepositoryNotFoundError):
@@ -222,7 +255,8 @@ def test_private_repositories_are_seen_by_their_owner_only(hub, api, make_api, d
 
 
 @pytest.mark.parametrize(
-    ("repo_id", "reason"), [("user/model", "don't have the rights"), ("reader/model", "a token with the role write")]
+    ("repo_id", "reason"),
+    [("user/model", "don't have the rights"), ("reader/model", "a token with the role write")],
 )
 def test_no_permission(hub, make_api, repo_id, reason):
     hub.add(repo_id, {"a.txt": TEXT})
@@ -282,7 +316,9 @@ def test_a_failed_download_leaves_no_file(hub, download, tmp_path):
         download()
     with pytest.raises(httpx2.NetworkError):
         snapshot_download("user/model", endpoint=hub.url, token=False, cache_dir=tmp_path / "cache")
-    left = [path.name for path in tmp_path.rglob("*") if not path.is_dir() and "blobs" in path.parts]
+    left = [
+        path.name for path in tmp_path.rglob("*") if not path.is_dir() and "blobs" in path.parts
+    ]
     assert left == [hashlib.sha1(b"blob %d\0" % len(GITATTRIBUTES) + GITATTRIBUTES).hexdigest()]
     hub.faults.clear()
     assert download() == WEIGHTS
@@ -295,9 +331,12 @@ def test_a_broken_upload_is_repeated(hub, api, repo):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "error"), [("PUT", "/lfs/", RuntimeError), ("POST", "/commit/", httpx2.TransportError)]
+    ("method", "path", "error"),
+    [("PUT", "/lfs/", RuntimeError), ("POST", "/commit/", httpx2.TransportError)],
 )
-def test_a_broken_upload_leaves_the_repository_unchanged(hub, api, repo, folder, method, path, error):
+def test_a_broken_upload_leaves_the_repository_unchanged(
+    hub, api, repo, folder, method, path, error
+):
     head = api.model_info(repo).sha
     hub.break_connection(method, path, after_bytes=100, times=None)
     with pytest.raises(error):
@@ -341,7 +380,8 @@ def test_requests_that_are_not_understood(hub, api, repo):
 
 
 def test_libraries(hub, tmp_path):
-    """Datasets, transformers, diffusers and model cards, where the address is read from the environment."""
+    """Datasets, transformers, diffusers and model cards, where the address is read from the
+    environment."""
     script = """
         import datasets, torch
         from diffusers import DDIMScheduler
@@ -372,7 +412,11 @@ def test_libraries(hub, tmp_path):
         assert ModelCard.load("user/bert").data.license == "mit"
     """
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "TRANSFORMERS_"))
+        },
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": "hf_user",
         "HF_HUB_DISABLE_XET": "1",
@@ -380,7 +424,11 @@ def test_libraries(hub, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr
     assert {"model.safetensors", "config.json", "README.md"} < set(hub.files("user/bert"))

@@ -33,14 +33,18 @@ def vtp(make_vtp_config):
 
 @pytest.fixture
 def vtp_processor(clip_files):
-    return VTPProcessor(VTPImageProcessor.from_image_size(32), CLIPTokenizer.from_pretrained(clip_files))
+    return VTPProcessor(
+        VTPImageProcessor.from_image_size(32), CLIPTokenizer.from_pretrained(clip_files)
+    )
 
 
 @pytest.mark.parametrize("with_text", [True, False])
 def test_a_vtp_with_its_processor(hub, vtp, vtp_processor, tmp_path, with_text):
     vtp_processor.image_processor.crop = "squash"
     vtp.save_pretrained(tmp_path / "vtp")
-    (vtp_processor if with_text else vtp_processor.image_processor).save_pretrained(tmp_path / "vtp")
+    (vtp_processor if with_text else vtp_processor.image_processor).save_pretrained(
+        tmp_path / "vtp"
+    )
     repo_id = f"user/vtp-{with_text}"
     publish_folder(tmp_path / "vtp", repo_id)
 
@@ -75,14 +79,22 @@ def test_a_pipeline(hub, pipeline, tmp_path, kind):
     pipeline.save_pretrained(tmp_path / "pipeline")
     publish_folder(kind(tmp_path / "pipeline"), "user/pipeline")
     loaded = TiTokPipeline.from_pretrained("user/pipeline")
-    assert is_same(loaded.tokenizer, pipeline.tokenizer) and is_same(loaded.generator, pipeline.generator)
-    assert 'TiTokPipeline.from_pretrained("user/pipeline")' in hub.files("user/pipeline")["README.md"].decode()
+    assert is_same(loaded.tokenizer, pipeline.tokenizer) and is_same(
+        loaded.generator, pipeline.generator
+    )
+    assert (
+        'TiTokPipeline.from_pretrained("user/pipeline")'
+        in hub.files("user/pipeline")["README.md"].decode()
+    )
 
 
 def test_a_tokenizer_with_its_processor(hub, tokenizer_folder, titok):
     publish_folder(tokenizer_folder, "user/titok")
     assert is_same(AutoModel.from_pretrained("user/titok"), titok)
-    assert AutoImageProcessor.from_pretrained("user/titok").to_dict()["crop_size"] == {"height": 32, "width": 32}
+    assert AutoImageProcessor.from_pretrained("user/titok").to_dict()["crop_size"] == {
+        "height": 32,
+        "width": 32,
+    }
     assert set(hub.files("user/titok")) == {
         ".gitattributes",
         "README.md",
@@ -106,7 +118,12 @@ def test_a_model_alone(hub, request, tmp_path, uvit_config, name):
     model = MaskGitUViTModel(uvit_config) if name == "uvit" else request.getfixturevalue(name)
     model.save_pretrained(tmp_path)
     publish_folder(tmp_path, f"user/{name}")
-    assert set(hub.files(f"user/{name}")) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert set(hub.files(f"user/{name}")) == {
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
     assert is_same(type(model).from_pretrained(f"user/{name}"), model)
 
 
@@ -124,7 +141,10 @@ def test_a_private_branch(hub, tokenizer_folder, titok):
     assert hub.repositories["model", "user/secret"].private
     assert set(hub.files("user/secret")) == {".gitattributes"}
     assert is_same(TiTokModel.from_pretrained("user/secret", revision="v2"), titok)
-    assert TiTokImageProcessor.from_pretrained("user/secret", revision="v2").size["shortest_edge"] == 32
+    assert (
+        TiTokImageProcessor.from_pretrained("user/secret", revision="v2").size["shortest_edge"]
+        == 32
+    )
 
 
 def test_the_card_of_the_folder(hub, tokenizer_folder, titok):
@@ -187,10 +207,13 @@ class TestResults:
 
     @pytest.fixture
     def reconstruct(self, tmp_path):
-        """Measures a tokenizer, and gives the result's file: `reconstruct(folder, "rounding=truncate")`."""
+        """Measures a tokenizer, and gives the result's file: `reconstruct(folder,
+        "rounding=truncate")`."""
 
         def reconstruct(folder, *changes, name="reconstruction.json", num_images=5):
-            result = evaluate_reconstruction(folder, "digits", "demo", (*self.PAIRS, *changes), num_images=num_images)
+            result = evaluate_reconstruction(
+                folder, "digits", "demo", (*self.PAIRS, *changes), num_images=num_images
+            )
             result.save(tmp_path / name)
             return tmp_path / name
 
@@ -199,8 +222,14 @@ class TestResults:
     @pytest.fixture
     def generate(self, tmp_path):
         def generate(folder, *changes, name="generation.json", **arguments):
-            arguments = {"num_samples": 10, "reference": "digits", "reference_split": "test"} | arguments
-            evaluate_generation(folder, "demo", (*self.SETS, *changes), **arguments).save(tmp_path / name)
+            arguments = {
+                "num_samples": 10,
+                "reference": "digits",
+                "reference_split": "test",
+            } | arguments
+            evaluate_generation(folder, "demo", (*self.SETS, *changes), **arguments).save(
+                tmp_path / name
+            )
             return tmp_path / name
 
         return generate
@@ -209,7 +238,10 @@ class TestResults:
     def card(hub, repo_id):
         """The results in the metadata of the published card, as the Hub reads them."""
         card = ModelCard(hub.files(repo_id)["README.md"].decode())
-        return [(found.metric_type, found.metric_value, found.dataset_type) for found in card.data.eval_results]
+        return [
+            (found.metric_type, found.metric_value, found.dataset_type)
+            for found in card.data.eval_results
+        ]
 
     @staticmethod
     def values(path):
@@ -225,29 +257,48 @@ class TestResults:
         text = hub.files("user/titok")["README.md"].decode()
         protocol = ModelCard(text).data.eval_results[0].metric_args["protocol"]
         assert protocol == Evaluation.load(path).summary()
-        assert protocol.startswith("demo*: 5 images, 32x32, crop center (bicubic), rounded to uint8")
+        assert protocol.startswith(
+            "demo*: 5 images, 32x32, crop center (bicubic), rounded to uint8"
+        )
         psnr = Evaluation.load(path).metrics["psnr"]
-        assert f"| PSNR | {psnr.value:.4g} ± {psnr.standard_error:.2g} | digits | test | {protocol} |" in text
+        assert (
+            f"| PSNR | {psnr.value:.4g} ± {psnr.standard_error:.2g} | digits | test | {protocol} |"
+            in text
+        )
 
     def test_of_other_images_or_another_precision_beside_it(self, hub, tokenizer_folder, tmp_path):
         paths = []
-        for name, arguments in (("test", {}), ("train", {"split": "train"}), ("half", {"dtype": "bfloat16"})):
-            result = evaluate_reconstruction(tokenizer_folder, "digits", "demo", self.PAIRS, num_images=5, **arguments)
+        for name, arguments in (
+            ("test", {}),
+            ("train", {"split": "train"}),
+            ("half", {"dtype": "bfloat16"}),
+        ):
+            result = evaluate_reconstruction(
+                tokenizer_folder, "digits", "demo", self.PAIRS, num_images=5, **arguments
+            )
             result.save(tmp_path / f"{name}.json")
             paths.append(tmp_path / f"{name}.json")
         publish_folder(tokenizer_folder, "user/titok", results=paths)
-        assert sorted(self.card(hub, "user/titok")) == sorted(entry for path in paths for entry in self.values(path))
+        assert sorted(self.card(hub, "user/titok")) == sorted(
+            entry for path in paths for entry in self.values(path)
+        )
 
-    def test_they_come_back_with_the_weights_and_stay(self, hub, tokenizer_folder, reconstruct, tmp_path):
+    def test_they_come_back_with_the_weights_and_stay(
+        self, hub, tokenizer_folder, reconstruct, tmp_path
+    ):
         path = reconstruct(tokenizer_folder)
         publish_folder(tokenizer_folder, "user/titok", results=[path])
         loaded = TiTokModel.from_pretrained("user/titok")
-        assert [(r["metric"], r["value"], r["dataset"]) for r in loaded.provenance()["results"]] == self.values(path)
+        assert [
+            (r["metric"], r["value"], r["dataset"]) for r in loaded.provenance()["results"]
+        ] == self.values(path)
         loaded.save_pretrained(tmp_path / "again")
         publish_folder(tmp_path / "again", "user/again")
         assert self.card(hub, "user/again") == self.values(path)
 
-    def test_they_stay_in_the_folder(self, hub, tokenizer_folder, pipeline_folder, reconstruct, generate):
+    def test_they_stay_in_the_folder(
+        self, hub, tokenizer_folder, pipeline_folder, reconstruct, generate
+    ):
         path = reconstruct(tokenizer_folder)
         publish_folder(tokenizer_folder, "user/titok", results=[path])
         publish_folder(tokenizer_folder, "user/again")
@@ -265,7 +316,9 @@ class TestResults:
         assert card.text.strip() == "# Written by hand" and card.data.license == "mit"
         assert self.card(hub, "user/titok") == self.values(path)
 
-    @pytest.mark.parametrize(("stored", "measured"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+    @pytest.mark.parametrize(
+        ("stored", "measured"), [("float32", "bfloat16"), ("bfloat16", "float32")]
+    )
     def test_of_another_precision(self, hub, titok, tmp_path, stored, measured):
         titok.to(getattr(torch, stored)).save_pretrained(tmp_path / "titok")
         result = evaluate_reconstruction(
@@ -291,9 +344,13 @@ class TestResults:
             reconstruct(tokenizer_folder, num_images=6, name="more.json"),
         ]
         publish_folder(tokenizer_folder, "user/titok", results=paths)
-        assert self.card(hub, "user/titok") == [entry for path in paths for entry in self.values(path)]
+        assert self.card(hub, "user/titok") == [
+            entry for path in paths for entry in self.values(path)
+        ]
 
-    def test_a_newer_one_takes_the_place_of_an_older_and_others_stay(self, hub, tokenizer_folder, reconstruct, titok):
+    def test_a_newer_one_takes_the_place_of_an_older_and_others_stay(
+        self, hub, tokenizer_folder, reconstruct, titok
+    ):
         path = reconstruct(tokenizer_folder)
         known = {"task": "t", "dataset": "d", "metric": "m", "value": 1.0, "protocol": "of others"}
         older = {**Evaluation.load(path).card_results()[0], "value": 0.0}
@@ -304,12 +361,23 @@ class TestResults:
         assert TiTokModel.from_pretrained("user/titok").provenance()["license"] == "mit"
 
     def test_of_a_pipeline_and_of_its_tokenizer(self, hub, pipeline_folder, reconstruct, generate):
-        of_tokenizer, of_pipeline = reconstruct(pipeline_folder / "tokenizer"), generate(pipeline_folder)
+        of_tokenizer, of_pipeline = (
+            reconstruct(pipeline_folder / "tokenizer"),
+            generate(pipeline_folder),
+        )
         publish_folder(pipeline_folder, "user/pipeline", results=[of_tokenizer, of_pipeline])
-        assert self.card(hub, "user/pipeline") == self.values(of_tokenizer) + self.values(of_pipeline)
+        assert self.card(hub, "user/pipeline") == self.values(of_tokenizer) + self.values(
+            of_pipeline
+        )
         loaded = TiTokPipeline.from_pretrained("user/pipeline")
-        assert [r["metric"] for r in loaded.generator.config.provenance["results"]] == ["accuracy", "recall"]
-        assert [r["metric"] for r in loaded.tokenizer.config.provenance["results"]] == ["psnr", "mean_squared_error"]
+        assert [r["metric"] for r in loaded.generator.config.provenance["results"]] == [
+            "accuracy",
+            "recall",
+        ]
+        assert [r["metric"] for r in loaded.tokenizer.config.provenance["results"]] == [
+            "psnr",
+            "mean_squared_error",
+        ]
 
     def test_of_a_generator_alone(self, hub, pipeline_folder, generate):
         path = generate(pipeline_folder)
@@ -332,7 +400,8 @@ class TestResults:
             titok.quantizer.codebook.weight[0, 0] += 1e-6
         titok.save_pretrained(tokenizer_folder)
         with pytest.raises(
-            ValueError, match=r"reconstruction\.json is a result of another tokenizer, .*titok \(TiTokM"
+            ValueError,
+            match=r"reconstruction\.json is a result of another tokenizer, .*titok \(TiTokM",
         ):
             publish_folder(tokenizer_folder, "user/titok", results=[path])
         assert not hub.repositories
@@ -349,11 +418,15 @@ class TestResults:
             publish_folder(pipeline_folder, "user/pipeline", results=[path])
         assert not hub.repositories
 
-    def test_of_another_kind_of_thing(self, hub, tokenizer_folder, pipeline_folder, reconstruct, generate):
+    def test_of_another_kind_of_thing(
+        self, hub, tokenizer_folder, pipeline_folder, reconstruct, generate
+    ):
         with pytest.raises(ValueError, match="a result of another generator"):
             publish_folder(tokenizer_folder, "user/titok", results=[generate(pipeline_folder)])
         with pytest.raises(ValueError, match="a result of another tokenizer"):
-            publish_folder(pipeline_folder / "generator", "user/x", results=[reconstruct(tokenizer_folder)])
+            publish_folder(
+                pipeline_folder / "generator", "user/x", results=[reconstruct(tokenizer_folder)]
+            )
         assert not hub.repositories
 
     def test_of_images_whose_maker_is_not_known(self, hub, pipeline_folder, generate, tmp_path):
@@ -371,7 +444,9 @@ class TestResults:
             publish_folder(tokenizer_folder, "user/titok", results=[tmp_path / "other.json"])
         assert not hub.repositories
 
-    def test_of_a_moved_and_repeated_measurement(self, hub, tokenizer_folder, reconstruct, tmp_path):
+    def test_of_a_moved_and_repeated_measurement(
+        self, hub, tokenizer_folder, reconstruct, tmp_path
+    ):
         """The hash counts, not the place."""
         path = reconstruct(tokenizer_folder)
         result = Evaluation.load(path)

@@ -1,4 +1,5 @@
-"""The whole of TiTok on real data, in minutes: tokenizer and generator trained, measured and shown on digits."""
+"""The whole of TiTok on real data, in minutes: tokenizer and generator trained, measured and shown
+on digits."""
 
 import json
 import time
@@ -12,7 +13,12 @@ from .data.digits import load_digits_dataset
 from .evaluation.digits import nearest_neighbors
 from .evaluation.extractors import Judges
 from .evaluation.generation import measure_generation
-from .evaluation.pictures import generation_grid, reconstruction_grid, training_curves, unmasking_grid
+from .evaluation.pictures import (
+    generation_grid,
+    reconstruction_grid,
+    training_curves,
+    unmasking_grid,
+)
 from .evaluation.protocol import Protocol
 from .evaluation.reconstruction import measure_reconstruction, reconstruct
 from .evaluation.sources import DatasetImages, GeneratedImages
@@ -32,17 +38,19 @@ def run_demo(
     images_per_class: int = 100,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
-    """Trains the recipe `digits`, then measures it on held-out and generated images and draws pictures.
+    """Trains the recipe `digits`, then measures it on held-out and generated images and draws
+    pictures.
 
     Called again with the same folder, it goes on where it was.
 
     Args:
-        output_dir: The folder. It ends with `vqgan/`, `tokenizer/`, `pipeline/`, `reconstructions.png`, `samples.png`,
-            `unmasking.png`, `training.png` and `metrics.json`.
+        output_dir: The folder. It ends with `vqgan/`, `tokenizer/`, `pipeline/`,
+            `reconstructions.png`, `samples.png`, `unmasking.png`, `training.png` and
+            `metrics.json`.
         seed: Of all that is random.
         overrides: Changes of the recipe, `key=value`.
-        images_per_class: Generated images that are measured; at least 7, since the Fréchet distance of 64 features
-            needs 65 images.
+        images_per_class: Generated images that are measured; at least 7, since the Fréchet distance
+            of 64 features needs 65 images.
         callbacks: For the trainers.
 
     Returns:
@@ -54,7 +62,12 @@ def run_demo(
     output_dir = Path(output_dir)
     dataset = load_digits_dataset()
     run = RecipeRun(
-        Recipe.load("digits", overrides), dataset, output_dir, seed=seed, callbacks=callbacks, data_name=DATA_NAME
+        Recipe.load("digits", overrides),
+        dataset,
+        output_dir,
+        seed=seed,
+        callbacks=callbacks,
+        data_name=DATA_NAME,
     )
     vqgan = run.vqgan()
     warm = run.warmup(vqgan)
@@ -65,8 +78,13 @@ def run_demo(
         started = time.perf_counter()
         protocol = Protocol.load("demo")
         judges = Judges.load(protocol, ["accuracy", "frechet_distance"])
-        train, test = (DatasetImages(dataset[split], protocol, label_column="label") for split in ("train", "test"))
-        generated = GeneratedImages(pipeline, 10 * images_per_class, protocol, seed).whole(batch_size=250)
+        train, test = (
+            DatasetImages(dataset[split], protocol, label_column="label")
+            for split in ("train", "test")
+        )
+        generated = GeneratedImages(pipeline, 10 * images_per_class, protocol, seed).whole(
+            batch_size=250
+        )
         tokenizers = {
             "vqgan": vqgan,
             "warmup": warm.with_pixel_decoder(vqgan).eval(),
@@ -77,7 +95,9 @@ def run_demo(
             "seed": seed,
             "generated": {
                 "images": generated.num_images,
-                **measure_generation([generated], train, protocol, judges, progress_bar=False).values,
+                **measure_generation(
+                    [generated], train, protocol, judges, progress_bar=False
+                ).values,
                 **nearest_neighbors(judges.extractor, *seen),
             },
             "reconstructed": {
@@ -91,7 +111,9 @@ def run_demo(
                 **measure_generation([test], train, protocol, judges, progress_bar=False).values,
             },
         }
-        by_class = generated.images.unflatten(0, (images_per_class, 10)).transpose(0, 1).flatten(0, 1)
+        by_class = (
+            generated.images.unflatten(0, (images_per_class, 10)).transpose(0, 1).flatten(0, 1)
+        )
         names = pipeline.generator.config.id2label
         pixel_values = test.whole().images / 255
         reconstruction_grid(pixel_values, reconstruct(tokenizer, pixel_values).clamp(0, 1)).save(
@@ -102,9 +124,12 @@ def run_demo(
         unmasking_grid(pipeline, list(range(0, 10, 2)), seed).save(output_dir / "unmasking.png")
         paths = [run.work_dir / "logs" / f"{name}.json" for name in run.recipe.stages]
         logs = {path.stem: json.loads(path.read_text()) for path in paths if path.exists()}
-        training_curves({name: log["history"] for name, log in logs.items()}, output_dir / "training.png")
+        training_curves(
+            {name: log["history"] for name, log in logs.items()}, output_dir / "training.png"
+        )
     parts = {
-        name: {key: log[key] for key in ("seconds", "peak_memory_gib", "resumed_from")} for name, log in logs.items()
+        name: {key: log[key] for key in ("seconds", "peak_memory_gib", "resumed_from")}
+        for name, log in logs.items()
     }
     parts["evaluation"] = {"seconds": time.perf_counter() - started, "peak_memory_gib": memory.gib}
     metrics["parts"] = parts
@@ -113,21 +138,34 @@ def run_demo(
     return metrics
 
 
-def write_cards(output_dir: Path, tokenizer: TiTokModel, pipeline: TiTokPipeline, metrics: dict[str, Any]) -> None:
-    """Puts the measures into the configurations of tokenizer and generator, and model cards beside them."""
+def write_cards(
+    output_dir: Path, tokenizer: TiTokModel, pipeline: TiTokPipeline, metrics: dict[str, Any]
+) -> None:
+    """Puts the measures into the configurations of tokenizer and generator, and model cards beside
+    them."""
     reconstruction = {
         metric: metrics["reconstructed"]["decoder_finetuning"][metric]
         for metric in ("accuracy", "mean_squared_error", "frechet_distance")
     }
-    generation = {metric: metrics["generated"][metric] for metric in ("accuracy", "frechet_distance")}
-    of_tokenizer = results("image-reconstruction", reconstruction, metrics["real_held_out"]["images"])
-    of_generator = results("unconditional-image-generation", generation, metrics["generated"]["images"])
+    generation = {
+        metric: metrics["generated"][metric] for metric in ("accuracy", "frechet_distance")
+    }
+    of_tokenizer = results(
+        "image-reconstruction", reconstruction, metrics["real_held_out"]["images"]
+    )
+    of_generator = results(
+        "unconditional-image-generation", generation, metrics["generated"]["images"]
+    )
     for model, measured, folder in (
         (tokenizer, of_tokenizer, "tokenizer"),
         (pipeline.tokenizer, of_tokenizer, "pipeline/tokenizer"),
         (pipeline.generator, of_generator, "pipeline/generator"),
     ):
-        model.config.provenance = {**model.config.provenance, "license": "cc-by-4.0", "results": measured}
+        model.config.provenance = {
+            **model.config.provenance,
+            "license": "cc-by-4.0",
+            "results": measured,
+        }
         model.config.save_pretrained(output_dir / folder)
     for thing, folder in ((tokenizer, "tokenizer"), (pipeline, "pipeline")):
         thing.model_card(f"{output_dir.name}/{folder}").save(output_dir / folder / "README.md")
@@ -135,13 +173,25 @@ def write_cards(output_dir: Path, tokenizer: TiTokModel, pipeline: TiTokPipeline
 
 def results(task: str, measures: dict[str, float], count: int) -> list[dict[str, Any]]:
     """Measures as a model card's results."""
-    of = "held-out digits and their reconstructions" if task == "image-reconstruction" else "generated digits"
+    of = (
+        "held-out digits and their reconstructions"
+        if task == "image-reconstruction"
+        else "generated digits"
+    )
     protocol = (
-        f"demo: {count} {of}, rounded to uint8 and averaged to 8x8 pixels in [0, 1]; accuracy of a support vector "
-        "machine and Fréchet distance of the pixels, both against the real training digits; mean squared error at "
-        "32x32"
+        f"demo: {count} {of}, rounded to uint8 and averaged to 8x8 pixels in [0, 1]; accuracy of a "
+        "support vector "
+        "machine and Fréchet distance of the pixels, both against the real training digits; mean "
+        "squared error at 32x32"
     )
     return [
-        {"task": task, "dataset": DATA_NAME, "split": "test", "metric": metric, "value": value, "protocol": protocol}
+        {
+            "task": task,
+            "dataset": DATA_NAME,
+            "split": "test",
+            "metric": metric,
+            "value": value,
+            "protocol": protocol,
+        }
         for metric, value in measures.items()
     ]

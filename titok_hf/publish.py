@@ -26,8 +26,8 @@ def publish_folder(
 ) -> None:
     """Publishes a pipeline, or a model with its processor, with a model card.
 
-    It is loaded first: what cannot be loaded is not published. A `README.md` in the folder that someone wrote or
-    edited is the card; of it only the results are replaced.
+    It is loaded first: what cannot be loaded is not published. A `README.md` in the folder that
+    someone wrote or edited is the card; of it only the results are replaced.
 
     Args:
         folder: The folder.
@@ -35,12 +35,12 @@ def publish_folder(
         private: Whether a new repository is private; if not given, as the account is set up.
         token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
         revision: Branch; created if it is not there.
-        results: Files that `titok evaluate` wrote about these weights. They become part of the configuration, here and
-            there, and so of the card and its metadata.
+        results: Files that `titok evaluate` wrote about these weights. They become part of the
+            configuration, here and there, and so of the card and its metadata.
 
     Raises:
-        ValueError, OSError: If the folder does not load, a result is of other weights, or the Hub refused; see
-            `push_to_hub`.
+        ValueError, OSError: If the folder does not load, a result is of other weights, or the Hub
+            refused; see `push_to_hub`.
     """
     folder = Path(folder)
     if (folder / TiTokPipeline.config_name).exists():
@@ -62,7 +62,10 @@ def publish_folder(
         content, generated = path.read_bytes(), things[0].model_card(repo_id, revision).data
         if generated.eval_results:
             card = ModelCard.load(path)
-            card.data.model_name, card.data.eval_results = generated.model_name, generated.eval_results
+            card.data.model_name, card.data.eval_results = (
+                generated.model_name,
+                generated.eval_results,
+            )
             content = str(card).encode()
         with explain_hub_errors(repo_id):
             HfApi(token=token).upload_file(
@@ -71,8 +74,8 @@ def publish_folder(
 
 
 def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path: str | Path) -> str:
-    """Puts a result into the configuration of the model that it is about; takes the place of an earlier one of the
-    same metric and protocol.
+    """Puts a result into the configuration of the model that it is about; takes the place of an
+    earlier one of the same metric and protocol.
 
     Returns:
         Which part of a pipeline it is about: `"tokenizer"` or `"generator"`.
@@ -87,13 +90,19 @@ def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path:
     for name, model in models.items():
         measured = getattr(result, name)
         if measured is None:
-            raise ValueError(f"{path} is a result of images whose maker it does not know: measure what you publish.")
+            raise ValueError(
+                f"{path} is a result of images whose maker it does not know: measure what you "
+                "publish."
+            )
         if isinstance(model, VTPModel):  # measured without what it knows of texts
             parts = ("vision_encoder", "pixel_decoder")
-            model = nn.ModuleDict({child: getattr(model, child) for child in parts if hasattr(model, child)})
+            model = nn.ModuleDict(
+                {child: getattr(model, child) for child in parts if hasattr(model, child)}
+            )
         if measured["weights_sha256"] != state_sha256(model):
             raise ValueError(
-                f"{path} is a result of another {name}, {measured['id']} ({measured['class']}): measure what you "
+                f"{path} is a result of another {name}, {measured['id']} ({measured['class']}): "
+                "measure what you "
                 "publish."
             )
     model = models[part]

@@ -15,7 +15,8 @@ NUMBER = 70  # images; more than the 64 features of digits
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """The command in this process and an empty folder: exit code, what it prints, and what it prints as errors."""
+    """The command in this process and an empty folder: exit code, what it prints, and what it
+    prints as errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate.console, "_width", 240)
 
@@ -53,7 +54,9 @@ def refused(call):
         lines = [line for line in errors.splitlines() if line.startswith("Error: ")]
         assert code == 1 and len(lines) == 1 and "Traceback" not in errors, errors
         assert "batch/s" not in errors  # before the work
-        assert not any(os.path.exists(f"{name}.json") for name in ("reconstruction", "generation", "probe"))
+        assert not any(
+            os.path.exists(f"{name}.json") for name in ("reconstruction", "generation", "probe")
+        )
         assert {path for path, *_ in os.walk(".")} == before
         return lines[0]
 

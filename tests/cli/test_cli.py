@@ -31,7 +31,15 @@ COMMANDS = {
         "--guidance-schedule",
         "--seed",
     ),
-    "convert": ("--output-dir", "--generator", "--config", "--dtype", "--to-official", "--push", "--private"),
+    "convert": (
+        "--output-dir",
+        "--generator",
+        "--config",
+        "--dtype",
+        "--to-official",
+        "--push",
+        "--private",
+    ),
     "push": ("--private", "--revision"),
     "tokenize": (
         "--tokenizer",
@@ -105,10 +113,21 @@ def folder(tmp_path_factory):
             path = folder / "images" / split / name / f"{row}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
-    overrides = [f"stages.{stage}.training.max_steps=2" for stage in ("vqgan", "classifier", "warmup")]
+    overrides = [
+        f"stages.{stage}.training.max_steps=2" for stage in ("vqgan", "classifier", "warmup")
+    ]
     options = ["--set", *overrides]  # one as an option, the others as arguments
     done = run_titok(
-        "train", MINIATURE, "--data", "images", "--output-dir", "models", "--seed", 3, *options, cwd=folder
+        "train",
+        MINIATURE,
+        "--data",
+        "images",
+        "--output-dir",
+        "models",
+        "--seed",
+        3,
+        *options,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout)
@@ -154,26 +173,43 @@ class TestReconstruct:
     def test_images_are_shown_above_their_reconstructions(self, folder):
         images = sorted((folder / "images" / "test").rglob("*.png"))[:3]
         done = run_titok(
-            "reconstruct", *images, "--tokenizer", "models/tokenizer", "--output", "pairs.png", cwd=folder
+            "reconstruct",
+            *images,
+            "--tokenizer",
+            "models/tokenizer",
+            "--output",
+            "pairs.png",
+            cwd=folder,
         )
         assert done.returncode == 0, done.stderr
         assert "3 images above their reconstructions: pairs.png" in done.stdout
         processor = TiTokImageProcessor.from_pretrained(folder / "models" / "tokenizer")
-        pixels = np.asarray(Image.open(folder / "pairs.png"))  # 64x64 cells and gaps of 4, labels on the left
+        pixels = np.asarray(
+            Image.open(folder / "pairs.png")
+        )  # 64x64 cells and gaps of 4, labels on the left
         assert pixels.shape[0] == 4 + 2 * 68
         for i, path in enumerate(images):
             left = pixels.shape[1] - (3 - i) * 68
-            image = processor.postprocess(processor([Image.open(path)], return_tensors="pt")["pixel_values"])[0]
+            image = processor.postprocess(
+                processor([Image.open(path)], return_tensors="pt")["pixel_values"]
+            )[0]
             expected = np.asarray(image.resize((64, 64), Image.Resampling.NEAREST))
             assert np.array_equal(pixels[4:68, left : left + 64], expected)
             assert not np.array_equal(pixels[72:136, left : left + 64], expected)
 
-    @pytest.mark.parametrize(("mode", "size"), [("L", (40, 60)), ("RGBA", (32, 32)), ("P", (100, 50))])
+    @pytest.mark.parametrize(
+        ("mode", "size"), [("L", (40, 60)), ("RGBA", (32, 32)), ("P", (100, 50))]
+    )
     def test_images_of_any_mode_and_size_fit(self, folder, call, tmp_path, mode, size):
         Image.new(mode, size).save(tmp_path / "image.png")
         output = tmp_path / "pair.png"
         code, *_ = call(
-            "reconstruct", tmp_path / "image.png", "--tokenizer", folder / "models" / "tokenizer", "--output", output
+            "reconstruct",
+            tmp_path / "image.png",
+            "--tokenizer",
+            folder / "models" / "tokenizer",
+            "--output",
+            output,
         )
         assert code == 0
         assert Image.open(output).height == 4 + 2 * 68
@@ -189,9 +225,12 @@ class TestGenerate:
 
     @pytest.mark.parametrize("labels", [["0"], ["zero", "5"], ["three", "three"], ["three", "7"]])
     def test_each_label_has_a_row(self, folder, tmp_path, labels):
-        """Also one that is given twice, by one name or by two: 7 is three, as folders are sorted by name."""
+        """Also one that is given twice, by one name or by two: 7 is three, as folders are sorted by
+        name."""
         labels = [int(label) if label.isdecimal() else label for label in labels]
-        generate_to_file(folder / "models" / "pipeline", labels, tmp_path / "rows.png", num_images_per_label=2)
+        generate_to_file(
+            folder / "models" / "pipeline", labels, tmp_path / "rows.png", num_images_per_label=2
+        )
         picture = Image.open(tmp_path / "rows.png")
         assert picture.height == 4 + len(labels) * 68
 
@@ -206,7 +245,14 @@ class TestGenerate:
             ["--guidance-scale", "9"],
             ["--guidance-scale", "9", "--guidance-schedule", "linear"],
         ):
-            arguments = ["--label", "3", "--num-images", "12", "--pipeline", folder / "models" / "pipeline"]
+            arguments = [
+                "--label",
+                "3",
+                "--num-images",
+                "12",
+                "--pipeline",
+                folder / "models" / "pipeline",
+            ]
             code, *_ = call("generate", *arguments, *options, "--output", output)
             assert code == 0
             pictures.append(output.read_bytes())
@@ -227,9 +273,13 @@ class TestErrors:
             assert part in lines[0]
 
     def test_of_the_command_itself(self, folder):
-        done = run_titok("generate", "--label", "eleven", "--pipeline", "models/pipeline", cwd=folder)
+        done = run_titok(
+            "generate", "--label", "eleven", "--pipeline", "models/pipeline", cwd=folder
+        )
         lines = [line for line in done.stderr.splitlines() if "Error: " in line]
-        self.check(done.returncode, "\n".join(lines), "'eight', 'five'", "'eleven' is not among them")
+        self.check(
+            done.returncode, "\n".join(lines), "'eight', 'five'", "'eleven' is not among them"
+        )
         assert "Traceback" not in done.stderr
         assert not (folder / "samples.png").exists()
 
@@ -239,7 +289,9 @@ class TestErrors:
 
         def quiet(*arguments):
             code, _, errors = call(*arguments)
-            kept = [line for line in errors.splitlines() if "%|" not in line and "it/s]" not in line]
+            kept = [
+                line for line in errors.splitlines() if "%|" not in line and "it/s]" not in line
+            ]
             return code, "\n".join(kept)
 
         return quiet
@@ -255,20 +307,29 @@ class TestErrors:
     )
     def test_of_generating(self, folder, quiet, tmp_path, monkeypatch, options, expected):
         monkeypatch.chdir(tmp_path)
-        self.check(*quiet("generate", "--pipeline", folder / "models" / "pipeline", *options), expected)
+        self.check(
+            *quiet("generate", "--pipeline", folder / "models" / "pipeline", *options), expected
+        )
 
     @pytest.mark.parametrize("name", ["notes.png", "photo[bold].png", "[/b].png"])
     def test_of_a_file_that_is_no_image(self, folder, quiet, tmp_path, name):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no image")
         tokenizer = folder / "models" / "tokenizer"
-        self.check(*quiet("reconstruct", tmp_path / name, "--tokenizer", tokenizer), name, "must be an image file")
+        self.check(
+            *quiet("reconstruct", tmp_path / name, "--tokenizer", tokenizer),
+            name,
+            "must be an image file",
+        )
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
             (["imagenet", "--data", "digits"], "got 'imagenet'"),
-            ([MINIATURE, "--data", "digits", "--set", "stages.warmup.modell={}"], "did you mean 'model'?"),
+            (
+                [MINIATURE, "--data", "digits", "--set", "stages.warmup.modell={}"],
+                "did you mean 'model'?",
+            ),
             ([MINIATURE, "--data", "digits", "--set", "stages"], "key=value"),
             ([MINIATURE, "--data", "digits", "--set", "name.x.y=1"], "name"),
             ([MINIATURE, "--data", "digits", "--set", "image_size=[1"], "image_size"),
@@ -282,7 +343,16 @@ class TestErrors:
 
     def test_of_another_seed_in_a_folder_that_is_in_use(self, folder, quiet, monkeypatch):
         monkeypatch.chdir(folder)
-        arguments = ["train", MINIATURE, "--data", "digits", "--output-dir", "models", "--seed", "4"]
+        arguments = [
+            "train",
+            MINIATURE,
+            "--data",
+            "digits",
+            "--output-dir",
+            "models",
+            "--seed",
+            "4",
+        ]
         self.check(*quiet(*arguments), "models holds a run of another recipe or seed")
 
     @pytest.mark.parametrize(
@@ -306,7 +376,9 @@ class TestErrors:
 def test_output_paths_are_printed_as_they_are(folder, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipeline = folder / "models" / "pipeline"
-    code, printed, _ = call("generate", "--label", "3", "--pipeline", pipeline, "--output", "a[b].png")
+    code, printed, _ = call(
+        "generate", "--label", "3", "--pipeline", pipeline, "--output", "a[b].png"
+    )
     assert code == 0
     assert (tmp_path / "a[b].png").exists()
     assert "a[b].png" in printed
@@ -341,19 +413,30 @@ def test_push_says_what_is_not_allowed(call, saved, hub, monkeypatch):
 def official(tmp_path, generator_config):
     """A generator in the official format."""
     generator_config.num_attention_heads = 16
-    sampling = {"num_steps": 8, "randomize_temperature": 1.0, "guidance_scale": 0.0, "guidance_decay": "constant"}
+    sampling = {
+        "num_steps": 8,
+        "randomize_temperature": 1.0,
+        "guidance_scale": 0.0,
+        "guidance_decay": "constant",
+    }
     write_official(MaskGitModel(generator_config), tmp_path / "official", sampling)
     return tmp_path / "official"
 
 
 def test_convert_there_and_back(call, official, tmp_path, hub):
-    code, out, _ = call("convert", official, "--output-dir", tmp_path / "ours", "--push", "user/cli-generator")
+    code, out, _ = call(
+        "convert", official, "--output-dir", tmp_path / "ours", "--push", "user/cli-generator"
+    )
     assert code == 0 and "Published: user/cli-generator" in out
     assert MaskGitModel.from_pretrained("user/cli-generator").config.num_tokens == 8
 
-    code, out, _ = call("convert", tmp_path / "ours", "--to-official", "--output-dir", tmp_path / "back")
+    code, out, _ = call(
+        "convert", tmp_path / "ours", "--to-official", "--output-dir", tmp_path / "back"
+    )
     assert code == 0 and "Converted:" in out
-    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (official / "model.safetensors").read_bytes()
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (
+        official / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -362,7 +445,10 @@ def test_convert_there_and_back(call, official, tmp_path, hub):
         (("nowhere",), "neither a file or folder here, nor a Hub repository"),
         (("OFFICIAL", "--dtype", "int8"), "must be one of float32, bfloat16, float16, got 'int8'"),
         (("OFFICIAL", "--to-official", "--dtype", "float16"), "no other option goes with it"),
-        (("OFFICIAL", "--generator", "OFFICIAL"), "masked generator are expected, got a MaskGitModel and a MaskGit"),
+        (
+            ("OFFICIAL", "--generator", "OFFICIAL"),
+            "masked generator are expected, got a MaskGitModel and a MaskGit",
+        ),
     ],
 )
 def test_convert_says_what_is_wrong(call, official, tmp_path, arguments, sentence):
@@ -376,7 +462,9 @@ def test_convert_says_what_is_wrong(call, official, tmp_path, arguments, sentenc
 
 def test_tokenize_writes_codes(call, titok, tmp_path):
     titok.save_pretrained(tmp_path / "titok")
-    code, out, _ = call("tokenize", "digits", "--tokenizer", tmp_path / "titok", "--output-dir", tmp_path / "tokens")
+    code, out, _ = call(
+        "tokenize", "digits", "--tokenizer", tmp_path / "titok", "--output-dir", tmp_path / "tokens"
+    )
 
     assert code == 0 and "1437 train, 360 test images as codes" in " ".join(out.split())
     assert len(load_dataset(str(tmp_path / "tokens"))["test"]) == 360
@@ -387,8 +475,12 @@ def test_options_of_tokenize_arrive(call, titok, hub, tmp_path):
     for number in range(5):
         image = Image.new("RGB", (40, 32), (50 * number, 0, 0))
         image.save(tmp_path / f"{number}.png")
-    images = Dataset.from_dict({"picture": [str(tmp_path / f"{number}.png") for number in range(5)]})
-    DatasetDict({"train": images, "other": images.select([4, 2, 0])}).save_to_disk(tmp_path / "images")
+    images = Dataset.from_dict(
+        {"picture": [str(tmp_path / f"{number}.png") for number in range(5)]}
+    )
+    DatasetDict({"train": images, "other": images.select([4, 2, 0])}).save_to_disk(
+        tmp_path / "images"
+    )
     (tmp_path / "0.png").write_text("no image")
     arguments = [
         "tokenize",
@@ -398,17 +490,38 @@ def test_options_of_tokenize_arrive(call, titok, hub, tmp_path):
         "--output-dir",
         tmp_path / "tokens",
     ]
-    arguments += ["--split", "other", "--image-column", "picture", "--no-labels", "--part-size", "2"]
-    arguments += ["--augmentation", "ten-crop", "--enlarge", "1.25", "--dtype", "bfloat16", "--num-workers", "0"]
+    arguments += [
+        "--split",
+        "other",
+        "--image-column",
+        "picture",
+        "--no-labels",
+        "--part-size",
+        "2",
+    ]
+    arguments += [
+        "--augmentation",
+        "ten-crop",
+        "--enlarge",
+        "1.25",
+        "--dtype",
+        "bfloat16",
+        "--num-workers",
+        "0",
+    ]
     arguments += ["--device", "cpu", "--batch-size", "10", "--push", "user/tokens", "--private"]
     code, _, err = call(*arguments)
-    assert code == 1 and "1 of the 3 images of the split 'other' cannot be read" in " ".join(err.split())
+    assert code == 1 and "1 of the 3 images of the split 'other' cannot be read" in " ".join(
+        err.split()
+    )
     assert "Traceback" not in err
 
     code, out, _ = call(*arguments, "--max-unreadable", "0.5")
     printed = " ".join(out.split())
     assert code == 0 and "2 other images as codes" in printed and "1 could not be read" in printed
-    assert "Published: user/tokens" in printed and hub.repositories["dataset", "user/tokens"].private
+    assert (
+        "Published: user/tokens" in printed and hub.repositories["dataset", "user/tokens"].private
+    )
     record = json.loads((tmp_path / "tokens" / "tokenize.json").read_text())
     command = record["command"]
     assert command["parts"] == {"other": [2, 1]} and command["dtype"] == "bfloat16"
@@ -423,7 +536,14 @@ def test_options_of_tokenize_arrive(call, titok, hub, tmp_path):
 def test_zero_shot_needs_a_vtp(call, titok, tmp_path):
     titok.save_pretrained(tmp_path / "titok")
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
-    options = ("--model", tmp_path / "titok", "--image", tmp_path / "image.png", "--labels", "cat,dog")
+    options = (
+        "--model",
+        tmp_path / "titok",
+        "--image",
+        tmp_path / "image.png",
+        "--labels",
+        "cat,dog",
+    )
     code, _, err = call("zero-shot", *options)
 
     assert code == 1 and "expects a model of type 'vtp', got one of 'titok'" in err

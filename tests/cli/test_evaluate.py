@@ -20,7 +20,15 @@ from .conftest import NUMBER, fingerprint
 
 DEMO = ("--protocol", "demo")
 QUICK = (*DEMO, "--set", "metrics.reconstruction=[psnr, mean_squared_error]")
-GENERATED_DIGITS = (*DEMO, "--reference", "digits", "--reference-split", "test", "--num-samples", NUMBER)
+GENERATED_DIGITS = (
+    *DEMO,
+    "--reference",
+    "digits",
+    "--reference-split",
+    "test",
+    "--num-samples",
+    NUMBER,
+)
 
 pytestmark = pytest.mark.xdist_group("cli")
 
@@ -46,39 +54,69 @@ def assert_same(first, second):
 class TestReconstruction:
     def test_a_result_with_all_that_it_depends_on(self, call, tokenizer, titok):
         code, printed, errors = call(
-            *("evaluate", "reconstruction", tokenizer, "--data", "digits", *DEMO, "--num-images", NUMBER)
+            *(
+                "evaluate",
+                "reconstruction",
+                tokenizer,
+                "--data",
+                "digits",
+                *DEMO,
+                "--num-images",
+                NUMBER,
+            )
         )
         assert code == 0, errors
         for title in ("accuracy", "Fréchet distance (digits-8x8)", "PSNR", "codebook perplexity"):
             assert title in printed
         assert "With its protocol: reconstruction.json" in printed
-        assert "demo: 70 images, 32x32, crop center (bicubic), rounded to uint8, digits-8x8 (" in " ".join(
-            printed.split()
+        assert (
+            "demo: 70 images, 32x32, crop center (bicubic), rounded to uint8, digits-8x8 ("
+            in " ".join(printed.split())
         )
 
         result = json.loads(Path("reconstruction.json").read_text())
         digits = load_digits_dataset()
         processor = TiTokImageProcessor.from_image_size(32)
-        images = processor(digits["test"][:NUMBER]["image"], return_tensors="pt")["pixel_values"]  # (70, 3, 32, 32)
+        images = processor(digits["test"][:NUMBER]["image"], return_tensors="pt")[
+            "pixel_values"
+        ]  # (70, 3, 32, 32)
         with torch.no_grad():
             decoded = titok.decode(titok.encode(images).latents).reconstruction.clamp(0, 1)
         squares = ((decoded * 255).round() / 255 - images).double().square().mean((1, 2, 3))
-        assert result["metrics"]["psnr"]["value"] == pytest.approx(float(-10 * squares.log10().mean()), rel=1e-4)
-        assert result["metrics"]["mean_squared_error"]["value"] == pytest.approx(float(squares.mean()), rel=1e-4)
+        assert result["metrics"]["psnr"]["value"] == pytest.approx(
+            float(-10 * squares.log10().mean()), rel=1e-4
+        )
+        assert result["metrics"]["mean_squared_error"]["value"] == pytest.approx(
+            float(squares.mean()), rel=1e-4
+        )
         error = float(squares.std() / NUMBER**0.5)
-        assert result["metrics"]["mean_squared_error"]["standard_error"] == pytest.approx(error, rel=1e-3)
+        assert result["metrics"]["mean_squared_error"]["standard_error"] == pytest.approx(
+            error, rel=1e-3
+        )
         codes = titok.encode(images).codes.unique()
         assert result["metrics"]["codebook_usage"]["value"] == len(codes) / 64
 
         assert result["num_images"] == NUMBER
         expected = fingerprint((images * 255).round().to(torch.uint8))
-        assert result["data"] == {"id": "digits", "revision": None, "split": "test", "fingerprint": expected}
+        assert result["data"] == {
+            "id": "digits",
+            "revision": None,
+            "split": "test",
+            "fingerprint": expected,
+        }
         train = processor(list(digits["train"]["image"]), return_tensors="pt")["pixel_values"]
         assert result["reference"]["split"] == "train"
-        assert result["reference"]["fingerprint"] == fingerprint((train * 255).round().to(torch.uint8))
+        assert result["reference"]["fingerprint"] == fingerprint(
+            (train * 255).round().to(torch.uint8)
+        )
         assert (result["protocol"]["name"], result["protocol"]["rounding"]) == ("demo", "round")
-        assert {"name", "weights", "weights_sha256", "preprocessing"} <= result["judges"]["extractor"].keys()
-        assert (result["tokenizer"]["id"], result["tokenizer"]["class"]) == ("tokenizer", "TiTokModel")
+        assert {"name", "weights", "weights_sha256", "preprocessing"} <= result["judges"][
+            "extractor"
+        ].keys()
+        assert (result["tokenizer"]["id"], result["tokenizer"]["class"]) == (
+            "tokenizer",
+            "TiTokModel",
+        )
         assert len(result["tokenizer"]["weights_sha256"]) == 64
         assert (result["device"], result["dtype"], result["processes"]) == ("cpu", "float32", 1)
         assert result["versions"]["torch"].startswith("2.")
@@ -86,8 +124,22 @@ class TestReconstruction:
     def test_the_command_repeats_it(self, measure, tokenizer, folder_of_images):
         result = measure(
             *("reconstruction", tokenizer, "--data", folder_of_images, *DEMO, "--split", "train"),
-            *("--set", "metrics.reconstruction=[psnr, frechet_distance, coverage]", "--set", "rounding=truncate"),
-            *("--reference", "digits", "--reference-split", "test", "--batch-size", 13, "--dtype", "bfloat16"),
+            *(
+                "--set",
+                "metrics.reconstruction=[psnr, frechet_distance, coverage]",
+                "--set",
+                "rounding=truncate",
+            ),
+            *(
+                "--reference",
+                "digits",
+                "--reference-split",
+                "test",
+                "--batch-size",
+                13,
+                "--dtype",
+                "bfloat16",
+            ),
             *("--device", "cpu", "--num-images", NUMBER - 2),
         )
         assert (result.protocol["name"], result.protocol["rounding"]) == ("demo*", "truncate")
@@ -97,7 +149,9 @@ class TestReconstruction:
 
     def test_other_columns(self, measure, tokenizer, tmp_path):
         digits = load_digits_dataset()["test"].select(range(NUMBER))
-        digits.rename_columns({"image": "picture", "label": "class"}).save_to_disk(tmp_path / "data")
+        digits.rename_columns({"image": "picture", "label": "class"}).save_to_disk(
+            tmp_path / "data"
+        )
         columns = ("--image-column", "picture", "--label-column", "class", "--reference", "data")
         result = measure("reconstruction", tokenizer, "--data", "data", *DEMO, *columns)
         assert values(result).keys() >= {"accuracy", "frechet_distance"}
@@ -106,7 +160,15 @@ class TestReconstruction:
     def test_a_tokenizer_on_the_hub_has_its_commit(self, measure, hub, titok):
         titok.push_to_hub("user/evaluated")
         commit = hub.repositories["model", "user/evaluated"].find("main").sha
-        arguments = ("reconstruction", "user/evaluated", "--data", "digits", *QUICK, "--num-images", 4)
+        arguments = (
+            "reconstruction",
+            "user/evaluated",
+            "--data",
+            "digits",
+            *QUICK,
+            "--num-images",
+            4,
+        )
         result = measure(*arguments)
         assert (result.tokenizer["id"], result.tokenizer["revision"]) == ("user/evaluated", commit)
 
@@ -114,14 +176,29 @@ class TestReconstruction:
             titok.encoder.latent_tokens.mul_(3)
         titok.push_to_hub("user/evaluated")
         newer, older = measure(*arguments), measure(*arguments, "--revision", commit)
-        assert newer.tokenizer["revision"] == hub.repositories["model", "user/evaluated"].find("main").sha != commit
+        assert (
+            newer.tokenizer["revision"]
+            == hub.repositories["model", "user/evaluated"].find("main").sha
+            != commit
+        )
         assert newer.tokenizer["weights_sha256"] != result.tokenizer["weights_sha256"]
         assert (older.tokenizer, values(older)) == (result.tokenizer, values(result))
         assert_same(repeated(measure, older), older)
 
     def test_a_protocol_of_ones_own(self, measure, tokenizer):
-        Path("mine.yaml").write_text("base: demo\nrounding: truncate\nmetrics: {reconstruction: [psnr]}\n")
-        result = measure("reconstruction", tokenizer, "--data", "digits", "--protocol", "mine.yaml", "--num-images", 5)
+        Path("mine.yaml").write_text(
+            "base: demo\nrounding: truncate\nmetrics: {reconstruction: [psnr]}\n"
+        )
+        result = measure(
+            "reconstruction",
+            tokenizer,
+            "--data",
+            "digits",
+            "--protocol",
+            "mine.yaml",
+            "--num-images",
+            5,
+        )
         assert (result.protocol["name"], result.protocol["rounding"], list(result.metrics)) == (
             "mine",
             "truncate",
@@ -136,12 +213,23 @@ class TestReconstruction:
         autoencoder.save_pretrained(tmp_path / "kl")
         for name, class_name in (("vtp", "VTPForImageReconstruction"), ("kl", "AutoencoderKL")):
             changes = ("--set", "metrics.reconstruction=[psnr, codebook_usage]")
-            result = measure("reconstruction", name, "--data", "digits", *DEMO, *changes, "--num-images", 3)
+            result = measure(
+                "reconstruction", name, "--data", "digits", *DEMO, *changes, "--num-images", 3
+            )
             assert (list(result.metrics), result.tokenizer["class"]) == (["psnr"], class_name)
 
     def test_the_folder_of_the_result_is_made(self, measure, tokenizer):
         output = os.path.join("new", "folder", "result[b].json")
-        result = measure("reconstruction", tokenizer, "--data", "digits", *QUICK, "--num-images", 3, output=output)
+        result = measure(
+            "reconstruction",
+            tokenizer,
+            "--data",
+            "digits",
+            *QUICK,
+            "--num-images",
+            3,
+            output=output,
+        )
         assert result.num_images == 3
 
 
@@ -154,8 +242,14 @@ class TestGeneration:
         result = Evaluation.load("generation.json")
         assert list(result.metrics) == result.protocol["metrics"]["generation"]
         assert (result.num_images, result.seeds, result.dtype) == (NUMBER, [0], "float32")
-        assert (result.tokenizer["class"], result.generator["class"]) == ("TiTokModel", "MaskGitModel")
-        assert (result.tokenizer["subfolder"], result.generator["subfolder"]) == ("tokenizer", "generator")
+        assert (result.tokenizer["class"], result.generator["class"]) == (
+            "TiTokModel",
+            "MaskGitModel",
+        )
+        assert (result.tokenizer["subfolder"], result.generator["subfolder"]) == (
+            "tokenizer",
+            "generator",
+        )
         assert result.sampler["class"] == "MaskGitScheduler"
         assert result.sampler["arguments"] == {
             "num_inference_steps": 8,
@@ -168,7 +262,17 @@ class TestGeneration:
     def test_the_command_repeats_it(self, measure, saved_pipeline):
         sampler = ("num_inference_steps=2", "guidance_scale=1.5", "guidance_schedule=constant")
         result = measure(
-            *("generation", saved_pipeline, *GENERATED_DIGITS, "--seed", 3, "--seed", 5, "--batch-size", 32),
+            *(
+                "generation",
+                saved_pipeline,
+                *GENERATED_DIGITS,
+                "--seed",
+                3,
+                "--seed",
+                5,
+                "--batch-size",
+                32,
+            ),
             *(word for argument in sampler for word in ("--sampler", argument)),
             *("--set", "metrics.generation=[accuracy, frechet_distance]"),
         )
@@ -184,28 +288,55 @@ class TestGeneration:
     def test_several_seeds_give_their_mean(self, measure, saved_pipeline):
         changes = ("--set", "metrics.generation=[frechet_distance]")
         arguments = ("generation", saved_pipeline, *GENERATED_DIGITS, *changes)
-        singles = [measure(*arguments, "--seed", seed).metrics["frechet_distance"].value for seed in (1, 2)]
+        singles = [
+            measure(*arguments, "--seed", seed).metrics["frechet_distance"].value for seed in (1, 2)
+        ]
         found = measure(*arguments, "--seed", 1, "--seed", 2).metrics["frechet_distance"]
         assert found.value == pytest.approx(np.mean(singles))
         assert found.standard_error == pytest.approx(abs(singles[0] - singles[1]) / 2)
 
     def test_samples_are_kept_and_measured_later(self, call, measure, saved_pipeline):
         """Against a reference batch that a command wrote: the numbers are the same."""
-        code, printed, _ = call("evaluate", "reference", "digits", "--split", "train", *DEMO, "--output", "train.npz")
+        code, printed, _ = call(
+            "evaluate", "reference", "digits", "--split", "train", *DEMO, "--output", "train.npz"
+        )
         assert code == 0 and "Reference batch: train.npz" in printed
         with np.load("train.npz") as batch:
             assert batch["arr_0"].shape == (1437, 32, 32, 3) and batch["mu"].shape == (64,)
-        arguments = (*DEMO, "--reference", "train.npz", "--set", "metrics.generation=[frechet_distance, precision]")
+        arguments = (
+            *DEMO,
+            "--reference",
+            "train.npz",
+            "--set",
+            "metrics.generation=[frechet_distance, precision]",
+        )
         made = measure(
-            "generation", saved_pipeline, *arguments, "--num-samples", NUMBER, "--samples", "samples.npz", output="a"
+            "generation",
+            saved_pipeline,
+            *arguments,
+            "--num-samples",
+            NUMBER,
+            "--samples",
+            "samples.npz",
+            output="a",
         )
         with np.load("samples.npz") as batch:
             assert batch["arr_0"].shape == (NUMBER, 32, 32, 3) and batch["arr_0"].dtype == np.uint8
         later = measure("generation", "samples.npz", *arguments, output="b")
         assert values(later) == pytest.approx(values(made), rel=1e-9)
         assert later.data["fingerprint"] == made.data["fingerprint"]
-        assert (later.generator, later.sampler, later.seeds) == (made.generator, made.sampler, made.seeds)
-        digits = (*DEMO, "--reference", "digits", "--num-samples", NUMBER)  # `train`, as the protocol says
+        assert (later.generator, later.sampler, later.seeds) == (
+            made.generator,
+            made.sampler,
+            made.seeds,
+        )
+        digits = (
+            *DEMO,
+            "--reference",
+            "digits",
+            "--num-samples",
+            NUMBER,
+        )  # `train`, as the protocol says
         direct = measure("generation", saved_pipeline, *digits, *arguments[-2:])
         assert direct.reference["split"] == "train"
         assert values(direct) == pytest.approx(values(made), rel=1e-6)
@@ -215,7 +346,15 @@ class TestGeneration:
 
     def test_a_folder_of_images(self, measure, folder_of_images):
         result = measure(
-            *("generation", folder_of_images, *DEMO, "--reference", "digits", "--reference-split", "test"),
+            *(
+                "generation",
+                folder_of_images,
+                *DEMO,
+                "--reference",
+                "digits",
+                "--reference-split",
+                "test",
+            ),
             *("--set", "metrics.generation=[recall, coverage]"),
         )
         assert (result.num_images, result.data["id"], result.dtype) == (NUMBER, "images", None)
@@ -229,7 +368,9 @@ class TestGeneration:
         assert_same(repeated(measure, result), result)
 
     def test_it_is_what_python_gives(self, measure, saved_pipeline):
-        result = measure("generation", saved_pipeline, *GENERATED_DIGITS, "--sampler", "num_inference_steps=1")
+        result = measure(
+            "generation", saved_pipeline, *GENERATED_DIGITS, "--sampler", "num_inference_steps=1"
+        )
         sampler = {"num_inference_steps": 1}
         other = evaluate_generation(
             saved_pipeline,
@@ -258,7 +399,9 @@ class TestCompare:
         assert header.index("a[b].json") < header.index("[/b].json")
         for path in ("a[b].json", "[/b].json"):
             value = Evaluation.load(path).metrics["psnr"].value
-            assert f"{value:.5g} ± " in next(line for line in printed.splitlines() if "PSNR" in line)
+            assert f"{value:.5g} ± " in next(
+                line for line in printed.splitlines() if "PSNR" in line
+            )
         assert "different" not in printed
 
     def test_of_different_protocols(self, results, refused):
@@ -268,25 +411,52 @@ class TestCompare:
         assert "data: " in error and "crop" not in error
 
     def test_of_different_protocols_if_so_wanted(self, results, call):
-        code, printed, _ = call("evaluate", "compare", "a[b].json", "other.json", "--different-protocols")
+        code, printed, _ = call(
+            "evaluate", "compare", "a[b].json", "other.json", "--different-protocols"
+        )
         assert code == 0 and "PSNR" in printed
         assert "different num_images: 4 | 5" in printed
         assert "different protocol.rounding: round | truncate" in printed
 
     def test_of_different_metrics(self, results, call, measure, tokenizer):
-        """A metric that one lacks leaves its cell empty; those of another network have a row of their own."""
+        """A metric that one lacks leaves its cell empty; those of another network have a row of
+        their own."""
         arguments = ("reconstruction", tokenizer, "--data", "digits", *DEMO, "--num-images", NUMBER)
         measure(*arguments, "--set", "metrics.reconstruction=[psnr]", output="pairs.json")
-        sets = measure(*arguments, "--set", "metrics.reconstruction=[frechet_distance, psnr]", output="sets.json")
-        other = dataclasses.replace(sets, judges={"extractor": {**sets.judges["extractor"], "name": "other"}})
+        sets = measure(
+            *arguments,
+            "--set",
+            "metrics.reconstruction=[frechet_distance, psnr]",
+            output="sets.json",
+        )
+        other = dataclasses.replace(
+            sets, judges={"extractor": {**sets.judges["extractor"], "name": "other"}}
+        )
         other.save("network.json")
         code, printed, errors = call(
-            "evaluate", "compare", "pairs.json", "network.json", "sets.json", "--different-protocols"
+            "evaluate",
+            "compare",
+            "pairs.json",
+            "network.json",
+            "sets.json",
+            "--different-protocols",
         )
         assert code == 0, errors
-        rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in printed.splitlines() if "│" in line}
-        assert [bool(cell.strip()) for cell in rows["Fréchet distance (other)"]] == [False, True, False]
-        assert [bool(cell.strip()) for cell in rows["Fréchet distance (digits-8x8)"]] == [False, False, True]
+        rows = {
+            line.split("│")[1].strip(): line.split("│")[2:-1]
+            for line in printed.splitlines()
+            if "│" in line
+        }
+        assert [bool(cell.strip()) for cell in rows["Fréchet distance (other)"]] == [
+            False,
+            True,
+            False,
+        ]
+        assert [bool(cell.strip()) for cell in rows["Fréchet distance (digits-8x8)"]] == [
+            False,
+            False,
+            True,
+        ]
         assert all(cell.strip() for cell in rows["PSNR"])
 
     def test_what_is_no_result(self, refused, tmp_path):
@@ -295,7 +465,16 @@ class TestCompare:
 
 
 def test_a_result_is_published_with_the_model(call, measure, hub, tokenizer, titok):
-    measure("reconstruction", tokenizer, "--data", "digits", *QUICK, "--num-images", 5, output="one.json")
+    measure(
+        "reconstruction",
+        tokenizer,
+        "--data",
+        "digits",
+        *QUICK,
+        "--num-images",
+        5,
+        output="one.json",
+    )
     code, printed, errors = call("push", tokenizer, "user/measured", "--result", "one.json")
     assert code == 0 and "Published: user/measured" in printed, errors
     card = hub.files("user/measured")["README.md"].decode()
@@ -305,7 +484,9 @@ def test_a_result_is_published_with_the_model(call, measure, hub, tokenizer, tit
         titok.encoder.latent_tokens.mul_(3)
     titok.save_pretrained(tokenizer)
     code, _, errors = call("push", tokenizer, "user/measured", "--result", "one.json")
-    assert code == 1 and "one.json is a result of another tokenizer, tokenizer (TiTokModel)" in errors
+    assert (
+        code == 1 and "one.json is a result of another tokenizer, tokenizer (TiTokModel)" in errors
+    )
     assert hub.files("user/measured")["README.md"].decode() == card
 
 
@@ -324,8 +505,14 @@ class TestErrors:
             ((*DEMO, "--set", "extractor=5"), "`extractor` must be text, got 5"),
             ((*DEMO, "--set", "metrics.reconstruction=[psrn]"), "did you mean 'psnr'?"),
             ((*DEMO, "--set", "image_size=64"), "for images of 64 pixels, the tokenizer for 32"),
-            ((*DEMO, "--set", "crop=none"), "All images must be 32x32 pixels, since they are not cropped"),
-            ((*DEMO, "--set", "metrics.reconstruction=[spatial_frechet_distance]"), "which only Inception has"),
+            (
+                (*DEMO, "--set", "crop=none"),
+                "All images must be 32x32 pixels, since they are not cropped",
+            ),
+            (
+                (*DEMO, "--set", "metrics.reconstruction=[spatial_frechet_distance]"),
+                "which only Inception has",
+            ),
             ((*DEMO, "--num-images", 64), "needs at least 65 judged images, got 64"),
             ((*DEMO, "--num-images", 1000), "There are 360 images, and 1000 were asked for"),
             ((*DEMO, "--split", "validation"), "no split 'validation' but train, test"),
@@ -343,27 +530,43 @@ class TestErrors:
         assert "The folder empty holds no images" in error
 
     def test_of_weights_that_are_not_there(self, refused, tokenizer):
-        error = refused("reconstruction", tokenizer, "--data", "digits", "--extractor-weights", "none.pth")
+        error = refused(
+            "reconstruction", tokenizer, "--data", "digits", "--extractor-weights", "none.pth"
+        )
         assert "There is no file none.pth" in error
 
     def test_of_a_tokenizer_that_is_none(self, refused, saved_pipeline, generator, tmp_path):
         generator.save_pretrained(tmp_path / "generator")
         error = refused("reconstruction", "generator", "--data", "digits", *DEMO)
         assert "generator must be a tokenizer" in error
-        assert "pipeline is a whole pipeline" in refused("reconstruction", saved_pipeline, "--data", "digits", *DEMO)
+        assert "pipeline is a whole pipeline" in refused(
+            "reconstruction", saved_pipeline, "--data", "digits", *DEMO
+        )
 
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
-            (("--protocol", "titok-rfid"), "'titok-rfid' is for reconstruction, not for generation"),
+            (
+                ("--protocol", "titok-rfid"),
+                "'titok-rfid' is for reconstruction, not for generation",
+            ),
             ((*GENERATED_DIGITS, "--sampler", "steps"), "`key=value`, got 'steps'"),
             ((*GENERATED_DIGITS, "--sampler", "steps=[1"), "steps=[1 is not valid YAML"),
             ((*GENERATED_DIGITS, "--sampler", "steps=3"), "A TiTokPipeline takes no steps"),
-            ((*GENERATED_DIGITS, "--set", "kernel_subsets=many"), "`kernel_subsets` must be an integer of at least 1"),
+            (
+                (*GENERATED_DIGITS, "--set", "kernel_subsets=many"),
+                "`kernel_subsets` must be an integer of at least 1",
+            ),
             ((*GENERATED_DIGITS, "--set", "image_size=64"), "the pipeline makes 32x32"),
-            ((*GENERATED_DIGITS, "--samples", "a.npz", "--seed", 1, "--seed", 2), "`samples` takes the images of one"),
+            (
+                (*GENERATED_DIGITS, "--samples", "a.npz", "--seed", 1, "--seed", 2),
+                "`samples` takes the images of one",
+            ),
             ((*DEMO, "--num-samples", NUMBER), "frechet_distance needs images to compare with"),
-            ((*DEMO, "--reference", "digits", "--num-samples", 3), "needs at least 65 judged images, got 3"),
+            (
+                (*DEMO, "--reference", "digits", "--num-samples", 3),
+                "needs at least 65 judged images, got 3",
+            ),
         ],
     )
     def test_of_generation(self, refused, saved_pipeline, options, expected):
@@ -374,14 +577,26 @@ class TestErrors:
         error = refused("generation", saved_pipeline, *GENERATED_DIGITS, "--samples", "samples.npz")
         assert "samples.npz exists already" in error
         error = refused("reference", "digits", *DEMO, "--output", "samples.npz")
-        assert "samples.npz exists already" in error and (tmp_path / "samples.npz").read_bytes() == b"theirs"
+        assert (
+            "samples.npz exists already" in error
+            and (tmp_path / "samples.npz").read_bytes() == b"theirs"
+        )
 
     def test_of_images_that_do_not_fit(self, refused, tmp_path):
         np.savez(tmp_path / "large.npz", np.zeros((NUMBER, 64, 64, 3), np.uint8))
         np.savez(tmp_path / "float.npz", np.zeros((NUMBER, 32, 32, 3), np.float32))
-        options = ("--protocol", "demo", "--set", "metrics.generation=[frechet_distance]", "--reference", "digits")
+        options = (
+            "--protocol",
+            "demo",
+            "--set",
+            "metrics.generation=[frechet_distance]",
+            "--reference",
+            "digits",
+        )
         assert "large.npz holds 64x64" in refused("generation", "large.npz", *options)
-        assert "must be uint8 in [0, 255], got float32" in refused("generation", "float.npz", *options)
+        assert "must be uint8 in [0, 255], got float32" in refused(
+            "generation", "float.npz", *options
+        )
 
     @pytest.mark.parametrize(
         "arguments",
@@ -410,11 +625,28 @@ class TestErrors:
     ("command", "options"),
     [
         ((), ("reconstruction", "generation", "reference", "compare", "probe")),
-        (("reconstruction",), ("--data", "--protocol", "--set", "--num-images", "--extractor-weights", "--dtype")),
-        (("generation",), ("--reference", "--num-samples", "--seed", "--sampler", "--samples", "--output")),
+        (
+            ("reconstruction",),
+            ("--data", "--protocol", "--set", "--num-images", "--extractor-weights", "--dtype"),
+        ),
+        (
+            ("generation",),
+            ("--reference", "--num-samples", "--seed", "--sampler", "--samples", "--output"),
+        ),
         (("reference",), ("--num-kept", "--split")),
         (("compare",), ("--different-protocols",)),
-        (("probe",), ("--feature", "--label-column", "--revision", "--subfolder", "--k", "--seed", "--dtype")),
+        (
+            ("probe",),
+            (
+                "--feature",
+                "--label-column",
+                "--revision",
+                "--subfolder",
+                "--k",
+                "--seed",
+                "--dtype",
+            ),
+        ),
     ],
 )
 def test_help_tells_what_a_command_takes(call, monkeypatch, command, options):

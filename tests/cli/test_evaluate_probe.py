@@ -43,13 +43,26 @@ class TestProbe:
 
     def test_a_table_and_a_file(self, probe, tokenizer, titok, tmp_path):
         write_digits(tmp_path / "data", 60, 60)
-        options = ("--data", "data", "--feature", "tokens", "--feature", "encoder", "--dtype", "bfloat16", "--k", 7)
+        options = (
+            "--data",
+            "data",
+            "--feature",
+            "tokens",
+            "--feature",
+            "encoder",
+            "--dtype",
+            "bfloat16",
+            "--k",
+            7,
+        )
         probed, printed = probe(tokenizer, *options, "--seed", 3, output="new/probe.json")
         assert {name: found["dimension"] for name, found in probed["features"].items()} == {
             "tokens": 48,
             "encoder": 32,
         }
-        assert "60 images; the most frequent class: " in printed and "7 nearest neighbors" in printed
+        assert (
+            "60 images; the most frequent class: " in printed and "7 nearest neighbors" in printed
+        )
         assert f"{probed['features']['encoder']['linear_accuracy']:.1%} ± " in printed
         assert "With all it depends on: new/probe.json" in printed
 
@@ -66,19 +79,26 @@ class TestProbe:
             *("data", None, "image", "label"),
         )
         for split in ("train", "test"):
-            images = processor(digits[split][:60]["image"], do_rescale=False, return_tensors="pt")["pixel_values"]
+            images = processor(digits[split][:60]["image"], do_rescale=False, return_tensors="pt")[
+                "pixel_values"
+            ]
             assert data[split]["num_images"] == 60
             assert data[split]["fingerprint"] == fingerprint(images)
         assert probed["num_classes"] == 10 and probed["image_size"] == 32
         assert probed["processor"]["size"] == {"shortest_edge": 32}
-        assert probed["nearest_neighbors"] == {"k": 7, "temperature": 0.07} and probed["linear"]["seed"] == 3
+        assert (
+            probed["nearest_neighbors"] == {"k": 7, "temperature": 0.07}
+            and probed["linear"]["seed"] == 3
+        )
         assert (probed["device"], probed["dtype"]) == ("cpu", "bfloat16")
         assert probed["versions"]["torch"] == torch.__version__
 
     def test_the_command_repeats_it(self, probe, saved_pipeline, tmp_path):
         write_digits(tmp_path / "data", 40, 20)
         data = load_dataset("imagefolder", data_dir=str(tmp_path / "data"))
-        data.rename_columns({"image": "picture", "label": "kind"}).save_to_disk(tmp_path / "renamed")
+        data.rename_columns({"image": "picture", "label": "kind"}).save_to_disk(
+            tmp_path / "renamed"
+        )
         options = (
             "--subfolder",
             "tokenizer",
@@ -104,8 +124,13 @@ class TestProbe:
             titok.encoder.latent_tokens.mul_(3)
         titok.push_to_hub("user/probed")
         newer, _ = probe("user/probed", "--data", "data", "--feature", "tokens")
-        older, _ = probe("user/probed", "--data", "data", "--feature", "tokens", "--revision", commit)
-        assert newer["tokenizer"]["revision"] == hub.repositories["model", "user/probed"].find("main").sha
+        older, _ = probe(
+            "user/probed", "--data", "data", "--feature", "tokens", "--revision", commit
+        )
+        assert (
+            newer["tokenizer"]["revision"]
+            == hub.repositories["model", "user/probed"].find("main").sha
+        )
         assert older["tokenizer"]["revision"] == commit != newer["tokenizer"]["revision"]
         assert older["tokenizer"]["weights_sha256"] != newer["tokenizer"]["weights_sha256"]
         assert f"--revision {commit}" in older["command"]
@@ -128,10 +153,12 @@ class TestProbe:
             "probe", tokenizer, "--data", "digits", "--k", 2000
         )
         VTPModel(make_vtp_config()).save_pretrained(tmp_path / "vtp")
-        assert "is that of a TiTokModel" in refused("probe", "vtp", "--data", "digits", "--feature", "encoder")
-        single = Dataset.from_dict({"image": [Image.new("L", (8, 8))] * 25, "label": [0] * 25}).cast_column(
-            "image", ImageFeature()
+        assert "is that of a TiTokModel" in refused(
+            "probe", "vtp", "--data", "digits", "--feature", "encoder"
         )
+        single = Dataset.from_dict(
+            {"image": [Image.new("L", (8, 8))] * 25, "label": [0] * 25}
+        ).cast_column("image", ImageFeature())
         single.train_test_split(5).save_to_disk(tmp_path / "single")
         assert "at least two classes, got 1" in refused("probe", tokenizer, "--data", "single")
         single.remove_columns("label").train_test_split(5).save_to_disk(tmp_path / "unlabelled")

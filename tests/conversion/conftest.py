@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from titok_hf import MaskGitConfig, MaskGitModel, MaskGitUViTConfig, MaskGitUViTModel, TiTokConfig, TiTokModel
+from titok_hf import (
+    MaskGitConfig,
+    MaskGitModel,
+    MaskGitUViTConfig,
+    MaskGitUViTModel,
+    TiTokConfig,
+    TiTokModel,
+)
 from titok_hf.conversion.checkpoint import write_tensors
 from titok_hf.conversion.titok import VIT_SIZES
 
@@ -54,10 +61,13 @@ def make_tokenizer():
 
 @pytest.fixture
 def make_generator():
-    """An official-like generator, of 16 heads as all released ones: `make_generator(MaskGitUViTModel)`."""
+    """An official-like generator, of 16 heads as all released ones:
+    `make_generator(MaskGitUViTModel)`."""
 
     def make(model_class=MaskGitModel, **fields):
-        config_class = {MaskGitModel: MaskGitConfig, MaskGitUViTModel: MaskGitUViTConfig}[model_class]
+        config_class = {MaskGitModel: MaskGitConfig, MaskGitUViTModel: MaskGitUViTConfig}[
+            model_class
+        ]
         fields = {
             "codebook_size": 64,
             "num_tokens": 8,
@@ -75,17 +85,29 @@ def make_generator():
 
 @pytest.fixture
 def write_official(tmp_path):
-    """A model as an official folder: `write_official(model, name, edit_tensors, edit_config, file)`."""
+    """A model as an official folder: `write_official(model, name, edit_tensors, edit_config,
+    file)`."""
 
-    def write(model, name="official", edit=lambda tensors, config: None, file="model.safetensors", config=True):
+    def write(
+        model,
+        name="official",
+        edit=lambda tensors, config: None,
+        file="model.safetensors",
+        config=True,
+    ):
         official_format = model.config.official_format
-        tensors, official_config = official_format.to_official(model), official_format.official_config(model.config)
+        tensors, official_config = (
+            official_format.to_official(model),
+            official_format.official_config(model.config),
+        )
         if "generator" in official_config.get("model", {}):
             official_config["model"]["generator"] |= SAMPLING
         edit(tensors, official_config)
         folder = tmp_path / name
         folder.mkdir()
-        write_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file)
+        write_tensors(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file
+        )
         if config:
             (folder / "config.json").write_text(json.dumps(official_config))
         return folder

@@ -9,7 +9,10 @@ from safetensors.torch import save_file
 from titok_hf.conversion.checkpoint import find_weights, read_config, read_tensors, write_tensors
 from titok_hf.modeling.checks import parse_dtype
 
-TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.5], dtype=torch.bfloat16)}
+TENSORS = {
+    "weight": torch.arange(6.0).view(2, 3),
+    "bias": torch.tensor([1.5], dtype=torch.bfloat16),
+}
 
 
 def assert_same(left, right):
@@ -18,7 +21,9 @@ def assert_same(left, right):
         assert tensor.dtype == right[name].dtype and torch.equal(tensor, right[name])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_titok_l32.bin", "last.pt", "last.pth"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer_titok_l32.bin", "last.pt", "last.pth"]
+)
 def test_one_file_is_found_and_read(tmp_path, name):
     write_tensors(TENSORS, tmp_path / name)
     (tmp_path / "config.json").write_text("{}")
@@ -48,7 +53,9 @@ def test_shards_are_read_together(tmp_path):
 def test_missing_shard_is_an_error(tmp_path):
     write_shards(tmp_path)
     (tmp_path / "model-1.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"index\.json names files that are not there: model-1\.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"index\.json names files that are not there: model-1\.safetensors"
+    ):
         find_weights(tmp_path)
 
 
@@ -56,12 +63,16 @@ def test_missing_shard_is_an_error(tmp_path):
 def test_two_candidates_are_refused(tmp_path, names):
     for name in names:
         write_tensors(TENSORS, tmp_path / name)
-    with pytest.raises(ValueError, match=rf"holds more than one checkpoint: {', '.join(names)}\. Name the file"):
+    with pytest.raises(
+        ValueError, match=rf"holds more than one checkpoint: {', '.join(names)}\. Name the file"
+    ):
         find_weights(tmp_path)
 
 
 def test_nothing_to_read_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no weights: expected one file of .safetensors, .bin"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no weights: expected one file of .safetensors, .bin"
+    ):
         find_weights(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no file or folder"):
         find_weights(tmp_path / "nowhere")
@@ -84,10 +95,14 @@ class Harmful:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))]
+)
 def test_pickles_that_run_code_are_refused(tmp_path, save):
     save({"weight": Harmful(tmp_path / "harm")}, tmp_path / "model.bin")
-    with pytest.raises(ValueError, match=r"would run code, and was not loaded\. .*safetensors\.torch\.save_file"):
+    with pytest.raises(
+        ValueError, match=r"would run code, and was not loaded\. .*safetensors\.torch\.save_file"
+    ):
         read_tensors([tmp_path / "model.bin"])
     assert not (tmp_path / "harm").exists()
 
@@ -135,7 +150,11 @@ model:
 def test_references_in_yaml_are_resolved(tmp_path):
     (tmp_path / "maskgit.yaml").write_text(CONFIG)
     config = read_config(tmp_path / "maskgit.yaml")
-    assert config["model"]["generator"] == {"image_seq_len": 64, "dropout": 0.1, "name": "${model.none}"}
+    assert config["model"]["generator"] == {
+        "image_seq_len": 64,
+        "dropout": 0.1,
+        "name": "${model.none}",
+    }
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,14 @@ def any_model(request, make_tokenizer, make_generator):
 
 every_model = pytest.mark.parametrize(
     "any_model",
-    ["tokenizer", "continuous tokenizer", "two-stage tokenizer", "fine-tuned tokenizer", "generator", "U-ViT"],
+    [
+        "tokenizer",
+        "continuous tokenizer",
+        "two-stage tokenizer",
+        "fine-tuned tokenizer",
+        "generator",
+        "U-ViT",
+    ],
     indirect=True,
 )
 
@@ -93,7 +100,9 @@ def test_there_and_back_is_bit_for_bit(any_model, write_official, assert_same_we
     assert loaded.config.to_diff_dict() == converted.config.to_diff_dict()
 
     convert_to_official(tmp_path / "ours", tmp_path / "back")
-    assert_same_tensors(load_file(tmp_path / "back" / "model.safetensors"), load_file(folder / "model.safetensors"))
+    assert_same_tensors(
+        load_file(tmp_path / "back" / "model.safetensors"), load_file(folder / "model.safetensors")
+    )
     assert_same_weights(type(any_model).from_pretrained(tmp_path / "back"), any_model)
 
 
@@ -126,7 +135,9 @@ def test_yaml_of_the_reference_serves_as_config(make_generator, write_official, 
 
 @pytest.fixture
 def pair(make_tokenizer, make_generator, write_official):
-    return write_official(make_tokenizer(), "tokenizer"), write_official(make_generator(), "generator")
+    return write_official(make_tokenizer(), "tokenizer"), write_official(
+        make_generator(), "generator"
+    )
 
 
 def test_pair_becomes_a_pipeline_that_samples_as_the_reference(pair, tmp_path):
@@ -135,7 +146,10 @@ def test_pair_becomes_a_pipeline_that_samples_as_the_reference(pair, tmp_path):
 
     for pipeline in (converted, loaded):
         assert pipeline.config.num_inference_steps == 3
-        assert (pipeline.config.guidance_schedule, pipeline.config.guidance_scale) == ("linear", 5.5)
+        assert (pipeline.config.guidance_schedule, pipeline.config.guidance_scale) == (
+            "linear",
+            5.5,
+        )
         scheduler = pipeline.scheduler.config
         assert (scheduler.token_temperature, scheduler.choice_temperature) == (2.0, 2.0)
         assert scheduler.anneal_token_temperature and scheduler.softmax_temperature_annealing
@@ -147,7 +161,9 @@ def test_pair_becomes_a_pipeline_that_samples_as_the_reference(pair, tmp_path):
         for pipeline in (converted, loaded)
     ]
     assert torch.equal(*images)
-    assert TiTokImageProcessor.from_pretrained(tmp_path / "pipeline" / "tokenizer").size == {"shortest_edge": 32}
+    assert TiTokImageProcessor.from_pretrained(tmp_path / "pipeline" / "tokenizer").size == {
+        "shortest_edge": 32
+    }
     assert "class 0: tench, Tinca tinca" in (tmp_path / "pipeline" / "README.md").read_text()
 
 
@@ -157,8 +173,12 @@ def test_pipeline_goes_back_as_two_folders(pair, tmp_path):
 
     for part, folder in zip(("tokenizer", "generator"), pair, strict=True):
         back = tmp_path / "back" / part
-        assert_same_tensors(load_file(back / "model.safetensors"), load_file(folder / "model.safetensors"))
-        assert json.loads((back / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+        assert_same_tensors(
+            load_file(back / "model.safetensors"), load_file(folder / "model.safetensors")
+        )
+        assert json.loads((back / "config.json").read_text()) == json.loads(
+            (folder / "config.json").read_text()
+        )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +189,9 @@ def test_pipeline_goes_back_as_two_folders(pair, tmp_path):
         ("UViT", 128, 64, 2.8, "power-cosine", 6.9),
     ],
 )
-def test_released_generators_have_their_recipes(model_type, num_tokens, steps, temperature, schedule, scale):
+def test_released_generators_have_their_recipes(
+    model_type, num_tokens, steps, temperature, schedule, scale
+):
     """Source: configs/infer/TiTok of the reference, where the scales are 4.5, 3.0 and 6.9."""
     generator = {"model_type": model_type, "image_seq_len": num_tokens}
     scheduler, sampling = official_sampling({"model": {"generator": generator}})
@@ -186,11 +208,16 @@ def test_released_generators_have_their_recipes(model_type, num_tokens, steps, t
 
 def test_unknown_sampling_is_asked_for(make_tokenizer, make_generator, write_official, tmp_path):
     generator = write_official(make_generator(), "generator", config=False)
-    with pytest.raises(ValueError, match="released generators ViT-32, ViT-64, UViT-128, not of a ViT-8: give its off"):
+    with pytest.raises(
+        ValueError,
+        match="released generators ViT-32, ViT-64, UViT-128, not of a ViT-8: give its off",
+    ):
         convert(write_official(make_tokenizer()), tmp_path / "pipeline", generator=generator)
 
 
-def test_mask_schedule_of_older_configurations_is_taken_over(make_tokenizer, make_generator, write_official, tmp_path):
+def test_mask_schedule_of_older_configurations_is_taken_over(
+    make_tokenizer, make_generator, write_official, tmp_path
+):
     def edit(tensors, config):
         config["model"]["generator"]["mask_schedule_strategy"] = "cosine"
 
@@ -202,12 +229,16 @@ def test_mask_schedule_of_older_configurations_is_taken_over(make_tokenizer, mak
     assert back["model"]["generator"]["mask_schedule_strategy"] == "cosine"
 
 
-def test_unknown_guidance_is_refused_before_anything_is_written(pair, write_official, make_generator, tmp_path):
+def test_unknown_guidance_is_refused_before_anything_is_written(
+    pair, write_official, make_generator, tmp_path
+):
     def edit(tensors, config):
         config["model"]["generator"]["guidance_decay"] = "cosine"
 
     generator = write_official(make_generator(), "other", edit=edit)
-    with pytest.raises(ValueError, match="`guidance_schedule` must be one of constant, linear, power-cosine"):
+    with pytest.raises(
+        ValueError, match="`guidance_schedule` must be one of constant, linear, power-cosine"
+    ):
         convert(pair[0], tmp_path / "pipeline", generator=generator)
     assert not (tmp_path / "pipeline").exists()
 
@@ -229,9 +260,13 @@ def test_parts_that_do_not_fit_leave_nothing(make_tokenizer, write_official, pai
     other = write_official(make_tokenizer(codebook_size=32), "other")
     with pytest.raises(ValueError, match="must have the same `codebook_size`, got 32 and 64"):
         convert(other, tmp_path / "pipeline", generator=pair[1])
-    with pytest.raises(ValueError, match="A generator is expected beside the tokenizer, got a TiTokModel"):
+    with pytest.raises(
+        ValueError, match="A generator is expected beside the tokenizer, got a TiTokModel"
+    ):
         convert(pair[0], tmp_path / "pipeline", generator=pair[0])
-    with pytest.raises(TypeError, match="masked generator are expected, got a MaskGitModel and a MaskGitModel"):
+    with pytest.raises(
+        TypeError, match="masked generator are expected, got a MaskGitModel and a MaskGitModel"
+    ):
         convert(pair[1], tmp_path / "pipeline", generator=pair[1])
     assert not list(tmp_path.glob("pipeline*"))
 
@@ -239,27 +274,36 @@ def test_parts_that_do_not_fit_leave_nothing(make_tokenizer, write_official, pai
 def test_what_is_there_is_kept(pair, tmp_path):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="ours exists already: choose another name, or delete it"):
+    with pytest.raises(
+        FileExistsError, match="ours exists already: choose another name, or delete it"
+    ):
         convert(pair[0], tmp_path / "ours")
     assert (tmp_path / "ours" / "notes.txt").read_text() == "mine"
 
 
 def test_our_own_format_is_not_converted(make_tokenizer, tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "ours")
-    with pytest.raises(ValueError, match="in the format of titok_hf already: `from_pretrained` loads it"):
+    with pytest.raises(
+        ValueError, match="in the format of titok_hf already: `from_pretrained` loads it"
+    ):
         convert(tmp_path / "ours", tmp_path / "again")
 
 
 def test_other_checkpoints_are_not_recognized(tmp_path):
     write_tensors({"bert.pooler.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"none of the official .* \(TiTokModel, .*has tensors such as bert\.pooler"):
+    with pytest.raises(
+        ValueError,
+        match=r"none of the official .* \(TiTokModel, .*has tensors such as bert\.pooler",
+    ):
         convert(tmp_path / "model.safetensors", tmp_path / "ours")
 
 
 @pytest.mark.parametrize("source", ["nowhere", "no/such/folder", "tokenizer.bin"])
 def test_missing_source_is_an_error(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="neither a file or folder here, nor a Hub repository"):
+    with pytest.raises(
+        FileNotFoundError, match="neither a file or folder here, nor a Hub repository"
+    ):
         convert(source, tmp_path / "ours")
 
 
@@ -272,7 +316,9 @@ def test_missing_source_is_an_error(tmp_path, monkeypatch, source):
         ({"representation": "patch_tokens", "num_latent_tokens": 4}, "knows latent tokens only"),
     ],
 )
-def test_models_without_a_word_in_the_official_format_are_refused(make_tokenizer, tmp_path, fields, sentence):
+def test_models_without_a_word_in_the_official_format_are_refused(
+    make_tokenizer, tmp_path, fields, sentence
+):
     make_tokenizer(**fields).save_pretrained(tmp_path / "ours")
     with pytest.raises(ValueError, match=sentence):
         convert_to_official(tmp_path / "ours", tmp_path / "official")
@@ -291,13 +337,21 @@ def test_new_two_stage_models_have_no_official_form(titok, vqgan, tmp_path):
 def test_two_stage_models_have_the_released_vqgan_there(make_tokenizer, tmp_path):
     vqgan = {"image_size": 32, "hidden_channels": 32, "shortcut_of_output": True}
     make_tokenizer("vqgan_decoder", vqgan_config=vqgan).save_pretrained(tmp_path / "ours")
-    with pytest.raises(ValueError, match=r"a two-stage tokenizer has the released VQGAN, .*'hidden_channels': 128"):
+    with pytest.raises(
+        ValueError, match=r"a two-stage tokenizer has the released VQGAN, .*'hidden_channels': 128"
+    ):
         convert_to_official(tmp_path / "ours", tmp_path / "official")
 
 
-def test_samplers_without_a_word_there_are_refused(pipeline, make_tokenizer, make_generator, tmp_path):
-    TiTokPipeline(make_tokenizer(), make_generator(), MaskGitScheduler(64)).save_pretrained(tmp_path / "ours")
-    with pytest.raises(ValueError, match=r"reference samples otherwise than .*`choice_temperature=4.5`"):
+def test_samplers_without_a_word_there_are_refused(
+    pipeline, make_tokenizer, make_generator, tmp_path
+):
+    TiTokPipeline(make_tokenizer(), make_generator(), MaskGitScheduler(64)).save_pretrained(
+        tmp_path / "ours"
+    )
+    with pytest.raises(
+        ValueError, match=r"reference samples otherwise than .*`choice_temperature=4.5`"
+    ):
         convert_to_official(tmp_path / "ours", tmp_path / "official")
 
 
@@ -307,23 +361,34 @@ def test_models_of_others_are_refused(tmp_path):
         convert_to_official(tmp_path, tmp_path / "official")
 
 
-def test_sources_on_the_hub(hub, make_tokenizer, make_generator, write_official, tmp_path, assert_same_weights):
+def test_sources_on_the_hub(
+    hub, make_tokenizer, make_generator, write_official, tmp_path, assert_same_weights
+):
     tokenizer, generator = make_tokenizer(), make_generator()
     for model, repo_id in ((tokenizer, "lab/tokenizer"), (generator, "lab/generator")):
         folder = write_official(model, repo_id.split("/")[1])
         hub.add(repo_id, {path.name: path.read_bytes() for path in folder.iterdir()})
-    write_tensors(generator.config.official_format.to_official(generator), tmp_path / "generator.bin")
+    write_tensors(
+        generator.config.official_format.to_official(generator), tmp_path / "generator.bin"
+    )
     hub.add("lab/files", {"generator.bin": (tmp_path / "generator.bin").read_bytes()})
 
     pipeline = convert("lab/tokenizer", tmp_path / "pipeline", generator="lab/generator")
     assert_same_weights(pipeline.tokenizer, tokenizer)
     assert_same_weights(pipeline.generator, generator)
     assert pipeline.provenance()["base_model"] == ["lab/tokenizer", "lab/generator"]
-    assert "base_model:\n- lab/tokenizer\n- lab/generator" in (tmp_path / "pipeline" / "README.md").read_text()
+    assert (
+        "base_model:\n- lab/tokenizer\n- lab/generator"
+        in (tmp_path / "pipeline" / "README.md").read_text()
+    )
     assert_same_weights(convert("lab/files/generator.bin", tmp_path / "from_file"), generator)
-    with pytest.raises(FileNotFoundError, match="There is no repository lab/nothing on the Hub, or it is private"):
+    with pytest.raises(
+        FileNotFoundError, match="There is no repository lab/nothing on the Hub, or it is private"
+    ):
         convert("lab/nothing", tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match=r"A file is missing in the repository lab/files: none.bin"):
+    with pytest.raises(
+        FileNotFoundError, match=r"A file is missing in the repository lab/files: none.bin"
+    ):
         convert("lab/files/none.bin", tmp_path / "nothing")
 
 
@@ -335,4 +400,7 @@ def test_imagenet_has_a_thousand_names():
         "golden retriever",
         "toilet tissue, toilet paper, bathroom tissue",
     )
-    assert [index for index, name in enumerate(names) if names.count(name) > 1] == [134, 517]  # both are "crane"
+    assert [index for index, name in enumerate(names) if names.count(name) > 1] == [
+        134,
+        517,
+    ]  # both are "crane"

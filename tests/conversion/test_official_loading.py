@@ -42,7 +42,9 @@ def put(**fields):
 
 
 @pytest.mark.parametrize(("head", "quantizer"), TOKENIZERS)
-def test_tokenizer_loads_as_it_is(make_tokenizer, write_official, assert_same_weights, head, quantizer):
+def test_tokenizer_loads_as_it_is(
+    make_tokenizer, write_official, assert_same_weights, head, quantizer
+):
     tokenizer = make_tokenizer(head, quantizer=quantizer)
     loaded = TiTokModel.from_pretrained(write_official(tokenizer))
 
@@ -96,13 +98,17 @@ def test_weights_may_have_another_name(make_tokenizer, write_official, assert_sa
         (None, torch.float32),
     ],
 )
-def test_dtype_is_chosen_on_loading(make_tokenizer, write_official, assert_same_weights, dtype, expected):
+def test_dtype_is_chosen_on_loading(
+    make_tokenizer, write_official, assert_same_weights, dtype, expected
+):
     tokenizer = make_tokenizer()
     loaded = TiTokModel.from_pretrained(write_official(tokenizer), dtype=dtype)
     assert_same_weights(loaded, tokenizer.to(expected))
 
 
-def test_references_that_the_reference_leaves_in_its_config_are_resolved(make_generator, write_official):
+def test_references_that_the_reference_leaves_in_its_config_are_resolved(
+    make_generator, write_official
+):
     def edit(tensors, config):
         config["model"]["vq_model"]["num_latent_tokens"] = 8
         config["model"]["generator"]["image_seq_len"] = "${model.vq_model.num_latent_tokens}"
@@ -123,7 +129,9 @@ def test_configuration_may_be_given(make_tokenizer, write_official, assert_same_
     assert TiTokModel.from_pretrained(folder, config=config).config.initializer_range == 0.5
 
 
-def test_weights_saved_from_within_distributed_training_load(make_tokenizer, write_official, assert_same_weights):
+def test_weights_saved_from_within_distributed_training_load(
+    make_tokenizer, write_official, assert_same_weights
+):
     def edit(tensors, config):
         for name in list(tensors):
             tensors["module." + name] = tensors.pop(name)
@@ -135,7 +143,12 @@ def test_weights_saved_from_within_distributed_training_load(make_tokenizer, wri
 def test_fields_may_be_changed_on_loading(make_generator, write_official):
     folder = write_official(make_generator())
     assert MaskGitModel.from_pretrained(folder, label_dropout=0.0).config.label_dropout == 0
-    assert MaskGitModel.from_pretrained(folder, attn_implementation="eager").config._attn_implementation == "eager"
+    assert (
+        MaskGitModel.from_pretrained(
+            folder, attn_implementation="eager"
+        ).config._attn_implementation
+        == "eager"
+    )
 
 
 def test_subfolder_is_found(make_tokenizer, write_official, assert_same_weights, tmp_path):
@@ -144,7 +157,9 @@ def test_subfolder_is_found(make_tokenizer, write_official, assert_same_weights,
     assert_same_weights(TiTokModel.from_pretrained(tmp_path, subfolder="tokenizer"), tokenizer)
 
 
-def test_loaded_model_may_be_saved_over_its_source(make_tokenizer, write_official, assert_same_weights):
+def test_loaded_model_may_be_saved_over_its_source(
+    make_tokenizer, write_official, assert_same_weights
+):
     tokenizer = make_tokenizer()
     folder = write_official(tokenizer)
     TiTokModel.from_pretrained(folder).save_pretrained(folder)
@@ -170,7 +185,9 @@ def test_quirks_are_on_for_two_stage_weights_only(make_tokenizer, write_official
 
     assert legacy.interleaved_latents and legacy.vqgan_config.shortcut_of_output
     assert not single.interleaved_latents
-    assert not TiTokConfig().interleaved_latents and not TiTokConfig().vqgan_config.shortcut_of_output
+    assert (
+        not TiTokConfig().interleaved_latents and not TiTokConfig().vqgan_config.shortcut_of_output
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +208,9 @@ def test_quirks_are_on_for_two_stage_weights_only(make_tokenizer, write_official
         ),
         (put(num_latent_tokens=16), "It was made for 8 tokens; the configuration has 16"),
         (
-            lambda tensors, config: tensors.update({"decoder.text_guidance_proj.weight": torch.zeros(1)}),
+            lambda tensors, config: tensors.update(
+                {"decoder.text_guidance_proj.weight": torch.zeros(1)}
+            ),
             "a text-aware TA-TiTok, which is not supported",
         ),
         (
@@ -199,14 +218,26 @@ def test_quirks_are_on_for_two_stage_weights_only(make_tokenizer, write_official
             r"missing, decoder\.ffn\.2\.bias, decoder\.ffn\.2\.weight among them; 2 weights are unexpected, "
             r"decoder\.conv_out\.bias",
         ),
-        (put(clustering_vq=True, rope=True), "section `model.vq_model` .* not known here: clustering_vq, rope"),
-        (put(vit_enc_model_size="huge"), "`vit_enc_model_size` must be one of small, base, large, tiny, got 'huge'"),
+        (
+            put(clustering_vq=True, rope=True),
+            "section `model.vq_model` .* not known here: clustering_vq, rope",
+        ),
+        (
+            put(vit_enc_model_size="huge"),
+            "`vit_enc_model_size` must be one of small, base, large, tiny, got 'huge'",
+        ),
         (
             lambda tensors, config: config["model"]["vq_model"].pop("token_size"),
             "The section `model.vq_model` of the official configuration lacks `token_size`",
         ),
-        (put(token_size="${model.none}"), r"refers with `token_size` to \${model.none}, which is not there"),
-        (lambda tensors, config: config.pop("dataset"), "a section `dataset.preprocessing`; this one has"),
+        (
+            put(token_size="${model.none}"),
+            r"refers with `token_size` to \${model.none}, which is not there",
+        ),
+        (
+            lambda tensors, config: config.pop("dataset"),
+            "a section `dataset.preprocessing`; this one has",
+        ),
         (lambda tensors, config: config["model"].pop("vq_model"), "a section `model.vq_model`"),
     ],
 )
@@ -216,16 +247,21 @@ def test_misfits_of_a_tokenizer_are_refused(make_tokenizer, write_official, edit
         TiTokModel.from_pretrained(folder)
 
 
-def test_tokenizer_before_fine_tuning_is_not_taken_for_a_fine_tuned_one(make_tokenizer, write_official):
+def test_tokenizer_before_fine_tuning_is_not_taken_for_a_fine_tuned_one(
+    make_tokenizer, write_official
+):
     folder = write_official(make_tokenizer("proxy_codes"), edit=put(finetune_decoder=True))
-    with pytest.raises(ValueError, match=r"weights are missing, pixel_decoder.*from before decoder fine-tuning"):
+    with pytest.raises(
+        ValueError, match=r"weights are missing, pixel_decoder.*from before decoder fine-tuning"
+    ):
         TiTokModel.from_pretrained(folder)
 
 
 def test_fine_tuned_tokenizer_is_not_taken_for_one_before(make_tokenizer, write_official):
     folder = write_official(make_tokenizer("vqgan_decoder"), edit=put(finetune_decoder=False))
     with pytest.raises(
-        ValueError, match=r"are unexpected, pixel_decoder.*after decoder fine-tuning, given as one from"
+        ValueError,
+        match=r"are unexpected, pixel_decoder.*after decoder fine-tuning, given as one from",
     ):
         TiTokModel.from_pretrained(folder)
 
@@ -236,24 +272,33 @@ def test_generator_for_another_codebook_is_refused(make_generator, write_officia
         config["model"]["vq_model"]["codebook_size"] = 128
 
     folder = write_official(make_generator(model_class), edit=edit)
-    with pytest.raises(ValueError, match="made for a codebook of 64 codes; the configuration has 128"):
+    with pytest.raises(
+        ValueError, match="made for a codebook of 64 codes; the configuration has 128"
+    ):
         model_class.from_pretrained(folder)
 
 
 def test_generator_of_the_other_type_is_refused(make_generator, write_official):
-    with pytest.raises(ValueError, match=r"MaskGitUViTModel is the reference's .* 'UViT'; this one is of type 'ViT'"):
+    with pytest.raises(
+        ValueError,
+        match=r"MaskGitUViTModel is the reference's .* 'UViT'; this one is of type 'ViT'",
+    ):
         MaskGitUViTModel.from_pretrained(write_official(make_generator()))
 
 
 def test_tokenizer_given_as_generator_is_refused(make_tokenizer, make_generator, write_official):
     """Official configurations have the sections of both."""
-    generator_config = make_generator().config.official_format.official_config(make_generator().config)
+    generator_config = make_generator().config.official_format.official_config(
+        make_generator().config
+    )
 
     def edit(tensors, config):
         config["model"]["generator"] = generator_config["model"]["generator"]
 
     folder = write_official(make_tokenizer(), edit=edit)
-    with pytest.raises(ValueError, match=r"does not fit MaskGitModel .* These are the weights of a TiTokModel"):
+    with pytest.raises(
+        ValueError, match=r"does not fit MaskGitModel .* These are the weights of a TiTokModel"
+    ):
         MaskGitModel.from_pretrained(folder)
 
 
@@ -269,7 +314,9 @@ def folder(request, make_generator, write_official, tmp_path):
 def test_truncated_safetensors_are_refused(folder):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ValueError, match=r"truncated or corrupt .*Copy it again, or download it again"):
+    with pytest.raises(
+        ValueError, match=r"truncated or corrupt .*Copy it again, or download it again"
+    ):
         MaskGitModel.from_pretrained(folder)
 
 
@@ -284,14 +331,18 @@ class Harmful:
 def test_pickle_that_runs_code_is_refused(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save({"weight": Harmful(tmp_path / "harm")}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"would run code, and was not loaded\. .*safetensors\.torch\.save_file"):
+    with pytest.raises(
+        ValueError, match=r"would run code, and was not loaded\. .*safetensors\.torch\.save_file"
+    ):
         MaskGitModel.from_pretrained(folder)
     assert not (tmp_path / "harm").exists()
 
 
 def test_two_candidates_are_refused(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"more than one checkpoint: model.safetensors(, | and )pytorch_model.bin"):
+    with pytest.raises(
+        ValueError, match=r"more than one checkpoint: model.safetensors(, | and )pytorch_model.bin"
+    ):
         MaskGitModel.from_pretrained(folder)
 
 
@@ -318,13 +369,17 @@ def edit_config(folder, **fields):
     (folder / "config.json").write_text(json.dumps(config | fields))
 
 
-@pytest.mark.parametrize("config_class", [TiTokConfig, MaskGitConfig, MaskGitVQGANConfig, VTPConfig])
+@pytest.mark.parametrize(
+    "config_class", [TiTokConfig, MaskGitConfig, MaskGitVQGANConfig, VTPConfig]
+)
 def test_configs_go_through_dicts(config_class):
     config = config_class()
     assert config_class.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize("loader", [TiTokModel, TiTokConfig, MaskGitModel, MaskGitVQGANModel, TiTokPipeline])
+@pytest.mark.parametrize(
+    "loader", [TiTokModel, TiTokConfig, MaskGitModel, MaskGitVQGANModel, TiTokPipeline]
+)
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nope"])
 def test_missing_folder_is_called_a_folder(loader, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -335,13 +390,17 @@ def test_missing_folder_is_called_a_folder(loader, path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("loader", [MaskGitModel, MaskGitConfig, AutoModel, AutoConfig])
 def test_config_of_a_newer_version_is_refused(ours, loader):
     edit_config(ours, rope_theta=100.0, titok_hf_version="7.0.0")
-    with pytest.raises(ValueError, match=r"not known here: rope_theta\. It was written by titok_hf 7\.0\.0 and tr"):
+    with pytest.raises(
+        ValueError, match=r"not known here: rope_theta\. It was written by titok_hf 7\.0\.0 and tr"
+    ):
         loader.from_pretrained(ours)
 
 
 def test_misshapen_weights_of_ours_are_refused(ours):
     edit_config(ours, codebook_size=128)
-    with pytest.raises(ValueError, match=r"misshapen.*made for a codebook of 64 codes; the configuration has 128"):
+    with pytest.raises(
+        ValueError, match=r"misshapen.*made for a codebook of 64 codes; the configuration has 128"
+    ):
         MaskGitModel.from_pretrained(ours)
 
 
@@ -351,9 +410,14 @@ def test_misshapen_weights_are_refused_even_if_asked_to_ignore_them(ours):
         MaskGitModel.from_pretrained(ours, ignore_mismatched_sizes=True)
 
 
-def test_two_candidates_of_ours_are_told_apart_on_request(ours, assert_same_weights, make_generator):
+def test_two_candidates_of_ours_are_told_apart_on_request(
+    ours, assert_same_weights, make_generator
+):
     weights = load_file(ours / "model.safetensors")
-    torch.save({name: torch.zeros_like(tensor) for name, tensor in weights.items()}, ours / "pytorch_model.bin")
+    torch.save(
+        {name: torch.zeros_like(tensor) for name, tensor in weights.items()},
+        ours / "pytorch_model.bin",
+    )
     loaded = MaskGitModel.from_pretrained(ours, use_safetensors=True)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
 
@@ -371,7 +435,9 @@ def test_sharded_checkpoint_loads(make_generator, tmp_path, assert_same_weights,
     for i, name in enumerate(tensors):
         weight_map[name] = f"model-{i % 2}.safetensors"
     for shard in set(weight_map.values()):
-        save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, folder / shard)
+        save_file(
+            {name: tensors[name] for name in tensors if weight_map[name] == shard}, folder / shard
+        )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert_same_weights(MaskGitModel.from_pretrained(folder), generator)
 

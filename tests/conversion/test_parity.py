@@ -1,4 +1,5 @@
-"""Official checkpoints through `from_pretrained`, held against outputs of the reference implementation."""
+"""Official checkpoints through `from_pretrained`, held against outputs of the reference
+implementation."""
 
 import json
 import shutil
@@ -75,7 +76,10 @@ class Case:
         self.reference = load_file(CASES / f"{name}.safetensors")
 
     def weights(self):
-        return {name: torch.from_numpy(fill(name, shape, self.salt)) for name, shape in self.shapes.items()}
+        return {
+            name: torch.from_numpy(fill(name, shape, self.salt))
+            for name, shape in self.shapes.items()
+        }
 
     def uniform(self, name, *shape):
         return torch.from_numpy(uniform(name, list(shape), self.salt))
@@ -131,11 +135,14 @@ def load(tmp_path):
 def assert_near(name, actual, expected, tolerance=TOLERANCE):
     """Asserts that no number is off by more than `tolerance` of the largest expected one."""
     atol = tolerance * float(expected.abs().max())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol, msg=lambda message: f"{name}: {message}")
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=atol, msg=lambda message: f"{name}: {message}"
+    )
 
 
 def assert_outputs(outputs, reference, tolerances=None):
-    """Asserts that all of the reference's outputs are there, and near; codes and code vectors where they are certain.
+    """Asserts that all of the reference's outputs are there, and near; codes and code vectors where
+    they are certain.
 
     Args:
         outputs, reference: Tensors by name.
@@ -172,7 +179,9 @@ def in_reference_layout(tokens):
 def encode(model, pixel_values):
     """What `encode` gives, and the output of the encoder alone."""
     outputs = []
-    hook = model.encoder.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    hook = model.encoder.register_forward_hook(
+        lambda _module, _inputs, output: outputs.append(output)
+    )
     encoded = model.encode(pixel_values)
     hook.remove()
     return encoded, outputs[0]
@@ -194,7 +203,9 @@ def vector_quantizer_outputs(model, pixel_values):
 def gaussian_outputs(model, pixel_values):
     encoded, encoder_output = encode(model, pixel_values)
     posterior = DiagonalGaussian.from_parameters(encoder_output)
-    kl = [DiagonalGaussian.from_parameters(token[None]).kl() for token in encoder_output.flatten(0, 1)]
+    kl = [
+        DiagonalGaussian.from_parameters(token[None]).kl() for token in encoder_output.flatten(0, 1)
+    ]
     kl = torch.stack(kl).unflatten(0, encoder_output.shape[:2])  # (B, N)
     assert_near("quantizer_loss", encoded.quantizer_loss, kl.sum(-1).mean())
     return {
@@ -208,7 +219,9 @@ def gaussian_outputs(model, pixel_values):
 def decode(model, case):
     config = model.config
     if config.quantizer == "vq":
-        return model.decode_codes(case.integers("codes", config.codebook_size, 2, config.num_latent_tokens))
+        return model.decode_codes(
+            case.integers("codes", config.codebook_size, 2, config.num_latent_tokens)
+        )
     latents = case.normal("latents", 2, config.latent_dim, 1, config.num_latent_tokens)
     return model.decode(latents.squeeze(2).transpose(1, 2))
 
@@ -227,8 +240,12 @@ def decoder_outputs(model, case):
 
 
 def tokenizer_outputs(model, case):
-    encoder_outputs = vector_quantizer_outputs if model.config.quantizer == "vq" else gaussian_outputs
-    return encoder_outputs(model, case.pixel_values(model.config.image_size)) | decoder_outputs(model, case)
+    encoder_outputs = (
+        vector_quantizer_outputs if model.config.quantizer == "vq" else gaussian_outputs
+    )
+    return encoder_outputs(model, case.pixel_values(model.config.image_size)) | decoder_outputs(
+        model, case
+    )
 
 
 def vqgan_outputs(model, case):
@@ -246,10 +263,14 @@ def logits_outputs(model, case):
     config = model.config
     labels = case.integers("labels", config.num_labels, 2)
     codes = case.integers("codes", config.codebook_size, 2, config.num_tokens)
-    codes = codes.masked_fill(case.uniform("mask", 2, config.num_tokens) < 0.6, config.mask_token_id)
+    codes = codes.masked_fill(
+        case.uniform("mask", 2, config.num_tokens) < 0.6, config.mask_token_id
+    )
     return {
         "logits_every_64th": model(codes, labels).logits[..., ::64],
-        "uncond_logits_every_64th": model(codes, torch.full_like(labels, config.null_label)).logits[..., ::64],
+        "uncond_logits_every_64th": model(codes, torch.full_like(labels, config.null_label)).logits[
+            ..., ::64
+        ],
     }
 
 
@@ -273,7 +294,9 @@ def greedy_pipeline(model, tokenizer, official_generator, schedule, annealed):
     }
     scheduler, sampling = official_sampling({"model": {"generator": official}})
     scheduler["softmax_temperature_annealing"] = annealed
-    pipeline = TiTokPipeline(tokenizer, model, RecordingScheduler(model.config.mask_token_id, **scheduler), **sampling)
+    pipeline = TiTokPipeline(
+        tokenizer, model, RecordingScheduler(model.config.mask_token_id, **scheduler), **sampling
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -292,16 +315,19 @@ def computed_once(forward):
 
 
 def margin_of_difference(logits, sample, ours, theirs, mask_token_id):
-    """How near a tie the decisions are in which one greedy step of one image differs from the reference's.
+    """How near a tie the decisions are in which one greedy step of one image differs from the
+    reference's.
 
     Args:
-        logits: `(N, codebook_size)`, guidance applied. The confidence of a token is its largest logit.
+        logits: `(N, codebook_size)`, guidance applied. The confidence of a token is its largest
+            logit.
         sample: Codes `(N,)` before the step.
         ours, theirs: Codes `(N,)` after it.
 
     Returns:
-        The largest margin by which our logits speak against the reference's decisions, as a share of their range: of a
-        code, from the best code; of a token that one masks and the other keeps, from the confidence at the cut.
+        The largest margin by which our logits speak against the reference's decisions, as a share
+        of their range: of a code, from the best code; of a token that one masks and the other
+        keeps, from the confidence at the cut.
     """
     confidence = logits.amax(-1)  # (N,)
     masked = ours == mask_token_id
@@ -318,10 +344,11 @@ def margin_of_difference(logits, sample, ours, theirs, mask_token_id):
 
 
 def assert_greedy_steps(model, case, tokenizer):
-    """Asserts that each step of the greedy runs, from the reference's codes, decides as the reference does.
+    """Asserts that each step of the greedy runs, from the reference's codes, decides as the
+    reference does.
 
-    A decision may differ where it is a near tie: which code or which token is ahead then hangs on the last bits of the
-    logits, which are not the same on every processor.
+    A decision may differ where it is a near tie: which code or which token is ahead then hangs on
+    the last bits of the logits, which are not the same on every processor.
     """
     labels = case.integers("labels", model.config.num_labels, 2)
     model.forward = computed_once(model.forward)
@@ -329,18 +356,24 @@ def assert_greedy_steps(model, case, tokenizer):
     for schedule in REFERENCE_SCALES:
         for kind in ("annealed", "plain"):
             run = f"greedy_{schedule}_{kind}"
-            states = torch.cat([case.reference[f"{run}_states"], case.reference[run][None]])  # (steps + 1, B, N)
+            states = torch.cat(
+                [case.reference[f"{run}_states"], case.reference[run][None]]
+            )  # (steps + 1, B, N)
             pipeline = greedy_pipeline(
                 model, tokenizer, case.config["model"]["generator"], schedule, kind == "annealed"
             )
             pipeline(
                 labels,
                 output_type="codes",
-                callback_on_step_end=lambda _pipeline, step, *_, states=states: {"codes": states[step + 1]},
+                callback_on_step_end=lambda _pipeline, step, *_, states=states: {
+                    "codes": states[step + 1]
+                },
             )
             for step, (logits, sample, ours) in enumerate(pipeline.scheduler.steps):
                 assert torch.equal(sample, states[step]), (run, step)
-                for image, decided in enumerate(zip(logits, sample, ours, states[step + 1], strict=True)):
+                for image, decided in enumerate(
+                    zip(logits, sample, ours, states[step + 1], strict=True)
+                ):
                     if not torch.equal(decided[2], decided[3]):
                         margin = margin_of_difference(*decided, model.config.mask_token_id)
                         differing[run, step, image] = margin
@@ -355,7 +388,10 @@ def assert_greedy_steps(model, case, tokenizer):
 def test_generator_is_the_reference_and_goes_back(load, make_titok_config, name, model_class):
     case = Case(name)
     loaded = load(case, model_class)
-    sizes = {"num_latent_tokens": loaded.model.config.num_tokens, "codebook_size": loaded.model.config.codebook_size}
+    sizes = {
+        "num_latent_tokens": loaded.model.config.num_tokens,
+        "codebook_size": loaded.model.config.codebook_size,
+    }
     tokenizer = TiTokModel(make_titok_config("pixels", **sizes))
 
     logits = {output: tensor for output, tensor in case.reference.items() if "logits" in output}
@@ -372,7 +408,9 @@ def test_tokenizer_is_the_reference_and_goes_back(load, name):
 
     tolerances = {}
     if loaded.model.config.head == "vqgan_decoder":
-        tolerances = dict.fromkeys(("decoded_every_8th", "decoded_mean", "decoded_std"), TOLERANCE_OF_VQGAN)
+        tolerances = dict.fromkeys(
+            ("decoded_every_8th", "decoded_mean", "decoded_std"), TOLERANCE_OF_VQGAN
+        )
     assert_outputs(tokenizer_outputs(loaded.model, case), case.reference, tolerances)
     assert_official_again(loaded)
 
@@ -383,7 +421,9 @@ def test_vqgan_is_the_reference_and_goes_back(load):
     loaded = load(case, MaskGitVQGANModel)
 
     assert_outputs(
-        vqgan_outputs(loaded.model, case), case.reference, dict.fromkeys(case.reference, TOLERANCE_OF_VQGAN)
+        vqgan_outputs(loaded.model, case),
+        case.reference,
+        dict.fromkeys(case.reference, TOLERANCE_OF_VQGAN),
     )
     assert_official_again(loaded)
 
@@ -435,7 +475,12 @@ class FixedTokenizer(nn.Module):
 
 def official_discriminator(case):
     discriminator = PatchDiscriminator()
-    names = (("conv_in", "block_in.0"), ("stages", "blocks"), ("proj", "to_logits.0"), ("conv_out", "to_logits.2"))
+    names = (
+        ("conv_in", "block_in.0"),
+        ("stages", "blocks"),
+        ("proj", "to_logits.0"),
+        ("conv_out", "to_logits.2"),
+    )
     weights = case.weights()
     state_dict = {}
     for name in discriminator.state_dict():
@@ -449,12 +494,18 @@ def official_discriminator(case):
 
 
 def adversarial_outputs(case):
-    pixel_values, reconstruction = case.pixel_values(256), case.uniform("reconstruction", 2, 3, 256, 256)
+    pixel_values, reconstruction = (
+        case.pixel_values(256),
+        case.uniform("reconstruction", 2, 3, 256, 256),
+    )
     tokenizer = FixedTokenizer(
-        TokenizerEncoderOutput(quantizer_loss=torch.zeros(())), TokenizerDecoderOutput(reconstruction=reconstruction)
+        TokenizerEncoderOutput(quantizer_loss=torch.zeros(())),
+        TokenizerDecoderOutput(reconstruction=reconstruction),
     )
     discriminator = official_discriminator(case)
-    parts = ReconstructionObjective(tokenizer, discriminator=discriminator).eval()(pixel_values).parts
+    parts = (
+        ReconstructionObjective(tokenizer, discriminator=discriminator).eval()(pixel_values).parts
+    )
     return {
         "logits_real": discriminator(pixel_values),
         "logits_fake": discriminator(reconstruction),
@@ -462,14 +513,18 @@ def adversarial_outputs(case):
         "reconstruction_l2": parts["reconstruction_loss"],
         "discriminator_hinge": parts["discriminator_loss"],
         "generator_adversarial": parts["adversarial_loss"],
-        "lecam": lecam_loss(parts["real_logit"], parts["fake_logit"], torch.tensor(0.3), torch.tensor(-0.2)),
+        "lecam": lecam_loss(
+            parts["real_logit"], parts["fake_logit"], torch.tensor(0.3), torch.tensor(-0.2)
+        ),
     }
 
 
 def masked_token_outputs(case):
     logits, targets = case.normal("logits", 2, 16, 64), case.integers("targets", 64, 2, 16)
     masked = case.uniform("mask", 2, 16) < 0.6
-    generator = MaskGitModel(MaskGitConfig(codebook_size=64, num_tokens=16, num_hidden_layers=1)).eval()
+    generator = MaskGitModel(
+        MaskGitConfig(codebook_size=64, num_tokens=16, num_hidden_layers=1)
+    ).eval()
     generator.backbone = lambda _ids: F.pad(logits, (0, 0, 1, 0))
     generator.lm_head = nn.Identity()
     objective = MaskedTokenObjective(
@@ -478,13 +533,17 @@ def masked_token_outputs(case):
         SimpleNamespace(add_noise=lambda codes, _progress, noise: codes.masked_fill(masked, 64)),
     )
     output = objective.eval()(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 32, 32))
-    return {"masked_token_loss": output.loss, "masked_token_accuracy": output.parts["masked_token_accuracy"]}
+    return {
+        "masked_token_loss": output.loss,
+        "masked_token_accuracy": output.parts["masked_token_accuracy"],
+    }
 
 
 def proxy_code_outputs(case, titok_config):
     logits = case.normal("proxy_logits", 2, 1024, 4, 4).flatten(2).transpose(1, 2)  # (B, P, N)
     fixed = FixedTokenizer(
-        TokenizerEncoderOutput(quantizer_loss=torch.tensor(0.5)), TokenizerDecoderOutput(proxy_logits=logits)
+        TokenizerEncoderOutput(quantizer_loss=torch.tensor(0.5)),
+        TokenizerDecoderOutput(proxy_logits=logits),
     )
     tokenizer = TiTokModel(titok_config)
     tokenizer.encode, tokenizer.decode = fixed.encode, fixed.decode
@@ -495,10 +554,19 @@ def proxy_code_outputs(case, titok_config):
 @torch.no_grad()
 def test_losses_are_those_of_the_reference(titok_config):
     case = Case("losses")
-    outputs = adversarial_outputs(case) | masked_token_outputs(case) | proxy_code_outputs(case, titok_config)
+    outputs = (
+        adversarial_outputs(case)
+        | masked_token_outputs(case)
+        | proxy_code_outputs(case, titok_config)
+    )
     assert_outputs(outputs, case.reference)
 
 
 def test_every_case_is_compared():
     others = {file.stem for file in CASES.glob("vtp_*")}  # see `test_vtp.py`
-    assert {file.stem for file in CASES.iterdir()} - others == {*TOKENIZERS, *GENERATORS, VQGAN, "losses"}
+    assert {file.stem for file in CASES.iterdir()} - others == {
+        *TOKENIZERS,
+        *GENERATORS,
+        VQGAN,
+        "losses",
+    }

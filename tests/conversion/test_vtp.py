@@ -1,4 +1,5 @@
-"""VTP in its authors' format: held against outputs of the reference implementation, there and back, and refused."""
+"""VTP in its authors' format: held against outputs of the reference implementation, there and back,
+and refused."""
 
 import dataclasses
 import json
@@ -25,7 +26,12 @@ from titok_hf.conversion import convert, convert_to_official, load_official
 
 from .test_parity import CASES, Case, assert_near
 
-NAMES = ("vtp_base", "vtp_tiny", "vtp_tiny_bottleneck_everywhere", "vtp_tiny_variants")  # the long one first
+NAMES = (
+    "vtp_base",
+    "vtp_tiny",
+    "vtp_tiny_bottleneck_everywhere",
+    "vtp_tiny_variants",
+)  # the long one first
 TOLERANCE = 1e-3  # the reference computes with the CPU's rounding of bfloat16 angles
 TOLERANCE_OF_TEXT = 5e-6
 OF_TRANSFORMERS = {
@@ -89,7 +95,9 @@ def assert_same_bits(left, right):
     for name, tensor in left.items():
         other = right[name]
         assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), name
-        assert torch.equal(tensor.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)), name
+        assert torch.equal(
+            tensor.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)
+        ), name
 
 
 @pytest.fixture
@@ -104,7 +112,8 @@ def make_vtp(make_vtp_config):
 
 @pytest.fixture
 def write_vtp(write_official):
-    """A VTP as an official folder, with transformers' own fields, too: `write_vtp(model, name, edit)`."""
+    """A VTP as an official folder, with transformers' own fields, too: `write_vtp(model, name,
+    edit)`."""
 
     def write(model, name="official", edit=lambda tensors, config: None):
         def complete(tensors, config):
@@ -162,8 +171,16 @@ def test_fields_mean_what_they_mean_there():
     assert config.to_diff_dict() == VTPConfig().to_diff_dict()
 
     config = VTPCase("vtp_tiny_variants").our_config()
-    assert (config.vision_mlp, config.vision_norm, config.vision_layer_scale) == ("mlp", "layernorm", 0.1)
-    assert (config.decoder_mlp, config.decoder_norm, config.decoder_layer_scale) == ("swiglu", "rmsnorm", None)
+    assert (config.vision_mlp, config.vision_norm, config.vision_layer_scale) == (
+        "mlp",
+        "layernorm",
+        0.1,
+    )
+    assert (config.decoder_mlp, config.decoder_norm, config.decoder_layer_scale) == (
+        "swiglu",
+        "rmsnorm",
+        None,
+    )
     assert (config.image_pooling, config.text_hidden_act) == ("mean", "quick_gelu")
     assert config.vision_qk_norm and config.decoder_qk_norm and config.text_projection_bias
     assert not config.bottleneck_everywhere and not config.logit_bias
@@ -175,7 +192,11 @@ def test_fields_mean_what_they_mean_there():
 
 VARIANTS = {
     "plain": {},
-    "mlp and layer norm": {"vision_mlp": "mlp", "vision_norm": "layernorm", "decoder_norm": "rmsnorm"},
+    "mlp and layer norm": {
+        "vision_mlp": "mlp",
+        "vision_norm": "layernorm",
+        "decoder_norm": "rmsnorm",
+    },
     "swiglu64": {"vision_mlp": "swiglu64", "decoder_mlp": "mlp"},
     "layer scale": {"vision_layer_scale": 0.1, "decoder_layer_scale": 1e-5},
     "qk norm": {"vision_qk_norm": True, "decoder_qk_norm": True},
@@ -184,14 +205,22 @@ VARIANTS = {
     "without text": {"has_text": False},
     "without decoder": {"has_decoder": False},
     "vision only": {"has_text": False, "has_decoder": False},
-    "unequal parts": {"decoder_hidden_size": 48, "decoder_num_hidden_layers": 1, "vision_mlp_ratio": 3.5},
+    "unequal parts": {
+        "decoder_hidden_size": 48,
+        "decoder_num_hidden_layers": 1,
+        "vision_mlp_ratio": 3.5,
+    },
 }
 
 
 def fields_of(config):
     """Our fields, but for how the weights started, which the official format does not tell."""
     fields = {field.name for field in dataclasses.fields(VTPConfig)} - {"initializer_range"}
-    return {key: value for key, value in config.to_diff_dict().items() if key in fields - OF_TRANSFORMERS.keys()}
+    return {
+        key: value
+        for key, value in config.to_diff_dict().items()
+        if key in fields - OF_TRANSFORMERS.keys()
+    }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -202,27 +231,38 @@ def test_variants_go_there_and_back(make_vtp, write_vtp, assert_same_weights, va
 
     assert_same_weights(loaded, model)
     assert fields_of(loaded.config) == fields_of(model.config)
-    assert_same_bits(model.config.official_format.to_official(loaded), load_file(folder / "model.safetensors"))
+    assert_same_bits(
+        model.config.official_format.to_official(loaded), load_file(folder / "model.safetensors")
+    )
 
 
 @pytest.mark.parametrize("fields", [{"num_register_tokens": 2}, {"decoder_mlp_ratio": 2}])
 def test_models_without_a_word_in_the_official_format_are_refused(make_vtp, tmp_path, fields):
     make_vtp(**fields).save_pretrained(tmp_path / "ours")
-    with pytest.raises(ValueError, match="no register tokens, and a decoder with MLPs of 4 times the width"):
+    with pytest.raises(
+        ValueError, match="no register tokens, and a decoder with MLPs of 4 times the width"
+    ):
         convert_to_official(tmp_path / "ours", tmp_path / "official")
     assert not (tmp_path / "official").exists()
 
 
 def test_auto_classes_load_the_official_folder(official, assert_same_weights):
     model, folder = official
-    assert AutoConfig.from_pretrained(folder).to_diff_dict() == VTPConfig.from_pretrained(folder).to_diff_dict()
+    assert (
+        AutoConfig.from_pretrained(folder).to_diff_dict()
+        == VTPConfig.from_pretrained(folder).to_diff_dict()
+    )
     assert_same_weights(AutoModel.from_pretrained(folder), model)
 
 
 def assert_same_part(part, whole):
     """Asserts that the weights of `part` are those of `whole`, and none is missing."""
     weights = whole.state_dict()
-    prefixes = ("vision_encoder.",) if isinstance(part, VTPVisionModel) else ("vision_encoder.", "pixel_decoder.")
+    prefixes = (
+        ("vision_encoder.",)
+        if isinstance(part, VTPVisionModel)
+        else ("vision_encoder.", "pixel_decoder.")
+    )
     assert part.state_dict().keys() == {name for name in weights if name.startswith(prefixes)}
     for name, tensor in part.state_dict().items():
         assert tensor.dtype == weights[name].dtype and torch.equal(tensor, weights[name]), name
@@ -284,7 +324,9 @@ def test_vision_only_says_what_it_lacks(make_vtp, write_vtp):
         (model.get_text_features, [input_ids]),
         (model, [pixel_values, input_ids]),
     ):
-        with pytest.raises(ValueError, match=r"This checkpoint has no text encoder: .*`has_text=False`"):
+        with pytest.raises(
+            ValueError, match=r"This checkpoint has no text encoder: .*`has_text=False`"
+        ):
             call(*inputs)
 
 
@@ -296,9 +338,14 @@ def test_without_decoder_says_what_it_lacks(make_vtp, write_vtp):
     latents = model.encode(torch.randn(1, 3, 32, 32)).latents
 
     assert latents.shape == (1, 8, 4, 4)
-    with pytest.raises(ValueError, match="This VTPModel has no pixel decoder; see `VTPForImageReconstruction`"):
+    with pytest.raises(
+        ValueError, match="This VTPModel has no pixel decoder; see `VTPForImageReconstruction`"
+    ):
         model.decode(latents)
-    with pytest.raises(ValueError, match="`VTPForImageReconstruction` needs a configuration with `has_decoder=True`"):
+    with pytest.raises(
+        ValueError,
+        match="`VTPForImageReconstruction` needs a configuration with `has_decoder=True`",
+    ):
         VTPForImageReconstruction.from_pretrained(folder)
 
 
@@ -310,7 +357,9 @@ def test_dtype_is_chosen_on_loading(official, model_class, dtype):
         loaded = model_class.from_pretrained(folder, dtype=argument)
         assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
         expected = model.state_dict()
-        assert all(tensor.equal(expected[name].to(dtype)) for name, tensor in loaded.state_dict().items())
+        assert all(
+            tensor.equal(expected[name].to(dtype)) for name, tensor in loaded.state_dict().items()
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -320,7 +369,9 @@ def test_stored_dtype_is_kept(make_vtp, write_vtp, assert_same_weights, tmp_path
     loaded = VTPModel.from_pretrained(folder, dtype="auto")
 
     assert_same_weights(loaded, model)
-    assert_same_bits(model.config.official_format.to_official(loaded), load_file(folder / "model.safetensors"))
+    assert_same_bits(
+        model.config.official_format.to_official(loaded), load_file(folder / "model.safetensors")
+    )
 
 
 def test_convert_there_and_back(official, assert_same_weights, tmp_path):
@@ -338,7 +389,9 @@ def test_convert_there_and_back(official, assert_same_weights, tmp_path):
     convert_to_official(tmp_path / "ours", tmp_path / "back")
     weights = load_file(folder / "model.safetensors")
     assert_same_bits(load_file(tmp_path / "back" / "model.safetensors"), weights)
-    before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "back"))
+    before, after = (
+        json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "back")
+    )
     assert before == after | OF_TRANSFORMERS
     assert_same_weights(VTPModel.from_pretrained(tmp_path / "back"), model)
     assert_same_weights(convert(tmp_path / "back", tmp_path / "again"), model)
@@ -347,9 +400,13 @@ def test_convert_there_and_back(official, assert_same_weights, tmp_path):
 def test_convert_takes_a_file_and_a_dtype(official, assert_same_weights, tmp_path):
     model, folder = official
     file = (folder / "model.safetensors").rename(tmp_path / "vtp.safetensors")
-    converted = convert(file, tmp_path / "ours", config=folder / "config.json", dtype=torch.bfloat16)
+    converted = convert(
+        file, tmp_path / "ours", config=folder / "config.json", dtype=torch.bfloat16
+    )
     assert_same_weights(converted, model.bfloat16())
-    with pytest.raises(ValueError, match=r"comes with a `config\.json`: put it beside the weights, or name it"):
+    with pytest.raises(
+        ValueError, match=r"comes with a `config\.json`: put it beside the weights, or name it"
+    ):
         convert(file, tmp_path / "without")
 
 
@@ -368,7 +425,9 @@ def test_convert_takes_a_repository(hub, official, assert_same_weights, tmp_path
 
 def test_our_own_format_is_not_converted(make_vtp, tmp_path):
     make_vtp().save_pretrained(tmp_path / "ours")
-    with pytest.raises(ValueError, match="in the format of titok_hf already: `from_pretrained` loads it"):
+    with pytest.raises(
+        ValueError, match="in the format of titok_hf already: `from_pretrained` loads it"
+    ):
         convert(tmp_path / "ours", tmp_path / "again")
 
 
@@ -377,7 +436,9 @@ def test_a_generator_is_refused(official, make_generator, write_official, tmp_pa
     generator = write_official(make_generator(MaskGitModel), "generator")
     with pytest.raises((TypeError, ValueError), match="VTPModel"):
         convert(folder, tmp_path / "pipeline", generator=generator)
-    with pytest.raises(ValueError, match="A generator is expected beside the tokenizer, got a VTPModel"):
+    with pytest.raises(
+        ValueError, match="A generator is expected beside the tokenizer, got a VTPModel"
+    ):
         convert(folder, tmp_path / "pipeline", generator=folder)
     assert not (tmp_path / "pipeline").exists()
 
@@ -415,17 +476,53 @@ def test_periods_may_be_left_out_or_in_float32(make_vtp, write_vtp, assert_same_
 @pytest.mark.parametrize(
     ("fields", "error", "sentence"),
     [
-        ({"vision_window_size": 7}, ValueError, "`vtp` .* fields that are not known here: vision_window_size"),
+        (
+            {"vision_window_size": 7},
+            ValueError,
+            "`vtp` .* fields that are not known here: vision_window_size",
+        ),
         ({"text_embed_cls": True}, ValueError, "`text_embed_cls` of a VTP must be False, got True"),
-        ({"text_ls_init_value": 0.1}, ValueError, "`text_ls_init_value` of a VTP must be None, got 0.1"),
-        ({"text_no_causal_mask": True}, ValueError, "`text_no_causal_mask` of a VTP must be False, got True"),
-        ({"text_pool_type": "last"}, ValueError, "`text_pool_type` of a VTP must be 'argmax', got 'last'"),
-        ({"text_proj_type": "none"}, ValueError, "`text_proj_type` of a VTP must be 'linear', got 'none'"),
-        ({"text_output_tokens": True}, ValueError, "`text_output_tokens` of a VTP must be False, got True"),
-        ({"nonscalar_logit_scale": True}, ValueError, "`nonscalar_logit_scale` of a VTP must be False, got True"),
+        (
+            {"text_ls_init_value": 0.1},
+            ValueError,
+            "`text_ls_init_value` of a VTP must be None, got 0.1",
+        ),
+        (
+            {"text_no_causal_mask": True},
+            ValueError,
+            "`text_no_causal_mask` of a VTP must be False, got True",
+        ),
+        (
+            {"text_pool_type": "last"},
+            ValueError,
+            "`text_pool_type` of a VTP must be 'argmax', got 'last'",
+        ),
+        (
+            {"text_proj_type": "none"},
+            ValueError,
+            "`text_proj_type` of a VTP must be 'linear', got 'none'",
+        ),
+        (
+            {"text_output_tokens": True},
+            ValueError,
+            "`text_output_tokens` of a VTP must be False, got True",
+        ),
+        (
+            {"nonscalar_logit_scale": True},
+            ValueError,
+            "`nonscalar_logit_scale` of a VTP must be False, got True",
+        ),
         ({"vision_clip_feat": "map"}, ValueError, "`vision_clip_feat` .*'map'"),
-        ({"vision_ffn_layer": "swiglu128"}, StrictDataclassError, "'vision_mlp' expected one of .*swiglu128"),
-        ({"vision_embed_dim": 36}, StrictDataclassError, "`vision_hidden_size` must be a multiple of 4 times the 2"),
+        (
+            {"vision_ffn_layer": "swiglu128"},
+            StrictDataclassError,
+            "'vision_mlp' expected one of .*swiglu128",
+        ),
+        (
+            {"vision_embed_dim": 36},
+            StrictDataclassError,
+            "`vision_hidden_size` must be a multiple of 4 times the 2",
+        ),
     ],
 )
 def test_configurations_of_other_models_are_refused(make_vtp, write_vtp, fields, error, sentence):
@@ -472,12 +569,16 @@ def test_weights_that_do_not_fit_are_refused(make_vtp, write_vtp, problem):
 
 
 @pytest.mark.parametrize(("has_decoder", "declared"), [(True, False), (False, True)])
-def test_a_decoder_that_does_not_fit_is_not_told_as_that_of_another_family(make_vtp, write_vtp, has_decoder, declared):
+def test_a_decoder_that_does_not_fit_is_not_told_as_that_of_another_family(
+    make_vtp, write_vtp, has_decoder, declared
+):
     folder = write_vtp(
         make_vtp(has_decoder=has_decoder),
         edit=lambda tensors, config: config.update(train_reconstruction=declared),
     )
-    with pytest.raises(ValueError, match=r"weights are (missing|unexpected), pixel_decoder\.") as refused:
+    with pytest.raises(
+        ValueError, match=r"weights are (missing|unexpected), pixel_decoder\."
+    ) as refused:
         VTPModel.from_pretrained(folder)
     assert "finetune_decoder" not in str(refused.value) and "head=" not in str(refused.value)
 
@@ -509,6 +610,8 @@ def test_another_variant_is_not_told_as_another_family(make_vtp, tmp_path, model
     make_vtp(model_class).save_pretrained(tmp_path)
     config = VTPConfig.from_pretrained(tmp_path)
     config.vision_mlp = "mlp"
-    with pytest.raises(ValueError, match=rf"does not fit {model_class.__name__} with its configuration") as refused:
+    with pytest.raises(
+        ValueError, match=rf"does not fit {model_class.__name__} with its configuration"
+    ) as refused:
         model_class.from_pretrained(tmp_path, config=config)
     assert "These are the weights of" not in str(refused.value)

@@ -56,7 +56,9 @@ def make_images(labels, feature, label_column="label", first=0):
     """A data set whose i-th image has the gray value i."""
     features = Features({"image": Image(), label_column: feature, "note": Value("string")})
     images = [{"bytes": png(first + i), "path": f"{first + i}.png"} for i in range(len(labels))]
-    return Dataset.from_dict({"image": images, label_column: labels, "note": ["?"] * len(labels)}, features=features)
+    return Dataset.from_dict(
+        {"image": images, label_column: labels, "note": ["?"] * len(labels)}, features=features
+    )
 
 
 def make_tokens(number, copies=None, names=("a", "b")):
@@ -64,16 +66,21 @@ def make_tokens(number, copies=None, names=("a", "b")):
     shape = (number, 4) if copies is None else (number, copies, 4)
     codes = np.arange(np.prod(shape)).reshape(shape) % 4096
     feature = List(Value("uint16"), length=4) if copies is None else Array2D((copies, 4), "uint16")
-    features = Features({"key": Value("string"), "label": ClassLabel(names=list(names)), "codes": feature})
+    features = Features(
+        {"key": Value("string"), "label": ClassLabel(names=list(names)), "codes": feature}
+    )
     columns = {"key": [f"k{i}" for i in range(number)], "label": [i % 2 for i in range(number)]}
-    return Dataset.from_dict({**columns, "codes": codes.astype(np.uint16)}, features=features), codes
+    return Dataset.from_dict(
+        {**columns, "codes": codes.astype(np.uint16)}, features=features
+    ), codes
 
 
 AB = ClassLabel(names=["a", "b"])
 
 
 def picture(number, size=(40, 36)):
-    """A picture that no other number has: bright patches, so that an encoder tells most of them apart."""
+    """A picture that no other number has: bright patches, so that an encoder tells most of them
+    apart."""
     patches = np.random.default_rng(number).choice(np.array([0, 255], np.uint8), (4, 4, 3))
     return PILImage.fromarray(patches).resize(size, PILImage.Resampling.NEAREST)
 
@@ -85,7 +92,8 @@ def encoded(image):
 
 
 def write_images(folder, counts, classes=("cat", "dog")):
-    """PNG files, in turn of each class, `{"train": 7, "test": 3}`; returns the pictures by split and key."""
+    """PNG files, in turn of each class, `{"train": 7, "test": 3}`; returns the pictures by split
+    and key."""
     pictures, number = {}, 0
     for split, count in counts.items():
         pictures[split] = {}
@@ -108,7 +116,10 @@ def write_shards(folder, sizes, split="train"):
             for _ in range(size):
                 key = f"{len(pictures):05d}"
                 pictures[key] = picture(len(pictures))
-                for extension, content in (("png", encoded(pictures[key])), ("cls", b"%d" % (len(pictures) % 3))):
+                for extension, content in (
+                    ("png", encoded(pictures[key])),
+                    ("cls", b"%d" % (len(pictures) % 3)),
+                ):
                     member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))

@@ -17,8 +17,11 @@ VTP_PROCESSOR = VTPImageProcessor.from_image_size(SIZE)
 
 
 def photo(width, height, seed=0):
-    """A random image, smooth enough that its pixels differ from their neighbours' and from a mirrored image."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
+    """A random image, smooth enough that its pixels differ from their neighbours' and from a
+    mirrored image."""
+    coarse = np.random.default_rng(seed).integers(
+        0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8
+    )
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
 
 
@@ -37,14 +40,19 @@ def coordinates(width, height):
 
 def many(augmentation, image, count=200, processor=PROCESSOR):
     """Random changes of an image, `(count, 3, H, W)`."""
-    return torch.stack([augmentation(image, processor, np.random.default_rng(seed)) for seed in range(count)])
+    return torch.stack(
+        [augmentation(image, processor, np.random.default_rng(seed)) for seed in range(count)]
+    )
 
 
 def centers(images):
     """Centers of mass `(B, 2)`, x and y in [-1, 1]."""
     axis = (torch.arange(SIZE) + 0.5) / (SIZE / 2) - 1
     mass = images.mean(1)
-    return torch.stack([(mass * axis).sum((1, 2)), (mass * axis[:, None]).sum((1, 2))], -1) / mass.sum((1, 2))[:, None]
+    return (
+        torch.stack([(mass * axis).sum((1, 2)), (mass * axis[:, None]).sum((1, 2))], -1)
+        / mass.sum((1, 2))[:, None]
+    )
 
 
 def to_tensor(image):
@@ -55,7 +63,9 @@ def resized(image, shorter_side):
     """As torchvision's `Resize`: the longer side is rounded down."""
     shorter, longer = sorted(image.size)
     longer = int(shorter_side * longer / shorter)
-    return image.resize((longer, shorter_side) if image.width > image.height else (shorter_side, longer), 3)
+    return image.resize(
+        (longer, shorter_side) if image.width > image.height else (shorter_side, longer), 3
+    )
 
 
 @pytest.mark.parametrize("processor", [PROCESSOR, VTP_PROCESSOR])
@@ -80,9 +90,13 @@ def test_adms_crop_is_center_crop_arr(size):
     image = photo(*size)
     expected = image
     while min(expected.size) >= 2 * SIZE:
-        expected = expected.resize((expected.width // 2, expected.height // 2), Image.Resampling.BOX)
+        expected = expected.resize(
+            (expected.width // 2, expected.height // 2), Image.Resampling.BOX
+        )
     factor = SIZE / min(expected.size)
-    expected = expected.resize(tuple(round(side * factor) for side in expected.size), Image.Resampling.BICUBIC)
+    expected = expected.resize(
+        tuple(round(side * factor) for side in expected.size), Image.Resampling.BICUBIC
+    )
     top, left = (expected.height - SIZE) // 2, (expected.width - SIZE) // 2
     expected = np.asarray(expected)[top : top + SIZE, left : left + SIZE]
     ours = Augmentation("adm").variant(image, PROCESSOR, 0)
@@ -103,7 +117,9 @@ def test_a_flip_mirrors_about_half_of_the_images(crop):
     assert 70 <= is_mirrored.sum() <= 130
 
 
-@pytest.mark.parametrize(("enlarge", "shorter_side"), [(1.0, 32), (1.1, 35), (1.5, 48)])  # 1.1 * 32 = 35.2
+@pytest.mark.parametrize(
+    ("enlarge", "shorter_side"), [(1.0, 32), (1.1, 35), (1.5, 48)]
+)  # 1.1 * 32 = 35.2
 @pytest.mark.parametrize("size", [(60, 40), (45, 77), (64, 64)])
 def test_ten_crops_are_corners_and_center_and_mirrored_ones(size, enlarge, shorter_side):
     image = photo(*size)
@@ -157,10 +173,15 @@ def test_the_first_random_number_chooses_the_variant(augmentation):
 
 
 def test_a_random_crop_is_anywhere_as_likely():
-    image, augmentation = coordinates(40, 35), Augmentation("random", enlarge=1.1)  # 35 on the shorter side: as it is
+    image, augmentation = (
+        coordinates(40, 35),
+        Augmentation("random", enlarge=1.1),
+    )  # 35 on the shorter side: as it is
     images = (many(augmentation, image, 3000) * 255).round().long()
     tops, lefts = images[:, 0, 0, 0], images[:, 1, 0, 0]
-    for top, left, changed in zip(tops[:50].tolist(), lefts[:50].tolist(), images[:50], strict=True):
+    for top, left, changed in zip(
+        tops[:50].tolist(), lefts[:50].tolist(), images[:50], strict=True
+    ):
         assert changed[0, :, 3].tolist() == list(range(top, top + SIZE))
         assert changed[1, 5].tolist() == list(range(left, left + SIZE))
     counts = np.zeros((4, 9), int)
@@ -185,10 +206,15 @@ def test_a_random_crop_is_mirrored_half_of_the_time():
 
 def test_crops_of_another_processor_are_normalized():
     image = photo(60, 40)
-    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     for number in (1, 8):
         ten = Augmentation("ten", enlarge=1.2)
-        plain, normalized = (ten.variant(image, processor, number) for processor in (PROCESSOR, VTP_PROCESSOR))
+        plain, normalized = (
+            ten.variant(image, processor, number) for processor in (PROCESSOR, VTP_PROCESSOR)
+        )
         torch.testing.assert_close(normalized, (plain - mean) / std)
 
 
@@ -204,11 +230,16 @@ def test_scaling_moves_points_to_or_from_the_center_up_to_the_fraction():
     moved = centers(many(Augmentation(scale=0.2), blob(0.5, 0)))
     assert moved[:, 1].abs().max() < 0.01
     # what is asked for at x is taken from x * factor, so points move by 1 / factor
-    assert 0.5 / 1.2 - 0.01 < moved[:, 0].min() < 0.5 / 1.15 and 0.5 / 0.85 < moved[:, 0].max() < 0.5 / 0.8 + 0.01
+    assert (
+        0.5 / 1.2 - 0.01 < moved[:, 0].min() < 0.5 / 1.15
+        and 0.5 / 0.85 < moved[:, 0].max() < 0.5 / 0.8 + 0.01
+    )
 
 
 def test_translation_shifts_each_axis_on_its_own_up_to_the_fraction():
-    moved = centers(many(Augmentation(translation=0.1), blob(0, 0)))  # 0.1 of the side is 0.2 of [-1, 1]
+    moved = centers(
+        many(Augmentation(translation=0.1), blob(0, 0))
+    )  # 0.1 of the side is 0.2 of [-1, 1]
     assert moved.abs().max() < 0.21
     assert (moved.min(0).values < -0.15).all() and (moved.max(0).values > 0.15).all()
     assert abs(float(torch.corrcoef(moved.T)[0, 1])) < 0.3
@@ -226,7 +257,9 @@ def test_affine_changes_come_after_the_crop():
     crop = Augmentation("ten", enlarge=1.2)(image, PROCESSOR, np.random.default_rng(5))
     assert not torch.equal(turned, crop)
     middle = slice(14, 18)
-    torch.testing.assert_close(turned[:, middle, middle].mean(), crop[:, middle, middle].mean(), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        turned[:, middle, middle].mean(), crop[:, middle, middle].mean(), atol=0.05, rtol=0
+    )
 
 
 @given(
@@ -238,7 +271,9 @@ def test_affine_changes_come_after_the_crop():
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.integers(0, 2**31),
 )
-def test_augmented_images_stay_between_0_and_1(crop, horizontal_flip, rotation, scale, translation, size, seed):
+def test_augmented_images_stay_between_0_and_1(
+    crop, horizontal_flip, rotation, scale, translation, size, seed
+):
     augmentation = Augmentation(crop, 1.0, horizontal_flip, rotation, scale, translation)
     augmented = augmentation(photo(*size), PROCESSOR, np.random.default_rng(seed))
     assert augmented.shape == (3, SIZE, SIZE) and augmented.dtype == torch.float32
@@ -248,7 +283,9 @@ def test_augmented_images_stay_between_0_and_1(crop, horizontal_flip, rotation, 
 def test_random_changes_come_from_the_generator_alone():
     augmentation = Augmentation("random", 1.2, True, rotation=10, scale=0.1, translation=0.1)
     image, state = photo(60, 50), torch.get_rng_state()
-    first, again, other = (augmentation(image, PROCESSOR, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        augmentation(image, PROCESSOR, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -282,10 +319,16 @@ def test_how_many_variants_there_are(arguments, variants):
     ("arguments", "message"),
     [
         ({"crop": "centre"}, "must be one of 'center', 'random', 'adm', 'ten', got 'centre'"),
-        ({"crop": "random", "enlarge": 0.9}, "`enlarge` must be at least 1, so that the crop fits, got 0.9"),
+        (
+            {"crop": "random", "enlarge": 0.9},
+            "`enlarge` must be at least 1, so that the crop fits, got 0.9",
+        ),
         ({"enlarge": 1.1}, "goes with the crops 'random' and 'ten', not with 'center'"),
         ({"crop": "adm", "enlarge": 1.1}, "goes with the crops 'random' and 'ten', not with 'adm'"),
-        ({"crop": "ten", "horizontal_flip": True}, "mirrors images already: leave `horizontal_flip` off"),
+        (
+            {"crop": "ten", "horizontal_flip": True},
+            "mirrors images already: leave `horizontal_flip` off",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -35,10 +35,16 @@ def make_samples(images=None, labels=(3, 1, 7), codes=None, num_draws=0):
 
 @pytest.mark.parametrize(
     ("mode", "color", "expected"),
-    [("L", 51, (51, 51, 51)), ("RGB", (255, 102, 0), (255, 102, 0)), ("RGBA", (255, 102, 0, 255), (255, 102, 0))],
+    [
+        ("L", 51, (51, 51, 51)),
+        ("RGB", (255, 102, 0), (255, 102, 0)),
+        ("RGBA", (255, 102, 0, 255), (255, 102, 0)),
+    ],
 )
 def test_every_mode_becomes_rgb_between_0_and_1(processor, mode, color, expected):
-    batch = ImageCollator(processor)([{"image": Image.new(mode, size, color)} for size in ((SIZE, SIZE), (50, 40))])
+    batch = ImageCollator(processor)(
+        [{"image": Image.new(mode, size, color)} for size in ((SIZE, SIZE), (50, 40))]
+    )
     assert batch.keys() == {"pixel_values"}
     assert batch["pixel_values"].dtype == torch.float32
     wanted = (torch.tensor(expected) / 255).view(3, 1, 1).expand(2, 3, SIZE, SIZE)
@@ -68,14 +74,18 @@ def test_columns_have_the_names_that_are_asked_for(processor):
     assert (batch["class_labels"].dtype, batch["class_labels"].tolist()) == (torch.int64, [7, 3])
 
 
-@pytest.mark.parametrize(("columns", "missing"), [({"image_column": "img"}, "img"), ({"label_column": "y"}, "y")])
+@pytest.mark.parametrize(
+    ("columns", "missing"), [({"image_column": "img"}, "img"), ({"label_column": "y"}, "y")]
+)
 def test_a_missing_column_is_an_error(processor, columns, missing):
     with pytest.raises(KeyError, match=missing):
         ImageCollator(processor, **columns)([{"image": Image.new("L", (32, 32)), "label": 0}])
 
 
 def test_the_center_is_cut_out(processor):
-    collator = ImageCollator(processor, augmentation=Augmentation("random", enlarge=2.0, rotation=30))
+    collator = ImageCollator(
+        processor, augmentation=Augmentation("random", enlarge=2.0, rotation=30)
+    )
     batch = collator([{"image": coordinates(64, 32)}, {"image": coordinates(32, 48)}])
     wide, tall = (batch["pixel_values"] * 255).round().long()
     assert wide[1, 0].tolist() == list(range(16, 48))
@@ -96,7 +106,9 @@ def test_without_augmentation_training_sees_what_is_measured(processor):
 def test_each_image_is_changed_by_its_own_random_numbers(processor):
     images = [coordinates(64, 32)] * 3
     augmentation = Augmentation("random", enlarge=1.5, horizontal_flip=True)
-    batch = ImageCollator(processor, augmentation=augmentation).collate(make_samples(images, num_draws=3))
+    batch = ImageCollator(processor, augmentation=augmentation).collate(
+        make_samples(images, num_draws=3)
+    )
     for index, pixel_values in enumerate(batch["pixel_values"]):
         rng = np.random.default_rng((0, 2, index))
         assert torch.equal(batch["draws"][index], torch.from_numpy(rng.random(3, np.float32)))
@@ -108,19 +120,27 @@ def test_each_image_is_changed_by_its_own_random_numbers(processor):
     ("augmentation", "copies"), [(Augmentation(horizontal_flip=True), 2), (Augmentation("ten"), 10)]
 )
 def test_the_copy_of_tokens_is_the_variant_of_the_image(processor, augmentation, copies):
-    """What `titok tokenize` wrote of an image's variants is what training sees of it without tokens."""
+    """What `titok tokenize` wrote of an image's variants is what training sees of it without
+    tokens."""
     images = [coordinates(64, 32), coordinates(32, 48), coordinates(50, 40)] * 5
     labels = [0] * len(images)
-    variants = [[augmentation.variant(image, processor, number) for number in range(copies)] for image in images]
+    variants = [
+        [augmentation.variant(image, processor, number) for number in range(copies)]
+        for image in images
+    ]
     codes = np.arange(len(images) * copies * 4).reshape(len(images), copies, 4)
     collator = ImageCollator(processor, augmentation=augmentation)
     seen = collator.collate(make_samples(images, labels, num_draws=3))
     batch = collator.collate(make_samples(None, labels, codes, num_draws=3))
     assert batch.keys() == {"codes", "draws"}
     assert torch.equal(batch["draws"], seen["draws"])
-    chosen = [np.flatnonzero((codes[i] == row.numpy()).all(1))[0] for i, row in enumerate(batch["codes"])]
+    chosen = [
+        np.flatnonzero((codes[i] == row.numpy()).all(1))[0] for i, row in enumerate(batch["codes"])
+    ]
     assert len(set(chosen)) > 1
-    assert torch.equal(torch.stack([variants[i][number] for i, number in enumerate(chosen)]), seen["pixel_values"])
+    assert torch.equal(
+        torch.stack([variants[i][number] for i, number in enumerate(chosen)]), seen["pixel_values"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,9 +148,13 @@ def test_the_copy_of_tokens_is_the_variant_of_the_image(processor, augmentation,
     [(Augmentation(), 1), (Augmentation("ten"), 10), (Augmentation("random"), "ever new")],
     ids=["none", "ten", "random"],
 )
-def test_copies_of_tokens_that_are_not_the_augmentations_are_an_error(processor, augmentation, made):
+def test_copies_of_tokens_that_are_not_the_augmentations_are_an_error(
+    processor, augmentation, made
+):
     samples = make_samples(codes=np.zeros((3, 2, 4), int))
-    with pytest.raises(ValueError, match=f"makes {made} variants of each image, the tokens are of 2: tokenize"):
+    with pytest.raises(
+        ValueError, match=f"makes {made} variants of each image, the tokens are of 2: tokenize"
+    ):
         ImageCollator(processor, augmentation=augmentation).collate(samples)
 
 

@@ -63,7 +63,9 @@ class TestModes:
 
     def test_black_and_white(self, pixels):
         bits = pixels[..., 0] > 127
-        assert np.array_equal(decoded(encoded(Image.fromarray(bits))), np.stack([bits * 255] * 3, -1))
+        assert np.array_equal(
+            decoded(encoded(Image.fromarray(bits))), np.stack([bits * 255] * 3, -1)
+        )
 
     def test_transparency_is_dropped(self, pixels):
         alpha = np.random.default_rng(1).integers(0, 256, (5, 7, 1), dtype=np.uint8)
@@ -72,7 +74,9 @@ class TestModes:
         gray = Image.fromarray(np.concatenate([pixels[..., :1], alpha], -1), "LA")
         assert np.array_equal(decoded(encoded(gray)), pixels[..., :1].repeat(3, -1))
 
-    @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])], ids=["none", "index", "bytes"])
+    @pytest.mark.parametrize(
+        "transparency", [None, 1, bytes([0, 128, 255])], ids=["none", "index", "bytes"]
+    )
     @pytest.mark.filterwarnings("error")
     def test_palettes(self, transparency):
         colors = np.array([[10, 20, 30], [200, 100, 0], [0, 0, 255]], np.uint8)
@@ -92,9 +96,13 @@ class TestModes:
     def test_16_bits_are_scaled_not_clipped(self, kind):
         values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
         expected = np.floor(values / 257 + 0.5)  # 65535 / 255 = 257
-        assert np.array_equal(decoded(encoded(Image.fromarray(values), kind)), np.stack([expected] * 3, -1))
+        assert np.array_equal(
+            decoded(encoded(Image.fromarray(values), kind)), np.stack([expected] * 3, -1)
+        )
 
-    @pytest.mark.parametrize(("largest", "full"), [(65535, 65535), (40_000, 65535), (2**31 - 1, 2**31 - 1)])
+    @pytest.mark.parametrize(
+        ("largest", "full"), [(65535, 65535), (40_000, 65535), (2**31 - 1, 2**31 - 1)]
+    )
     def test_wide_integers(self, largest, full):
         values = np.linspace(0, largest, 64).astype(np.int32).reshape(8, 8)
         result = decoded(encoded(Image.fromarray(values), "TIFF"))
@@ -181,8 +189,12 @@ class TestUnreadable:
 
     def test_more_pixels_than_pil_opens(self, monkeypatch, pixels):
         data = encoded(Image.fromarray(pixels))
-        monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 17)  # the error comes at twice as many, here 34 < 35
-        with pytest.raises(UnreadableImageError, match=r"Image size \(35 pixels\) exceeds limit of 34"):
+        monkeypatch.setattr(
+            PIL.Image, "MAX_IMAGE_PIXELS", 17
+        )  # the error comes at twice as many, here 34 < 35
+        with pytest.raises(
+            UnreadableImageError, match=r"Image size \(35 pixels\) exceeds limit of 34"
+        ):
             decode_image(data)
 
     def test_a_large_image_is_decoded(self):

@@ -45,16 +45,22 @@ def test_images_are_the_published_digits(dataset, split):
     pixels, labels = load_digits_pixels(split)
     assert (images.shape, images.dtype) == ((len(pixels), 8, 8), np.uint8)
     assert images.reshape(-1, 64) / 255 == pytest.approx(pixels, abs=0.5 / 255)
-    assert np.array_equal((images.reshape(-1, 64) / 255 * 16).round(), pixels * 16)  # nothing is lost
+    assert np.array_equal(
+        (images.reshape(-1, 64) / 255 * 16).round(), pixels * 16
+    )  # nothing is lost
     assert list(dataset[split]["label"]) == labels.tolist()
 
 
 def test_the_collator_enlarges_them(dataset):
-    batch = ImageCollator(TiTokImageProcessor.from_image_size(32), label_column="label")(list(dataset["test"]))
+    batch = ImageCollator(TiTokImageProcessor.from_image_size(32), label_column="label")(
+        list(dataset["test"])
+    )
     pixel_values = batch["pixel_values"]
     assert pixel_values.shape == (360, 3, 32, 32)
     assert pixel_values[..., 0].mean() < 0.05 and pixel_values.max() > 0.9  # white on black
-    means = pixel_values.unflatten(-1, (8, 4)).unflatten(2, (8, 4)).mean((1, 3, 5)).flatten(1).numpy()
+    means = (
+        pixel_values.unflatten(-1, (8, 4)).unflatten(2, (8, 4)).mean((1, 3, 5)).flatten(1).numpy()
+    )
     published, labels = load_digits_pixels("test")
     # smoothed, and yet each digit is nearest to itself
     distances = np.linalg.norm(means[:, None] - published[None], axis=-1)
@@ -72,4 +78,7 @@ def test_digits_are_a_data_set_like_any_other(dataset):
     loaded = load_image_dataset("digits")
     assert {split: len(loaded[split]) for split in loaded} == {"train": 1437, "test": 360}
     first, expected = loaded["test"][0], dataset["test"][0]
-    assert (first["image"].tobytes(), first["label"]) == (expected["image"].tobytes(), expected["label"])
+    assert (first["image"].tobytes(), first["label"]) == (
+        expected["image"].tobytes(),
+        expected["label"],
+    )

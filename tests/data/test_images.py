@@ -22,7 +22,9 @@ def make_split(labels, feature, label_column="label"):
     """A data set whose i-th image has the gray value i."""
     images = [np.full((8, 8), i, np.uint8) for i in range(len(labels))]
     features = Features({"image": Image(), label_column: feature, "note": Value("string")})
-    return Dataset.from_dict({"image": images, label_column: labels, "note": ["?"] * len(labels)}, features=features)
+    return Dataset.from_dict(
+        {"image": images, label_column: labels, "note": ["?"] * len(labels)}, features=features
+    )
 
 
 @pytest.fixture
@@ -63,7 +65,9 @@ def test_subfolders_are_classes_and_a_fifth_of_each_is_held_out(image_folder):
 @pytest.mark.parametrize("sizes", [(9, 1), (3, 3, 3)])
 def test_too_few_images_to_hold_a_fifth_out_are_an_error(save, sizes):
     labels = [name for name, size in zip("abc", sizes, strict=False) for _ in range(size)]
-    with pytest.raises(ValueError, match=r"2 images of every class and 5 on average: add images, or a split 'test'"):
+    with pytest.raises(
+        ValueError, match=r"2 images of every class and 5 on average: add images, or a split 'test'"
+    ):
         load_image_dataset(save(train=make_split(labels, Value("string"))))
 
 
@@ -88,18 +92,24 @@ def test_a_folder_of_held_out_images_is_the_test_split(tmp_path, folder):
 def test_test_takes_precedence_over_validation(save):
     feature = ClassLabel(names=["a", "b"])
     source = save(
-        train=make_split([0, 1] * 3, feature), validation=make_split([0] * 3, feature), test=make_split([1], feature)
+        train=make_split([0, 1] * 3, feature),
+        validation=make_split([0] * 3, feature),
+        test=make_split([1], feature),
     )
     dataset = load_image_dataset(source)
     assert {split: len(dataset[split]) for split in dataset} == {"train": 6, "test": 1}
 
 
 def test_string_labels_become_classes(save):
-    dataset = load_image_dataset(save(train=make_split(["owl", "cat", "eel"] * 10, Value("string"))))
+    dataset = load_image_dataset(
+        save(train=make_split(["owl", "cat", "eel"] * 10, Value("string")))
+    )
     assert class_names(dataset) == ["cat", "eel", "owl"]
     assert Counter(dataset["train"]["label"]) == {0: 8, 1: 8, 2: 8}
     for split in dataset.values():
-        assert [gray % 3 for gray in grays(split)] == [{0: 1, 1: 2, 2: 0}[label] for label in split["label"]]
+        assert [gray % 3 for gray in grays(split)] == [
+            {0: 1, 1: 2, 2: 0}[label] for label in split["label"]
+        ]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +138,9 @@ def test_a_label_that_training_lacks_is_an_error(save):
 @pytest.mark.parametrize("numbers", [range(2), range(12), range(1, 4), (7, 3)], ids=str)
 def test_integer_labels_keep_their_numbers(save, numbers):
     labels, feature = list(numbers) * 2, Value("int64")
-    dataset = load_image_dataset(save(train=make_split(labels, feature), test=make_split(labels, feature)))
+    dataset = load_image_dataset(
+        save(train=make_split(labels, feature), test=make_split(labels, feature))
+    )
     names = class_names(dataset)
     for split in dataset.values():
         assert list(split["label"]) == labels
@@ -136,7 +148,9 @@ def test_integer_labels_keep_their_numbers(save, numbers):
 
 
 def test_columns_may_have_other_names_and_others_are_dropped(save):
-    train = make_split([0, 1] * 5, ClassLabel(names=["a", "b"]), "kind").rename_column("image", "picture")
+    train = make_split([0, 1] * 5, ClassLabel(names=["a", "b"]), "kind").rename_column(
+        "image", "picture"
+    )
     dataset = load_image_dataset(save(train=train), image_column="picture", label_column="kind")
     assert dataset.column_names == {"train": ["picture", "kind"], "test": ["picture", "kind"]}
     assert class_names(dataset, "kind") == ["a", "b"]
@@ -169,7 +183,9 @@ def test_an_image_folder_may_describe_its_images_in_parquet(tmp_path):
 
 def test_images_without_label_are_an_error(save):
     source = save(train=make_split(["owl", None] * 5, Value("string")))
-    with pytest.raises(ValueError, match=r"Some images of '.*saved' have no label in the column 'label'"):
+    with pytest.raises(
+        ValueError, match=r"Some images of '.*saved' have no label in the column 'label'"
+    ):
         load_image_dataset(source)
 
 
@@ -182,7 +198,9 @@ def test_a_single_saved_split_is_the_training_split(tmp_path):
 @pytest.mark.parametrize("option", ["image_column", "label_column"])
 def test_a_missing_column_is_named_with_those_that_are_there(save, option):
     source = save(train=make_split([0, 1] * 5, ClassLabel(names=["a", "b"])))
-    with pytest.raises(ValueError, match=rf"no column 'klass' but image, label, note; .* `{option}`"):
+    with pytest.raises(
+        ValueError, match=rf"no column 'klass' but image, label, note; .* `{option}`"
+    ):
         load_image_dataset(source, **{option: "klass"})
 
 
@@ -253,7 +271,9 @@ class TestLoadImages:
     )
     def test_the_split_is_test_or_validation_or_the_only_one(self, save, splits, expected):
         numbers = {split: number for number, split in enumerate(splits, 1)}
-        source = save(**{split: make_split([0] * number, self.LABELS) for split, number in numbers.items()})
+        source = save(
+            **{split: make_split([0] * number, self.LABELS) for split, number in numbers.items()}
+        )
         images, split = load_images(source)
         assert (split, len(images)) == (expected, numbers[expected])
         assert images.column_names == ["image", "label", "note"]
@@ -301,7 +321,10 @@ class TestLoadImages:
         (tmp_path / "folder").mkdir()
         if content == "text":
             (tmp_path / "folder" / "notes.txt").write_text("no image")
-        with pytest.raises(ValueError, match=f"The folder {tmp_path / 'folder'} holds no images that `datasets` can"):
+        with pytest.raises(
+            ValueError,
+            match=f"The folder {tmp_path / 'folder'} holds no images that `datasets` can",
+        ):
             load_images(str(tmp_path / "folder"))
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path):
@@ -310,5 +333,7 @@ class TestLoadImages:
 
     def test_a_column_of_something_else_is_named(self, save):
         source = save(test=make_split([0, 1], self.LABELS))
-        with pytest.raises(ValueError, match=r"The column 'label' of '.*' holds no images but ClassLabel\("):
+        with pytest.raises(
+            ValueError, match=r"The column 'label' of '.*' holds no images but ClassLabel\("
+        ):
             load_images(source, image_column="label")

@@ -34,8 +34,13 @@ def encode(number):
 
 
 def make_indexed(numbers=range(N)):
-    rows = {"image": [{"bytes": encode(number)} for number in numbers], "label": [i % 4 for i in range(len(numbers))]}
-    return IndexedRows(Dataset.from_dict(rows, Features({"image": Image(), "label": Value("int64")})))
+    rows = {
+        "image": [{"bytes": encode(number)} for number in numbers],
+        "label": [i % 4 for i in range(len(numbers))],
+    }
+    return IndexedRows(
+        Dataset.from_dict(rows, Features({"image": Image(), "label": Value("int64")}))
+    )
 
 
 def make_sharded(folder, numbers=range(N), sizes=SIZES):
@@ -43,7 +48,10 @@ def make_sharded(folder, numbers=range(N), sizes=SIZES):
     for shard, size in enumerate(sizes):
         with tarfile.open(folder / f"train-{shard:03}.tar", "w") as tar:
             for index in range(start, start + size):
-                for extension, content in (("png", encode(numbers[index])), ("cls", str(index % 4).encode())):
+                for extension, content in (
+                    ("png", encode(numbers[index])),
+                    ("cls", str(index % 4).encode()),
+                ):
                     member = tarfile.TarInfo(f"{index:04}.{extension}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -88,7 +96,9 @@ COLLATOR = NumberedCollator(
 
 
 def make_loader(rows, batch_size=3, **arguments):
-    return TrainingLoader(rows, COLLATOR.collate, batch_size, **{"num_draws": 2, "shuffle_buffer": 4, **arguments})
+    return TrainingLoader(
+        rows, COLLATOR.collate, batch_size, **{"num_draws": 2, "shuffle_buffer": 4, **arguments}
+    )
 
 
 def take(loader, count):
@@ -101,7 +111,11 @@ def take(loader, count):
 
 def seen(batches):
     """Epoch and number of the samples, in order."""
-    return [pair for batch in batches for pair in zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)]
+    return [
+        pair
+        for batch in batches
+        for pair in zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)
+    ]
 
 
 def assert_equal(batches, others):
@@ -131,7 +145,9 @@ def test_every_sample_comes_once_an_epoch(rows, world_size, num_workers):
 def test_every_sample_of_a_stream_from_the_hub_comes_once_an_epoch(hub, world_size, num_workers):
     images = [{"bytes": encode(number), "path": None} for number in range(N)]
     features = Features({"image": Image(), "label": Value("int64")})
-    Dataset.from_dict({"image": images, "label": [0] * N}, features).push_to_hub("user/set", num_shards=3)
+    Dataset.from_dict({"image": images, "label": [0] * N}, features).push_to_hub(
+        "user/set", num_shards=3
+    )
     rows = open_rows("user/set", streaming=True)
     assert rows.sizes == [8, 8, 7]
     test_every_sample_comes_once_an_epoch(rows, world_size, num_workers)
@@ -140,10 +156,14 @@ def test_every_sample_of_a_stream_from_the_hub_comes_once_an_epoch(hub, world_si
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_going_on_at_any_batch_is_the_run_left_alone(rows, num_workers):
     arguments = {"rank": 1, "world_size": 2, "num_workers": num_workers, "seed": 7}
-    alone = take(make_loader(rows, **arguments), 16)  # two epochs: in the middle of shards, buffers and batches
+    alone = take(
+        make_loader(rows, **arguments), 16
+    )  # two epochs: in the middle of shards, buffers and batches
     assert {batch["epoch"].max().item() for batch in alone} >= {0, 1, 2}
     for start in range(14):
-        assert_equal(take(make_loader(rows, start_batch=start, **arguments), 2), alone[start : start + 2])
+        assert_equal(
+            take(make_loader(rows, start_batch=start, **arguments), 2), alone[start : start + 2]
+        )
 
 
 def test_going_on_far_away(rows):
@@ -177,14 +197,18 @@ def test_the_global_batch_does_not_depend_on_processes_and_accumulation(indexed)
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_rows_with_numbers_come_in_the_same_order_from_any_number_of_workers(indexed, num_workers):
-    assert_equal(take(make_loader(indexed), 9), take(make_loader(indexed, num_workers=num_workers), 9))
+    assert_equal(
+        take(make_loader(indexed), 9), take(make_loader(indexed, num_workers=num_workers), 9)
+    )
 
 
 def test_a_samples_random_numbers_are_its_own(rows):
     """They are those of seed, epoch and number, however many processes and workers there are."""
     for arguments in ({}, {"world_size": 2, "rank": 1}, {"num_workers": 2}):
         for batch in take(make_loader(rows, seed=3, num_draws=5, **arguments), 10):
-            for epoch, index, draws in zip(batch["epoch"], batch["index"], batch["draws"], strict=True):
+            for epoch, index, draws in zip(
+                batch["epoch"], batch["index"], batch["draws"], strict=True
+            ):
                 expected = np.random.default_rng((3, int(epoch), int(index))).random(5, np.float32)
                 assert np.array_equal(draws.numpy(), expected)
 
@@ -208,7 +232,11 @@ def test_epochs_and_seeds_differ(rows):
 
 def test_epochs_and_seeds_of_one_shard_differ(tmp_path):
     rows = make_sharded(tmp_path, range(12), (12,))
-    orders = [batch["index"].tolist() for seed in (0, 1) for batch in take(make_loader(rows, 12, seed=seed), 3)]
+    orders = [
+        batch["index"].tolist()
+        for seed in (0, 1)
+        for batch in take(make_loader(rows, 12, seed=seed), 3)
+    ]
     for i, order in enumerate(orders):
         assert order not in orders[:i]
 
@@ -219,7 +247,9 @@ def test_labels_and_pixels_belong_together(rows):
     for batch in take(TrainingLoader(rows, collator.collate, 4), 6):
         assert torch.equal(batch["class_labels"], batch["index"] % 4)
         images = [PILImage.open(io.BytesIO(encode(index))) for index in batch["index"].tolist()]
-        assert torch.equal(batch["pixel_values"], processor(images, return_tensors="pt")["pixel_values"])
+        assert torch.equal(
+            batch["pixel_values"], processor(images, return_tensors="pt")["pixel_values"]
+        )
 
 
 def test_batches_larger_than_the_data_set(rows):
@@ -275,18 +305,27 @@ def test_no_more_is_held_than_the_buffer_holds(many_shards, start_batch, monkeyp
 def test_the_buffer_shuffles_within_its_size(many_shards):
     shards = np.random.default_rng((0, 0)).permutation(6)
     starts, sizes = np.cumsum([0, 30, 50, 10, 60, 45]), (30, 50, 10, 60, 45, 5)
-    stream = [index for shard in shards for index in range(starts[shard], starts[shard] + sizes[shard])]
+    stream = [
+        index for shard in shards for index in range(starts[shard], starts[shard] + sizes[shard])
+    ]
     moved = {}
     for buffer_size in (1, 20, 1000):
-        order = [index for _, index in seen(take(make_loader(many_shards, 10, shuffle_buffer=buffer_size), 20))]
-        moved[buffer_size] = np.abs([stream.index(index) - place for place, index in enumerate(order)]).mean()
+        order = [
+            index
+            for _, index in seen(take(make_loader(many_shards, 10, shuffle_buffer=buffer_size), 20))
+        ]
+        moved[buffer_size] = np.abs(
+            [stream.index(index) - place for place, index in enumerate(order)]
+        ).mean()
     assert moved[1] == 0
     assert 10 < moved[20] < 20  # 2 / e of the buffer
     assert 55 < moved[1000] < 80  # a third of the stream, as all is permuted
 
 
 def test_readers_of_shards_have_equal_shares(many_shards):
-    pairs = [seen(take(make_loader(many_shards, 10, rank=rank, world_size=3), 8)) for rank in range(3)]
+    pairs = [
+        seen(take(make_loader(many_shards, 10, rank=rank, world_size=3), 8)) for rank in range(3)
+    ]
     assert [sum(epoch == 0 for epoch, _ in reader) for reader in pairs] == [66, 67, 67]
 
 
@@ -297,7 +336,9 @@ NUMBERS = [-1 if i in UNREADABLE else i for i in range(N)]
 @pytest.fixture
 def damaged(rows, tmp_path):
     """The same rows, but four of them are no images."""
-    return make_sharded(tmp_path, NUMBERS) if isinstance(rows, ShardedRows) else make_indexed(NUMBERS)
+    return (
+        make_sharded(tmp_path, NUMBERS) if isinstance(rows, ShardedRows) else make_indexed(NUMBERS)
+    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -310,8 +351,12 @@ def test_an_unreadable_images_place_is_taken_by_the_next(rows, damaged, num_work
         order[number % len(order)] += batch["index"].tolist()
     for number, (batch, healthy) in enumerate(zip(batches, whole[:16], strict=True)):
         assert batch.keys() == healthy.keys()
-        assert torch.equal(batch["draws"], healthy["draws"]) and torch.equal(batch["epoch"], healthy["epoch"])
-        for place, (index, planned) in enumerate(zip(batch["index"].tolist(), healthy["index"].tolist(), strict=True)):
+        assert torch.equal(batch["draws"], healthy["draws"]) and torch.equal(
+            batch["epoch"], healthy["epoch"]
+        )
+        for place, (index, planned) in enumerate(
+            zip(batch["index"].tolist(), healthy["index"].tolist(), strict=True)
+        ):
             if isinstance(rows, ShardedRows):
                 position = number // len(order) * 3 + place
                 following = order[number % len(order)][position:]
@@ -323,7 +368,10 @@ def test_an_unreadable_images_place_is_taken_by_the_next(rows, damaged, num_work
             assert batch["class_labels"][place] == index % 4
     assert len(loader.unreadable) == 4
     if isinstance(rows, ShardedRows):  # of 5, 1, 9, 2 and 6 samples
-        names = {f"{damaged.names[shard]}: {i:04}" for shard, i in zip((0, 2, 2, 4), UNREADABLE, strict=True)}
+        names = {
+            f"{damaged.names[shard]}: {i:04}"
+            for shard, i in zip((0, 2, 2, 4), UNREADABLE, strict=True)
+        }
     else:
         names = {damaged[i].key for i in UNREADABLE}
     assert loader.unreadable.keys() == names
@@ -346,7 +394,9 @@ def test_the_same_key_in_two_shards_counts_twice(tmp_path):
         make_sharded(tmp_path / name, [-1, 1, 2], (3,))
     loader = make_loader(open_rows(str(tmp_path / "{a,b}" / "*.tar")))
     take(loader, 4)
-    assert loader.unreadable.keys() == {f"{tmp_path}/{name}/train-000.tar: 0000" for name in ("a", "b")}
+    assert loader.unreadable.keys() == {
+        f"{tmp_path}/{name}/train-000.tar: 0000" for name in ("a", "b")
+    }
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -381,7 +431,11 @@ def test_only_what_was_in_the_batches_so_far_is_told(damaged):
 
 
 def test_a_data_set_of_no_images_at_all_is_an_error(tmp_path, rows):
-    nothing = make_sharded(tmp_path, [-1] * N) if isinstance(rows, ShardedRows) else make_indexed([-1] * N)
+    nothing = (
+        make_sharded(tmp_path, [-1] * N)
+        if isinstance(rows, ShardedRows)
+        else make_indexed([-1] * N)
+    )
     with pytest.raises(ValueError, match=f"None of {N} images in turn could be read.*The first is"):
         take(make_loader(nothing), 1)
 
@@ -404,11 +458,15 @@ def test_a_share_of_no_images_is_filled_with_those_of_the_next_epoch(tmp_path):
 def test_tokens_take_the_place_of_images():
     codes = np.random.default_rng(0).integers(0, 50, (11, 10, 6)).astype(np.uint16)
     tokens = IndexedRows(Dataset.from_dict({"codes": codes.tolist(), "label": list(range(11))}))
-    collator = NumberedCollator(COLLATOR.processor, label_column="label", augmentation=Augmentation("ten"))
+    collator = NumberedCollator(
+        COLLATOR.processor, label_column="label", augmentation=Augmentation("ten")
+    )
     batches = take(TrainingLoader(tokens, collator.collate, 4, num_draws=2), 6)
     for batch in batches:
         assert batch["codes"].dtype == torch.int64 and "pixel_values" not in batch
-        for epoch, index, chosen in zip(batch["epoch"].tolist(), batch["index"].tolist(), batch["codes"], strict=True):
+        for epoch, index, chosen in zip(
+            batch["epoch"].tolist(), batch["index"].tolist(), batch["codes"], strict=True
+        ):
             rng = np.random.default_rng((0, epoch, index))
             rng.random(2, np.float32)
             assert chosen.tolist() == codes[index, int(10 * rng.random())].tolist()
@@ -430,7 +488,9 @@ def test_fewer_samples_than_readers_of_shards_are_refused(sharded, indexed):
 
 
 def test_a_buffer_that_holds_nothing_is_refused(sharded):
-    with pytest.raises(ValueError, match="`shuffle_buffer` must be at least 1, which does not shuffle, got 0"):
+    with pytest.raises(
+        ValueError, match="`shuffle_buffer` must be at least 1, which does not shuffle, got 0"
+    ):
         make_loader(sharded, shuffle_buffer=0)
 
 
@@ -445,7 +505,9 @@ def test_global_random_numbers_stay_as_they_are(rows, num_workers):
 def test_workers_compute_on_one_thread(rows):
     torch.set_num_threads(2)
     try:
-        assert {batch["threads"].item() for batch in take(make_loader(rows, num_workers=2), 4)} == {1}
+        assert {batch["threads"].item() for batch in take(make_loader(rows, num_workers=2), 4)} == {
+            1
+        }
     finally:
         torch.set_num_threads(1)
 

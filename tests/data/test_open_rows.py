@@ -46,7 +46,11 @@ class TestTarShards:
             source = str(tmp_path / kind)
             assert sorted(split_names(source)) == ["test", "train", "validation"]
             for split, first in (("train", 0), ("test", 10), ("validation", 20)):
-                assert [gray_of(row) for row in open_rows(source, split).read(0, 9)] == [first, first + 1, first + 2]
+                assert [gray_of(row) for row in open_rows(source, split).read(0, 9)] == [
+                    first,
+                    first + 1,
+                    first + 2,
+                ]
             with pytest.raises(ValueError, match="has no split 'extra' but train, "):
                 open_rows(source, "extra")
 
@@ -110,10 +114,15 @@ class TestTarShards:
         assert contents(open_rows(str(tmp_path / "a[1]")).read(0, 2)) == expected(0, 2)
         (tmp_path / "b[1]").mkdir()
         make_tokens(3)[0].to_parquet(tmp_path / "b[1]" / "a.parquet")
-        assert [len(open_rows(str(tmp_path / "b[1]"), streaming=streaming)) for streaming in (False, True)] == [3, 3]
+        assert [
+            len(open_rows(str(tmp_path / "b[1]"), streaming=streaming))
+            for streaming in (False, True)
+        ] == [3, 3]
 
     def test_images_of_several_formats(self, tmp_path):
-        write_tar(tmp_path / "0.tar", [*samples(0, 1, "JPEG"), *samples(1, 1, "webp"), *samples(2, 1)])
+        write_tar(
+            tmp_path / "0.tar", [*samples(0, 1, "JPEG"), *samples(1, 1, "webp"), *samples(2, 1)]
+        )
         write_tar(tmp_path / "1.tar", samples(3, 2, "bmp"))
         assert contents(open_rows(str(tmp_path)).read(0, 5)) == expected(0, 5)
 
@@ -133,7 +142,10 @@ class TestTarShards:
     def test_labels_in_json(self, tmp_path):
         members = []
         for i in range(3):
-            members += [(f"{i}.png", png(i)), (f"{i}.json", json.dumps({"label": 2 - i, "kind": 5, "x": []}).encode())]
+            members += [
+                (f"{i}.png", png(i)),
+                (f"{i}.json", json.dumps({"label": 2 - i, "kind": 5, "x": []}).encode()),
+            ]
         write_tar(tmp_path / "a.tar", members)
         rows = open_rows(str(tmp_path))
         assert [row.label for row in rows.read(0, 3)] == [2, 1, 0] and len(rows.class_names) == 3
@@ -144,21 +156,34 @@ class TestTarShards:
         write_tar(tmp_path / "train" / "0.tar", samples(0, 3))
         (tmp_path / "classnames.txt").write_text("barn owl\ncat\neel\nfox\n")
         assert open_rows(str(tmp_path)).class_names == ["barn owl", "cat", "eel", "fox"]
-        assert open_rows(str(tmp_path / "train" / "*.tar")).class_names == ["barn owl", "cat", "eel", "fox"]
+        assert open_rows(str(tmp_path / "train" / "*.tar")).class_names == [
+            "barn owl",
+            "cat",
+            "eel",
+            "fox",
+        ]
         (tmp_path / "train" / "classnames.txt").write_text("x\ny")
-        with pytest.raises(ValueError, match=r"train/classnames.txt names 2 classes, but there is a label 2"):
+        with pytest.raises(
+            ValueError, match=r"train/classnames.txt names 2 classes, but there is a label 2"
+        ):
             open_rows(str(tmp_path))
         assert open_rows(str(tmp_path), label_column=None).class_names is None
 
     @pytest.mark.parametrize(
         ("members", "sentence"),
         [
-            ([("0.txt", b"x"), ("0.cls", b"1")], r"hold no images \(members such as .jpg\) but .cls, .txt"),
+            (
+                [("0.txt", b"x"), ("0.cls", b"1")],
+                r"hold no images \(members such as .jpg\) but .cls, .txt",
+            ),
             (
                 [("0.png", b"x")],
                 r"hold no labels \(members .cls, or the integer 'label' in .json\); say `label_column",
             ),
-            ([*samples(0, 2), ("9.png", b"x")], "of the shard .*a.tar 1 of its 3 samples have none"),
+            (
+                [*samples(0, 2), ("9.png", b"x")],
+                "of the shard .*a.tar 1 of its 3 samples have none",
+            ),
             ([], "The 1 shards of '.*' hold no whole sample. They are empty."),
             ([("README", b"x")], "hold no whole sample"),
         ],
@@ -171,7 +196,9 @@ class TestTarShards:
 
     def test_shards_that_hold_nothing_are_damaged(self, tmp_path):
         (tmp_path / "0.tar").write_bytes(b"")
-        with pytest.raises(ValueError, match=r"hold no whole sample. It is no tar file, or truncated.*empty file"):
+        with pytest.raises(
+            ValueError, match=r"hold no whole sample. It is no tar file, or truncated.*empty file"
+        ):
             open_rows(str(tmp_path))
         write_tar(tmp_path / "1.tar", samples(0, 3))
         rows = open_rows(str(tmp_path))
@@ -190,7 +217,9 @@ class TestFolders:
             rows = open_rows(source, split)
             assert isinstance(rows, IndexedRows) and rows.class_names == ["blue", "red"]
             read = contents(rows.read(0, len(rows)))
-            assert [gray for _, _, gray, _ in read] == [image.getpixel((0, 0)) for image in usual[split]["image"]]
+            assert [gray for _, _, gray, _ in read] == [
+                image.getpixel((0, 0)) for image in usual[split]["image"]
+            ]
             for _, key, gray, label in read:
                 assert key == (f"red/{gray}.png" if gray < 100 else f"blue/{gray - 100}.png")
                 assert label == (gray < 100)
@@ -206,7 +235,10 @@ class TestFolders:
         rows = open_rows(str(tmp_path), label_column=None)
         assert contents(rows.read(0, 3)) == [(i, f"{i}.png", i, None) for i in range(3)]
         assert split_names(str(tmp_path)) == ["train"]
-        with pytest.raises(ValueError, match=r"no column 'label' but image; .*`label_column=None` if labels are not"):
+        with pytest.raises(
+            ValueError,
+            match=r"no column 'label' but image; .*`label_column=None` if labels are not",
+        ):
             open_rows(str(tmp_path))
         with pytest.raises(ValueError, match="has no split 'test' but train"):
             open_rows(str(tmp_path), "test", label_column=None)
@@ -224,11 +256,15 @@ class TestFolders:
             for i in range(size):
                 draw(i, tmp_path / f"class{label}" / f"{i}.png")
         try:
-            expected = {split: len(images) for split, images in load_image_dataset(str(tmp_path)).items()}
+            expected = {
+                split: len(images) for split, images in load_image_dataset(str(tmp_path)).items()
+            }
         except ValueError:
             expected = {"train": sum(sizes)}
         assert split_names(str(tmp_path), None) == list(expected)
-        assert {split: len(open_rows(str(tmp_path), split, label_column=None)) for split in expected} == expected
+        assert {
+            split: len(open_rows(str(tmp_path), split, label_column=None)) for split in expected
+        } == expected
 
     def test_folders_of_splits(self, tmp_path):
         for split, first in (("train", 0), ("test", 10), ("validation", 20)):
@@ -239,14 +275,19 @@ class TestFolders:
         assert sorted(split_names(source)) == ["test", "train", "validation"]
         for split, first in (("train", 0), ("test", 10), ("validation", 20)):
             rows = open_rows(source, split)
-            assert [(gray_of(row), row.label) for row in rows.read(0, 4)] == [(first + i, i // 2) for i in range(4)]
+            assert [(gray_of(row), row.label) for row in rows.read(0, 4)] == [
+                (first + i, i // 2) for i in range(4)
+            ]
             assert rows[0].key == f"{split}/a/0.png"
 
     def test_saved_data_sets(self, tmp_path):
         make_images(["b", "a"] * 5, Value("string")).save_to_disk(tmp_path / "one")
         rows = open_rows(str(tmp_path / "one"))
         assert rows.class_names == ["a", "b"] and len(rows) == 8
-        assert all((row.label, row.key) == (1 - gray_of(row) % 2, f"{gray_of(row)}.png") for row in rows.read(0, 8))
+        assert all(
+            (row.label, row.key) == (1 - gray_of(row) % 2, f"{gray_of(row)}.png")
+            for row in rows.read(0, 8)
+        )
         tokens, codes = make_tokens(6)
         DatasetDict(train=tokens).save_to_disk(tmp_path / "tokens")
         rows = open_rows(str(tmp_path / "tokens"))
@@ -259,7 +300,9 @@ class TestFolders:
             rows = open_rows("digits", split)
             assert (len(rows), rows.class_names, rows[7].key) == (len(labels), DIGIT_NAMES, "7")
             assert [row.label for row in rows.read(0, 20)] == labels[:20].tolist()
-            assert np.array_equal(np.asarray(decode_image(rows[7].image))[..., 0].ravel(), (pixels[7] * 255).round())
+            assert np.array_equal(
+                np.asarray(decode_image(rows[7].image))[..., 0].ravel(), (pixels[7] * 255).round()
+            )
         assert isinstance(open_rows("digits", streaming=True), IndexedRows)
         assert split_names("digits") == ["train", "test"]
 
@@ -275,7 +318,9 @@ class TestFolders:
 
     def test_an_image_without_label_is_an_error(self, tmp_path):
         make_images(["a", None, "b"], Value("string")).save_to_disk(tmp_path / "saved")
-        with pytest.raises(ValueError, match=r"Some images of '.*saved' have no label in the column 'label'"):
+        with pytest.raises(
+            ValueError, match=r"Some images of '.*saved' have no label in the column 'label'"
+        ):
             open_rows(str(tmp_path / "saved"))
 
     def test_what_is_not_there_is_an_error(self, tmp_path):
@@ -311,15 +356,21 @@ class TestParquet:
         assert isinstance(rows, ShardedRows if streaming else IndexedRows)
         assert (len(rows), rows.class_names, rows.holds_codes) == (7, ["a", "b"], False)
         assert contents(rows.read(0, 7)) == [(i, f"{i}.png", i, i % 2) for i in range(7)]
-        assert [gray_of(row) for row in open_rows(str(source), "test", streaming=streaming).read(0, 2)] == [50, 51]
-        assert [row.label for row in open_rows(str(source), label_column=None).read(0, 2)] == [None] * 2
+        assert [
+            gray_of(row) for row in open_rows(str(source), "test", streaming=streaming).read(0, 2)
+        ] == [50, 51]
+        assert [row.label for row in open_rows(str(source), label_column=None).read(0, 2)] == [
+            None
+        ] * 2
         assert sorted(split_names(str(source), streaming=streaming)) == ["test", "train"]
 
     def test_shards_are_read_from_anywhere(self, source):
         rows = open_rows(str(source), streaming=True)
         assert rows.sizes == [3, 4]
         for start in range(7):
-            assert contents(rows.read(start, 6)) == [(i, f"{i}.png", i, i % 2) for i in range(start, 6)]
+            assert contents(rows.read(start, 6)) == [
+                (i, f"{i}.png", i, i % 2) for i in range(start, 6)
+            ]
         assert [row.index for row in rows.read_shard(1, 2)] == [5, 6]
 
     def test_workers_read_after_the_main_process_has(self, source):
@@ -343,26 +394,36 @@ class TestParquet:
         assert rows.class_names == ["0", "1", "2", "3"]
         assert [row.label for row in rows.read(0, 5)] == [2, 0, 3, 1, 0]
 
-    @pytest.mark.parametrize(("label", "sentence"), [(-1, "one is -1"), (None, "1 of its 3 samples have none")])
+    @pytest.mark.parametrize(
+        ("label", "sentence"), [(-1, "one is -1"), (None, "1 of its 3 samples have none")]
+    )
     def test_a_missing_label_is_noticed_at_once(self, tmp_path, label, sentence):
         make_images([0, label, 1], AB).to_parquet(tmp_path / "a.parquet", batch_size=2)
-        with pytest.raises(ValueError, match=f"in 'label'; of the shard .*a.parquet {sentence}: .*label_column=None"):
+        with pytest.raises(
+            ValueError,
+            match=f"in 'label'; of the shard .*a.parquet {sentence}: .*label_column=None",
+        ):
             open_rows(str(tmp_path), streaming=True)
-        assert [row.label for row in open_rows(str(tmp_path), label_column=None, streaming=True).read(0, 3)] == [
-            None
-        ] * 3
+        assert [
+            row.label
+            for row in open_rows(str(tmp_path), label_column=None, streaming=True).read(0, 3)
+        ] == [None] * 3
 
     def test_without_statistics_a_missing_label_is_noticed_when_it_is_read(self, tmp_path):
         table = make_images([0, -1], AB).data.table
         parquet.write_table(table, tmp_path / "a.parquet", write_statistics=False)
         rows = open_rows(str(tmp_path), streaming=True)
-        with pytest.raises(ValueError, match=r"sample '1.png' has no label but -1; .*`label_column=None`"):
+        with pytest.raises(
+            ValueError, match=r"sample '1.png' has no label but -1; .*`label_column=None`"
+        ):
             list(rows.read(0, 2))
 
     def test_a_file_that_changed_is_named(self, source):
         rows = open_rows(str(source), streaming=True)
         make_images([0], AB).to_parquet(source / "data" / "train-00001-of-00002.parquet")
-        with pytest.raises(OSError, match=r"train-00001-of-00002.parquet has changed since it was counted"):
+        with pytest.raises(
+            OSError, match=r"train-00001-of-00002.parquet has changed since it was counted"
+        ):
             list(rows.read(0, 7))
 
     @pytest.mark.parametrize("streaming", [False, True])
@@ -377,7 +438,10 @@ class TestParquet:
         assert [(row.index, row.key, row.label, row.image) for row in read] == [
             (i, f"k{i}", i % 2, None) for i in range(2, 9)
         ]
-        assert np.array_equal(np.stack([row.codes for row in read]), codes[2:9]) and read[0].codes.dtype == np.int64
+        assert (
+            np.array_equal(np.stack([row.codes for row in read]), codes[2:9])
+            and read[0].codes.dtype == np.int64
+        )
         assert split_names(str(tmp_path)) == ["train"]
         unlabelled = open_rows(str(tmp_path), label_column=None, streaming=streaming)
         assert unlabelled.class_names is None and next(unlabelled.read(1, 2)).label is None
@@ -397,9 +461,15 @@ class TestParquet:
         [
             ({"split": "extra"}, "has no split 'extra' but "),
             ({"image_column": "picture"}, "has no column 'picture' but image, label, note"),
-            ({"label_column": "kind"}, "has no column 'kind' but image, label, note; .*label_column=None"),
+            (
+                {"label_column": "kind"},
+                "has no column 'kind' but image, label, note; .*label_column=None",
+            ),
             ({"label_column": "note"}, "must be classes or integers, the column 'note' holds"),
-            ({"image_column": "label"}, "The column 'label' of '.*' holds no images but ClassLabel"),
+            (
+                {"image_column": "label"},
+                "The column 'label' of '.*' holds no images but ClassLabel",
+            ),
         ],
     )
     def test_wrong_columns_of_a_stream_are_named(self, source, arguments, sentence):
@@ -437,10 +507,14 @@ class TestHub:
         data = (tmp_path / "set" / "train" / "2.tar").read_bytes()
         (tmp_path / "set" / "train" / "2.tar").write_bytes(data[:2600])  # in the second sample
         HfApi().create_repo("user/tars", repo_type="dataset")
-        HfApi().upload_folder(folder_path=tmp_path / "set", repo_id="user/tars", repo_type="dataset")
+        HfApi().upload_folder(
+            folder_path=tmp_path / "set", repo_id="user/tars", repo_type="dataset"
+        )
         rows = open_rows("user/tars")
         assert isinstance(rows, ShardedRows) and rows.class_names == ["owl", "cat", "eel"]
-        assert rows.sizes == [4, 4, 1] and [name.rsplit("/", 1)[-1] for name in rows.damaged] == ["2.tar"]
+        assert rows.sizes == [4, 4, 1] and [name.rsplit("/", 1)[-1] for name in rows.damaged] == [
+            "2.tar"
+        ]
         assert contents(rows.read(3, 9)) == expected(3, 9)
         assert split_names("user/tars") == ["train"]
 
@@ -461,7 +535,9 @@ class TestHub:
         draw(1, tmp_path / "0.png")
         HfApi().create_repo("user/files", repo_type="dataset")
         HfApi().upload_folder(folder_path=tmp_path, repo_id="user/files", repo_type="dataset")
-        with pytest.raises(ValueError, match="'user/files' has no tar or Parquet files to stream; load it without"):
+        with pytest.raises(
+            ValueError, match="'user/files' has no tar or Parquet files to stream; load it without"
+        ):
             open_rows("user/files", streaming=True)
         assert gray_of(open_rows("user/files", label_column=None)[0]) == 1
 
@@ -471,7 +547,10 @@ class TestHub:
                 draw(1, tmp_path / split / name / "0.png")
         HfApi().create_repo("user/files", repo_type="dataset")
         HfApi().upload_folder(folder_path=tmp_path, repo_id="user/files", repo_type="dataset")
-        assert [row.key for row in open_rows("user/files").read(0, 2)] == ["train/a/0.png", "train/b/0.png"]
+        assert [row.key for row in open_rows("user/files").read(0, 2)] == [
+            "train/a/0.png",
+            "train/b/0.png",
+        ]
 
 
 ROOT = str(Path(titok_hf.__file__).parents[1])
@@ -494,8 +573,19 @@ def test_the_main_process_counts_for_all(tmp_path):
     for i in range(3):
         write_tar(tmp_path / "shards" / f"{i}.tar", samples(0, i + 1))
     (tmp_path / "count.py").write_text(COUNTING)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": ROOT,
+    }
     command += [str(tmp_path / "count.py"), str(tmp_path / "shards")]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert output.returncode == 0, output.stderr

@@ -28,12 +28,16 @@ def test_every_number_comes_once_in_another_order_each_epoch_and_seed():
 
 
 def test_each_number_is_as_likely_at_each_place():
-    places = np.array([[permutation(4, seed, epoch) for epoch in range(20)] for seed in range(100)]).reshape(-1, 4)
+    places = np.array(
+        [[permutation(4, seed, epoch) for epoch in range(20)] for seed in range(100)]
+    ).reshape(-1, 4)
     counts = [np.bincount(place, minlength=4) for place in places.T]
     assert chisquare(np.ravel(counts)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("n", "buffer_size"), [(10, 3), (2000, 10), (6, 5), (50, 49), (7, 1), (300, 100)])
+@pytest.mark.parametrize(
+    ("n", "buffer_size"), [(10, 3), (2000, 10), (6, 5), (50, 49), (7, 1), (300, 100)]
+)
 def test_the_buffer_gives_out_what_a_simulated_one_does(n, buffer_size):
     for seed in range(5):
         order = buffered_order(n, buffer_size, np.random.default_rng(seed))
@@ -61,7 +65,8 @@ def test_the_buffer_holds_no_more_than_its_size():
 def test_samples_move_by_about_the_size_of_the_buffer(buffer_size):
     order = buffered_order(100_000, buffer_size, np.random.default_rng(0))
     moved = np.abs(order - np.arange(len(order))).mean()
-    # a sample waits for a geometric time of mean B, which differs from its mean by 2 B / e on average
+    # a sample waits for a geometric time of mean B, which differs from its mean by 2 B / e on
+    # average
     assert moved == pytest.approx(2 * buffer_size / np.e, rel=0.1)
 
 
@@ -72,7 +77,9 @@ def test_neighbours_are_parted():
 
 def test_buffers_differ_by_their_seed():
     orders = [
-        buffered_order(1000, 100, np.random.default_rng((0, epoch, slot))) for epoch in (0, 1) for slot in (0, 1)
+        buffered_order(1000, 100, np.random.default_rng((0, epoch, slot)))
+        for epoch in (0, 1)
+        for slot in (0, 1)
     ]
     for i, one in enumerate(orders):
         for other in orders[:i]:

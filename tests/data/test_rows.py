@@ -9,7 +9,17 @@ from torch.utils.data import DataLoader
 from titok_hf.data.decoding import UnreadableImageError, decode_image
 from titok_hf.data.rows import IndexedRows, ShardedRows, open_rows
 
-from .sources import AB, WorkerRows, contents, expected, make_images, make_tokens, png, samples, write_tar
+from .sources import (
+    AB,
+    WorkerRows,
+    contents,
+    expected,
+    make_images,
+    make_tokens,
+    png,
+    samples,
+    write_tar,
+)
 
 pytestmark = pytest.mark.usefixtures("caches")
 
@@ -23,7 +33,9 @@ class TestIndexedRows:
         assert rows[0].codes is None
 
     def test_a_damaged_image_is_noticed_only_when_it_is_decoded(self):
-        images = Dataset.from_dict({"image": [{"bytes": b"?", "path": None}]}, features=Features({"image": Image()}))
+        images = Dataset.from_dict(
+            {"image": [{"bytes": b"?", "path": None}]}, features=Features({"image": Image()})
+        )
         row = IndexedRows(images, label_column=None)[0]
         assert (row.key, row.label) == ("0", None)
         with pytest.raises(UnreadableImageError):
@@ -31,7 +43,9 @@ class TestIndexedRows:
 
     def test_a_missing_image_is_unreadable(self):
         features = Features({"image": Image()})
-        rows = IndexedRows(Dataset.from_dict({"image": [None]}, features=features), label_column=None)
+        rows = IndexedRows(
+            Dataset.from_dict({"image": [None]}, features=features), label_column=None
+        )
         with pytest.raises(UnreadableImageError, match="no image"):
             decode_image(rows[0].image)
 
@@ -47,7 +61,9 @@ class TestIndexedRows:
     @pytest.mark.parametrize("label", [None, -1])
     def test_rows_without_label_are_counted_at_once(self, label):
         images = make_images([0, label, 1], AB)
-        with pytest.raises(ValueError, match=r"in 'label'; 1 of the 3 samples have none: .*`label_column=None`"):
+        with pytest.raises(
+            ValueError, match=r"in 'label'; 1 of the 3 samples have none: .*`label_column=None`"
+        ):
             IndexedRows(images)
         assert IndexedRows(images, label_column=None)[1].label is None
         rows = IndexedRows(images.select([2, 0]))
@@ -71,8 +87,14 @@ class TestIndexedRows:
                 {"label_column": "kind"},
                 "The data set has no column 'kind' but image, .*label_column=None",
             ),
-            ({"label_column": "note"}, r"classes or integers, the column 'note' holds Value\('string'\)"),
-            ({"image_column": "label"}, "The column 'label' of the data set holds no images but ClassLabel"),
+            (
+                {"label_column": "note"},
+                r"classes or integers, the column 'note' holds Value\('string'\)",
+            ),
+            (
+                {"image_column": "label"},
+                "The column 'label' of the data set holds no images but ClassLabel",
+            ),
         ],
     )
     def test_wrong_columns_are_named(self, columns, sentence):
@@ -90,7 +112,12 @@ class TestShardedRows:
 
     def test_shards_with_their_sizes(self, rows, tmp_path):
         assert isinstance(rows, ShardedRows)
-        assert (len(rows), rows.sizes, rows.damaged, rows.holds_codes) == (12, [4, 0, 1, 7], {}, False)
+        assert (len(rows), rows.sizes, rows.damaged, rows.holds_codes) == (
+            12,
+            [4, 0, 1, 7],
+            {},
+            False,
+        )
         assert rows.names == [str(tmp_path / "shards" / f"{i}.tar") for i in range(4)]
         assert rows.class_names == ["0", "1", "2"]
 
@@ -103,7 +130,10 @@ class TestShardedRows:
     def test_a_shard_is_read_from_anywhere(self, rows):
         for start in range(8):
             assert contents(rows.read_shard(3, start)) == expected(5 + start, 12)
-            assert contents(rows.read_shard(3, start, 3)) == expected(5 + start, 8)[: max(0, 3 - start)]
+            assert (
+                contents(rows.read_shard(3, start, 3))
+                == expected(5 + start, 8)[: max(0, 3 - start)]
+            )
         assert list(rows.read_shard(1)) == []
 
     def test_each_worker_of_a_loader_reads_all_that_it_asks_for(self, rows):

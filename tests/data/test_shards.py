@@ -45,22 +45,45 @@ def pairs(number, folder=""):
     """Members of samples with label i."""
     members = []
     for i in range(number):
-        members += [(f"{folder}{i:04d}.jpg", content_of(i % 9)), (f"{folder}{i:04d}.cls", b"%d" % i)]
+        members += [
+            (f"{folder}{i:04d}.jpg", content_of(i % 9)),
+            (f"{folder}{i:04d}.cls", b"%d" % i),
+        ]
     return members
 
 
 def read_whole(path):
     """All samples, by `datasets` with the features that it finds itself."""
-    stream = load_dataset("webdataset", data_files={"train": [path]}, split="train", streaming=True).decode(False)
+    stream = load_dataset(
+        "webdataset", data_files={"train": [path]}, split="train", streaming=True
+    ).decode(False)
     return list(stream.iter(batch_size=1))
 
 
 LAYOUTS = {
     "pairs": pairs(5),
     "label first": [m for i in range(4) for m in ((f"{i}.cls", b"1"), (f"{i}.jpg", b"x"))],
-    "folders": [("a/", b""), ("a/1.jpg", b"x"), ("b/", b""), ("b/1.jpg", b"y"), ("./c.d/1.jpg", b"z")],
-    "hidden": [("1.jpg", b"x"), ("._1.jpg", b"?"), (".DS_Store", b"?"), ("__index.json", b"?"), ("2.jpg", b"y")],
-    "no extension": [("README", b"?"), ("1.jpg", b"x"), ("LICENSE", b"?"), ("1.cls", b"3"), ("2.jpg", b"y")],
+    "folders": [
+        ("a/", b""),
+        ("a/1.jpg", b"x"),
+        ("b/", b""),
+        ("b/1.jpg", b"y"),
+        ("./c.d/1.jpg", b"z"),
+    ],
+    "hidden": [
+        ("1.jpg", b"x"),
+        ("._1.jpg", b"?"),
+        (".DS_Store", b"?"),
+        ("__index.json", b"?"),
+        ("2.jpg", b"y"),
+    ],
+    "no extension": [
+        ("README", b"?"),
+        ("1.jpg", b"x"),
+        ("LICENSE", b"?"),
+        ("1.cls", b"3"),
+        ("2.jpg", b"y"),
+    ],
     "several dots": [("1.jpg", b"x"), ("1.seg.png", b"y"), ("2.jpg", b"x"), ("2.seg.png", b"y")],
     "the same key, apart": [("1.jpg", b"x"), ("2.jpg", b"y"), ("1.jpg", b"z")],
     "members apart": [("1.jpg", b"x"), ("2.jpg", b"y"), ("1.cls", b"5"), ("2.cls", b"6")],
@@ -73,17 +96,24 @@ class TestTar:
     def test_samples_are_those_that_datasets_reads(self, tmp_path, layout):
         path = write_tar(tmp_path / "a.tar", LAYOUTS[layout])
         features = datasets.Features({"__key__": datasets.Value("string")})
-        stream = load_dataset("webdataset", data_files=path, split="train", streaming=True, features=features)
+        stream = load_dataset(
+            "webdataset", data_files=path, split="train", streaming=True, features=features
+        )
         shard = inspect_tar(path)
         assert (shard.samples, shard.damage) == (len(list(stream.iter(1))), None)
         assert sum(shard.layouts.values()) == shard.samples > 1
 
     def test_members_and_labels_are_summed_up(self, tmp_path):
         members = [("1.jpg", b"x"), ("1.cls", b" 7\n"), ("2.png", b"y"), ("2.cls", b"2")]
-        members += [("3.jpg", b"z"), ("3.json", b'{"label": 4, "size": 1.5, "name": "owl", "seen": true}')]
+        members += [
+            ("3.jpg", b"z"),
+            ("3.json", b'{"label": 4, "size": 1.5, "name": "owl", "seen": true}'),
+        ]
         shard = inspect_tar(write_tar(tmp_path / "a.tar", members))
         layouts = {"cls jpg": 1, "cls png": 1, "jpg json": 1}
-        assert shard == Shard(samples=3, layouts=layouts, labels={"cls": [2, 2, 7], "label": [1, 4, 4]})
+        assert shard == Shard(
+            samples=3, layouts=layouts, labels={"cls": [2, 2, 7], "label": [1, 4, 4]}
+        )
 
     def test_json_may_hold_something_else(self, tmp_path):
         shard = inspect_tar(write_tar(tmp_path / "a.tar", [("1.jpg", b"x"), ("1.json", b"[1, 2]")]))
@@ -92,7 +122,10 @@ class TestTar:
     @pytest.mark.parametrize(
         ("member", "sentence"),
         [
-            (("1.cls", b"owl"), r"member .cls of the shard .*a.tar must hold the number of a class, got b'owl'\."),
+            (
+                ("1.cls", b"owl"),
+                r"member .cls of the shard .*a.tar must hold the number of a class, got b'owl'\.",
+            ),
             (("1.cls", b""), r"must hold the number of a class, got b''\."),
             (("1.json", b"{"), r"member .json of the shard .*a.tar holds no JSON: .*\."),
         ],
@@ -117,7 +150,9 @@ class TestTar:
 
 class TestDamage:
     @pytest.mark.parametrize("layout", ["labels", "images", "long names"])
-    def test_truncated_anywhere_whole_samples_are_read_and_nothing_behind_them(self, tmp_path, layout):
+    def test_truncated_anywhere_whole_samples_are_read_and_nothing_behind_them(
+        self, tmp_path, layout
+    ):
         folder = "f" * 99 + "/" + "g" * 99 + "/" if layout == "long names" else ""
         members = pairs(5, folder)
         if layout == "images":
@@ -154,7 +189,10 @@ class TestDamage:
             end = archive.getmembers()[-1].offset_data + 512
         (tmp_path / "a.tar").write_bytes(data[:end])
         shard = inspect_tar(str(tmp_path / "a.tar"))
-        assert shard.samples == 3 and shard.damage == "It is truncated or damaged after 3 samples: no end mark."
+        assert (
+            shard.samples == 3
+            and shard.damage == "It is truncated or damaged after 3 samples: no end mark."
+        )
 
     def test_a_damaged_header_ends_the_shard(self, tmp_path):
         path = write_tar(tmp_path / "a.tar", pairs(5))
@@ -168,11 +206,15 @@ class TestDamage:
         assert shard.damage == "It is truncated or damaged after 3 samples: a damaged header."
 
     def test_two_members_of_a_kind_in_a_sample_end_the_shard(self, tmp_path):
-        path = write_tar(tmp_path / "a.tar", [*pairs(2), ("x.jpg", b"1"), ("x.jpg", b"2"), ("y.jpg", b"3")])
+        path = write_tar(
+            tmp_path / "a.tar", [*pairs(2), ("x.jpg", b"1"), ("x.jpg", b"2"), ("y.jpg", b"3")]
+        )
         shard = inspect_tar(path)
         assert shard.samples == 2 and "two members 'x.jpg' in a row" in shard.damage
 
-    @pytest.mark.parametrize("content", [b"", b"hello", bytes(range(256)) * 8], ids=["empty", "short", "long"])
+    @pytest.mark.parametrize(
+        "content", [b"", b"hello", bytes(range(256)) * 8], ids=["empty", "short", "long"]
+    )
     def test_what_is_no_tar_file_holds_nothing(self, tmp_path, content):
         (tmp_path / "a.tar").write_bytes(content)
         shard = inspect_tar(str(tmp_path / "a.tar"))
@@ -192,7 +234,9 @@ class TestParquet:
         shard = inspect_parquet(str(tmp_path / "a.parquet"))
         assert shard.samples == 1000 and shard.damage is None
         labels = {"a": [1000, 7, 1006], "c": [500, -2, 5], "d": [400, 3, 3]}
-        assert {name: shard.labels.get(name) for name in table.column_names} == dict.fromkeys("abcdefg") | labels
+        assert {name: shard.labels.get(name) for name in table.column_names} == dict.fromkeys(
+            "abcdefg"
+        ) | labels
         parquet.write_table(table, tmp_path / "a.parquet", write_statistics=False)
         assert inspect_parquet(str(tmp_path / "a.parquet")) == Shard(samples=1000)
 
@@ -202,7 +246,9 @@ class TestParquet:
         for size in (0, 3, len(data) // 2, len(data) - 1):
             (tmp_path / "a.parquet").write_bytes(data[:size])
             shard = inspect_parquet(str(tmp_path / "a.parquet"))
-            assert shard.samples == 0 and shard.damage.startswith("It is no Parquet file, or truncated: ")
+            assert shard.samples == 0 and shard.damage.startswith(
+                "It is no Parquet file, or truncated: "
+            )
 
 
 class TestCache:
@@ -220,7 +266,11 @@ class TestCache:
         return inspect
 
     def test_each_shard_is_inspected_once(self, tmp_path, inspect, inspected):
-        paths = [write_tar(tmp_path / folder / f"{i}.tar", pairs(i + 1)) for folder in "ab" for i in range(3)]
+        paths = [
+            write_tar(tmp_path / folder / f"{i}.tar", pairs(i + 1))
+            for folder in "ab"
+            for i in range(3)
+        ]
         first = inspect_shards(paths, inspect)
         assert [shard.samples for shard in first[0]] == [1, 2, 3, 1, 2, 3]
         assert sorted(inspected) == sorted(["0.tar", "1.tar", "2.tar"] * 2)
@@ -235,7 +285,9 @@ class TestCache:
         assert [shard.samples for shard in inspect_shards(paths, inspect)[0]] == [2, 7, 2]
         assert sorted(inspected) == ["1.tar", "2.tar"]
 
-    def test_one_of_the_same_size_that_was_written_later_is_inspected_again(self, tmp_path, inspect, inspected):
+    def test_one_of_the_same_size_that_was_written_later_is_inspected_again(
+        self, tmp_path, inspect, inspected
+    ):
         path = write_tar(tmp_path / "a.tar", [("1.jpg", b"x"), ("2.jpg", b"x")])
         assert inspect_shards([path], inspect)[0][0].samples == 2
         write_tar(tmp_path / "a.tar", [("1.jpg", b"x"), ("1.cls", b"1")])
@@ -266,9 +318,17 @@ class TestMembers:
     @pytest.mark.parametrize(
         ("layouts", "column", "sentence"),
         [
-            ({"cls txt": 3}, "image", r"shards of 'here' hold no images \(members such as .jpg\) but .cls, .txt\."),
+            (
+                {"cls txt": 3},
+                "image",
+                r"shards of 'here' hold no images \(members such as .jpg\) but .cls, .txt\.",
+            ),
             ({"jpg": 3}, "png", r"shards of 'here' hold no members .png but .jpg\."),
-            ({"jpg seg.png": 1, "jpg": 2}, "image", r"hold several images \(jpg, seg.png\); name .* `image_column`"),
+            (
+                {"jpg seg.png": 1, "jpg": 2},
+                "image",
+                r"hold several images \(jpg, seg.png\); name .* `image_column`",
+            ),
         ],
     )
     def test_images_that_are_missing_or_ambiguous_are_named(self, layouts, column, sentence):
@@ -279,8 +339,13 @@ class TestMembers:
         shards = [Shard(2, labels={"cls": [2, 0, 1], "label": [2, 0, 1], "kind": [2, 0, 1]})]
         assert find_labels(shards, "here", "label") == ["cls"]
         assert find_labels(shards, "here", "kind") == ["json", "kind"]
-        assert find_labels([Shard(2, labels={"label": [2, 0, 1]})], "here", "label") == ["json", "label"]
-        with pytest.raises(ValueError, match=r"shards of 'here' hold no labels .* say `label_column=None`"):
+        assert find_labels([Shard(2, labels={"label": [2, 0, 1]})], "here", "label") == [
+            "json",
+            "label",
+        ]
+        with pytest.raises(
+            ValueError, match=r"shards of 'here' hold no labels .* say `label_column=None`"
+        ):
             find_labels([Shard(3), Shard(0)], "here", "label")
 
     @pytest.mark.parametrize(
@@ -297,5 +362,9 @@ class TestMembers:
             largest_label(shards, ["a", "b", "c"], "cls")
 
     def test_the_largest_label_of_all_shards(self):
-        shards = [Shard(3, labels={"cls": [3, 0, 7]}), Shard(3, labels={"cls": [3, 2, 5]}), Shard(0)]
+        shards = [
+            Shard(3, labels={"cls": [3, 0, 7]}),
+            Shard(3, labels={"cls": [3, 2, 5]}),
+            Shard(0),
+        ]
         assert largest_label(shards, ["a", "b", "c"], "cls") == 7

@@ -1,4 +1,5 @@
-"""Images to folders of tokens: what is in them, and that kills, processes and workers change nothing."""
+"""Images to folders of tokens: what is in them, and that kills, processes and workers change
+nothing."""
 
 import ctypes
 import json
@@ -35,13 +36,18 @@ PROCESSOR = TiTokImageProcessor.from_image_size(32)
 @torch.no_grad()
 def codes_of(model, images, processor=PROCESSOR):
     """Codes of images, each encoded alone."""
-    return [model.encode(processor(image, return_tensors="pt")["pixel_values"]).codes[0].tolist() for image in images]
+    return [
+        model.encode(processor(image, return_tensors="pt")["pixel_values"]).codes[0].tolist()
+        for image in images
+    ]
 
 
 def contents(folder):
     """All files of a folder, by name."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -58,7 +64,8 @@ def tokenizer(titok, tmp_path):
 
 @pytest.fixture
 def tokenize(tokenizer, tmp_path):
-    """`tokenize("images", "tokens", part_size=3)`, in the temporary folder; returns the folder and the record."""
+    """`tokenize("images", "tokens", part_size=3)`, in the temporary folder; returns the folder and
+    the record."""
 
     def tokenize(source, name="tokens", **arguments):
         arguments = {"tokenizer": tokenizer, "batch_size": 4, "num_workers": 0, **arguments}
@@ -106,7 +113,9 @@ class TestContent:
     def test_of_tar_shards(self, titok, tokenize, tmp_path):
         pictures = write_shards(tmp_path / "shards", [5, 1, 4])
         folder, _ = tokenize("shards/*.tar", num_workers=2)
-        assert [parquet.read_metadata(path).num_rows for path in sorted((folder / "data").iterdir())] == [5, 1, 4]
+        assert [
+            parquet.read_metadata(path).num_rows for path in sorted((folder / "data").iterdir())
+        ] == [5, 1, 4]
         rows = rows_of(folder)
         assert rows["key"] == list(pictures)
         assert rows["codes"] == codes_of(titok, pictures.values())
@@ -117,7 +126,8 @@ class TestContent:
             picture(number).save(tmp_path / f"{number}.png")
         files = [str(tmp_path / f"{number}.png") for number in range(4)]
         DatasetDict(
-            train=Dataset.from_dict({"picture": files}), other=Dataset.from_dict({"picture": files[1:3]})
+            train=Dataset.from_dict({"picture": files}),
+            other=Dataset.from_dict({"picture": files[1:3]}),
         ).save_to_disk(tmp_path / "saved")
         columns = {"image_column": "picture", "label_column": None}
         folder, record = tokenize("saved", split="other", **columns)
@@ -126,20 +136,31 @@ class TestContent:
         assert tokens["other"]["codes"][:] == codes_of(titok, [picture(1), picture(2)])
         assert record["result"]["splits"]["other"]["rows"] == 2
 
-    @pytest.mark.parametrize(("codebook_size", "dtype"), [(256, "uint8"), (257, "uint16"), (65537, "uint32")])
-    def test_integers_are_as_small_as_can_be(self, make_titok_config, tokenize, tmp_path, codebook_size, dtype):
+    @pytest.mark.parametrize(
+        ("codebook_size", "dtype"), [(256, "uint8"), (257, "uint16"), (65537, "uint32")]
+    )
+    def test_integers_are_as_small_as_can_be(
+        self, make_titok_config, tokenize, tmp_path, codebook_size, dtype
+    ):
         model = TiTokModel(make_titok_config(codebook_size=codebook_size)).eval()
         model.save_pretrained(tmp_path / "other")
         pictures = write_images(tmp_path / "images", {"train": 3, "test": 1})
         folder, _ = tokenize("images", tokenizer=tmp_path / "other")
         tokens = load_dataset(str(folder))["train"]
         assert tokens.features["codes"] == List(Value(dtype), length=8)
-        assert tokens["codes"][:] == codes_of(model, [pictures["train"][key] for key in tokens["key"]])
+        assert tokens["codes"][:] == codes_of(
+            model, [pictures["train"][key] for key in tokens["key"]]
+        )
 
     @pytest.mark.parametrize("family", ["titok", "vtp"])
-    def test_latents_and_their_statistics(self, make_titok_config, make_vtp_config, tokenize, tmp_path, family):
+    def test_latents_and_their_statistics(
+        self, make_titok_config, make_vtp_config, tokenize, tmp_path, family
+    ):
         if family == "titok":
-            model, processor = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval(), PROCESSOR
+            model, processor = (
+                TiTokModel(make_titok_config("pixels", quantizer="kl")).eval(),
+                PROCESSOR,
+            )
         else:
             model = VTPForImageReconstruction(make_vtp_config(latent_dim=5)).eval()
             processor = VTPImageProcessor.from_image_size(32)
@@ -148,7 +169,9 @@ class TestContent:
         pictures = write_images(tmp_path / "images", {"train": 7, "test": 3})
         flip = Augmentation(horizontal_flip=True)
         folder, _ = tokenize("images", tokenizer=tmp_path / "continuous", part_size=3)
-        flipped, _ = tokenize("images", "flipped", tokenizer=tmp_path / "continuous", part_size=3, augmentation=flip)
+        flipped, _ = tokenize(
+            "images", "flipped", tokenizer=tmp_path / "continuous", part_size=3, augmentation=flip
+        )
 
         def latents_of(split):
             images = [pictures[split][key] for key in sorted(pictures[split])]
@@ -158,19 +181,27 @@ class TestContent:
         tokens = load_dataset(str(folder)).with_format("torch")
         assert tokens["train"].features["latents"].dtype == "float32"
         for split in ("train", "test"):
-            torch.testing.assert_close(tokens[split]["latents"][:], latents_of(split), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                tokens[split]["latents"][:], latents_of(split), atol=1e-4, rtol=1e-4
+            )
         twice = load_dataset(str(flipped)).with_format("torch")["train"]["latents"][:]  # (7, 2, …)
         torch.testing.assert_close(twice[:, 0], latents_of("train"), atol=1e-4, rtol=1e-4)
-        for path, stored in ((folder, tokens["train"]["latents"][:]), (flipped, twice.flatten(0, 1))):
+        for path, stored in (
+            (folder, tokens["train"]["latents"][:]),
+            (flipped, twice.flatten(0, 1)),
+        ):
             statistics = json.loads((path / "latent_statistics.json").read_text())
             channels = (
-                stored.double().flatten(0, 1) if family == "titok" else stored.double().movedim(1, -1).flatten(0, 2)
+                stored.double().flatten(0, 1)
+                if family == "titok"
+                else stored.double().movedim(1, -1).flatten(0, 2)
             )
             assert np.allclose(statistics["mean"], channels.mean(0), rtol=1e-9, atol=1e-12)
             assert np.allclose(statistics["std"], channels.std(0, correction=0), rtol=1e-6)
 
     def test_copies_are_the_crops_one_by_one(self, titok, tokenize, tmp_path):
-        """At 40x48 pixels, 1.25 times the crop's shorter side, nothing is resized: crops are slices."""
+        """At 40x48 pixels, 1.25 times the crop's shorter side, nothing is resized: crops are
+        slices."""
         pictures = [picture(number, (48, 40)) for number in range(3)]
         for number, image in enumerate(pictures):
             path = tmp_path / "images" / "train" / f"{number}.png"
@@ -187,10 +218,14 @@ class TestContent:
             crops += [np.ascontiguousarray(crop[:, ::-1]) for crop in crops]
             assert codes == codes_of(titok, map(Image.fromarray, crops))
 
-        folder, _ = tokenize("images", "flipped", augmentation=Augmentation(horizontal_flip=True), **arguments)
+        folder, _ = tokenize(
+            "images", "flipped", augmentation=Augmentation(horizontal_flip=True), **arguments
+        )
         tensors = PROCESSOR(pictures, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
-            expected = torch.stack([titok.encode(tensors).codes, titok.encode(tensors.flip(-1)).codes], dim=1)
+            expected = torch.stack(
+                [titok.encode(tensors).codes, titok.encode(tensors.flip(-1)).codes], dim=1
+            )
         assert load_dataset(str(folder), split="train")["codes"][:] == expected.tolist()
 
     def test_of_a_tokenizer_in_half_precision(self, titok, tokenize, tmp_path):
@@ -208,7 +243,9 @@ class TestContent:
         images = [{"bytes": encoded(picture(number)), "path": None} for number in range(5)]
         (tmp_path / "files").mkdir()
         for part, rows in enumerate((slice(0, 2), slice(2, 5))):
-            dataset = Dataset.from_dict({"image": images[rows], "label": [0, 1, 2][: len(images[rows])]})
+            dataset = Dataset.from_dict(
+                {"image": images[rows], "label": [0, 1, 2][: len(images[rows])]}
+            )
             dataset.to_parquet(tmp_path / "files" / f"train-{part}.parquet")
         folder, record = tokenize("files", streaming=True)
         assert record["command"]["parts"] == {"train": [2, 3]}
@@ -218,27 +255,40 @@ class TestContent:
 class TestUnreadable:
     @pytest.fixture
     def images(self, tmp_path):
-        """Of ten images two are broken, one of which is the only one of its batch; returns those that are not."""
+        """Of ten images two are broken, one of which is the only one of its batch; returns those
+        that are not."""
         pictures = write_images(tmp_path / "images", {"train": 10, "test": 2})
         folder = tmp_path / "images" / "train"
         (folder / "cat" / "002.png").write_bytes(b"no image")
         (folder / "dog" / "009.png").write_bytes((folder / "dog" / "009.png").read_bytes()[:60])
-        return {key: image for key, image in pictures["train"].items() if key[-7:-4] not in ("002", "009")}
+        return {
+            key: image
+            for key, image in pictures["train"].items()
+            if key[-7:-4] not in ("002", "009")
+        }
 
     @pytest.mark.parametrize("num_workers", [0, 1])
     def test_images_are_left_out_and_listed(self, titok, tokenize, images, num_workers):
-        folder, record = tokenize("images", part_size=3, max_unreadable=0.2, num_workers=num_workers)
+        folder, record = tokenize(
+            "images", part_size=3, max_unreadable=0.2, num_workers=num_workers
+        )
         rows = rows_of(folder)
         assert rows["key"] == sorted(images)
         assert rows["codes"] == codes_of(titok, [images[key] for key in sorted(images)])
-        listed = [json.loads(line) for line in (folder / "unreadable.jsonl").read_text().splitlines()]
+        listed = [
+            json.loads(line) for line in (folder / "unreadable.jsonl").read_text().splitlines()
+        ]
         assert [(entry["split"], entry["key"]) for entry in listed] == [
             ("train", "train/cat/002.png"),
             ("train", "train/dog/009.png"),
         ]
         assert "no image" in listed[0]["reason"] and listed[1]["reason"]
         assert record["result"]["splits"]["train"]["unreadable"] == 2
-        assert record["result"]["splits"]["test"] == {**record["result"]["splits"]["test"], "rows": 2, "unreadable": 0}
+        assert record["result"]["splits"]["test"] == {
+            **record["result"]["splits"]["test"],
+            "rows": 2,
+            "unreadable": 0,
+        }
         assert "`unreadable.jsonl` lists it" in (folder / "README.md").read_text()
 
     def test_too_many_stop_the_run_and_what_is_done_stays(self, tokenize, images, tmp_path):
@@ -251,7 +301,9 @@ class TestUnreadable:
             assert len(done) == 3
         folder, _ = tokenize("images", part_size=3, max_unreadable=0.5)
         after = {path.name: path.stat() for path in (folder / "data").iterdir()}
-        assert len(after) == 5 and all(after[path.name].st_mtime_ns == stat.st_mtime_ns for path, stat in done.items())
+        assert len(after) == 5 and all(
+            after[path.name].st_mtime_ns == stat.st_mtime_ns for path, stat in done.items()
+        )
 
     def test_more_may_be_unreadable_than_in_the_processes_parts(self, tokenize, images, tmp_path):
         """What was met before a restart counts."""
@@ -276,7 +328,9 @@ class TestUnreadable:
         rows = rows_of(folder)
         assert rows["key"] == list(pictures)[:6]
         assert rows["codes"] == codes_of(titok, [pictures[key] for key in rows["key"]])
-        [entry] = [json.loads(line) for line in (folder / "unreadable.jsonl").read_text().splitlines()]
+        [entry] = [
+            json.loads(line) for line in (folder / "unreadable.jsonl").read_text().splitlines()
+        ]
         assert entry["key"].endswith("train-0001.tar") and entry["reason"]
         assert record["result"]["splits"]["train"]["unreadable"] == 1
 
@@ -285,7 +339,9 @@ class TestUnreadable:
         for name in ("cat/004.png", "dog/001.png"):  # the second part, in the order of the files
             (tmp_path / "images" / "train" / name).write_bytes(b"")
         folder, _ = tokenize("images", part_size=2, max_unreadable=0.5)
-        assert [parquet.read_metadata(path).num_rows for path in sorted(folder.glob("data/train*"))] == [2, 0, 2]
+        assert [
+            parquet.read_metadata(path).num_rows for path in sorted(folder.glob("data/train*"))
+        ] == [2, 0, 2]
         assert [key[-7:-4] for key in rows_of(folder)["key"]] == ["000", "002", "003", "005"]
         with pytest.raises(ValueError, match="cannot be read"):
             tokenize("images", "other")
@@ -295,7 +351,8 @@ class TestRestart:
     PARTS = {"part_size": 2, "batch_size": 2}
 
     def test_after_kills_the_files_are_the_same(self, tokenize, tmp_path):
-        """Killed at growing numbers of finished parts and at odd moments, with what is done untouched each time."""
+        """Killed at growing numbers of finished parts and at odd moments, with what is done
+        untouched each time."""
         write_images(tmp_path / "images", {"train": 60, "test": 4})
         alone, _ = tokenize("images", **self.PARTS)
         expected = contents(alone)
@@ -312,7 +369,8 @@ class TestRestart:
             process = start(target=tokenize_alone, kwargs={**self.PARTS, "num_workers": kills % 2})
             process.start()
             while process.is_alive() and not (
-                (partial / "tokenize.json").exists() and len(list(partial.glob("data/*.parquet"))) >= wanted
+                (partial / "tokenize.json").exists()
+                and len(list(partial.glob("data/*.parquet"))) >= wanted
             ):
                 time.sleep(0.001)
             time.sleep(0.002 * (kills % 4))
@@ -332,7 +390,9 @@ class TestRestart:
         assert all(after[name].st_mtime_ns == stat.st_mtime_ns for name, stat in done.items())
         assert not partial.exists()
 
-    @pytest.mark.parametrize("missing", [[], ["README.md"], ["README.md", "latent_statistics.json"]])
+    @pytest.mark.parametrize(
+        "missing", [[], ["README.md"], ["README.md", "latent_statistics.json"]]
+    )
     def test_a_kill_before_the_last_rename(self, make_titok_config, tokenize, tmp_path, missing):
         TiTokModel(make_titok_config("pixels", quantizer="kl")).save_pretrained(tmp_path / "kl")
         write_images(tmp_path / "images", {"train": 5, "test": 1})
@@ -373,18 +433,26 @@ class TestRestart:
             before = contents(place)
             for differing, source, arguments in (
                 ("tokenizer", "images", {"tokenizer": tmp_path / "other"}),
-                ("augmentation and features", "images", {"augmentation": Augmentation(horizontal_flip=True)}),
+                (
+                    "augmentation and features",
+                    "images",
+                    {"augmentation": Augmentation(horizontal_flip=True)},
+                ),
                 ("source and parts", "more", {}),
                 ("dtype", "images", {"dtype": "bfloat16"}),
             ):
-                with pytest.raises(FileExistsError, match=rf"{place.name} holds .* \(with other {differing}\)"):
+                with pytest.raises(
+                    FileExistsError, match=rf"{place.name} holds .* \(with other {differing}\)"
+                ):
                     tokenize(source, **arguments)
             assert contents(place) == before
             if place == folder:
                 folder.rename(tmp_path / "tokens.partial")
         tokenize("images", batch_size=1, max_unreadable=0.5)  # neither is part of what comes out
 
-    def test_a_tokenizer_of_the_same_name_with_other_weights_is_refused(self, titok, tokenize, tokenizer, tmp_path):
+    def test_a_tokenizer_of_the_same_name_with_other_weights_is_refused(
+        self, titok, tokenize, tokenizer, tmp_path
+    ):
         write_images(tmp_path / "images", {"train": 3, "test": 1})
         tokenize("images")
         TiTokModel(titok.config).save_pretrained(tokenizer)
@@ -415,10 +483,19 @@ def test_two_processes_write_what_one_writes(tokenizer, tokenize, tmp_path):
         if name == "rest-tokens":
             folder.rename(tmp_path / "rest-tokens.partial")
             for number in (1, 2, 5):
-                next((tmp_path / "rest-tokens.partial" / "data").glob(f"train-0000{number}*")).unlink()
+                next(
+                    (tmp_path / "rest-tokens.partial" / "data").glob(f"train-0000{number}*")
+                ).unlink()
         else:
             shutil.rmtree(folder)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     subprocess.run(
         [*torchrun, Path(__file__).with_name("distributed_tokenize.py"), tmp_path, tokenizer],
         env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
@@ -427,18 +504,27 @@ def test_two_processes_write_what_one_writes(tokenizer, tokenize, tmp_path):
     )
     for name, expected in one.items():
         assert contents(tmp_path / name) == expected
-    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "images-tokens" / "data").iterdir()]
+    modes = [
+        path.stat().st_mode & 0o777 for path in (tmp_path / "images-tokens" / "data").iterdir()
+    ]
     assert {mode: modes.count(mode) for mode in MODES} == {MODES[0]: 4, MODES[1]: 3}
 
 
 def mount_small_disk(folder, size):
-    """Gives this process a disk of its own; fails with `OSError` where the system does not allow it."""
+    """Gives this process a disk of its own; fails with `OSError` where the system does not allow
+    it."""
     libc, root = ctypes.CDLL(None, use_errno=True), os.geteuid() == 0
-    new_mounts, new_users, private = 0x00020000, 0x10000000, 0x4000 | 0x40000  # of <sched.h> and <sys/mount.h>
+    new_mounts, new_users, private = (
+        0x00020000,
+        0x10000000,
+        0x4000 | 0x40000,
+    )  # of <sched.h> and <sys/mount.h>
     user, group = os.getuid(), os.getgid()
     calls = [(libc.unshare, (new_mounts if root else new_mounts | new_users,))]
     calls.append((libc.mount, (b"none", b"/", None, private, None)))
-    calls.append((libc.mount, (b"none", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode())))
+    calls.append(
+        (libc.mount, (b"none", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode()))
+    )
     for function, arguments in calls:
         if function(*arguments):
             raise OSError(ctypes.get_errno(), function.__name__)
@@ -461,7 +547,9 @@ def test_a_full_disk_is_one_sentence_and_what_is_done_stays(make_titok_config, t
         try:
             tokenize("images", "disk/tokens", tokenizer=tmp_path / "kl", part_size=3)
         except OSError as error:
-            report.put((str(error), sorted(path.name for path in (tmp_path / "disk").rglob("*.parquet"))))
+            report.put(
+                (str(error), sorted(path.name for path in (tmp_path / "disk").rglob("*.parquet")))
+            )
 
     context = multiprocessing.get_context("fork")
     report = context.Queue()
@@ -471,13 +559,18 @@ def test_a_full_disk_is_one_sentence_and_what_is_done_stays(make_titok_config, t
     process.join()
     if sentence == "skip":
         pytest.skip(f"needs a disk that can be filled, and may mount none: {done}")
-    assert "tokens.partial is full. What is done stays there: make room" in sentence and "\n" not in sentence
+    assert (
+        "tokens.partial is full. What is done stays there: make room" in sentence
+        and "\n" not in sentence
+    )
     assert 1 <= len(done) < 10 and all(name.startswith("train-0000") for name in done)
 
 
 class TestRefusals:
     def test_of_an_augmentation_without_end(self, tokenize):
-        with pytest.raises(ValueError, match=r"fixed number of variants is expected, got .*crop='random'"):
+        with pytest.raises(
+            ValueError, match=r"fixed number of variants is expected, got .*crop='random'"
+        ):
             tokenize("images", augmentation=Augmentation("random"))
 
     def test_of_tokens(self, tokenize, tmp_path):
@@ -486,7 +579,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match="holds codes already"):
             tokenize("tokens", "again")
 
-    def test_of_images_of_another_size_before_anything_is_written(self, titok, tokenizer, tokenize, tmp_path):
+    def test_of_images_of_another_size_before_anything_is_written(
+        self, titok, tokenizer, tokenize, tmp_path
+    ):
         write_images(tmp_path / "images", {"train": 3, "test": 1})
         TiTokImageProcessor.from_image_size(16).save_pretrained(tokenizer)
         with pytest.raises(ValueError, match=r"must have shape \(batch, 3, 32, 32\)"):
@@ -501,7 +596,9 @@ class TestRefusals:
 
     def test_of_a_worker_is_one_sentence(self, tokenize, tmp_path):
         """A shard that changes after it was counted."""
-        dataset = Dataset.from_dict({"image": [{"bytes": encoded(picture(0)), "path": None}] * 3, "label": [0, 1, -1]})
+        dataset = Dataset.from_dict(
+            {"image": [{"bytes": encoded(picture(0)), "path": None}] * 3, "label": [0, 1, -1]}
+        )
         dataset.save_to_disk(tmp_path / "saved")
         with pytest.raises(ValueError) as caught:
             tokenize("saved", num_workers=1, split="train")

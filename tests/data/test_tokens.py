@@ -46,7 +46,9 @@ def make_tokens(digits, tmp_path):
 
     def make(model, name="tokens", tokenizer="tokenizer", **arguments):
         model.save_pretrained(tmp_path / tokenizer)
-        tokenize_to_folder(digits, tmp_path / tokenizer, tmp_path / name, num_workers=0, **arguments)
+        tokenize_to_folder(
+            digits, tmp_path / tokenizer, tmp_path / name, num_workers=0, **arguments
+        )
         return tmp_path / name
 
     return make
@@ -79,7 +81,9 @@ def test_statistics_are_those_of_all_values():
 def test_tokens_come_back(hub, tokens):
     push_tokens_to_hub(tokens, "user/tokens")
     assert rows("user/tokens") == rows(tokens)
-    assert load_dataset("user/tokens")["train"].features == load_dataset(str(tokens))["train"].features
+    assert (
+        load_dataset("user/tokens")["train"].features == load_dataset(str(tokens))["train"].features
+    )
     opened = open_rows("user/tokens", "test")
     assert opened.class_names == DIGIT_NAMES
     assert [row.codes.tolist() for row in opened.read(0, 5)] == rows(tokens)["test"]["codes"]
@@ -91,7 +95,9 @@ def test_latents_and_copies_come_back(hub, make_tokens, make_titok_config):
     push_tokens_to_hub(tokens, "user/latents")
     assert rows("user/latents") == rows(tokens)
     assert np.shape(rows("user/latents")["test"]["latents"]) == (5, 2, 8, 6)
-    assert set(json.loads(hub.files("user/latents", repo_type="dataset")["latent_statistics.json"])) == {"mean", "std"}
+    assert set(
+        json.loads(hub.files("user/latents", repo_type="dataset")["latent_statistics.json"])
+    ) == {"mean", "std"}
 
 
 def test_there_is_one_commit(hub, tokens):
@@ -103,7 +109,9 @@ def test_there_is_one_commit(hub, tokens):
 
 
 def test_a_private_branch(hub, tokens):
-    push_tokens_to_hub(tokens, "user/secret-tokens", private=True, revision="v2", images="a few digits")
+    push_tokens_to_hub(
+        tokens, "user/secret-tokens", private=True, revision="v2", images="a few digits"
+    )
     assert hub.repositories["dataset", "user/secret-tokens"].private
     assert set(hub.files("user/secret-tokens", repo_type="dataset")) == {".gitattributes"}
     assert rows("user/secret-tokens", revision="v2") == rows(tokens)
@@ -137,7 +145,14 @@ def test_the_card(hub, tokens):
         {"split": "train", "path": "data/train-*"},
         {"split": "test", "path": "data/test-*"},
     ]
-    for words in ("# Images as 8 tokens", "`ten digits`", "8 codes in [0, 64)", "`user/titok`", GENERATED, "@inproc"):
+    for words in (
+        "# Images as 8 tokens",
+        "`ten digits`",
+        "8 codes in [0, 64)",
+        "`user/titok`",
+        GENERATED,
+        "@inproc",
+    ):
         assert words in card.text
     assert "copies" not in card.text and "unreadable" not in card.text
 
@@ -153,7 +168,9 @@ def test_the_card_in_the_folder(tokens, digits, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["titok", "vqgan", "kl"])
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation("ten", 1.1)], ids=["one", "ten"])
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation(), Augmentation("ten", 1.1)], ids=["one", "ten"]
+)
 def test_the_snippet_runs(hub, request, make_tokens, make_titok_config, family, augmentation):
     if family == "kl":
         tokenizer = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
@@ -180,7 +197,11 @@ def test_the_snippet_runs(hub, request, make_tokens, make_titok_config, family, 
 def test_an_edited_card_stays(hub, tokens, place):
     expected = rows(tokens)
     push_tokens_to_hub(tokens, "user/edited", license="cc-by-4.0")
-    card = card_of(hub, "user/edited").replace(GENERATED, "Look at these digits: ä.").replace("12\n", "13\n")
+    card = (
+        card_of(hub, "user/edited")
+        .replace(GENERATED, "Look at these digits: ä.")
+        .replace("12\n", "13\n")
+    )
     if place == "here":
         (tokens / "README.md").write_text(card, encoding="utf-8")
     else:
@@ -211,7 +232,9 @@ def test_no_permission(hub, tokens, token, repo_id):
     assert set(hub.files("user/there", repo_type="dataset")) == {".gitattributes", "a.txt"}
 
 
-@pytest.mark.parametrize(("method", "path"), [("PUT", "/lfs/"), ("POST", "/preupload/"), ("POST", "/commit/")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("PUT", "/lfs/"), ("POST", "/preupload/"), ("POST", "/commit/")]
+)
 def test_a_cut_upload_changes_nothing(hub, tokens, method, path):
     repo_id = f"user/cut{path.replace('/', '-')}tokens"
     hub.break_connection(method, path, times=None)
@@ -248,17 +271,36 @@ def test_training_sees_in_tokens_what_it_sees_in_images(titok, tmp_path, kind, a
     else:
         write_shards(source, [3, 5, 0, 1, 4])
     tokenize_to_folder(
-        str(source), tmp_path / "tokenizer", tmp_path / "tokens", augmentation=augmentation, num_workers=0
+        str(source),
+        tmp_path / "tokenizer",
+        tmp_path / "tokens",
+        augmentation=augmentation,
+        num_workers=0,
     )
-    collator = ImageCollator(TiTokImageProcessor.from_image_size(32), label_column="label", augmentation=augmentation)
-    arguments = {"batch_size": 4, "seed": 3, "num_draws": 2, "shuffle_buffer": 3, "rank": 1, "world_size": 2}
+    collator = ImageCollator(
+        TiTokImageProcessor.from_image_size(32), label_column="label", augmentation=augmentation
+    )
+    arguments = {
+        "batch_size": 4,
+        "seed": 3,
+        "num_draws": 2,
+        "shuffle_buffer": 3,
+        "rank": 1,
+        "world_size": 2,
+    }
     images, tokens = (
-        iter(TrainingLoader(open_rows(str(folder), streaming=kind == "shards"), collator.collate, **arguments))
+        iter(
+            TrainingLoader(
+                open_rows(str(folder), streaming=kind == "shards"), collator.collate, **arguments
+            )
+        )
         for folder in (source, tmp_path / "tokens")
     )
     for image_batch, token_batch in islice(zip(images, tokens, strict=True), 9):
         with torch.no_grad():
-            codes = torch.cat([titok.encode(image[None]).codes for image in image_batch["pixel_values"]])
+            codes = torch.cat(
+                [titok.encode(image[None]).codes for image in image_batch["pixel_values"]]
+            )
         assert torch.equal(token_batch["codes"], codes)
         for name in ("class_labels", "draws"):
             assert torch.equal(token_batch[name], image_batch[name])

@@ -1,4 +1,5 @@
-"""An evaluation of which each of several processes does a part: each runs this file, and so does the test."""
+"""An evaluation of which each of several processes does a part: each runs this file, and so does
+the test."""
 
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ from accelerate import PartialState
 
 from titok_hf.evaluation import evaluate_generation, evaluate_reconstruction, write_reference
 
-ON_FEATURES = "frechet_distance,precision,recall,density,coverage,kernel_distance,accuracy,inception_score"
+ON_FEATURES = (
+    "frechet_distance,precision,recall,density,coverage,kernel_distance,accuracy,inception_score"
+)
 CHANGES = ["kernel_subsets=3", "kernel_subset_size=30", "inception_score_splits=3"]
 ON_PAIRS = "mean_squared_error,psnr,ssim,codebook_usage,codebook_perplexity,codebook_entropy"
 NUM_IMAGES = 75
@@ -42,7 +45,9 @@ def evaluate(models: Path, output: Path) -> None:
         rank = PartialState().process_index
         for task, result in results.items():
             result.save(output / f"{task}-{name}-{rank}.json")
-        write_reference("digits", output / f"reference-{name}.npz", "demo", num_kept=40, batch_size=batch_size)
+        write_reference(
+            "digits", output / f"reference-{name}.npz", "demo", num_kept=40, batch_size=batch_size
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,14 @@ def test_a_reference_batch_of_images_and_statistics(tmp_path, images, moments, s
     path = tmp_path / "reference.npz"
     mu, sigma = moments
     pixels = images.permute(0, 2, 3, 1).numpy()
-    save(path, arr_0=np.ascontiguousarray(pixels), mu=mu, sigma=sigma, mu_s=mu[:2], sigma_s=sigma[:2, :2])
+    save(
+        path,
+        arr_0=np.ascontiguousarray(pixels),
+        mu=mu,
+        sigma=sigma,
+        mu_s=mu[:2],
+        sigma_s=sigma[:2, :2],
+    )
     batch = ReferenceBatch.load(path)
     assert (batch.num_images, batch.image_size) == (11, 8)
     batches = list(batch.batches(4))
@@ -54,7 +61,9 @@ def test_distances_to_its_statistics_are_those_of_adm(tmp_path, moments):
 
 
 def test_samples_of_adm_with_labels_are_read(tmp_path, images):
-    np.savez(tmp_path / "samples.npz", images.permute(0, 2, 3, 1).contiguous().numpy(), np.arange(11))
+    np.savez(
+        tmp_path / "samples.npz", images.permute(0, 2, 3, 1).contiguous().numpy(), np.arange(11)
+    )
     batch = ReferenceBatch.load(tmp_path / "samples.npz")
     assert torch.equal(torch.cat(list(batch.batches(100))), images)
     assert batch.statistics is None
@@ -63,15 +72,27 @@ def test_samples_of_adm_with_labels_are_read(tmp_path, images):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, r"uint8 in \[0, 255\], got float32; .*\* 255"),
-        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, r"\(N, H, H, 3\), channels last, got \(2, 3, 8, 8\)"),
+        (
+            {"arr_0": np.zeros((2, 8, 8, 3), np.float32)},
+            r"uint8 in \[0, 255\], got float32; .*\* 255",
+        ),
+        (
+            {"arr_0": np.zeros((2, 3, 8, 8), np.uint8)},
+            r"\(N, H, H, 3\), channels last, got \(2, 3, 8, 8\)",
+        ),
         ({"arr_0": np.zeros((8, 8, 3), np.uint8)}, r"got \(8, 8, 3\)"),
         ({"arr_0": np.asfortranarray(np.zeros((2, 8, 8, 3), np.uint8))}, "Fortran order"),
-        ({"features": np.zeros(3), "x": np.zeros(1)}, r"neither images \(arr_0\) nor statistics .* but features, x"),
+        (
+            {"features": np.zeros(3), "x": np.zeros(1)},
+            r"neither images \(arr_0\) nor statistics .* but features, x",
+        ),
         ({}, "but nothing"),
         ({"mu": np.zeros(3)}, "must hold mu and sigma or neither, got mu alone"),
         ({"sigma_s": np.eye(3)}, "must hold mu_s and sigma_s or neither, got sigma_s alone"),
-        ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"mu and sigma of .*got shapes \(3,\) and \(2, 2\)"),
+        (
+            {"mu": np.zeros(3), "sigma": np.eye(2)},
+            r"mu and sigma of .*got shapes \(3,\) and \(2, 2\)",
+        ),
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "mu and sigma of .*allow_pickle"),
     ],
 )
@@ -116,14 +137,23 @@ def test_samples_are_written_a_batch_at_a_time(tmp_path, images):
 
 def test_samples_that_are_not_whole_leave_no_file(tmp_path, images):
     path = tmp_path / "samples.npz"
-    with pytest.raises(ValueError, match="takes 12 images, got 11"), SampleWriter(path, 12, 8) as writer:
+    with (
+        pytest.raises(ValueError, match="takes 12 images, got 11"),
+        SampleWriter(path, 12, 8) as writer,
+    ):
         writer.write(images)
-    with pytest.raises(ValueError, match="takes 10 images, got 11"), SampleWriter(path, 10, 8) as writer:
+    with (
+        pytest.raises(ValueError, match="takes 10 images, got 11"),
+        SampleWriter(path, 10, 8) as writer,
+    ):
         writer.write(images)
     with pytest.raises(KeyboardInterrupt), SampleWriter(path, 11, 8) as writer:
         writer.write(images)
         raise KeyboardInterrupt
-    with pytest.raises(TypeError, match=r"uint8.*got torch.float32"), SampleWriter(path, 11, 8) as writer:
+    with (
+        pytest.raises(TypeError, match=r"uint8.*got torch.float32"),
+        SampleWriter(path, 11, 8) as writer,
+    ):
         writer.write(images / 255)
     with (
         pytest.raises(ValueError, match=r"\(B, 3, 16, 16\), got \(11, 3, 8, 8\)"),
@@ -135,7 +165,9 @@ def test_samples_that_are_not_whole_leave_no_file(tmp_path, images):
 
 def test_written_statistics_are_read_back(tmp_path, images):
     features, spatial = torch.randn(20, 4), torch.randn(20, 3)
-    statistics, of_spatial = (GaussianStatistics.from_features(side) for side in (features, spatial))
+    statistics, of_spatial = (
+        GaussianStatistics.from_features(side) for side in (features, spatial)
+    )
     write_statistics(tmp_path / "all.npz", statistics, of_spatial, images)
     with np.load(tmp_path / "all.npz", allow_pickle=False) as arrays:
         assert set(arrays.files) == {"mu", "sigma", "mu_s", "sigma_s", "arr_0"}

@@ -22,7 +22,9 @@ def digits():
     """All images of each split, as an evaluation sees them."""
     protocol = Protocol.load("demo")
     return {
-        split: torch.cat([batch.images for batch in open_source("digits", protocol, split).batches(512)])
+        split: torch.cat(
+            [batch.images for batch in open_source("digits", protocol, split).batches(512)]
+        )
         for split in ("train", "test")
     }
 
@@ -36,7 +38,10 @@ def test_it_keeps_the_contract(extractor):
     assert isinstance(extractor, FeatureExtractor)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     seen = extractor(images)
-    assert seen.features.shape == (3, extractor.num_features) and seen.logits.shape == (3, extractor.num_classes)
+    assert seen.features.shape == (3, extractor.num_features) and seen.logits.shape == (
+        3,
+        extractor.num_classes,
+    )
     assert seen.spatial is None and extractor.num_spatial is None
     assert extractor.input_size == 8
 
@@ -45,13 +50,24 @@ def test_it_keeps_the_contract(extractor):
 def test_features_are_block_means_of_gray(extractor, size):
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     block = size // 8
-    expected = images.numpy().astype(float).reshape(2, 3, 8, block, 8, block).mean((1, 3, 5)).reshape(2, 64) / 255
+    expected = (
+        images.numpy()
+        .astype(float)
+        .reshape(2, 3, 8, block, 8, block)
+        .mean((1, 3, 5))
+        .reshape(2, 64)
+        / 255
+    )
     np.testing.assert_allclose(extractor(images).features, expected, atol=1e-12)
 
 
 def test_digits_of_8_pixels_come_back(extractor):
     pixels, labels = load_digits_pixels("test")
-    images = torch.from_numpy((pixels * 255).round().astype(np.uint8)).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
+    images = (
+        torch.from_numpy((pixels * 255).round().astype(np.uint8))
+        .view(-1, 1, 8, 8)
+        .expand(-1, 3, -1, -1)
+    )
     seen = extractor(images)
     np.testing.assert_allclose(seen.features, pixels, atol=0.5 / 255 + 1e-9)
     assert (seen.logits.argmax(1).numpy() == labels).mean() > 0.98
@@ -114,7 +130,10 @@ class TestNearestNeighbors:
 
     def test_copies_are_memorized(self, extractor, digits):
         found = nearest_neighbors(extractor, digits["train"][:50], digits["train"], digits["test"])
-        assert found == {"nearest_neighbor_ratio": pytest.approx(0, abs=1e-6), "share_nearer_than_held_out": 1}
+        assert found == {
+            "nearest_neighbor_ratio": pytest.approx(0, abs=1e-6),
+            "share_nearer_than_held_out": 1,
+        }
 
     def test_new_real_digits_are_not(self, extractor, digits):
         found = nearest_neighbors(extractor, digits["test"], digits["train"], digits["test"])

@@ -6,7 +6,13 @@ from fixtures.extractors.networks import inception_weights, lpips_heads, vgg16_w
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.extractors import INCEPTION, Extracted, FeatureExtractor, Judges, load_extractor
+from titok_hf.evaluation.extractors import (
+    INCEPTION,
+    Extracted,
+    FeatureExtractor,
+    Judges,
+    load_extractor,
+)
 from titok_hf.evaluation.inception import InceptionExtractor
 from titok_hf.evaluation.protocol import METRICS, Protocol
 from titok_hf.evaluation.vision_extractor import VisionExtractor
@@ -48,7 +54,8 @@ class TestLoadExtractor:
         assert isinstance(load_extractor("digits"), DigitsExtractor)
 
     @pytest.mark.parametrize(
-        ("name", "preprocessing"), [("inception", "tensorflow"), ("inception-pytorch-fid", "pytorch-fid")]
+        ("name", "preprocessing"),
+        [("inception", "tensorflow"), ("inception-pytorch-fid", "pytorch-fid")],
     )
     def test_inception_by_its_preprocessing(self, inception_file, name, preprocessing):
         extractor = load_extractor(name, inception_file, "cpu")
@@ -60,10 +67,16 @@ class TestLoadExtractor:
     def test_a_model_of_transformers(self, vit):
         extractor = load_extractor(str(vit), device="cpu")
         assert isinstance(extractor, VisionExtractor)
-        assert (extractor.num_features, extractor.num_classes, extractor.input_size) == (16, None, 16)
+        assert (extractor.num_features, extractor.num_classes, extractor.input_size) == (
+            16,
+            None,
+            16,
+        )
 
     def test_an_unknown_inception_is_refused(self):
-        with pytest.raises(ValueError, match="one of inception, inception-pytorch-fid, digits or a model, got"):
+        with pytest.raises(
+            ValueError, match="one of inception, inception-pytorch-fid, digits or a model, got"
+        ):
             load_extractor("inception-clean")
 
     def test_missing_weights_are_named_with_their_place(self, torch_cache):
@@ -98,17 +111,26 @@ class TestJudges:
         protocol = Protocol.load("demo", [f"{name}={value}" for name, value in fields.items()])
         return Judges.load(protocol, metrics, device="cpu")
 
-    @pytest.mark.parametrize("metric", sorted({name for names in METRICS.values() for name in names}))
+    @pytest.mark.parametrize(
+        "metric", sorted({name for names in METRICS.values() for name in names})
+    )
     def test_a_metric_loads_what_it_needs_and_no_more(self, torch_cache, fill_cache, metric):
         judges = self.load(metric)
-        of_pairs_or_codes = metric in ("mean_squared_error", "psnr", "ssim", "lpips") or metric.startswith("codebook")
+        of_pairs_or_codes = metric in (
+            "mean_squared_error",
+            "psnr",
+            "ssim",
+            "lpips",
+        ) or metric.startswith("codebook")
         assert (judges.extractor is None) == of_pairs_or_codes
         assert judges.classifier is None
         assert isinstance(judges.lpips, LPIPS) == (metric == "lpips")
 
     def test_a_classifier_beside_the_extractor(self, vit):
         judges = self.load("accuracy", "frechet_distance", extractor=vit, classifier="digits")
-        assert isinstance(judges.extractor, VisionExtractor) and isinstance(judges.classifier, DigitsExtractor)
+        assert isinstance(judges.extractor, VisionExtractor) and isinstance(
+            judges.classifier, DigitsExtractor
+        )
         assert self.load("accuracy", extractor=vit, classifier="digits").extractor is None
         assert self.load("frechet_distance", extractor=vit, classifier="digits").classifier is None
 
@@ -129,7 +151,9 @@ class TestJudges:
 
     def test_identities_are_of_those_that_are_there(self, torch_cache, fill_cache):
         assert self.load("psnr").identities() == {}
-        identities = self.load("accuracy", "lpips", extractor="inception", classifier="digits").identities()
+        identities = self.load(
+            "accuracy", "lpips", extractor="inception", classifier="digits"
+        ).identities()
         assert identities == {
             "classifier": DigitsExtractor().identity(),
             "lpips": {"name": "LPIPS 0.1, VGG16", "weights_sha256": state_sha256(load_lpips())},

@@ -10,7 +10,13 @@ import torch
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
 from titok_hf.evaluation.extractors import INCEPTION, Judges
-from titok_hf.evaluation.feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, progress
+from titok_hf.evaluation.feature_sets import (
+    FeatureSet,
+    Reference,
+    check_feasible,
+    feature_metrics,
+    progress,
+)
 from titok_hf.evaluation.protocol import CLASS_METRICS, GAUSSIAN_METRICS, NEIGHBOR_METRICS, Protocol
 from titok_hf.evaluation.sources import ImageBatch, ReferenceImages, TensorImages
 
@@ -18,7 +24,12 @@ from . import formulas
 from .tiny_models import Colors
 
 ALL = (*GAUSSIAN_METRICS, *NEIGHBOR_METRICS, "kernel_distance", *CLASS_METRICS)
-CHANGES = ("inception_score_splits=4", "kernel_subsets=1", "kernel_subset_size=40", "density_neighbors=4")
+CHANGES = (
+    "inception_score_splits=4",
+    "kernel_subsets=1",
+    "kernel_subset_size=40",
+    "density_neighbors=4",
+)
 
 
 @pytest.fixture
@@ -69,7 +80,9 @@ def test_all_metrics_are_those_of_the_papers(images, real, protocol, batch_size)
     kept, kept_reference = x.astype(np.float32).astype(float), y.astype(np.float32).astype(float)
     assert found == {
         "frechet_distance": pytest.approx(formulas.frechet_distance(x, y), rel=1e-9),
-        "spatial_frechet_distance": pytest.approx(formulas.frechet_distance(halves(images), halves(real)), rel=1e-9),
+        "spatial_frechet_distance": pytest.approx(
+            formulas.frechet_distance(halves(images), halves(real)), rel=1e-9
+        ),
         "precision": formulas.precision(kept, kept_reference, 3),
         "recall": formulas.precision(kept_reference, kept, 3),
         "density": pytest.approx(formulas.density(kept, kept_reference, 4)),
@@ -78,7 +91,9 @@ def test_all_metrics_are_those_of_the_papers(images, real, protocol, batch_size)
         "accuracy": pytest.approx(np.mean(x.argmax(1) == labels.numpy())),
         "inception_score": pytest.approx(formulas.inception_score(20 * x, 4), rel=1e-9),
     }
-    assert 0 < found["precision"] < 1 and 0 < found["coverage"] < 1 and found["inception_score"] > 1.5
+    assert (
+        0 < found["precision"] < 1 and 0 < found["coverage"] < 1 and found["inception_score"] > 1.5
+    )
 
 
 def test_images_may_come_in_any_order(images, real, protocol):
@@ -92,7 +107,10 @@ def test_images_may_come_in_any_order(images, real, protocol):
     assert torch.equal(mixed.features, torch.from_numpy(colors(images)).float())
     assert mixed.sha256 == expected.sha256
     reference = gathered(judges, ALL, TensorImages(real, torch.zeros(40)), protocol)
-    ours, theirs = (feature_metrics(side, reference, {}, protocol, ALL, paired=False) for side in (mixed, expected))
+    ours, theirs = (
+        feature_metrics(side, reference, {}, protocol, ALL, paired=False)
+        for side in (mixed, expected)
+    )
     for name, estimate in theirs.items():
         assert ours[name].value == pytest.approx(estimate.value, rel=1e-9), name
 
@@ -112,15 +130,24 @@ def test_digits_are_seen_by_their_own_classifier(protocol):
 
 
 def test_paired_images_have_a_smaller_error(images, protocol):
-    """Errors of the distance to other images hold the spread of both; of reconstructions it cancels out."""
+    """Errors of the distance to other images hold the spread of both; of reconstructions it cancels
+    out."""
     judges = Judges(Colors())
     changed = (images.float() * 0.97).to(torch.uint8)
-    first, second = (gathered(judges, ["frechet_distance"], TensorImages(x), protocol) for x in (changed, images))
+    first, second = (
+        gathered(judges, ["frechet_distance"], TensorImages(x), protocol) for x in (changed, images)
+    )
     paired, apart = (
-        feature_metrics(first, second, {}, protocol, ["frechet_distance"], pairs)["frechet_distance"]
+        feature_metrics(first, second, {}, protocol, ["frechet_distance"], pairs)[
+            "frechet_distance"
+        ]
         for pairs in (True, False)
     )
-    assert paired.value == apart.value == pytest.approx(formulas.frechet_distance(colors(changed), colors(images)))
+    assert (
+        paired.value
+        == apart.value
+        == pytest.approx(formulas.frechet_distance(colors(changed), colors(images)))
+    )
     assert 0 < paired.standard_error < apart.standard_error
 
 
@@ -172,7 +199,9 @@ def kept_bytes(part, seen=None):
     ("metrics", "grows_by"),
     [
         ((*GAUSSIAN_METRICS, *CLASS_METRICS), 0),
-        *(((name,), 3 * 4 + 8) for name in (*NEIGHBOR_METRICS, "kernel_distance")),  # float32 features, and the index
+        *(
+            ((name,), 3 * 4 + 8) for name in (*NEIGHBOR_METRICS, "kernel_distance")
+        ),  # float32 features, and the index
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
 )
@@ -183,7 +212,9 @@ def test_memory_grows_only_where_features_are_needed(protocol, metrics, grows_by
 
         def __call__(self, images: torch.Tensor) -> Any:
             seen = super().__call__(images)
-            return replace(seen, features=torch.cat([seen.features, seen.features], 1).float()[:, :3])
+            return replace(
+                seen, features=torch.cat([seen.features, seen.features], 1).float()[:, :3]
+            )
 
     number, batch_size = 30000, 250
     found = FeatureSet(Judges(Parts()), metrics, number, protocol)
@@ -197,7 +228,9 @@ def test_memory_grows_only_where_features_are_needed(protocol, metrics, grows_by
         assert np.diff(sizes).tolist() == [grows_by * batch_size] * (len(sizes) - 1)
     else:
         assert max(sizes[60:]) <= max(sizes[:60]) * 1.02
-        assert max(sizes) < 10 * 8 * (512 + batch_size) * (3 + 2) + 10000  # rows that wait to be multiplied
+        assert (
+            max(sizes) < 10 * 8 * (512 + batch_size) * (3 + 2) + 10000
+        )  # rows that wait to be multiplied
 
 
 class TestReference:
@@ -206,8 +239,13 @@ class TestReference:
         pixels = np.ascontiguousarray(real.numpy().transpose(0, 2, 3, 1))
         mu, sigma = y.mean(0) + 0.1, np.cov(y.T) * 2
         np.savez(tmp_path / "reference.npz", arr_0=pixels, mu=mu, sigma=sigma)
-        source = ReferenceImages(ReferenceBatch.load(tmp_path / "reference.npz"), replace(protocol, image_size=8))
-        judges, metrics = Judges(Colors()), ("frechet_distance", "spatial_frechet_distance", "recall")
+        source = ReferenceImages(
+            ReferenceBatch.load(tmp_path / "reference.npz"), replace(protocol, image_size=8)
+        )
+        judges, metrics = (
+            Judges(Colors()),
+            ("frechet_distance", "spatial_frechet_distance", "recall"),
+        )
         reference = Reference(source, metrics)
         assert list(reference.stored) == ["frechet_distance"]
         check_feasible(metrics, protocol, judges, 40, False, reference)
@@ -220,7 +258,10 @@ class TestReference:
         spatial = formulas.frechet_distance(halves(images), halves(real))
         assert found["spatial_frechet_distance"].value == pytest.approx(spatial)
         described = reference.describe(theirs)
-        assert described["file"].endswith("reference.npz") and described["fingerprint"] == theirs.sha256
+        assert (
+            described["file"].endswith("reference.npz")
+            and described["fingerprint"] == theirs.sha256
+        )
 
     def test_statistics_alone_need_no_images(self, tmp_path, images, protocol):
         np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
@@ -232,13 +273,26 @@ class TestReference:
 
 
 class TestCheckFeasible:
-    def check(self, protocol, *metrics, judges=None, num_images=100, labelled=True, reference_images=100, stored=None):
+    def check(
+        self,
+        protocol,
+        *metrics,
+        judges=None,
+        num_images=100,
+        labelled=True,
+        reference_images=100,
+        stored=None,
+    ):
         reference = None
         if reference_images is not None:
-            reference = Reference(TensorImages(torch.zeros(reference_images, 3, 8, 8, dtype=torch.uint8)), metrics)
+            reference = Reference(
+                TensorImages(torch.zeros(reference_images, 3, 8, 8, dtype=torch.uint8)), metrics
+            )
         if stored is not None:
             reference = Reference(ReferenceImages(ReferenceBatch.load(stored), protocol), metrics)
-        check_feasible(metrics, protocol, judges or Judges(Colors()), num_images, labelled, reference)
+        check_feasible(
+            metrics, protocol, judges or Judges(Colors()), num_images, labelled, reference
+        )
 
     @pytest.mark.parametrize(
         ("metric", "needed"),
@@ -262,22 +316,30 @@ class TestCheckFeasible:
 
     def test_fewer_images_than_parts(self, protocol):
         self.check(protocol, "inception_score", num_images=4, reference_images=None)
-        with pytest.raises(ValueError, match="inception_score with colors needs at least 4 judged images, got 3"):
+        with pytest.raises(
+            ValueError, match="inception_score with colors needs at least 4 judged images, got 3"
+        ):
             self.check(protocol, "inception_score", num_images=3, reference_images=1)
 
     def test_metrics_of_classes_need_no_reference(self, protocol):
         self.check(protocol, "accuracy", "inception_score", reference_images=None)
-        self.check(protocol, "accuracy", judges=Judges(classifier=DigitsExtractor()), reference_images=None)
+        self.check(
+            protocol, "accuracy", judges=Judges(classifier=DigitsExtractor()), reference_images=None
+        )
 
     def test_no_labels(self, protocol):
-        with pytest.raises(ValueError, match="accuracy needs labels: name their column, or leave the metric out"):
+        with pytest.raises(
+            ValueError, match="accuracy needs labels: name their column, or leave the metric out"
+        ):
             self.check(protocol, "accuracy", labelled=False)
 
     @pytest.mark.parametrize("name", ["dinov2", INCEPTION])
     def test_no_classifier(self, protocol, name):
         extractor = Colors()
         extractor.name, extractor.num_classes = name, 1008 if name == INCEPTION else None
-        with pytest.raises(ValueError, match=f"accuracy needs a classifier of the data set's classes, which {name}"):
+        with pytest.raises(
+            ValueError, match=f"accuracy needs a classifier of the data set's classes, which {name}"
+        ):
             self.check(protocol, "accuracy", judges=Judges(extractor))
         self.check(protocol, "accuracy", judges=Judges(extractor, DigitsExtractor()))
 
@@ -285,31 +347,48 @@ class TestCheckFeasible:
         extractor = Colors()
         extractor.num_classes = extractor.num_spatial = None
         judges = Judges(extractor)
-        with pytest.raises(ValueError, match="inception_score needs an extractor that classifies, which colors do"):
+        with pytest.raises(
+            ValueError, match="inception_score needs an extractor that classifies, which colors do"
+        ):
             self.check(protocol, "inception_score", judges=judges)
-        with pytest.raises(ValueError, match="spatial_frechet_distance needs spatial features, which only In"):
+        with pytest.raises(
+            ValueError, match="spatial_frechet_distance needs spatial features, which only In"
+        ):
             self.check(protocol, "spatial_frechet_distance", judges=judges)
 
-    @pytest.mark.parametrize("metric", ["frechet_distance", "spatial_frechet_distance", "recall", "kernel_distance"])
+    @pytest.mark.parametrize(
+        "metric", ["frechet_distance", "spatial_frechet_distance", "recall", "kernel_distance"]
+    )
     def test_no_reference(self, protocol, metric):
-        with pytest.raises(ValueError, match=f"{metric} needs images to compare with: name a file of ADM's, a folder"):
+        with pytest.raises(
+            ValueError,
+            match=f"{metric} needs images to compare with: name a file of ADM's, a folder",
+        ):
             self.check(protocol, "accuracy", metric, reference_images=None)
 
     @pytest.mark.parametrize(
         ("metric", "names", "expected"),
-        [("frechet_distance", ("mu", "sigma"), 3), ("spatial_frechet_distance", ("mu_s", "sigma_s"), 2)],
+        [
+            ("frechet_distance", ("mu", "sigma"), 3),
+            ("spatial_frechet_distance", ("mu_s", "sigma_s"), 2),
+        ],
     )
     def test_statistics_of_another_extractor(self, protocol, tmp_path, metric, names, expected):
         np.savez(tmp_path / "other.npz", **dict(zip(names, (np.zeros(7), np.eye(7)), strict=True)))
         sentence = f"The reference holds statistics of 7 features, and colors has {expected}: they are of another extr"
         with pytest.raises(ValueError, match=sentence):
             self.check(protocol, metric, stored=tmp_path / "other.npz")
-        np.savez(tmp_path / "ours.npz", **dict(zip(names, (np.zeros(expected), np.eye(expected)), strict=True)))
+        np.savez(
+            tmp_path / "ours.npz",
+            **dict(zip(names, (np.zeros(expected), np.eye(expected)), strict=True)),
+        )
         self.check(protocol, metric, stored=tmp_path / "ours.npz")
 
     def test_statistics_without_the_images_that_a_metric_needs(self, protocol, tmp_path):
         np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
-        with pytest.raises(ValueError, match="recall with colors needs at least 4 reference images, got 0"):
+        with pytest.raises(
+            ValueError, match="recall with colors needs at least 4 reference images, got 0"
+        ):
             self.check(protocol, "frechet_distance", "recall", stored=tmp_path / "statistics.npz")
 
 

@@ -19,7 +19,13 @@ from typer.testing import CliRunner
 
 import titok_hf
 from titok_hf.cli import app
-from titok_hf.evaluation import Evaluation, Protocol, evaluate_generation, measure_generation, write_reference
+from titok_hf.evaluation import (
+    Evaluation,
+    Protocol,
+    evaluate_generation,
+    measure_generation,
+    write_reference,
+)
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
 from titok_hf.evaluation.extractors import Judges
@@ -54,12 +60,17 @@ def saved(pipeline, tmp_path):
 
 
 def changes(*metrics, **fields):
-    return [f"metrics.generation=[{','.join(metrics)}]", *(f"{name}={value}" for name, value in fields.items())]
+    return [
+        f"metrics.generation=[{','.join(metrics)}]",
+        *(f"{name}={value}" for name, value in fields.items()),
+    ]
 
 
 def generated(folder, number, seed=0, batch_size=64, **arguments):
     """The images of a pipeline for the demo's protocol."""
-    source = GeneratedImages(load_pipeline(folder), number, Protocol.load("demo"), seed, **arguments)
+    source = GeneratedImages(
+        load_pipeline(folder), number, Protocol.load("demo"), seed, **arguments
+    )
     return torch.cat([batch.images for batch in source.batches(batch_size)])
 
 
@@ -74,7 +85,12 @@ def values_of(result):
 
 PIPELINES = {
     "titok": (None, {"num_inference_steps": 4}, "TiTokModel", "MaskGitModel"),
-    "dit": (make_dit, {"num_inference_steps": 3, "guidance_scale": 1.0}, "AutoencoderKL", "DiTTransformer2DModel"),
+    "dit": (
+        make_dit,
+        {"num_inference_steps": 3, "guidance_scale": 1.0},
+        "AutoencoderKL",
+        "DiTTransformer2DModel",
+    ),
     "ddpm": (make_ddpm, {"num_inference_steps": 3}, None, "UNet2DModel"),
 }
 
@@ -84,7 +100,14 @@ class TestPipelines:
     def test_all_kinds_are_measured_alike(self, name, pipeline, tmp_path, digits, real):
         make, sampler, tokenizer, generator = PIPELINES[name]
         (make() if make else pipeline).save_pretrained(tmp_path / "pipeline")
-        metrics = ["frechet_distance", "precision", "recall", "density", "coverage", "inception_score"]
+        metrics = [
+            "frechet_distance",
+            "precision",
+            "recall",
+            "density",
+            "coverage",
+            "inception_score",
+        ]
         metrics += [] if name == "ddpm" else ["accuracy"]
         result = evaluate_generation(
             tmp_path / "pipeline",
@@ -97,21 +120,31 @@ class TestPipelines:
         )
         seen = digits(generated(tmp_path / "pipeline", 70, **sampler))
         x, y = seen.features.numpy(), digits(real).features.numpy()
-        kept, kept_reference = x.astype(np.float32).astype(float), y.astype(np.float32).astype(float)
+        kept, kept_reference = (
+            x.astype(np.float32).astype(float),
+            y.astype(np.float32).astype(float),
+        )
         expected = {
             "frechet_distance": pytest.approx(formulas.frechet_distance(x, y), rel=1e-7),
             "precision": formulas.precision(kept, kept_reference, 3),
             "recall": formulas.precision(kept_reference, kept, 3),
             "density": pytest.approx(formulas.density(kept, kept_reference, 5)),
             "coverage": formulas.coverage(kept, kept_reference, 5),
-            "inception_score": pytest.approx(formulas.inception_score(seen.logits.numpy(), 2), rel=1e-9),
+            "inception_score": pytest.approx(
+                formulas.inception_score(seen.logits.numpy(), 2), rel=1e-9
+            ),
         }
         if name != "ddpm":
             classes = np.arange(70) % 10
             expected["accuracy"] = pytest.approx((seen.logits.argmax(1).numpy() == classes).mean())
         assert values_of(result) == expected
-        assert result.num_images == 70 and result.seeds == [0] and result.reference["split"] == "train"
-        assert (result.tokenizer and result.tokenizer["class"], result.generator["class"]) == (tokenizer, generator)
+        assert (
+            result.num_images == 70 and result.seeds == [0] and result.reference["split"] == "train"
+        )
+        assert (result.tokenizer and result.tokenizer["class"], result.generator["class"]) == (
+            tokenizer,
+            generator,
+        )
         assert result.sampler["arguments"].items() >= sampler.items()
 
     @pytest.mark.parametrize("name", PIPELINES)
@@ -120,13 +153,20 @@ class TestPipelines:
         (make() if make else pipeline).save_pretrained(tmp_path / "pipeline")
         whole = generated(tmp_path / "pipeline", 23, batch_size=23, **sampler)
         for batch_size in (1, 7):
-            difference = (generated(tmp_path / "pipeline", 23, batch_size=batch_size, **sampler).int() - whole).abs()
+            difference = (
+                generated(tmp_path / "pipeline", 23, batch_size=batch_size, **sampler).int() - whole
+            ).abs()
             assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
         assert len({bytes(image.flatten().tolist()) for image in whole}) == 23
 
     def test_several_seeds_give_the_mean_of_as_many_sets(self, saved, digits, real):
         result = evaluate_generation(
-            saved, "demo", changes("frechet_distance", "accuracy"), reference="digits", num_samples=70, seeds=[3, 4, 8]
+            saved,
+            "demo",
+            changes("frechet_distance", "accuracy"),
+            reference="digits",
+            num_samples=70,
+            seeds=[3, 4, 8],
         )
         seen = [digits(generated(saved, 70, seed)) for seed in (3, 4, 8)]
         reference = digits(real).features.numpy()
@@ -159,7 +199,9 @@ class TestPipelines:
 
     def test_half_precision(self, saved):
         half, full = (
-            evaluate_generation(saved, "demo", changes("inception_score"), num_samples=10, device="cpu", dtype=dtype)
+            evaluate_generation(
+                saved, "demo", changes("inception_score"), num_samples=10, device="cpu", dtype=dtype
+            )
             for dtype in ("bfloat16", "float32")
         )
         assert half.data["fingerprint"] != full.data["fingerprint"]
@@ -175,10 +217,15 @@ class TestImagesThatAreThere:
         write_samples(tmp_path / "samples.npz", images)
         (tmp_path / "folder").mkdir()
         for i, image in enumerate(images):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "folder" / f"{i:03d}.png")
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(
+                tmp_path / "folder" / f"{i:03d}.png"
+            )
         from_file, from_folder = (
             evaluate_generation(
-                tmp_path / name, "demo", changes("frechet_distance", "inception_score"), reference="digits"
+                tmp_path / name,
+                "demo",
+                changes("frechet_distance", "inception_score"),
+                reference="digits",
             )
             for name in ("samples.npz", "folder")
         )
@@ -196,12 +243,17 @@ class TestImagesThatAreThere:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
         with pytest.raises(
-            ValueError, match=r"not those of digits-8x8: it has no '0', but 'zero', .*class_matching=ids"
+            ValueError,
+            match=r"not those of digits-8x8: it has no '0', but 'zero', .*class_matching=ids",
         ):
             evaluate_generation(tmp_path / "folder", "demo", changes("accuracy"))
-        result = evaluate_generation(tmp_path / "folder", "demo", changes("accuracy", class_matching="ids"))
+        result = evaluate_generation(
+            tmp_path / "folder", "demo", changes("accuracy", class_matching="ids")
+        )
         read = digits(images).logits.argmax(1).numpy()
-        assert result.metrics["accuracy"].value == pytest.approx((read == np.arange(40) % 10).mean())
+        assert result.metrics["accuracy"].value == pytest.approx(
+            (read == np.arange(40) % 10).mean()
+        )
 
     @pytest.mark.parametrize(
         ("source", "arguments", "sentence"),
@@ -222,7 +274,9 @@ class TestImagesThatAreThere:
             ("samples.npz", {"overrides": changes("accuracy")}, "accuracy needs labels"),
         ],
     )
-    def test_what_does_not_fit_is_refused(self, tmp_path, monkeypatch, images, source, arguments, sentence):
+    def test_what_does_not_fit_is_refused(
+        self, tmp_path, monkeypatch, images, source, arguments, sentence
+    ):
         monkeypatch.chdir(tmp_path)
         write_samples(tmp_path / "samples.npz", images)
         write_samples(tmp_path / "small.npz", images[..., :16, :16])
@@ -233,7 +287,9 @@ class TestImagesThatAreThere:
         for i in range(2):
             Image.new("RGB", (32 + 8 * i, 32)).save(tmp_path / "mixed" / f"{i}.png")
         with pytest.raises(ValueError, match=sentence):
-            evaluate_generation(source, "demo", **{"overrides": changes("inception_score"), **arguments})
+            evaluate_generation(
+                source, "demo", **{"overrides": changes("inception_score"), **arguments}
+            )
 
 
 class TestAdm:
@@ -256,10 +312,14 @@ class TestAdm:
             for name in ("ours.npz", "numpys.npz")
         ]  # fmt: skip
         x = digits(generated(saved, 70)).features.numpy()
-        ours, theirs = (each.astype(np.float32).astype(float) for each in (x, digits(kept).features.numpy()))
+        ours, theirs = (
+            each.astype(np.float32).astype(float) for each in (x, digits(kept).features.numpy())
+        )
         for result in results:
             found = values_of(result)
-            assert found["frechet_distance"] == pytest.approx(formulas.frechet_distance(x, features), rel=1e-7)
+            assert found["frechet_distance"] == pytest.approx(
+                formulas.frechet_distance(x, features), rel=1e-7
+            )
             assert found["precision"] == formulas.precision(ours, theirs, 3)
             assert found["recall"] == formulas.precision(theirs, ours, 3)
         assert values_of(results[0]) == pytest.approx(values_of(results[1]), rel=1e-9)
@@ -273,26 +333,37 @@ class TestAdm:
         ours, theirs = Colors()(images), Colors()(others)
         mu, mu_s = theirs.features.mean(0).numpy(), theirs.spatial.mean(0).numpy()
         sigma, sigma_s = np.cov(theirs.features.numpy().T), np.cov(theirs.spatial.numpy().T)
-        write_samples(tmp_path / "reference.npz", others[:10], mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
+        write_samples(
+            tmp_path / "reference.npz", others[:10], mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s
+        )
         metrics = changes("frechet_distance", "spatial_frechet_distance", image_size=8)
         protocol = Protocol.load("adm-256", metrics)
         reference = ReferenceImages(ReferenceBatch.load(tmp_path / "reference.npz"), protocol)
         measured = measure_generation(
             [TensorImages(images)], reference, protocol, Judges(Colors()), progress_bar=False
         )
-        for name, kind in (("frechet_distance", "features"), ("spatial_frechet_distance", "spatial")):
-            expected = formulas.frechet_distance(getattr(ours, kind).numpy(), getattr(theirs, kind).numpy())
+        for name, kind in (
+            ("frechet_distance", "features"),
+            ("spatial_frechet_distance", "spatial"),
+        ):
+            expected = formulas.frechet_distance(
+                getattr(ours, kind).numpy(), getattr(theirs, kind).numpy()
+            )
             assert measured.metrics[name].value == pytest.approx(expected, rel=1e-9)
 
     def test_inceptions_metrics_of_samples_in_a_file(self, tmp_path):
         torch.save(inception_weights(), tmp_path / "inception.pth")
         images, others = (
-            torch.nn.functional.interpolate(torch.rand(number, 3, 4, 4) * 255, size=(32, 32)).to(torch.uint8)
+            torch.nn.functional.interpolate(torch.rand(number, 3, 4, 4) * 255, size=(32, 32)).to(
+                torch.uint8
+            )
             for number in (8, 7)
         )
         write_samples(tmp_path / "samples.npz", images)
         write_samples(tmp_path / "reference.npz", others)
-        metrics = changes("inception_score", "precision", "recall", image_size=32, inception_score_split_size=4)
+        metrics = changes(
+            "inception_score", "precision", "recall", image_size=32, inception_score_split_size=4
+        )
         result = evaluate_generation(
             tmp_path / "samples.npz",
             "adm-256",
@@ -322,14 +393,19 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ({"reference": "digits", "reference_split": "all"}, "'digits' has no split 'all' but train, test"),
+            (
+                {"reference": "digits", "reference_split": "all"},
+                "'digits' has no split 'all' but train, test",
+            ),
             ({"reference": "empty"}, "empty holds no images that `datasets` can read"),
             ({"reference": "large.npz"}, r"images of 32x32 pixels, .*large\.npz holds 64x64"),
             ({"reference": "float.npz"}, r"float\.npz must be uint8 in \[0, 255\], got float64"),
             ({"protocol": "titok-rfid"}, "'titok-rfid' is for reconstruction, not for generation"),
         ],
     )
-    def test_the_reference_is_looked_at_before_the_pipeline_is(self, tmp_path, monkeypatch, arguments, sentence):
+    def test_the_reference_is_looked_at_before_the_pipeline_is(
+        self, tmp_path, monkeypatch, arguments, sentence
+    ):
         """A pipeline that is not there would be another error."""
         monkeypatch.chdir(tmp_path)
         (tmp_path / "empty").mkdir()
@@ -350,20 +426,37 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ({"reference": "digits", "num_samples": 64}, "frechet_distance with digits-8x8 needs at least 65 judged"),
-            ({"reference": "few.npz"}, "frechet_distance with digits-8x8 needs at least 65 reference images, got 64"),
-            ({"reference": "other.npz"}, "statistics of 2048 features, and digits-8x8 has 64: they are of another"),
+            (
+                {"reference": "digits", "num_samples": 64},
+                "frechet_distance with digits-8x8 needs at least 65 judged",
+            ),
+            (
+                {"reference": "few.npz"},
+                "frechet_distance with digits-8x8 needs at least 65 reference images, got 64",
+            ),
+            (
+                {"reference": "other.npz"},
+                "statistics of 2048 features, and digits-8x8 has 64: they are of another",
+            ),
             ({}, "frechet_distance needs images to compare with"),
-            ({"overrides": ["image_size=64"], "reference": "digits"}, "64x64 pixels, the pipeline makes 32x32"),
+            (
+                {"overrides": ["image_size=64"], "reference": "digits"},
+                "64x64 pixels, the pipeline makes 32x32",
+            ),
             ({"reference": "digits", "sampler": {"shift": 3}}, "A TiTokPipeline takes no shift"),
             (
                 {"num_samples": None, "overrides": ["num_samples=null"]},
                 "names no number of images: give `num_samples`",
             ),
-            ({"reference": "digits", "seeds": [1, 2], "samples": "s.npz"}, "`samples` takes the images of one seed"),
+            (
+                {"reference": "digits", "seeds": [1, 2], "samples": "s.npz"},
+                "`samples` takes the images of one seed",
+            ),
         ],
     )
-    def test_what_cannot_be_measured_is_not_made(self, pipeline, tmp_path, monkeypatch, arguments, sentence):
+    def test_what_cannot_be_measured_is_not_made(
+        self, pipeline, tmp_path, monkeypatch, arguments, sentence
+    ):
         """The pipeline would make NaN, which is another error."""
         monkeypatch.chdir(tmp_path)
         for parameter in pipeline.tokenizer.parameters():
@@ -389,26 +482,41 @@ class TestBadInput:
 class TestSamples:
     def test_samples_are_written_and_measured(self, saved, tmp_path):
         path = tmp_path / "made" / "samples.npz"
-        arguments = {"overrides": changes("inception_score", "accuracy"), "num_samples": 23, "batch_size": 8}
+        arguments = {
+            "overrides": changes("inception_score", "accuracy"),
+            "num_samples": 23,
+            "batch_size": 8,
+        }
         result = evaluate_generation(saved, "demo", samples=path, **arguments)
         images = generated(saved, 23, batch_size=8)
         with np.load(path) as written:
             assert written.files == ["arr_0"]
             assert written["arr_0"].dtype == np.uint8
             assert np.array_equal(written["arr_0"], images.permute(0, 2, 3, 1))
-        assert sorted(file.name for file in path.parent.iterdir()) == ["samples.npz", "samples.npz.json"]
+        assert sorted(file.name for file in path.parent.iterdir()) == [
+            "samples.npz",
+            "samples.npz.json",
+        ]
         plain = evaluate_generation(saved, "demo", **arguments)
         assert result.metrics == plain.metrics and result.data == plain.data
         of_file = evaluate_generation(path, "demo", changes("inception_score"))
         assert of_file.metrics["inception_score"] == plain.metrics["inception_score"]
         assert of_file.data["fingerprint"] == plain.data["fingerprint"]
         parts = ("tokenizer", "generator", "sampler", "seeds", "dtype")  # the file beside it tells
-        assert [getattr(of_file, part) for part in parts] == [getattr(plain, part) for part in parts]
+        assert [getattr(of_file, part) for part in parts] == [
+            getattr(plain, part) for part in parts
+        ]
 
-    def test_a_run_that_was_stopped_before_its_result_was_written(self, saved, tmp_path, monkeypatch):
+    def test_a_run_that_was_stopped_before_its_result_was_written(
+        self, saved, tmp_path, monkeypatch
+    ):
         """The samples are whole: none is made again, by whatever way the same pipeline is named."""
         path = tmp_path / "samples.npz"
-        arguments = {"overrides": changes("inception_score", "accuracy"), "num_samples": 20, "samples": path}
+        arguments = {
+            "overrides": changes("inception_score", "accuracy"),
+            "num_samples": 20,
+            "samples": path,
+        }
         result = evaluate_generation(saved, "demo", **arguments)
         monkeypatch.setattr(GeneratedImages, "make", lambda *_: pytest.fail("made again"))
         again = evaluate_generation(f"{saved}/", "demo", **arguments)
@@ -418,9 +526,16 @@ class TestSamples:
 
     def test_a_file_that_is_there_stays(self, saved, tmp_path):
         (tmp_path / "samples.npz").write_text("precious")
-        with pytest.raises(FileExistsError, match=r"samples\.npz exists already: measure it instead, choose another"):
+        with pytest.raises(
+            FileExistsError,
+            match=r"samples\.npz exists already: measure it instead, choose another",
+        ):
             evaluate_generation(
-                saved, "demo", changes("inception_score"), num_samples=20, samples=tmp_path / "samples.npz"
+                saved,
+                "demo",
+                changes("inception_score"),
+                num_samples=20,
+                samples=tmp_path / "samples.npz",
             )
         assert (tmp_path / "samples.npz").read_text() == "precious"
         assert not (tmp_path / "samples.npz.parts").exists()
@@ -432,7 +547,9 @@ class TestSamples:
         first, second = next(stopped), next(stopped)
         files = sorted(path.with_name("samples.npz.parts").glob("*.npy"))
         assert len(files) == 2
-        np.save(files[0], np.zeros_like(first.images.numpy()))  # so that it tells if it is made again
+        np.save(
+            files[0], np.zeros_like(first.images.numpy())
+        )  # so that it tells if it is made again
         (files[0].parent / "000000012.partial").write_bytes(b"half a batch")
         again = KeptImages(source, path, made_by)
         batches = list(again.batches(6))
@@ -449,7 +566,12 @@ class TestSamples:
         path, alone = tmp_path / "samples.npz", tmp_path / "alone.npz"
         parts = tmp_path / "samples.npz.parts"
         process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("generation_to_file.py"), tmp_path / "ddpm", path],
+            [
+                sys.executable,
+                Path(__file__).with_name("generation_to_file.py"),
+                tmp_path / "ddpm",
+                path,
+            ],
             env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
         )
         deadline = time.monotonic() + 90
@@ -481,7 +603,14 @@ def test_two_processes_measure_as_one(pipeline, tmp_path):
     one.mkdir()
     pipeline.save_pretrained(models / "pipeline")
     pipeline.tokenizer.save_pretrained(models / "tokenizer")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     subprocess.run(
         [*torchrun, Path(__file__).with_name("distributed_evaluation.py"), models, two],
         env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
@@ -501,11 +630,19 @@ def test_two_processes_measure_as_one(pipeline, tmp_path):
                 assert list(together.metrics) == list(alone.metrics)
                 for metric, estimate in alone.metrics.items():
                     found = together.metrics[metric]
-                    assert found.value == pytest.approx(estimate.value, rel=1e-9, abs=1e-12), (task, metric)
+                    assert found.value == pytest.approx(estimate.value, rel=1e-9, abs=1e-12), (
+                        task,
+                        metric,
+                    )
                     error = estimate.standard_error
-                    assert found.standard_error == (error and pytest.approx(error, rel=1e-6, abs=1e-9))
+                    assert found.standard_error == (
+                        error and pytest.approx(error, rel=1e-6, abs=1e-9)
+                    )
                     assert found.method == estimate.method
-        with np.load(one / f"reference-{name}.npz") as alone, np.load(two / f"reference-{name}.npz") as together:
+        with (
+            np.load(one / f"reference-{name}.npz") as alone,
+            np.load(two / f"reference-{name}.npz") as together,
+        ):
             assert np.array_equal(alone["arr_0"], together["arr_0"])
             for key in ("mu", "sigma"):
                 np.testing.assert_allclose(together[key], alone[key], rtol=1e-9, atol=1e-15)

@@ -20,7 +20,9 @@ ARRAY = np.zeros((32, 32, 3), np.uint8)
 def digits():
     """Real digits: pictures 32x32, and their classes."""
     rows = load_digits_dataset()["test"][:NUMBER]
-    pictures = [image.convert("RGB").resize((32, 32), Image.Resampling.NEAREST) for image in rows["image"]]
+    pictures = [
+        image.convert("RGB").resize((32, 32), Image.Resampling.NEAREST) for image in rows["image"]
+    ]
     return pictures, rows["label"]
 
 
@@ -47,12 +49,17 @@ def compute(name, **arguments):
 
 
 def of_digits(name, predictions, references, **arguments):
-    return compute(name, predictions=predictions, references=references, extractor="digits", **arguments)
+    return compute(
+        name, predictions=predictions, references=references, extractor="digits", **arguments
+    )
 
 
 class TestPairs:
     def test_mean_squared_error_and_psnr(self, digits, blurred):
-        both = [np.stack([np.asarray(picture) for picture in side]).astype(float) for side in (blurred, digits[0])]
+        both = [
+            np.stack([np.asarray(picture) for picture in side]).astype(float)
+            for side in (blurred, digits[0])
+        ]
         squares = (((both[0] - both[1]) / 255) ** 2).mean((1, 2, 3))
         ratios = -10 * np.log10(squares)
         for name, values in (("mean_squared_error", squares), ("psnr", ratios)):
@@ -62,11 +69,16 @@ class TestPairs:
 
     def test_ssim(self, digits, blurred):
         both = (
-            torch.from_numpy(np.stack([np.asarray(picture) for picture in side])).permute(0, 3, 1, 2).float() / 255
+            torch.from_numpy(np.stack([np.asarray(picture) for picture in side]))
+            .permute(0, 3, 1, 2)
+            .float()
+            / 255
             for side in (blurred, digits[0])
         )
         value, _ = compute("ssim", predictions=blurred, references=digits[0])
-        assert value == pytest.approx(float(structural_similarity_index_measure(*both, data_range=1.0)), rel=1e-4)
+        assert value == pytest.approx(
+            float(structural_similarity_index_measure(*both, data_range=1.0)), rel=1e-4
+        )
 
     def test_arrays_and_gray_pictures(self, digits, blurred):
         expected = compute("psnr", predictions=blurred[:3], references=digits[0][:3])
@@ -78,7 +90,9 @@ class TestPairs:
     def test_batch_by_batch(self, digits, blurred):
         metric = evaluate.load(IMAGE_METRICS, "psnr")
         for start in (0, 30):
-            metric.add_batch(predictions=blurred[start : start + 30], references=digits[0][start : start + 30])
+            metric.add_batch(
+                predictions=blurred[start : start + 30], references=digits[0][start : start + 30]
+            )
         expected = compute("psnr", predictions=blurred[:60], references=digits[0][:60])
         assert metric.compute()["psnr"] == pytest.approx(expected[0])
 
@@ -88,7 +102,9 @@ class TestPairs:
 
 class TestSets:
     def test_frechet_distance(self, digits, blurred, features):
-        means, covariances = zip(*((side.mean(0), np.cov(side.T)) for side in features), strict=True)
+        means, covariances = zip(
+            *((side.mean(0), np.cov(side.T)) for side in features), strict=True
+        )
         roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0)).sum()
         expected = ((means[0] - means[1]) ** 2).sum() + np.trace(sum(covariances)) - 2 * roots
         value, error = of_digits("frechet_distance", blurred, digits[0])
@@ -98,7 +114,9 @@ class TestSets:
         distances = np.linalg.norm(features[0][:, None] - features[1][None], axis=-1)
         within = [np.linalg.norm(side[:, None] - side[None], axis=-1) for side in features]
         for k in (3, 5):
-            radii = [np.sort(side, axis=1)[:, k] for side in within]  # the first is the image itself
+            radii = [
+                np.sort(side, axis=1)[:, k] for side in within
+            ]  # the first is the image itself
             precision = of_digits("precision", blurred, digits[0], precision_neighbors=k)[0]
             recall = of_digits("recall", blurred, digits[0], precision_neighbors=k)[0]
             assert precision == pytest.approx((distances <= radii[1][None]).any(1).mean())
@@ -106,9 +124,13 @@ class TestSets:
 
     def test_density_and_coverage(self, digits, blurred, features):
         distances = np.linalg.norm(features[0][:, None] - features[1][None], axis=-1)
-        radii = np.sort(np.linalg.norm(features[1][:, None] - features[1][None], axis=-1), axis=1)[:, 5]
+        radii = np.sort(np.linalg.norm(features[1][:, None] - features[1][None], axis=-1), axis=1)[
+            :, 5
+        ]
         inside = distances < radii[None]
-        assert of_digits("density", blurred, digits[0])[0] == pytest.approx(inside.sum(1).mean() / 5)
+        assert of_digits("density", blurred, digits[0])[0] == pytest.approx(
+            inside.sum(1).mean() / 5
+        )
         assert of_digits("coverage", blurred, digits[0])[0] == pytest.approx(inside.any(0).mean())
 
     def test_kernel_distance(self, digits, blurred, features):
@@ -119,14 +141,22 @@ class TestSets:
             return (a @ b.T / 64 + 1) ** 3
 
         off_diagonal = ~np.eye(NUMBER, dtype=bool)
-        expected = sum(kernel(side, side)[off_diagonal].mean() for side in (x, y)) - 2 * kernel(x, y).mean()
-        found = of_digits("kernel_distance", blurred, digits[0], kernel_subset_size=NUMBER, kernel_subsets=2)
+        expected = (
+            sum(kernel(side, side)[off_diagonal].mean() for side in (x, y))
+            - 2 * kernel(x, y).mean()
+        )
+        found = of_digits(
+            "kernel_distance", blurred, digits[0], kernel_subset_size=NUMBER, kernel_subsets=2
+        )
         assert found[0] == pytest.approx(expected, abs=1e-6)
 
     def test_inception_score(self, digits, features):
-        """The exponential of the mean divergence of each image's classes from all images'; here of one part."""
+        """The exponential of the mean divergence of each image's classes from all images'; here of
+        one part."""
         pixels = torch.from_numpy(features[1]).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
-        images = (pixels * 255).round().to(torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        images = (
+            (pixels * 255).round().to(torch.uint8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        )
         shares = DigitsExtractor()(images).logits.softmax(1).numpy()
         divergences = (shares * np.log(shares / shares.mean(0))).sum(1)
         metric = evaluate.load(IMAGE_METRICS, "inception_score")
@@ -140,10 +170,16 @@ class TestSets:
         wrong = [(label + 1) % 10 if i < 35 else label for i, label in enumerate(labels)]
         other, _ = of_digits("accuracy", pictures, wrong)
         extractor = load_extractor("digits")
-        images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(
+            0, 3, 1, 2
+        )
         classes = extractor(images).logits.argmax(1).tolist()
-        assert value == pytest.approx(sum(a == b for a, b in zip(classes, labels, strict=True)) / NUMBER)
-        assert other == pytest.approx(sum(a == b for a, b in zip(classes, wrong, strict=True)) / NUMBER)
+        assert value == pytest.approx(
+            sum(a == b for a, b in zip(classes, labels, strict=True)) / NUMBER
+        )
+        assert other == pytest.approx(
+            sum(a == b for a, b in zip(classes, wrong, strict=True)) / NUMBER
+        )
         assert error == pytest.approx(math.sqrt(value * (1 - value) / (NUMBER - 1)))
 
 
@@ -161,9 +197,13 @@ class TestCodes:
             assert found == pytest.approx(value)
             assert error > 0
 
-    @pytest.mark.parametrize("convert", [np.array, torch.tensor, lambda rows: torch.tensor(rows, dtype=torch.int32)])
+    @pytest.mark.parametrize(
+        "convert", [np.array, torch.tensor, lambda rows: torch.tensor(rows, dtype=torch.int32)]
+    )
     def test_arrays_of_codes(self, convert):
-        value, _ = compute("codebook_usage", predictions=convert([[0, 1, 2], [3, 3, 3]]), codebook_size=16)
+        value, _ = compute(
+            "codebook_usage", predictions=convert([[0, 1, 2], [3, 3, 3]]), codebook_size=16
+        )
         assert value == 4 / 16
 
     def test_batch_by_batch(self):
@@ -180,7 +220,10 @@ class TestCodes:
         drawn = generator.choice(8, (300, 200, 4), p=shares)  # sets, images, codes
         counts = np.stack([np.bincount(codes.reshape(-1), minlength=8) for codes in drawn]) / 800
         entropies = -(counts * np.log2(np.where(counts > 0, counts, 1))).sum(1)
-        errors = [compute("codebook_entropy", predictions=codes, codebook_size=8)[1] for codes in drawn[:8]]
+        errors = [
+            compute("codebook_entropy", predictions=codes, codebook_size=8)[1]
+            for codes in drawn[:8]
+        ]
         assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(entropies.std(), rel=0.3)
 
     def test_one_image_has_no_standard_error(self):
@@ -197,13 +240,16 @@ class TestCodes:
     )
     def test_arguments(self, arguments, got):
         with pytest.raises(
-            ValueError, match=f"number of codes, `codebook_size=4096`, and no other argument, got {got}"
+            ValueError,
+            match=f"number of codes, `codebook_size=4096`, and no other argument, got {got}",
         ):
             compute("codebook_usage", predictions=self.codes, **arguments)
 
     @pytest.mark.parametrize(("codes", "values"), [([[0, 8]], "0 to 8"), ([[3], [-1]], "-1 to 3")])
     def test_codes_out_of_range(self, codes, values):
-        with pytest.raises(ValueError, match=rf"`codes` must be in \[0, 8\), got values from {values}"):
+        with pytest.raises(
+            ValueError, match=rf"`codes` must be in \[0, 8\), got values from {values}"
+        ):
             compute("codebook_usage", predictions=codes, codebook_size=8)
 
     @pytest.mark.parametrize(
@@ -222,7 +268,8 @@ class TestCodes:
     )
     def test_what_is_no_code(self, codes, got):
         with pytest.raises(
-            ValueError, match=rf"`predictions` must be (a list of )?sequences of codes, .*, got {got}\.$"
+            ValueError,
+            match=rf"`predictions` must be (a list of )?sequences of codes, .*, got {got}\.$",
         ):
             compute("codebook_usage", predictions=codes, codebook_size=8)
 
@@ -235,17 +282,24 @@ class TestErrors:
                 evaluate.load(IMAGE_METRICS, *arguments)
 
     def test_fewer_images_than_features(self, digits, blurred):
-        with pytest.raises(ValueError, match="frechet_distance with digits-8x8 needs at least 65 judged images, got"):
+        with pytest.raises(
+            ValueError,
+            match="frechet_distance with digits-8x8 needs at least 65 judged images, got",
+        ):
             of_digits("frechet_distance", blurred[:64], digits[0][:64])
         with pytest.raises(ValueError, match="at least 1000 judged images, got 70"):
             of_digits("kernel_distance", blurred, digits[0])
 
-    @pytest.mark.parametrize("sizes", [((32, 32), (16, 16)), ((32, 16), (32, 16)), ((16, 16), (32, 32))])
+    @pytest.mark.parametrize(
+        "sizes", [((32, 32), (16, 16)), ((32, 16), (32, 16)), ((16, 16), (32, 32))]
+    )
     @pytest.mark.parametrize("name", ["psnr", "precision"])
     def test_images_of_several_sizes(self, name, sizes):
         predictions, references = ([Image.new("RGB", size)] * 9 for size in sizes)
         listed = ", ".join(dict.fromkeys(f"{width}x{height}" for width, height in sorted(sizes)))
-        with pytest.raises(ValueError, match=f"All images must be squares of one size, got {listed}"):
+        with pytest.raises(
+            ValueError, match=f"All images must be squares of one size, got {listed}"
+        ):
             of_digits(name, predictions, references)
 
     def test_images_of_several_sizes_in_one_set(self):
@@ -256,7 +310,9 @@ class TestErrors:
     def test_arguments(self, digits, blurred):
         with pytest.raises(ValueError, match=r"did you mean 'precision_neighbors'\?"):
             of_digits("precision", blurred, digits[0], precision_neighbor=3)
-        with pytest.raises(ValueError, match="`precision_neighbors` must be an integer of at least 1, got 0"):
+        with pytest.raises(
+            ValueError, match="`precision_neighbors` must be an integer of at least 1, got 0"
+        ):
             of_digits("precision", blurred, digits[0], precision_neighbors=0)
 
     @pytest.mark.parametrize(
@@ -281,7 +337,9 @@ class TestErrors:
     def test_what_is_no_image(self, images, got):
         number = 2 if images is None or isinstance(images, Image.Image) else len(images)
         others = [ARRAY] * number
-        expected = r"must be (a list of )?images, PIL with 8 bits a channel or uint8 arrays \(H, W, 3\)"
+        expected = (
+            r"must be (a list of )?images, PIL with 8 bits a channel or uint8 arrays \(H, W, 3\)"
+        )
         with pytest.raises(ValueError, match=rf"`references` {expected}, got {got}\.$"):
             compute("psnr", predictions=others or [ARRAY], references=images)
         if images is not None:
@@ -290,7 +348,11 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("classes", "got"),
-        [([0, 1.5], "float 1.5 at index 1"), ([0, "one"], "str one at index 1"), ([True, 0], "bool True at index 0")],
+        [
+            ([0, 1.5], "float 1.5 at index 1"),
+            ([0, "one"], "str one at index 1"),
+            ([True, 0], "bool True at index 0"),
+        ],
     )
     def test_what_is_no_class(self, classes, got):
         with pytest.raises(ValueError, match=f"`references` must be classes, integers, got {got}"):

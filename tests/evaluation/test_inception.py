@@ -32,10 +32,14 @@ def extracted(extractor):
 
 
 def assert_near(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max())
+    )
 
 
-@pytest.mark.parametrize(("kind", "size"), [("features", 2048), ("logits", 1008), ("spatial", 2023)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("features", 2048), ("logits", 1008), ("spatial", 2023)]
+)
 def test_it_sees_what_torch_fidelitys_sees(extracted, kind, size):
     found = getattr(extracted, kind)
     assert found.shape == (2, size)
@@ -53,7 +57,9 @@ def test_with_pytorch_fids_preprocessing_it_sees_what_pytorch_fids_sees(extracte
     extractor = InceptionExtractor(weights_file, preprocessing="pytorch-fid", device="cpu")
     found = extractor(images("inception", 2, 96, 128))
     assert_near(found.features[:, ::EVERY], reference("inception")["pytorch_fid_features"])
-    assert (found.features - extracted.features).abs().max() > 100 * TOLERANCE * extracted.features.max()
+    assert (
+        found.features - extracted.features
+    ).abs().max() > 100 * TOLERANCE * extracted.features.max()
 
 
 def test_tensors_have_the_names_and_shapes_of_the_published_file():
@@ -66,7 +72,9 @@ def test_tensors_have_the_names_and_shapes_of_the_published_file():
 
 
 def test_the_file_may_count_batches(extractor):
-    weights = {name: torch.zeros_like(tensor) for name, tensor in FIDInceptionV3().state_dict().items()}
+    weights = {
+        name: torch.zeros_like(tensor) for name, tensor in FIDInceptionV3().state_dict().items()
+    }
     network = FIDInceptionV3()
     load_strictly(network, weights)
     assert not any(tensor.any() for tensor in network.state_dict().values())
@@ -85,17 +93,23 @@ def test_images_of_299_pixels_are_seen_as_they_are(extractor):
 
 
 @pytest.mark.parametrize("preprocessing", ["tensorflow", "pytorch-fid"])
-def test_of_images_of_twice_the_size_it_takes_each_second_pixel_or_the_mean_of_four(weights_file, preprocessing):
+def test_of_images_of_twice_the_size_it_takes_each_second_pixel_or_the_mean_of_four(
+    weights_file, preprocessing
+):
     twice = images("twice", 1, 608, 608)[..., :598, :598]
     if preprocessing == "tensorflow":
         pixel_values = twice[..., ::2, ::2].double() / 128 - 1
     else:
-        pixel_values = twice.double().unflatten(3, (299, 2)).unflatten(2, (299, 2)).mean((3, 5)) / 127.5 - 1
+        pixel_values = (
+            twice.double().unflatten(3, (299, 2)).unflatten(2, (299, 2)).mean((3, 5)) / 127.5 - 1
+        )
     extractor = InceptionExtractor(weights_file, preprocessing, device="cpu")
     assert_near(extractor(twice).features, extractor.network(pixel_values.float()).features)
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(5, 7, 9), (7, 5, 4), (6, 6, 6), (1, 3, 5), (8, 8, 7)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(5, 7, 9), (7, 5, 4), (6, 6, 6), (1, 3, 5), (8, 8, 7)]
+)
 def test_resizing_takes_pixels_from_integer_positions(height, width, size):
     image = torch.randint(0, 256, (1, 2, height, width)).double()
     expected = torch.zeros(1, 2, size, size, dtype=torch.float64)
@@ -106,7 +120,9 @@ def test_resizing_takes_pixels_from_integer_positions(height, width, size):
             bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
             for corner_y, weight_y in ((top, 1 - (y - top)), (bottom, y - top)):
                 for corner_x, weight_x in ((left, 1 - (x - left)), (right, x - left)):
-                    expected[..., row, column] += weight_y * weight_x * image[..., corner_y, corner_x]
+                    expected[..., row, column] += (
+                        weight_y * weight_x * image[..., corner_y, corner_x]
+                    )
     resized = resize_like_tensorflow(image.float(), size)
     torch.testing.assert_close(resized.double(), expected, rtol=0, atol=255 * 2e-6)
 
@@ -136,7 +152,9 @@ def test_its_identity(extractor, weights_file):
 
 def test_weights_on_the_hub_are_named_so(hub, weights_file, extractor):
     HfApi().create_repo("user/inception")
-    HfApi().upload_file(path_or_fileobj=weights_file, path_in_repo="fid/w.pth", repo_id="user/inception")
+    HfApi().upload_file(
+        path_or_fileobj=weights_file, path_in_repo="fid/w.pth", repo_id="user/inception"
+    )
     identity = InceptionExtractor("user/inception/fid/w.pth", device="cpu").identity()
     assert identity["weights"] == "user/inception/fid/w.pth"
     assert identity["weights_sha256"] == extractor.identity()["weights_sha256"]
@@ -167,7 +185,9 @@ def test_an_unknown_preprocessing_is_refused(weights_file):
 
 
 def test_the_weights_of_another_network_are_refused(tmp_path):
-    weights = {name: tensor for name, tensor in FIDInceptionV3().state_dict().items() if name != "fc.bias"}
+    weights = {
+        name: tensor for name, tensor in FIDInceptionV3().state_dict().items() if name != "fc.bias"
+    }
     weights |= {"fc.weight": torch.zeros(1000, 2048), "AuxLogits.fc.bias": torch.zeros(1000)}
     save_file(weights, tmp_path / "torchvision.safetensors")
     with pytest.raises(ValueError, match="not the weights of FIDInceptionV3") as refusal:

@@ -25,14 +25,17 @@ def cells(grid, num_rows, num_columns, width, height):
     """The cells of a grid, as arrays; counted from the right, as labels stand on the left."""
     pixels = np.asarray(grid)[:, grid.width - num_columns * (width + GAP) :]
     tops, lefts = (
-        range(0, count * step, step) for count, step in ((num_rows, height + GAP), (num_columns, width + GAP))
+        range(0, count * step, step)
+        for count, step in ((num_rows, height + GAP), (num_columns, width + GAP))
     )
     return [[pixels[GAP + top :, left:][:height, :width] for left in lefts] for top in tops]
 
 
 def colors_of(*grid):
     """The one color of each cell."""
-    found = [[set(map(tuple, cell.reshape(-1, 3).tolist())) for cell in row] for row in cells(*grid)]
+    found = [
+        [set(map(tuple, cell.reshape(-1, 3).tolist())) for cell in row] for row in cells(*grid)
+    ]
     return [[colors.pop() if len(colors) == 1 else colors for colors in row] for row in found]
 
 
@@ -118,7 +121,10 @@ class TestUnmaskingGrid:
 
     def test_labels_are_rows_and_steps_are_columns(self, grid):
         assert grid.height == GAP + 3 * (32 + 5 + GAP)
-        assert len({cell.tobytes() for row in cells(grid, 3, self.STEPS, 32, 37) for cell in row}) > self.STEPS
+        assert (
+            len({cell.tobytes() for row in cells(grid, 3, self.STEPS, 32, 37) for cell in row})
+            > self.STEPS
+        )
 
     def test_fewer_tokens_are_dark_from_step_to_step(self, grid):
         for row in cells(grid, 3, self.STEPS, 32, 37):
@@ -161,8 +167,14 @@ class TestTrainingCurves:
         "entries",
         [
             [{"step": 1, "loss": 2.0}],  # nothing but the loss
-            [{"step": 1, "loss": 2.0, "adversarial_loss": -1.0}, {"step": 2, "loss": 1.0, "adversarial_loss": 0.5}],
-            [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "perceptual_loss": 0.5}],  # a part that starts late
+            [
+                {"step": 1, "loss": 2.0, "adversarial_loss": -1.0},
+                {"step": 2, "loss": 1.0, "adversarial_loss": 0.5},
+            ],
+            [
+                {"step": 1, "loss": 2.0},
+                {"step": 2, "loss": 1.0, "perceptual_loss": 0.5},
+            ],  # a part that starts late
         ],
     )
     def test_any_losses_can_be_drawn(self, tmp_path, entries):
@@ -174,6 +186,9 @@ class TestTrainingCurves:
     def test_other_numbers_give_another_picture(self, tmp_path):
         pictures = []
         for loss in (1.0, 3.0):
-            training_curves({"stage": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": loss}]}, tmp_path / "curves.png")
+            training_curves(
+                {"stage": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": loss}]},
+                tmp_path / "curves.png",
+            )
             pictures.append((tmp_path / "curves.png").read_bytes())
         assert pictures[0] != pictures[1]

@@ -47,13 +47,19 @@ def test_features_are_cls_tokens_and_mean_patches(model):
 
 
 def make_diffusers():
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return DiffusersTokenizer(VQModel(**blocks, block_out_channels=(8, 16), norm_num_groups=4)).eval()
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
+    return DiffusersTokenizer(
+        VQModel(**blocks, block_out_channels=(8, 16), norm_num_groups=4)
+    ).eval()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("family", "shape"), [("titok", (8, 6)), ("vqgan", (16, 8)), ("vtp", (16, 8)), ("diffusers", (256, 3))]
+    ("family", "shape"),
+    [("titok", (8, 6)), ("vqgan", (16, 8)), ("vtp", (16, 8)), ("diffusers", (256, 3))],
 )
 def test_features_are_the_latents_of_every_family(request, make_vtp_config, family, shape):
     if family == "vtp":
@@ -66,12 +72,18 @@ def test_features_are_the_latents_of_every_family(request, make_vtp_config, fami
     assert list(features) == names
     encoded = tokenizer.encode(images)
     num_tokens, channels = shape
-    assert features["tokens"].shape == (5, num_tokens * channels) and features["mean_token"].shape == (5, channels)
+    assert features["tokens"].shape == (5, num_tokens * channels) and features[
+        "mean_token"
+    ].shape == (5, channels)
     for i in range(5):
         for name, tensor in (("tokens", encoded.latents), ("unquantized", encoded.unquantized)):
             if name in names:
-                torch.testing.assert_close(features[name][i], tensor[i].reshape(-1), atol=1e-4, rtol=1e-4)
-        vectors = encoded.latents[i] if family == "titok" else encoded.latents[i].reshape(channels, -1).T  # (N, C)
+                torch.testing.assert_close(
+                    features[name][i], tensor[i].reshape(-1), atol=1e-4, rtol=1e-4
+                )
+        vectors = (
+            encoded.latents[i] if family == "titok" else encoded.latents[i].reshape(channels, -1).T
+        )  # (N, C)
         mean = sum(vectors) / num_tokens
         torch.testing.assert_close(features["mean_token"][i], mean, atol=1e-4, rtol=1e-4)
     if family != "vtp":
@@ -97,12 +109,18 @@ def test_encoder_features_are_its_mean_latent_token(make_titok_config, interleav
 
 def test_features_that_a_tokenizer_lacks_are_refused(vqgan, make_titok_config):
     images = torch.rand(2, 3, 32, 32)
-    with pytest.raises(ValueError, match="Features are tokens, mean_token, unquantized, encoder; got pixels"):
+    with pytest.raises(
+        ValueError, match="Features are tokens, mean_token, unquantized, encoder; got pixels"
+    ):
         token_features(vqgan, [images], ["tokens", "pixels"])
-    with pytest.raises(ValueError, match="'encoder' is that of a TiTokModel, got a MaskGitVQGANModel"):
+    with pytest.raises(
+        ValueError, match="'encoder' is that of a TiTokModel, got a MaskGitVQGANModel"
+    ):
         token_features(vqgan, [images], ["encoder"])
     continuous = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
-    with pytest.raises(ValueError, match="'unquantized' is that of a discrete tokenizer; this TiTokModel is cont"):
+    with pytest.raises(
+        ValueError, match="'unquantized' is that of a discrete tokenizer; this TiTokModel is cont"
+    ):
         token_features(continuous, [images], ["encoder", "unquantized"])
     assert not continuous.encoder.norm_out._forward_hooks
 
@@ -131,7 +149,9 @@ def test_random_labels_are_not():
 def test_fit_is_logistic_regression():
     features, labels = digits("train", 300)
     probe = fit(features, labels, 10, weight_decay=0.01)
-    reference = LogisticRegression(C=1 / (0.01 * len(features)), max_iter=2000, tol=1e-8).fit(features, labels)
+    reference = LogisticRegression(C=1 / (0.01 * len(features)), max_iter=2000, tol=1e-8).fit(
+        features, labels
+    )
     torch.testing.assert_close(
         probe(features).softmax(-1),
         torch.tensor(reference.predict_proba(features), dtype=torch.float32),
@@ -143,10 +163,15 @@ def test_fit_is_logistic_regression():
 def brute_force_knn(train, train_labels, test, test_labels, k, temperature):
     correct = []
     for feature, label in zip(test, test_labels, strict=True):
-        cosines = [float(feature @ other / np.linalg.norm(feature) / np.linalg.norm(other)) for other in train]
+        cosines = [
+            float(feature @ other / np.linalg.norm(feature) / np.linalg.norm(other))
+            for other in train
+        ]
         votes = {}
         for i in sorted(range(len(train)), key=lambda i: -cosines[i])[:k]:
-            votes[int(train_labels[i])] = votes.get(int(train_labels[i]), 0) + math.exp(cosines[i] / temperature)
+            votes[int(train_labels[i])] = votes.get(int(train_labels[i]), 0) + math.exp(
+                cosines[i] / temperature
+            )
         correct.append(max(votes, key=votes.get) == label)
     return np.mean(correct), np.std(correct, ddof=1) / math.sqrt(len(correct))
 
@@ -155,8 +180,13 @@ def brute_force_knn(train, train_labels, test, test_labels, k, temperature):
 def test_neighbors_vote_as_in_a_loop(k, temperature):
     generator = np.random.default_rng(k)
     centers = generator.normal(size=(4, 6))
-    train_labels, test_labels = generator.integers(4, size=90), generator.integers(4, size=300)  # more than a block
-    train, test = (3 * generator.normal(size=(len(x), 6)) + 2 * centers[x] for x in (train_labels, test_labels))
+    train_labels, test_labels = (
+        generator.integers(4, size=90),
+        generator.integers(4, size=300),
+    )  # more than a block
+    train, test = (
+        3 * generator.normal(size=(len(x), 6)) + 2 * centers[x] for x in (train_labels, test_labels)
+    )
     train *= generator.uniform(0.1, 10, (90, 1))  # lengths must not matter
     accuracy, error = brute_force_knn(train, train_labels, test, test_labels, k, temperature)
     assert 0.3 < accuracy < 0.9
@@ -190,7 +220,9 @@ def test_features_must_be_finite(probe, value):
     broken = features.clone()
     broken[[3, 3, 7], [0, 5, 2]] = value
     for train, test in ((broken, features), (features, broken)):
-        with pytest.raises(ValueError, match="Features must be finite, got NaN or infinity in 2 of 30"):
+        with pytest.raises(
+            ValueError, match="Features must be finite, got NaN or infinity in 2 of 30"
+        ):
             probe(train, labels, test, labels)
 
 
@@ -212,13 +244,17 @@ def test_a_data_set_is_probed(titok, processor):
     majority = np.bincount(train_labels).argmax()
     assert result["num_classes"] == 10
     for name, dataset in (("train", train), ("test", test)):
-        images = processor(list(dataset["image"]), do_rescale=False, return_tensors="np")["pixel_values"]
+        images = processor(list(dataset["image"]), do_rescale=False, return_tensors="np")[
+            "pixel_values"
+        ]
         assert images.dtype == np.uint8 and images.shape == (len(dataset), 3, 32, 32)
         total = sum(int.from_bytes(hashlib.sha256(image.tobytes()).digest()) for image in images)
         assert result[name] == {
             "num_images": len(dataset),
             "fingerprint": f"{total % 2**256:064x}",
-            "labels_sha256": hashlib.sha256(np.array(dataset["label"], "<i8").tobytes()).hexdigest(),
+            "labels_sha256": hashlib.sha256(
+                np.array(dataset["label"], "<i8").tobytes()
+            ).hexdigest(),
         }
     assert result["processor"]["image_processor_type"] == "TiTokImageProcessor"
     assert result["processor"]["crop_size"] == {"height": 32, "width": 32}
@@ -230,12 +266,16 @@ def test_a_data_set_is_probed(titok, processor):
         "encoder": 32,
     }
     for measured in result["features"].values():
-        assert measured["linear_accuracy"] > 0.2  # twice chance: even random networks keep something of a digit
+        assert (
+            measured["linear_accuracy"] > 0.2
+        )  # twice chance: even random networks keep something of a digit
         assert 0 < measured["linear_standard_error"] < 0.1
         assert 1e-5 <= measured["weight_decay"] <= 1e-1
     with torch.no_grad():
         means = [
-            titok.encode(processor(list(x["image"]), return_tensors="pt")["pixel_values"]).latents.mean(1).numpy()
+            titok.encode(processor(list(x["image"]), return_tensors="pt")["pixel_values"])
+            .latents.mean(1)
+            .numpy()
             for x in (train, test)
         ]
     accuracy, error = brute_force_knn(means[0], train_labels, means[1], test_labels, 15, 0.07)
@@ -251,25 +291,42 @@ def flat_images(labels, shades):
 def test_labels_may_be_names(titok, processor):
     train = flat_images(["dark", "light"] * 6, [10, 240] * 6)
     test = flat_images(["light", "dark", "light", "light"], [240, 10, 240, 240])
-    result = probe_tokenizer(titok, processor, train, test, "picture", "kind", ["tokens"], batch_size=5, k=3)
-    assert result["features"]["tokens"]["linear_accuracy"] == result["features"]["tokens"]["knn_accuracy"] == 1
+    result = probe_tokenizer(
+        titok, processor, train, test, "picture", "kind", ["tokens"], batch_size=5, k=3
+    )
+    assert (
+        result["features"]["tokens"]["linear_accuracy"]
+        == result["features"]["tokens"]["knn_accuracy"]
+        == 1
+    )
     assert result["features"]["tokens"]["dimension"] == 48
 
 
 def test_the_seed_chooses_the_part_that_chooses_the_weight_decay(make_titok_config, processor):
     titok = TiTokModel(make_titok_config(quantizer="kl")).eval()  # noise has few codes
     generator = np.random.default_rng(0)
-    pictures = [Image.fromarray(array) for array in generator.integers(256, size=(80, 32, 32, 3), dtype=np.uint8)]
-    train = Dataset.from_dict({"image": pictures, "label": generator.integers(2, size=80)})  # nothing to be learnt
+    pictures = [
+        Image.fromarray(array)
+        for array in generator.integers(256, size=(80, 32, 32, 3), dtype=np.uint8)
+    ]
+    train = Dataset.from_dict(
+        {"image": pictures, "label": generator.integers(2, size=80)}
+    )  # nothing to be learnt
     batches = [processor(pictures, return_tensors="pt")["pixel_values"]]
-    features, labels = token_features(titok, batches, ["tokens"])["tokens"], torch.tensor(train["label"])
+    features, labels = (
+        token_features(titok, batches, ["tokens"])["tokens"],
+        torch.tensor(train["label"]),
+    )
     chosen = []
     seeds = range(8)  # with fewer, all might choose the same
     for seed in seeds:
         result = probe_tokenizer(titok, processor, train, train, features=["tokens"], seed=seed)
         assert result["linear"]["seed"] == seed
         chosen.append(result["features"]["tokens"]["weight_decay"])
-    expected = [linear_probe(features, labels, features, labels, seed=seed)["weight_decay"] for seed in seeds]
+    expected = [
+        linear_probe(features, labels, features, labels, seed=seed)["weight_decay"]
+        for seed in seeds
+    ]
     assert chosen == expected
     assert len(set(chosen)) > 1, chosen
 
@@ -278,15 +335,37 @@ def test_the_seed_chooses_the_part_that_chooses_the_weight_decay(make_titok_conf
     ("train", "test", "columns", "sentence"),
     [
         (["a"] * 20, ["a"], ("picture", "kind"), "at least two classes, got 1"),
-        (["a", "b"] * 10, ["b", "c"], ("picture", "kind"), "a class that no training image has: 'c'"),
+        (
+            ["a", "b"] * 10,
+            ["b", "c"],
+            ("picture", "kind"),
+            "a class that no training image has: 'c'",
+        ),
         (["a", "b"] * 10, [], ("picture", "kind"), "There are no test images"),
-        (["a", "b"] * 9, ["a"], ("picture", "kind"), "`k` must be from 1 to the 18 training images, got 20"),
+        (
+            ["a", "b"] * 9,
+            ["a"],
+            ("picture", "kind"),
+            "`k` must be from 1 to the 18 training images, got 20",
+        ),
         (["a", "b"] * 2, ["a"], ("picture", "kind"), "at least 5 training images, got 4"),
-        (["a", "b"] * 10, ["b"], ("picture", "label"), "The training images have no column label but picture, kind"),
-        (["a", "b"] * 10, ["a"], ("image", "kind"), "The training images have no column image but picture, kind"),
+        (
+            ["a", "b"] * 10,
+            ["b"],
+            ("picture", "label"),
+            "The training images have no column label but picture, kind",
+        ),
+        (
+            ["a", "b"] * 10,
+            ["a"],
+            ("image", "kind"),
+            "The training images have no column image but picture, kind",
+        ),
     ],
 )
-def test_data_sets_are_refused_before_anything_is_encoded(processor, train, test, columns, sentence):
+def test_data_sets_are_refused_before_anything_is_encoded(
+    processor, train, test, columns, sentence
+):
     splits = (flat_images(labels, [0] * len(labels)) for labels in (train, test))
     with pytest.raises(ValueError, match=sentence):
         probe_tokenizer(torch.nn.Identity(), processor, *splits, *columns)

@@ -46,13 +46,23 @@ class TestNamed:
     )
     def test_images_and_network(self, name, image_size, crop, rounding, extractor, reference):
         protocol = Protocol.load(name)
-        found = (protocol.image_size, protocol.crop, protocol.rounding, protocol.extractor, protocol.reference)
+        found = (
+            protocol.image_size,
+            protocol.crop,
+            protocol.rounding,
+            protocol.extractor,
+            protocol.reference,
+        )
         assert found == (image_size, crop, rounding, extractor, reference)
         assert protocol.name == name and protocol.interpolation == "bicubic" and protocol.source
 
     def test_numbers_of_metrics(self):
         adm, titok, vtp = (Protocol.load(name) for name in ("adm-256", "titok-rfid", "vtp-rfid"))
-        assert (adm.num_samples, adm.inception_score_splits, adm.precision_neighbors) == (50000, 10, 3)
+        assert (adm.num_samples, adm.inception_score_splits, adm.precision_neighbors) == (
+            50000,
+            10,
+            3,
+        )
         assert titok.inception_score_splits == 1
         assert (vtp.encoder_autocast, titok.encoder_autocast) == ("bfloat16", None)
         assert (adm.density_neighbors, adm.kernel_subsets, adm.kernel_subset_size) == (5, 100, 1000)
@@ -65,16 +75,30 @@ class TestNamed:
             "precision",
             "recall",
         )
-        assert Protocol.load("vtp-rfid").metrics_of("reconstruction") == ("frechet_distance", "psnr", "ssim", "lpips")
-        assert {"frechet_distance", "inception_score"} <= {*Protocol.load("titok-rfid").metrics_of("reconstruction")}
+        assert Protocol.load("vtp-rfid").metrics_of("reconstruction") == (
+            "frechet_distance",
+            "psnr",
+            "ssim",
+            "lpips",
+        )
+        assert {"frechet_distance", "inception_score"} <= {
+            *Protocol.load("titok-rfid").metrics_of("reconstruction")
+        }
 
     def test_a_protocol_is_for_its_tasks(self):
-        with pytest.raises(ValueError, match=r"'adm-256' is for generation, not for reconstruction.*`metrics\.recon"):
+        with pytest.raises(
+            ValueError,
+            match=r"'adm-256' is for generation, not for reconstruction.*`metrics\.recon",
+        ):
             Protocol.load("adm-256").metrics_of("reconstruction")
 
     def test_adm_512_is_adm_256_but_for_the_size(self):
         small, large = (Protocol.load(name).to_dict() for name in ("adm-256", "adm-512"))
-        assert {name for name in small if small[name] != large[name]} == {"name", "source", "image_size"}
+        assert {name for name in small if small[name] != large[name]} == {
+            "name",
+            "source",
+            "image_size",
+        }
 
 
 class TestFiles:
@@ -90,8 +114,13 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["titok-rfid", "adm-256"])
     def test_a_file_cannot_pass_for_a_named_protocol(self, write, name):
-        assert Protocol.load(write({"base": name, "image_size": 64}, f"{name}.yaml")).name == f"{name}*"
-        assert Protocol.load(write({"base": name, "image_size": 64, "name": name})).name == f"{name}*"
+        assert (
+            Protocol.load(write({"base": name, "image_size": 64}, f"{name}.yaml")).name
+            == f"{name}*"
+        )
+        assert (
+            Protocol.load(write({"base": name, "image_size": 64, "name": name})).name == f"{name}*"
+        )
 
     @pytest.mark.parametrize(
         ("content", "error"),
@@ -101,8 +130,14 @@ class TestFiles:
             ("image_size: [1", r"mine\.yaml is not valid YAML"),
             ({"base": "titok"}, "`base` must be one of titok-rfid, .*, got 'titok'"),
             ({"base": ["demo"]}, r"`base` must be one of titok-rfid, .*, got \['demo'\]"),
-            ({"base": "demo", "imagesize": 3}, "Unknown field 'imagesize' of a protocol: did you mean 'image_size'?"),
-            ({"image_size": 3, "crop": "none"}, "The protocol lacks source, rounding, extractor, reference, metrics"),
+            (
+                {"base": "demo", "imagesize": 3},
+                "Unknown field 'imagesize' of a protocol: did you mean 'image_size'?",
+            ),
+            (
+                {"image_size": 3, "crop": "none"},
+                "The protocol lacks source, rounding, extractor, reference, metrics",
+            ),
         ],
     )
     def test_what_is_wrong_with_one(self, write, content, error):
@@ -112,20 +147,31 @@ class TestFiles:
     @pytest.mark.parametrize("source", ["titok", "nowhere/mine.yaml", "."])
     def test_there_is_none(self, source, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"one of titok-rfid, vtp-rfid, .* or a YAML file, got '"):
+        with pytest.raises(
+            FileNotFoundError, match=r"one of titok-rfid, vtp-rfid, .* or a YAML file, got '"
+        ):
             Protocol.load(source)
 
 
 class TestOverrides:
     def test_they_change_fields_and_the_name(self):
-        protocol = Protocol.load("titok-rfid", ["image_size=512", "rounding=round", "classifier=owner/model"])
-        changes = {"name": "titok-rfid*", "image_size": 512, "rounding": "round", "classifier": "owner/model"}
+        protocol = Protocol.load(
+            "titok-rfid", ["image_size=512", "rounding=round", "classifier=owner/model"]
+        )
+        changes = {
+            "name": "titok-rfid*",
+            "image_size": 512,
+            "rounding": "round",
+            "classifier": "owner/model",
+        }
         assert protocol == dataclasses.replace(Protocol.load("titok-rfid"), **changes)
 
     def test_metrics_of_one_task(self):
         protocol = Protocol.load("demo", ["metrics.generation=[precision]"])
         assert protocol.metrics_of("generation") == ("precision",)
-        assert protocol.metrics_of("reconstruction") == Protocol.load("demo").metrics_of("reconstruction")
+        assert protocol.metrics_of("reconstruction") == Protocol.load("demo").metrics_of(
+            "reconstruction"
+        )
 
     def test_metrics_of_a_task_that_had_none(self):
         protocol = Protocol.load("titok-rfid", ["metrics.generation=[frechet_distance]"])
@@ -146,13 +192,28 @@ class TestOverrides:
             ("image_size", "`key=value`, got 'image_size'"),
             ("image_size=[1", r"image_size=\[1 is not valid YAML"),
             ("imagesize=3", "Unknown field 'imagesize' of a protocol: did you mean 'image_size'?"),
-            ("zzz=3", "Unknown field 'zzz' of a protocol: known are name, source, .*encoder_autocast"),
-            ("metrics.drawing=[psnr]", "`metrics` are of reconstruction or generation, got 'drawing'"),
-            ("metrics.reconstruction=[fid]", "Unknown metric 'fid' of reconstruction: known are frechet_distance, "),
-            ("metrics.reconstruction=[psrn]", "Unknown metric 'psrn' of reconstruction: did you mean 'psnr'?"),
+            (
+                "zzz=3",
+                "Unknown field 'zzz' of a protocol: known are name, source, .*encoder_autocast",
+            ),
+            (
+                "metrics.drawing=[psnr]",
+                "`metrics` are of reconstruction or generation, got 'drawing'",
+            ),
+            (
+                "metrics.reconstruction=[fid]",
+                "Unknown metric 'fid' of reconstruction: known are frechet_distance, ",
+            ),
+            (
+                "metrics.reconstruction=[psrn]",
+                "Unknown metric 'psrn' of reconstruction: did you mean 'psnr'?",
+            ),
             ("metrics.generation=[psnr]", "Unknown metric 'psnr' of generation"),
             ("metrics.generation=[5]", "Unknown metric 5 of generation"),
-            ("metrics.generation=precision", "`metrics.generation` must be a list of metrics, got 'precision'"),
+            (
+                "metrics.generation=precision",
+                "`metrics.generation` must be a list of metrics, got 'precision'",
+            ),
             ("metrics.generation=[]", r"`metrics.generation` must be a list of metrics, got \[\]"),
             ("metrics.generation=5", "`metrics.generation` must be a list of metrics, got 5"),
             ("metrics={}", "`metrics` must name metrics for reconstruction or generation, got {}"),
@@ -219,14 +280,17 @@ def test_a_name_close_to_none_gets_all_of_them():
 
 class TestInterpolation:
     @pytest.mark.parametrize(
-        ("crop", "interpolation"), [("center", "bicubic"), ("adm", "bicubic"), ("squash", "bilinear"), ("none", None)]
+        ("crop", "interpolation"),
+        [("center", "bicubic"), ("adm", "bicubic"), ("squash", "bilinear"), ("none", None)],
     )
     def test_what_is_recorded_is_what_is_done(self, crop, interpolation):
         assert Protocol.load("demo", [f"crop={crop}"]).interpolation == interpolation
 
     def test_it_may_be_chosen_for_center_crops_only(self):
         assert Protocol.load("demo", ["interpolation=lanczos"]).interpolation == "lanczos"
-        with pytest.raises(ValueError, match="is for `crop=center`; `crop=squash` is bilinear, got 'lanczos'"):
+        with pytest.raises(
+            ValueError, match="is for `crop=center`; `crop=squash` is bilinear, got 'lanczos'"
+        ):
             Protocol.load("demo", ["crop=squash", "interpolation=lanczos"])
 
 

@@ -59,11 +59,15 @@ class TestReconstruct:
 
     @pytest.mark.parametrize("batch_size", [1, 3, 10, 128])
     def test_batches_change_nothing(self, tokenizer, images, batch_size):
-        torch.testing.assert_close(reconstruct(tokenizer, images, batch_size), reconstruct(tokenizer, images))
+        torch.testing.assert_close(
+            reconstruct(tokenizer, images, batch_size), reconstruct(tokenizer, images)
+        )
 
     def test_continuous_tokenizers_reconstruct_too(self, make_titok_config, images):
         tokenizer = TiTokModel(make_titok_config("pixels", quantizer="kl")).eval()
-        torch.testing.assert_close(reconstruct(tokenizer, images), reconstruct(tokenizer, images, 4))
+        torch.testing.assert_close(
+            reconstruct(tokenizer, images), reconstruct(tokenizer, images, 4)
+        )
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_models_in_half_precision_take_float32_images(self, tokenizer, images, dtype):
@@ -92,13 +96,19 @@ class TestCodebookStatistics:
             titok.encoder.proj.weight.zero_()
             titok.encoder.proj.bias.copy_(titok.quantizer.codebook.weight[5])
         found = codebook_statistics(titok, [images])
-        assert found == {"usage": 1 / 64, "perplexity": pytest.approx(1), "entropy": pytest.approx(0)}
+        assert found == {
+            "usage": 1 / 64,
+            "perplexity": pytest.approx(1),
+            "entropy": pytest.approx(0),
+        }
 
     def test_all_codes_in_use_alike(self, vqgan):
         """Four images of 16 tokens, each of which has a code of its own."""
         images = torch.rand(4, 3, 32, 32)
         with torch.no_grad():
-            vectors = vqgan.encode(images).unquantized.flatten(2).transpose(1, 2).flatten(0, 1)  # (64, C)
+            vectors = (
+                vqgan.encode(images).unquantized.flatten(2).transpose(1, 2).flatten(0, 1)
+            )  # (64, C)
             vqgan.quantizer.codebook.weight.copy_(vectors)
         found = codebook_statistics(vqgan, images.split(1))
         assert found == {"usage": 1, "perplexity": pytest.approx(64), "entropy": pytest.approx(6)}
@@ -170,9 +180,23 @@ class TestMeasureReconstruction:
     def test_all_families_are_measured_alike(self, family):
         name, tokenizer, processor = family
         source, images = digits(90)
-        metrics = ["accuracy", "frechet_distance", "mean_squared_error", "psnr", "ssim", *CODE_METRICS]
+        metrics = [
+            "accuracy",
+            "frechet_distance",
+            "mean_squared_error",
+            "psnr",
+            "ssim",
+            *CODE_METRICS,
+        ]
         measured = measure_reconstruction(
-            tokenizer, processor, source, protocol(*metrics), None, Judges(DIGITS), 16, progress_bar=False
+            tokenizer,
+            processor,
+            source,
+            protocol(*metrics),
+            None,
+            Judges(DIGITS),
+            16,
+            progress_bar=False,
         )
         found = measured.metrics
         assert list(found) == (metrics if name in DISCRETE else metrics[:5])
@@ -180,13 +204,18 @@ class TestMeasureReconstruction:
         ours, extractor = truncated(tokenizer, images), DIGITS
         assert ours.float().std() > 5
         errors = squared_errors(ours, images)
-        ssim = structural_similarity_index_measure(ours / 255, images / 255, data_range=1.0, reduction="none")
+        ssim = structural_similarity_index_measure(
+            ours / 255, images / 255, data_range=1.0, reduction="none"
+        )
         seen = extractor(ours)
         labels = np.array(load_digits_dataset()["test"]["label"][:90])
-        # a pixel may fall on the other side of an integer, since they are normalized in another order here
+        # a pixel may fall on the other side of an integer, since they are normalized in another
+        # order here
         expected = {
             "accuracy": (seen.logits.argmax(1).numpy() == labels).mean(),
-            "frechet_distance": formulas.frechet_distance(seen.features.numpy(), extractor(images).features.numpy()),
+            "frechet_distance": formulas.frechet_distance(
+                seen.features.numpy(), extractor(images).features.numpy()
+            ),
             "mean_squared_error": np.mean(errors) / 255**2,
             "psnr": np.mean(decibels(errors)),
             "ssim": ssim.mean().item(),
@@ -210,7 +239,14 @@ class TestMeasureReconstruction:
         metrics = protocol("psnr", "frechet_distance")
         first, second = (
             measure_reconstruction(
-                tokenizer, processor, source, metrics, None, Judges(DIGITS), size, progress_bar=False
+                tokenizer,
+                processor,
+                source,
+                metrics,
+                None,
+                Judges(DIGITS),
+                size,
+                progress_bar=False,
             )
             for size in (70, 9)
         )
@@ -223,10 +259,16 @@ class TestMeasureReconstruction:
         source, images = digits(16)
         processor = TiTokImageProcessor.from_image_size(32)
         measured = measure_reconstruction(
-            titok, processor, source, protocol("mean_squared_error", rounding=rounding), progress_bar=False
+            titok,
+            processor,
+            source,
+            protocol("mean_squared_error", rounding=rounding),
+            progress_bar=False,
         )
         with torch.no_grad():
-            pixels = 255 * titok.decode(titok.encode(images / 255).latents).reconstruction.clamp(0, 1)
+            pixels = 255 * titok.decode(titok.encode(images / 255).latents).reconstruction.clamp(
+                0, 1
+            )
         ours = pixels.floor() if rounding == "truncate" else (pixels + 0.5).floor()
         expected = np.mean(squared_errors(ours, images)) / 255**2
         assert measured.metrics["mean_squared_error"].value == pytest.approx(expected, rel=1e-6)
@@ -234,8 +276,15 @@ class TestMeasureReconstruction:
     def test_a_reference_takes_the_place_of_the_originals(self, titok):
         source, images = digits(80)
         other = torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8)
-        arguments = (titok, TiTokImageProcessor.from_image_size(32), source, protocol("frechet_distance", "recall"))
-        measured = measure_reconstruction(*arguments, TensorImages(other), progress_bar=False, batch_size=16)
+        arguments = (
+            titok,
+            TiTokImageProcessor.from_image_size(32),
+            source,
+            protocol("frechet_distance", "recall"),
+        )
+        measured = measure_reconstruction(
+            *arguments, TensorImages(other), progress_bar=False, batch_size=16
+        )
         ours, theirs = (DIGITS(x).features.numpy() for x in (truncated(titok, images), other))
         expected = formulas.frechet_distance(ours, theirs)
         assert measured.metrics["frechet_distance"].value == pytest.approx(expected, rel=1e-4)
@@ -249,7 +298,9 @@ class TestMeasureReconstruction:
 def checkpoint(family, tmp_path):
     """Folder of each family's tokenizer in turn."""
     name, tokenizer, _ = family
-    (tokenizer.autoencoder if name.startswith("diffusers") else tokenizer).save_pretrained(tmp_path / "tokenizer")
+    (tokenizer.autoencoder if name.startswith("diffusers") else tokenizer).save_pretrained(
+        tmp_path / "tokenizer"
+    )
     return tmp_path / "tokenizer"
 
 
@@ -260,7 +311,9 @@ def pictures(tmp_path, caches):
     folder.mkdir()
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (9, 10, 3), np.uint8)
-        PILImage.fromarray(pixels).resize((40, 36), PILImage.Resampling.BICUBIC).save(folder / f"{i}.png")
+        PILImage.fromarray(pixels).resize((40, 36), PILImage.Resampling.BICUBIC).save(
+            folder / f"{i}.png"
+        )
     return folder
 
 
@@ -270,7 +323,9 @@ class TestOtherSizes:
     @pytest.mark.parametrize("name", ["diffusers-kl", "diffusers-vq", "vtp"])
     def test_of_tokenizers_that_take_any(self, name, make_titok_config, make_vtp_config):
         tokenizer = FAMILIES[name](make_titok_config, make_vtp_config).eval()
-        processor = (VTPImageProcessor if name == "vtp" else TiTokImageProcessor).from_image_size(32)
+        processor = (VTPImageProcessor if name == "vtp" else TiTokImageProcessor).from_image_size(
+            32
+        )
         larger = protocol("psnr", image_size=64)
         source = DatasetImages(load_digits_dataset()["test"], larger, num_images=5)
         images = next(iter(source.batches(5))).images
@@ -280,10 +335,15 @@ class TestOtherSizes:
         assert measured.metrics["psnr"].value == pytest.approx(expected, rel=1e-6)
 
     def test_vtp_takes_multiples_of_its_patch(self, make_vtp_config):
-        tokenizer, odd = VTPForImageReconstruction(make_vtp_config()).eval(), protocol("psnr", image_size=36)
+        tokenizer, odd = (
+            VTPForImageReconstruction(make_vtp_config()).eval(),
+            protocol("psnr", image_size=36),
+        )
         source = DatasetImages(load_digits_dataset()["test"], odd, num_images=5)
         with pytest.raises(ValueError, match="is for images of 36 pixels, the tokenizer for 32"):
-            measure_reconstruction(tokenizer, VTPImageProcessor.from_image_size(32), source, odd, progress_bar=False)
+            measure_reconstruction(
+                tokenizer, VTPImageProcessor.from_image_size(32), source, odd, progress_bar=False
+            )
 
 
 class TestClasses:
@@ -292,7 +352,11 @@ class TestClasses:
     @staticmethod
     def source(names):
         dataset = load_digits_dataset()["test"]
-        kept = [index for index, label in enumerate(dataset["label"]) if DIGIT_NAMES[label] in ("three", "seven")]
+        kept = [
+            index
+            for index, label in enumerate(dataset["label"])
+            if DIGIT_NAMES[label] in ("three", "seven")
+        ]
         ids = [names.index(DIGIT_NAMES[label]) for label in np.array(dataset["label"])[kept]]
         images = dataset.select(kept).remove_columns("label").add_column("label", ids)
         images = images.cast_column("label", ClassLabel(names=names))
@@ -300,11 +364,19 @@ class TestClasses:
 
     def test_they_are_found_by_name(self):
         source = self.source(["seven", "three"])
-        assert measure_generation([source], None, generation_of("accuracy"), Judges(DIGITS)).values["accuracy"] > 0.97
+        assert (
+            measure_generation([source], None, generation_of("accuracy"), Judges(DIGITS)).values[
+                "accuracy"
+            ]
+            > 0.97
+        )
 
     def test_unknown_ones_are_refused(self):
         source = self.source(["three", "VII", "seven"])
-        with pytest.raises(ValueError, match=r"digits-8x8: it has no 'VII', but 'zero', 'one', .*class_matching=ids"):
+        with pytest.raises(
+            ValueError,
+            match=r"digits-8x8: it has no 'VII', but 'zero', 'one', .*class_matching=ids",
+        ):
             measure_generation([source], None, generation_of("accuracy"), Judges(DIGITS))
 
     def test_ids_count_if_so_said(self):
@@ -322,12 +394,16 @@ class TestEvaluateReconstruction:
     def test_all_families_come_from_their_folders(self, family, checkpoint):
         name, tokenizer, processor = family
         changes = ["rounding=truncate", "metrics.reconstruction=[psnr,accuracy]"]
-        result = evaluate_reconstruction(checkpoint, "digits", "demo", changes, num_images=20, device="cpu")
+        result = evaluate_reconstruction(
+            checkpoint, "digits", "demo", changes, num_images=20, device="cpu"
+        )
         source, images = digits(20)
         expected = measure_reconstruction(
             tokenizer, processor, source, protocol("psnr", "accuracy"), progress_bar=False
         )
-        assert result.metrics["psnr"].value == pytest.approx(expected.metrics["psnr"].value, rel=1e-6)
+        assert result.metrics["psnr"].value == pytest.approx(
+            expected.metrics["psnr"].value, rel=1e-6
+        )
         assert result.metrics["accuracy"] == expected.metrics["accuracy"]
         psnr = decibels(squared_errors(truncated(tokenizer, images, 64), images))
         assert result.metrics["psnr"].value == pytest.approx(np.mean(psnr), rel=1e-4)
@@ -337,24 +413,36 @@ class TestEvaluateReconstruction:
             "split": "test",
             "fingerprint": expected.fingerprint,
         }
-        assert (result.num_images, result.device, result.dtype, result.processes) == (20, "cpu", "float32", 1)
+        assert (result.num_images, result.device, result.dtype, result.processes) == (
+            20,
+            "cpu",
+            "float32",
+            1,
+        )
         wrapped = tokenizer.autoencoder if name.startswith("diffusers") else tokenizer
         assert result.tokenizer["class"] == type(wrapped).__name__
 
     def test_vtps_protocol(self, make_vtp_config, pictures, torch_cache, tmp_path):
-        """ADM's crop, the encoder in bfloat16 and the decoder in float32, pytorch-fid's Inception, and LPIPS."""
+        """ADM's crop, the encoder in bfloat16 and the decoder in float32, pytorch-fid's Inception,
+        and LPIPS."""
         vtp = VTPForImageReconstruction(make_vtp_config()).eval()
         vtp.save_pretrained(tmp_path / "vtp")
         torch.save(vgg16_weights(), torch_cache / "vgg16-397923af.pth")
         torch.save(lpips_heads(), torch_cache / "lpips-v0.1-vgg-a78928a0.pth")
         torch.save(inception_weights(), tmp_path / "inception.pth")
-        changes = ["image_size=32", "metrics.reconstruction=[kernel_distance,psnr,lpips]", "kernel_subsets=1"]
+        changes = [
+            "image_size=32",
+            "metrics.reconstruction=[kernel_distance,psnr,lpips]",
+            "kernel_subsets=1",
+        ]
         changes += ["kernel_subset_size=4"]
         autocast = {}  # how much it changes the images is for the processor to say
 
         def look(module, _inputs):
             if isinstance(module, VTPVisionEncoder | VTPPixelDecoder):
-                autocast[type(module)] = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+                autocast[type(module)] = torch.is_autocast_enabled(
+                    "cpu"
+                ) and torch.get_autocast_dtype("cpu")
 
         hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
         result = evaluate_reconstruction(
@@ -368,7 +456,9 @@ class TestEvaluateReconstruction:
         hook.remove()
         assert autocast == {VTPVisionEncoder: torch.bfloat16, VTPPixelDecoder: False}
         crops = [
-            PILImage.open(pictures / f"{i}.png").resize((36, 32), PILImage.Resampling.BICUBIC).crop((2, 0, 34, 32))
+            PILImage.open(pictures / f"{i}.png")
+            .resize((36, 32), PILImage.Resampling.BICUBIC)
+            .crop((2, 0, 34, 32))
             for i in range(4)
         ]
         images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
@@ -409,7 +499,9 @@ class TestEvaluateReconstruction:
         titok.save_pretrained(tmp_path)
         changes = ["metrics.reconstruction=[psnr]"]
         half, full = (
-            evaluate_reconstruction(tmp_path, "digits", "demo", changes, num_images=8, device="cpu", dtype=each)
+            evaluate_reconstruction(
+                tmp_path, "digits", "demo", changes, num_images=8, device="cpu", dtype=each
+            )
             for each in (dtype, "float32")
         )
         assert half.dtype == dtype
@@ -422,9 +514,14 @@ class TestEvaluateReconstruction:
         assert (result.reference["id"], result.reference["split"]) == ("digits", "train")
         _, images = digits(70)
         with torch.no_grad():
-            pixels = 255 * titok.decode(titok.encode(images / 255).latents).reconstruction.clamp(0, 1)
+            pixels = 255 * titok.decode(titok.encode(images / 255).latents).reconstruction.clamp(
+                0, 1
+            )
         train = torch.cat(
-            [batch.images for batch in open_source("digits", Protocol.load("demo"), "train").batches(500)]
+            [
+                batch.images
+                for batch in open_source("digits", Protocol.load("demo"), "train").batches(500)
+            ]
         )
         ours, theirs = (DIGITS(x).features.numpy() for x in (pixels.round().to(torch.uint8), train))
         expected = formulas.frechet_distance(ours, theirs)
@@ -459,7 +556,9 @@ class TestBadInput:
 
     def test_encoded_images_are_counted(self, counting):
         processor = TiTokImageProcessor.from_image_size(32)
-        measure_reconstruction(counting, processor, digits(5)[0], protocol("psnr"), progress_bar=False)
+        measure_reconstruction(
+            counting, processor, digits(5)[0], protocol("psnr"), progress_bar=False
+        )
         assert counting.num_encoded == 5
 
     def test_fewer_images_than_features(self, refuse):
@@ -473,7 +572,9 @@ class TestBadInput:
 
     def test_no_labels(self, refuse):
         source = TensorImages(torch.zeros(9, 3, 32, 32, dtype=torch.uint8))
-        refuse("accuracy needs labels: name their column, or leave the metric out", source, "accuracy")
+        refuse(
+            "accuracy needs labels: name their column, or leave the metric out", source, "accuracy"
+        )
 
     def test_another_image_size(self, refuse):
         sentence = r"'demo\*' is for images of 64 pixels, the tokenizer for 32\. .* `image_size=32`"
@@ -481,15 +582,26 @@ class TestBadInput:
 
     def test_a_reference_of_another_extractor(self, refuse, tmp_path):
         np.savez(tmp_path / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-        reference = ReferenceImages(ReferenceBatch.load(tmp_path / "inception.npz"), protocol("psnr"))
+        reference = ReferenceImages(
+            ReferenceBatch.load(tmp_path / "inception.npz"), protocol("psnr")
+        )
         sentence = "The reference holds statistics of 2048 features, and digits-8x8 has 64: they are of another"
         refuse(sentence, digits(90)[0], "frechet_distance", reference=reference)
 
     def test_metrics_that_the_extractor_does_not_serve(self, refuse):
-        refuse("spatial_frechet_distance needs spatial features", digits(90)[0], "spatial_frechet_distance")
+        refuse(
+            "spatial_frechet_distance needs spatial features",
+            digits(90)[0],
+            "spatial_frechet_distance",
+        )
         judges = Judges(Colors())
         judges.extractor.num_classes = None
-        refuse("inception_score needs an extractor that cl", digits(90)[0], "inception_score", judges=judges)
+        refuse(
+            "inception_score needs an extractor that cl",
+            digits(90)[0],
+            "inception_score",
+            judges=judges,
+        )
 
     def test_nan_from_the_tokenizer(self, counting):
         """Known as soon as the first images are decoded."""
@@ -509,13 +621,29 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("data", "arguments", "sentence"),
         [
-            ("digits", {"split": "all"}, "'digits' has no split 'all' but train, test; name one of these"),
+            (
+                "digits",
+                {"split": "all"},
+                "'digits' has no split 'all' but train, test; name one of these",
+            ),
             ("digits", {"image_column": "picture"}, "no column 'picture' but image, label"),
             ("digits", {"num_images": 361}, "There are 360 images, and 361 were asked for"),
             ("empty", {}, "empty holds no images that `datasets` can read"),
-            ("mixed", {"overrides": ["crop=none"]}, "All images must be 32x32 pixels, .* image 1 is 40x36"),
-            ("digits", {"reference": "large.npz"}, r"images of 32x32 pixels, .*large\.npz holds 64x64"),
-            ("digits", {"reference": "float.npz"}, r"float\.npz must be uint8 in \[0, 255\], got float32"),
+            (
+                "mixed",
+                {"overrides": ["crop=none"]},
+                "All images must be 32x32 pixels, .* image 1 is 40x36",
+            ),
+            (
+                "digits",
+                {"reference": "large.npz"},
+                r"images of 32x32 pixels, .*large\.npz holds 64x64",
+            ),
+            (
+                "digits",
+                {"reference": "float.npz"},
+                r"float\.npz must be uint8 in \[0, 255\], got float32",
+            ),
             ("digits", {"reference": "empty"}, "empty holds no images"),
             ("digits", {"reference": "digits", "reference_split": "all"}, "no split 'all'"),
         ],
@@ -542,7 +670,11 @@ class TestBadInput:
         assert f"put it at {place}." in str(refusal.value)
         with pytest.raises(FileNotFoundError) as refusal:
             evaluate_reconstruction(
-                tmp_path / "nowhere", "digits", "vtp-rfid", ["metrics.reconstruction=[lpips]"], device="cpu"
+                tmp_path / "nowhere",
+                "digits",
+                "vtp-rfid",
+                ["metrics.reconstruction=[lpips]"],
+                device="cpu",
             )
         assert f"put it at {torch_cache / 'vgg16-397923af.pth'}" in str(refusal.value)
 
@@ -557,11 +689,17 @@ class TestBadInput:
         )
         images.save_to_disk(tmp_path / "images")
         with pytest.raises(ValueError, match="accuracy needs labels: name their column"):
-            evaluate_reconstruction(tmp_path / "titok", str(tmp_path / "images"), "demo", reference="digits")
+            evaluate_reconstruction(
+                tmp_path / "titok", str(tmp_path / "images"), "demo", reference="digits"
+            )
 
     def test_a_corrupt_image(self, titok, pictures, tmp_path):
         titok.save_pretrained(tmp_path / "titok")
         content = (pictures / "2.png").read_bytes()
         (pictures / "2.png").write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=r"Image 2 \(.*2\.png\) cannot be read: image file is truncated"):
-            evaluate_reconstruction(tmp_path / "titok", str(pictures), "demo", ["metrics.reconstruction=[psnr]"])
+        with pytest.raises(
+            ValueError, match=r"Image 2 \(.*2\.png\) cannot be read: image file is truncated"
+        ):
+            evaluate_reconstruction(
+                tmp_path / "titok", str(pictures), "demo", ["metrics.reconstruction=[psnr]"]
+            )

@@ -14,7 +14,9 @@ from titok_hf.evaluation.sources import open_source
 @pytest.fixture(scope="module")
 def images():
     """The held-out digits as an evaluation sees them."""
-    return torch.cat([batch.images for batch in open_source("digits", Protocol.load("demo")).batches(512)])
+    return torch.cat(
+        [batch.images for batch in open_source("digits", Protocol.load("demo")).batches(512)]
+    )
 
 
 @pytest.mark.parametrize("batch_size", [64, 1000])
@@ -40,7 +42,9 @@ def test_no_more_images_than_there_are_are_kept(tmp_path, images, num_kept, kept
 
 def test_the_split_and_the_crop_are_those_that_are_asked_for(tmp_path):
     write_reference("digits", tmp_path / "digits.npz", "demo", ["image_size=16"], split="train")
-    expected = next(iter(open_source("digits", Protocol.load("demo", ["image_size=16"]), "train").batches(2000)))
+    expected = next(
+        iter(open_source("digits", Protocol.load("demo", ["image_size=16"]), "train").batches(2000))
+    )
     with np.load(tmp_path / "digits.npz") as written:
         assert np.array_equal(written["arr_0"], expected.images.permute(0, 2, 3, 1))
         assert len(written["arr_0"]) == 1437
@@ -48,16 +52,24 @@ def test_the_split_and_the_crop_are_those_that_are_asked_for(tmp_path):
 
 def test_a_file_that_is_there_stays(tmp_path):
     (tmp_path / "digits.npz").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"digits\.npz exists already: choose another name, or delete it\."):
+    with pytest.raises(
+        FileExistsError, match=r"digits\.npz exists already: choose another name, or delete it\."
+    ):
         write_reference("nowhere", tmp_path / "digits.npz", "demo")
     assert (tmp_path / "digits.npz").read_text() == "precious"
 
 
 def test_fewer_images_than_features_are_refused_before_any_is_seen(tmp_path, capsys):
     torch.save(inception_weights(), tmp_path / "inception.pth")
-    with pytest.raises(ValueError, match="frechet_distance with inception-v3-fid needs at least 2049 judged"):
+    with pytest.raises(
+        ValueError, match="frechet_distance with inception-v3-fid needs at least 2049 judged"
+    ):
         write_reference(
-            "digits", tmp_path / "digits.npz", "adm-256", extractor_weights=tmp_path / "inception.pth", device="cpu"
+            "digits",
+            tmp_path / "digits.npz",
+            "adm-256",
+            extractor_weights=tmp_path / "inception.pth",
+            device="cpu",
         )
     assert not (tmp_path / "digits.npz").exists()
     assert capsys.readouterr().err == ""  # the bar of the images

@@ -16,9 +16,24 @@ from titok_hf.evaluation.metrics.estimate import Estimate
 from titok_hf.evaluation.results import describe_model, device_name, differences, versions
 from titok_hf.hub.cards import Description, render_card
 
-INCEPTION = {"name": "inception-v3-fid", "weights": "a.pth", "weights_sha256": "6726825d" * 8, "preprocessing": "299"}
-DIGITS = {"name": "digits-8x8", "weights": "b", "weights_sha256": "01234567" * 8, "preprocessing": "8x8"}
-MODEL = {"id": "user/model", "revision": "c" * 40, "class": "TiTokModel", "weights_sha256": "ab" * 32}
+INCEPTION = {
+    "name": "inception-v3-fid",
+    "weights": "a.pth",
+    "weights_sha256": "6726825d" * 8,
+    "preprocessing": "299",
+}
+DIGITS = {
+    "name": "digits-8x8",
+    "weights": "b",
+    "weights_sha256": "01234567" * 8,
+    "preprocessing": "8x8",
+}
+MODEL = {
+    "id": "user/model",
+    "revision": "c" * 40,
+    "class": "TiTokModel",
+    "weights_sha256": "ab" * 32,
+}
 
 
 @pytest.fixture
@@ -51,7 +66,11 @@ def generation(reconstruction):
         task="generation",
         protocol=Protocol.load("adm-256").to_dict(),
         data={"seed": 3, "classes": "1000 in turn", "fingerprint": "e" * 64},
-        reference={"file": "/data/VIRTUAL_imagenet256_labeled.npz", "sha256": "d" * 64, "fingerprint": "9" * 64},
+        reference={
+            "file": "/data/VIRTUAL_imagenet256_labeled.npz",
+            "sha256": "d" * 64,
+            "fingerprint": "9" * 64,
+        },
         generator=MODEL,
         sampler={"class": "MaskGitScheduler", "config": {}, "arguments": {"guidance_scale": 4.5}},
         seeds=[3],
@@ -68,7 +87,11 @@ class TestJSON:
     def test_it_is_plain(self, reconstruction, tmp_path):
         reconstruction.save(tmp_path / "new" / "folder" / "result.json")
         content = json.loads((tmp_path / "new" / "folder" / "result.json").read_text())
-        assert content["metrics"]["frechet_distance"] == {"value": 1.5, "standard_error": 0.25, "method": "jackknife"}
+        assert content["metrics"]["frechet_distance"] == {
+            "value": 1.5,
+            "standard_error": 0.25,
+            "method": "jackknife",
+        }
         assert content["protocol"]["rounding"] == "truncate"
         assert content["judges"]["extractor"]["weights_sha256"] == "6726825d" * 8
 
@@ -112,7 +135,9 @@ class TestNames:
             ("mean_squared_error", "mean squared error", "mean squared error"),
         ],
     )
-    def test_fields_names_only_with_its_network(self, reconstruction, metric, with_inception, with_digits):
+    def test_fields_names_only_with_its_network(
+        self, reconstruction, metric, with_inception, with_digits
+    ):
         assert reconstruction.title(metric) == with_inception
         assert replace(reconstruction, judges={"extractor": DIGITS}).title(metric) == with_digits
 
@@ -123,17 +148,21 @@ class TestNames:
 class TestCards:
     def test_the_protocol_in_a_sentence(self, reconstruction, generation):
         assert reconstruction.summary() == (
-            "titok-rfid: 50000 images, 256x256, crop center (bicubic), truncated to uint8, inception-v3-fid "
-            "(6726825d), against user/images validation"
+            "titok-rfid: 50000 images, 256x256, crop center (bicubic), truncated to uint8, "
+            "inception-v3-fid (6726825d), against user/images validation"
         )
         assert generation.summary() == (
-            "adm-256: 50000 images, 256x256, crop adm (bicubic), truncated to uint8, inception-v3-fid (6726825d), "
-            "against VIRTUAL_imagenet256_labeled.npz, sampled with guidance_scale 4.5, seeds [3]"
+            "adm-256: 50000 images, 256x256, crop adm (bicubic), truncated to uint8, "
+            "inception-v3-fid (6726825d), against VIRTUAL_imagenet256_labeled.npz, sampled with "
+            "guidance_scale 4.5, seeds [3]"
         )
         defaults = replace(generation, sampler={**generation.sampler, "arguments": {}})
         assert "sampled with the defaults of the pipeline, seeds [3]" in defaults.summary()
         judged = replace(generation, sampler=None, seeds=None, reference=None, judges={})
-        assert judged.summary() == "adm-256: 50000 images, 256x256, crop adm (bicubic), truncated to uint8"
+        assert (
+            judged.summary()
+            == "adm-256: 50000 images, 256x256, crop adm (bicubic), truncated to uint8"
+        )
 
     def test_results_become_metadata(self, reconstruction):
         first, second = reconstruction.card_results()
@@ -161,10 +190,15 @@ class TestCards:
         assert without.card_results()[0]["dataset"] == "unknown"
 
     def test_a_card_takes_them(self, reconstruction, generation):
-        description = Description("Title", "Text.", "usage", "transformers", "image-feature-extraction")
+        description = Description(
+            "Title", "Text.", "usage", "transformers", "image-feature-extraction"
+        )
         results = reconstruction.card_results() + generation.card_results()
         card = render_card(description, {"results": results}, "user/model")
-        found = [(r.metric_name, r.metric_value, r.dataset_type, r.dataset_split) for r in card.data.eval_results]
+        found = [
+            (r.metric_name, r.metric_value, r.dataset_type, r.dataset_split)
+            for r in card.data.eval_results
+        ]
         imagenet = "VIRTUAL_imagenet256_labeled.npz"
         assert found == [
             ("FID", 1.5, "user/images", "validation"),
@@ -173,7 +207,10 @@ class TestCards:
             ("PSNR", 20.0, imagenet, None),
         ]
         assert card.data.eval_results[0].metric_type == "frechet_distance"
-        assert card.data.eval_results[0].metric_args == {"protocol": reconstruction.summary(), "standard_error": 0.25}
+        assert card.data.eval_results[0].metric_args == {
+            "protocol": reconstruction.summary(),
+            "standard_error": 0.25,
+        }
         assert "| FID | 1.5 ± 0.25 | user/images | validation |" in card.text
         assert "| None |" not in card.text
 
@@ -193,7 +230,13 @@ class TestDifferences:
         assert differences([reconstruction, other, reconstruction]) == {}
 
     def test_samplers_and_seeds_may_differ(self, generation):
-        other = replace(generation, sampler={"arguments": {}}, seeds=[1, 2], generator=None, data={"fingerprint": "0"})
+        other = replace(
+            generation,
+            sampler={"arguments": {}},
+            seeds=[1, 2],
+            generator=None,
+            data={"fingerprint": "0"},
+        )
         assert differences([generation, other]) == {}
 
     @pytest.mark.parametrize(
@@ -201,8 +244,16 @@ class TestDifferences:
         [
             ({"num_images": 5000}, "num_images", [50000, 5000]),
             ({"dtype": "bfloat16"}, "dtype", ["float32", "bfloat16"]),
-            ({"data": {"id": "user/images", "fingerprint": "0" * 64}}, "data", ["f" * 64, "0" * 64]),
-            ({"reference": {"id": "user/images", "fingerprint": "0" * 64}}, "reference", ["f" * 64, "0" * 64]),
+            (
+                {"data": {"id": "user/images", "fingerprint": "0" * 64}},
+                "data",
+                ["f" * 64, "0" * 64],
+            ),
+            (
+                {"reference": {"id": "user/images", "fingerprint": "0" * 64}},
+                "reference",
+                ["f" * 64, "0" * 64],
+            ),
             ({"judges": {"extractor": DIGITS}}, "extractor", None),
         ],
     )
@@ -228,7 +279,9 @@ class TestDifferences:
     )
     def test_every_field_of_the_protocol_counts(self, reconstruction, change):
         other = replace(reconstruction, protocol=Protocol.load("titok-rfid", [change]).to_dict())
-        assert list(differences([reconstruction, other])) == [f"protocol.{change.partition('=')[0]}"]
+        assert list(differences([reconstruction, other])) == [
+            f"protocol.{change.partition('=')[0]}"
+        ]
 
     def test_the_same_protocol_by_another_name(self, reconstruction):
         """And other metrics, or another way to say the number of images, of the same numbers."""
@@ -267,7 +320,11 @@ class TestDifferences:
 class TestComparing:
     @pytest.fixture
     def paths(self, reconstruction, tmp_path):
-        other = replace(reconstruction, num_images=7, protocol=Protocol.load("titok-rfid", ["crop=adm"]).to_dict())
+        other = replace(
+            reconstruction,
+            num_images=7,
+            protocol=Protocol.load("titok-rfid", ["crop=adm"]).to_dict(),
+        )
         for name, result in (("one", reconstruction), ("same", reconstruction), ("other", other)):
             result.save(tmp_path / name)
         return {name: tmp_path / name for name in ("one", "same", "other")}
@@ -277,11 +334,16 @@ class TestComparing:
         assert compare_results([paths["one"]], different_protocols=True) == ([reconstruction], {})
 
     def test_of_different_ones(self, paths):
-        with pytest.raises(ValueError, match=r"differ in num_images: 50000 \| 7; protocol\.crop: center \| adm\. .*"):
+        with pytest.raises(
+            ValueError,
+            match=r"differ in num_images: 50000 \| 7; protocol\.crop: center \| adm\. .*",
+        ):
             compare_results([paths["one"], paths["other"]])
 
     def test_of_different_ones_if_so_wanted(self, paths):
-        results, different = compare_results([paths["one"], paths["other"]], different_protocols=True)
+        results, different = compare_results(
+            [paths["one"], paths["other"]], different_protocols=True
+        )
         assert [result.num_images for result in results] == [50000, 7]
         assert different == {"num_images": [50000, 7], "protocol.crop": ["center", "adm"]}
 
@@ -290,7 +352,9 @@ def hash_of(path):
     """The hash that a result has, from the file of the weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+        digest.update(
+            f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -317,7 +381,9 @@ class TestRecords:
         first = hub.repositories["model", "user/known"].find("main").sha
         if revision == "v1":
             titok.push_to_hub("user/known", revision="v1")
-        expected = hub.repositories["model", "user/known"].find("v1" if revision == "v1" else "main").sha
+        expected = (
+            hub.repositories["model", "user/known"].find("v1" if revision == "v1" else "main").sha
+        )
         revision = first if revision == "commit" else revision
         model = AutoModel.from_pretrained("user/known", revision=revision)
         assert describe_model(model, "user/known", revision)["revision"] == expected
@@ -333,4 +399,11 @@ class TestRecords:
         assert device_name(torch.device("cpu")) == "cpu"
 
     def test_a_result_is_complete(self, reconstruction):
-        assert asdict(reconstruction).keys() >= {"metrics", "protocol", "num_images", "data", "versions", "command"}
+        assert asdict(reconstruction).keys() >= {
+            "metrics",
+            "protocol",
+            "num_images",
+            "data",
+            "versions",
+            "command",
+        }

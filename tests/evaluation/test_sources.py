@@ -29,7 +29,17 @@ from titok_hf.evaluation.sources import (
 from .tiny_models import make_ddpm, make_dit
 
 RESAMPLING = PILImage.Resampling
-SIZES = [(40, 50), (91, 33), (64, 64), (20, 30), (129, 70), (31, 32), (32, 32), (400, 140), (35, 32)]
+SIZES = [
+    (40, 50),
+    (91, 33),
+    (64, 64),
+    (20, 30),
+    (129, 70),
+    (31, 32),
+    (32, 32),
+    (400, 140),
+    (35, 32),
+]
 
 
 def protocol(**fields):
@@ -40,7 +50,9 @@ def picture(width, height, mode="RGB"):
     """Smooth, so that crops that are a pixel off differ, and a little noise."""
     rows, columns = np.mgrid[:height, :width]
     noise = np.random.default_rng(width * height).integers(0, 30, (height, width, 3))
-    waves = np.stack([columns * 220 / width, rows * 220 / height, 110 + 110 * np.sin(columns / 5)], -1)
+    waves = np.stack(
+        [columns * 220 / width, rows * 220 / height, 110 + 110 * np.sin(columns / 5)], -1
+    )
     return PILImage.fromarray((waves + noise).astype(np.uint8)).convert(mode)
 
 
@@ -55,7 +67,8 @@ def cut(image, size):
 
 
 def center_crop(image, size, resampling):
-    """The longer side is cut to an integer, as torchvision's `Resize` does; its `CenterCrop` rounds to even."""
+    """The longer side is cut to an integer, as torchvision's `Resize` does; its `CenterCrop` rounds
+    to even."""
     shorter = min(image.size)
     image = image.resize(tuple(size * side // shorter for side in image.size), resampling)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
@@ -67,7 +80,9 @@ def adm_crop(image, size):
     while min(image.size) >= 2 * size:
         image = image.resize(tuple(side // 2 for side in image.size), RESAMPLING.BOX)
     scale = size / min(image.size)
-    return cut(image.resize(tuple(round(side * scale) for side in image.size), RESAMPLING.BICUBIC), size)
+    return cut(
+        image.resize(tuple(round(side * scale) for side in image.size), RESAMPLING.BICUBIC), size
+    )
 
 
 class TestSquareImages:
@@ -84,7 +99,9 @@ class TestSquareImages:
         image = picture(*size)
         found = square_images([image], protocol(interpolation=interpolation))
         assert found.dtype == torch.uint8
-        assert np.array_equal(found[0], pixels_of(center_crop(image, 32, RESAMPLING[interpolation.upper()])))
+        assert np.array_equal(
+            found[0], pixels_of(center_crop(image, 32, RESAMPLING[interpolation.upper()]))
+        )
 
     @pytest.mark.parametrize("size", SIZES, ids=str)
     def test_squashed_images_are_resized_by_both_sides(self, size):
@@ -94,11 +111,15 @@ class TestSquareImages:
 
     def test_crops_differ(self):
         image = picture(129, 70)
-        found = [square_images([image], protocol(crop=crop)) for crop in ("adm", "center", "squash")]
+        found = [
+            square_images([image], protocol(crop=crop)) for crop in ("adm", "center", "squash")
+        ]
         assert not any(torch.equal(found[i], found[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
     def test_images_that_are_not_cropped_stay_as_they_are(self):
-        assert np.array_equal(square_images([picture(32, 32)], protocol(crop="none"))[0], pixels_of(picture(32, 32)))
+        assert np.array_equal(
+            square_images([picture(32, 32)], protocol(crop="none"))[0], pixels_of(picture(32, 32))
+        )
 
     @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA"])
     @pytest.mark.parametrize("crop", ["center", "adm", "squash", "none"])
@@ -131,7 +152,9 @@ class TestToUint8:
     @pytest.mark.parametrize("rounding", ["truncate", "round"])
     def test_integers_come_back(self, rounding):
         images = torch.arange(256, dtype=torch.float32).view(1, 1, 16, 16) / 255
-        assert torch.equal(to_uint8(images, rounding).flatten(), torch.arange(256, dtype=torch.uint8))
+        assert torch.equal(
+            to_uint8(images, rounding).flatten(), torch.arange(256, dtype=torch.uint8)
+        )
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
     def test_other_float_types(self, dtype):
@@ -140,7 +163,13 @@ class TestToUint8:
 
     @pytest.mark.parametrize(
         ("value", "sentence"),
-        [(torch.nan, "nan to nan"), (torch.inf, "0 to inf"), (1.01, "0 to 1.01"), (-0.01, "-0.01 to 0"), (255, "255")],
+        [
+            (torch.nan, "nan to nan"),
+            (torch.inf, "0 to inf"),
+            (1.01, "0 to 1.01"),
+            (-0.01, "-0.01 to 0"),
+            (255, "255"),
+        ],
     )
     def test_other_values_are_refused(self, value, sentence):
         images = torch.zeros(2, 3, 4, 4)
@@ -152,7 +181,9 @@ class TestToUint8:
 class TestFingerprint:
     def test_it_is_the_sum_of_the_hashes(self):
         images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
-        total = sum(int(hashlib.sha256(bytes(image.flatten().tolist())).hexdigest(), 16) for image in images)
+        total = sum(
+            int(hashlib.sha256(bytes(image.flatten().tolist())).hexdigest(), 16) for image in images
+        )
         fingerprint = Fingerprint()
         fingerprint.update(images)
         assert fingerprint.compute([fingerprint.total]) == f"{total % 2**256:064x}"
@@ -163,7 +194,9 @@ class TestFingerprint:
         whole.update(images)
         first.update(images[[7, 2]])
         first.update(images[[0]])
-        second.update(images[[1, 8, 3, 4, 5, 6]].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+        second.update(
+            images[[1, 8, 3, 4, 5, 6]].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        )
         expected = whole.compute([whole.total])
         assert first.compute([first.total, second.total]) == expected
         assert len(expected) == 64
@@ -183,20 +216,31 @@ class TestFingerprint:
 def make_dataset(num_images, size=(32, 32), column="image"):
     images = [PILImage.new("RGB", size, (i, 2 * i, 3 * i)) for i in range(num_images)]
     features = Features({column: Image(), "label": Value("int64")})
-    return Dataset.from_dict({column: images, "label": [i % 4 for i in range(num_images)]}, features=features)
+    return Dataset.from_dict(
+        {column: images, "label": [i % 4 for i in range(num_images)]}, features=features
+    )
 
 
 def collected(source, batch_size):
     batches = list(source.batches(batch_size))
     indices = torch.cat([batch.indices for batch in batches])
-    labels = torch.cat([batch.labels for batch in batches]) if batches[0].labels is not None else None
-    return [len(batch.images) for batch in batches], indices, torch.cat([batch.images for batch in batches]), labels
+    labels = (
+        torch.cat([batch.labels for batch in batches]) if batches[0].labels is not None else None
+    )
+    return (
+        [len(batch.images) for batch in batches],
+        indices,
+        torch.cat([batch.images for batch in batches]),
+        labels,
+    )
 
 
 class TestDatasetImages:
     @pytest.mark.parametrize("crop", ["center", "none"])
     def test_images_come_in_order_with_their_labels(self, crop):
-        source = DatasetImages(make_dataset(10), protocol(crop=crop), label_column="label", origin={"id": "mine"})
+        source = DatasetImages(
+            make_dataset(10), protocol(crop=crop), label_column="label", origin={"id": "mine"}
+        )
         sizes, indices, images, labels = collected(source, 4)
         assert sizes == [4, 4, 2]
         assert indices.tolist() == list(range(10))
@@ -205,7 +249,9 @@ class TestDatasetImages:
         assert (source.num_images, source.labelled, source.describe()) == (10, True, {"id": "mine"})
 
     def test_without_a_label_column_there_are_no_labels(self):
-        source = DatasetImages(make_dataset(3, column="picture"), protocol(), image_column="picture")
+        source = DatasetImages(
+            make_dataset(3, column="picture"), protocol(), image_column="picture"
+        )
         assert collected(source, 2)[3] is None
         assert not source.labelled
 
@@ -226,7 +272,9 @@ class TestDatasetImages:
     def test_mixed_sizes_are_refused_where_they_are_not_cropped(self):
         images = [PILImage.new("RGB", (32, 32))] * 3 + [PILImage.new("RGB", (40, 32))]
         dataset = Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
-        with pytest.raises(ValueError, match="must be 32x32 pixels, since they are not cropped; image 3 is 40x32"):
+        with pytest.raises(
+            ValueError, match="must be 32x32 pixels, since they are not cropped; image 3 is 40x32"
+        ):
             DatasetImages(dataset, protocol(crop="none"))
         assert collected(DatasetImages(dataset, protocol()), 4)[2].shape == (4, 3, 32, 32)
 
@@ -254,7 +302,9 @@ class TestDatasetImages:
             collected(source, 3)
 
     def test_string_labels_are_refused(self):
-        dataset = Dataset.from_dict({"image": [PILImage.new("L", (8, 8))] * 2, "label": ["cat", "owl"]})
+        dataset = Dataset.from_dict(
+            {"image": [PILImage.new("L", (8, 8))] * 2, "label": ["cat", "owl"]}
+        )
         with pytest.raises(ValueError, match="'label' must hold integers or classes, got string"):
             DatasetImages(dataset.cast_column("image", Image()), protocol(), label_column="label")
 
@@ -263,11 +313,17 @@ class TestTensorImages:
     def test_images_come_in_order(self):
         images = torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8)
         sizes, indices, found, labels = collected(TensorImages(images, torch.arange(7) % 3), 3)
-        assert (sizes, indices.tolist(), labels.tolist()) == ([3, 3, 1], list(range(7)), [0, 1, 2, 0, 1, 2, 0])
+        assert (sizes, indices.tolist(), labels.tolist()) == (
+            [3, 3, 1],
+            list(range(7)),
+            [0, 1, 2, 0, 1, 2, 0],
+        )
         assert torch.equal(found, images)
         unlabelled = TensorImages(images)
         assert (
-            collected(unlabelled, 3)[3] is None and not unlabelled.labelled and TensorImages(images, images).labelled
+            collected(unlabelled, 3)[3] is None
+            and not unlabelled.labelled
+            and TensorImages(images, images).labelled
         )
 
 
@@ -298,7 +354,10 @@ class TestReferenceImages:
 
     def test_statistics_have_no_resolution(self, tmp_path):
         np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
-        assert ReferenceImages(ReferenceBatch.load(tmp_path / "statistics.npz"), protocol()).num_images == 0
+        assert (
+            ReferenceImages(ReferenceBatch.load(tmp_path / "statistics.npz"), protocol()).num_images
+            == 0
+        )
 
 
 class TestOpenSource:
@@ -317,14 +376,22 @@ class TestOpenSource:
             picture(40 + i, 36).save(tmp_path / f"{i}.png")
         source = open_source(str(tmp_path), protocol())
         assert source.describe() == {"id": str(tmp_path), "revision": None, "split": "train"}
-        expected = [pixels_of(center_crop(picture(40 + i, 36), 32, RESAMPLING.BICUBIC)) for i in range(4)]
+        expected = [
+            pixels_of(center_crop(picture(40 + i, 36), 32, RESAMPLING.BICUBIC)) for i in range(4)
+        ]
         assert np.array_equal(collected(source, 3)[2], np.stack(expected))
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ({"split": "validation"}, "'digits' has no split 'validation' but train, test; name one of these"),
-            ({"image_column": "picture"}, "no column 'picture' but image, label; name the right one"),
+            (
+                {"split": "validation"},
+                "'digits' has no split 'validation' but train, test; name one of these",
+            ),
+            (
+                {"image_column": "picture"},
+                "no column 'picture' but image, label; name the right one",
+            ),
         ],
     )
     def test_what_is_not_there_is_refused(self, arguments, sentence):
@@ -332,7 +399,9 @@ class TestOpenSource:
             open_source("digits", protocol(), **arguments)
 
     def test_an_empty_folder_is_refused(self, tmp_path):
-        with pytest.raises(ValueError, match=f"The folder {tmp_path} holds no images that `datasets` can read"):
+        with pytest.raises(
+            ValueError, match=f"The folder {tmp_path} holds no images that `datasets` can read"
+        ):
             open_source(str(tmp_path), protocol())
 
 
@@ -358,15 +427,22 @@ class TestGeneratedImages:
             assert labels.tolist() == [i % 10 for i in range(23)]
 
     def test_images_are_of_the_classes_that_their_labels_say(self, pipeline):
-        """Each generator's seed is the first half of a hash, and its image what the pipeline makes with it alone."""
+        """Each generator's seed is the first half of a hash, and its image what the pipeline makes
+        with it alone."""
         source = GeneratedImages(pipeline, 14, protocol(), seed=3)
         _, _, images, labels = collected(source, 5)
         for index in (0, 6, 13):
             seed = int(hashlib.sha256(f"3/{index}".encode()).hexdigest()[:16], 16) // 2
-            output = pipeline(int(labels[index]), generator=[torch.Generator().manual_seed(seed)], output_type="np")
+            output = pipeline(
+                int(labels[index]),
+                generator=[torch.Generator().manual_seed(seed)],
+                output_type="np",
+            )
             expected = torch.from_numpy((output.images[0] * 255).round()).permute(2, 0, 1)
             assert (expected - images[index]).abs().max() <= 1
-            other = pipeline((index + 1) % 10, generator=[torch.Generator().manual_seed(seed)], output_type="np")
+            other = pipeline(
+                (index + 1) % 10, generator=[torch.Generator().manual_seed(seed)], output_type="np"
+            )
             assert (other.images[0] != output.images[0]).any()
 
     @pytest.mark.parametrize("rounding", ["truncate", "round"])
@@ -378,22 +454,29 @@ class TestGeneratedImages:
         _, _, images, labels = collected(source, 5)
         assert labels is None
         assert torch.equal(collected(source, 2)[2], images)
-        seeds = [int(hashlib.sha256(f"0/{index}".encode()).hexdigest()[:16], 16) // 2 for index in range(5)]
+        seeds = [
+            int(hashlib.sha256(f"0/{index}".encode()).hexdigest()[:16], 16) // 2
+            for index in range(5)
+        ]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         output = ddpm(5, generators, num_inference_steps=4, output_type="np").images
-        expected = np.round(output * 255) if rounding == "round" else np.floor(output * np.float32(255))
+        expected = (
+            np.round(output * 255) if rounding == "round" else np.floor(output * np.float32(255))
+        )
         assert np.array_equal(images.permute(0, 2, 3, 1), expected)
 
     def test_seeds_give_other_images_and_none_twice(self, ddpm):
         first, second = (
-            collected(GeneratedImages(ddpm, 8, protocol(), seed, num_inference_steps=2), 8)[2] for seed in (0, 1)
+            collected(GeneratedImages(ddpm, 8, protocol(), seed, num_inference_steps=2), 8)[2]
+            for seed in (0, 1)
         )
         hashes = Counter(bytes(image.flatten().tolist()) for image in torch.cat([first, second]))
         assert len(hashes) == 16
 
     def test_fewer_images_are_the_first_of_more(self, ddpm):
         few, many = (
-            collected(GeneratedImages(ddpm, number, protocol(), num_inference_steps=2), 3)[2] for number in (4, 8)
+            collected(GeneratedImages(ddpm, number, protocol(), num_inference_steps=2), 3)[2]
+            for number in (4, 8)
         )
         assert torch.equal(few, many[:4])
 
@@ -418,7 +501,8 @@ class TestGeneratedImages:
 
     def test_arguments_reach_the_pipeline(self, ddpm):
         few, many = (
-            collected(GeneratedImages(ddpm, 2, protocol(), num_inference_steps=steps), 2)[2] for steps in (2, 5)
+            collected(GeneratedImages(ddpm, 2, protocol(), num_inference_steps=steps), 2)[2]
+            for steps in (2, 5)
         )
         assert not torch.equal(few, many)
 
@@ -426,14 +510,23 @@ class TestGeneratedImages:
         with pytest.raises(ValueError, match="A DDPMPipeline takes no guidance_scale, shift, or"):
             GeneratedImages(ddpm, 2, protocol(), shift=1, guidance_scale=2.0)
         for name in ("class_labels", "generator", "output_type"):
-            with pytest.raises(ValueError, match=f"A TiTokPipeline takes no {name}, or the evaluation sets it"):
+            with pytest.raises(
+                ValueError, match=f"A TiTokPipeline takes no {name}, or the evaluation sets it"
+            ):
                 GeneratedImages(pipeline, 2, protocol(), **{name: "np"})
 
     def test_other_pipelines_are_refused(self, ddpm):
-        parts = dict.fromkeys(["vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"])
+        parts = dict.fromkeys(
+            ["vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"]
+        )
         scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
-        prompted = StableDiffusionPipeline(unet=None, scheduler=scheduler, requires_safety_checker=False, **parts)
-        with pytest.raises(TypeError, match="`class_labels` or `batch_size` is expected, got a StableDiffusionPipel"):
+        prompted = StableDiffusionPipeline(
+            unet=None, scheduler=scheduler, requires_safety_checker=False, **parts
+        )
+        with pytest.raises(
+            TypeError,
+            match="`class_labels` or `batch_size` is expected, got a StableDiffusionPipel",
+        ):
             GeneratedImages(prompted, 2, protocol())
         with pytest.raises(TypeError, match="The number of classes of a DDPMPipeline is not known"):
             number_of_classes(ddpm)
@@ -451,7 +544,9 @@ class TestGeneratedImages:
         class Unscaled(DDPMPipeline):
             """Makes images in [0, 255]."""
 
-            def __call__(self, batch_size=1, generator=None, output_type="pil", num_inference_steps=2):
+            def __call__(
+                self, batch_size=1, generator=None, output_type="pil", num_inference_steps=2
+            ):
                 output = super().__call__(batch_size, generator, num_inference_steps, output_type)
                 return BaseOutput(images=255 * output.images)
 
@@ -460,7 +555,9 @@ class TestGeneratedImages:
             collected(GeneratedImages(unscaled, 2, protocol()), 2)
 
     def test_images_of_another_size_are_refused(self, pipeline):
-        sentence = "is for images of {0}x{0} pixels, the pipeline makes {1}x{1}. Choose another protocol"
+        sentence = (
+            "is for images of {0}x{0} pixels, the pipeline makes {1}x{1}. Choose another protocol"
+        )
         with pytest.raises(ValueError, match=sentence.format(64, 32)):
             GeneratedImages(pipeline, 2, protocol(image_size=64))  # known before any is made
         with pytest.raises(ValueError, match=sentence.format(32, 16)):

@@ -18,7 +18,9 @@ def processor():
 
 @pytest.fixture(scope="module")
 def digits(processor):
-    return processor(load_digits_dataset()["test"][:NUMBER]["image"], return_tensors="pt")["pixel_values"]
+    return processor(load_digits_dataset()["test"][:NUMBER]["image"], return_tensors="pt")[
+        "pixel_values"
+    ]
 
 
 @pytest.fixture
@@ -29,7 +31,9 @@ def pairs(digits):
 
 def mean_of_squares(images, targets):
     """As the truncated images give it, in NumPy."""
-    images, targets = (tensor.numpy().astype(np.float64) for tensor in (images.clamp(0, 1), targets))
+    images, targets = (
+        tensor.numpy().astype(np.float64) for tensor in (images.clamp(0, 1), targets)
+    )
     return ((np.floor(images * 255) / 255 - targets) ** 2).mean((1, 2, 3))
 
 
@@ -46,7 +50,9 @@ def test_metrics_on_features(processor, pairs):
     """Expected are the definitions, in NumPy: of the Gaussians, and of neighbors by brute force."""
     extractor = load_extractor("digits")
     names = ["precision", "frechet_distance", "recall", "kernel_distance"]
-    metrics = ReconstructionMetrics(processor, names, extractor, precision_neighbors=2, kernel_subset_size=NUMBER)
+    metrics = ReconstructionMetrics(
+        processor, names, extractor, precision_neighbors=2, kernel_subset_size=NUMBER
+    )
     found = metrics(EvalPrediction(*pairs))
     assert list(found) == names
 
@@ -58,24 +64,32 @@ def test_metrics_on_features(processor, pairs):
     radii = [np.sort(torch.cdist(side, side).numpy(), 1)[:, 2] for side in features]
     assert found["precision"] == pytest.approx((distances <= radii[1][None]).any(1).mean())
     assert found["recall"] == pytest.approx((distances <= radii[0][:, None]).any(0).mean())
-    (mean, covariance), (other_mean, other) = ((side.mean(0).numpy(), np.cov(side.numpy().T)) for side in features)
+    (mean, covariance), (other_mean, other) = (
+        (side.mean(0).numpy(), np.cov(side.numpy().T)) for side in features
+    )
     roots = np.sqrt(np.linalg.eigvals(covariance @ other).real.clip(0)).sum()
     expected = ((mean - other_mean) ** 2).sum() + np.trace(covariance) + np.trace(other) - 2 * roots
     assert found["frechet_distance"] == pytest.approx(expected, rel=1e-3)
-    assert found["kernel_distance"] == pytest.approx(kernel_distance(*features, 1, NUMBER).value, abs=1e-6)
+    assert found["kernel_distance"] == pytest.approx(
+        kernel_distance(*features, 1, NUMBER).value, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("sizes", [[100], [1, 99], [30, 30, 30, 10], [64, 36]])
 def test_batches_give_what_all_images_do(processor, pairs, sizes):
     extractor = load_extractor("digits")
     names = ["psnr", "ssim", "frechet_distance", "coverage"]
-    whole = ReconstructionMetrics(processor, names, extractor)(EvalPrediction(*(part.numpy() for part in pairs)))
+    whole = ReconstructionMetrics(processor, names, extractor)(
+        EvalPrediction(*(part.numpy() for part in pairs))
+    )
     metrics = ReconstructionMetrics(processor, names, extractor)
     for _ in range(2):  # the second time from the start
         batches = list(zip(*(part.split(sizes) for part in pairs), strict=True))
         for batch in batches[:-1]:
             assert metrics(EvalPrediction(*batch), compute_result=False) == {}
-        assert metrics(EvalPrediction(*batches[-1]), compute_result=True) == pytest.approx(whole, rel=1e-6)
+        assert metrics(EvalPrediction(*batches[-1]), compute_result=True) == pytest.approx(
+            whole, rel=1e-6
+        )
 
 
 def test_the_first_of_several_predictions(processor, pairs):
@@ -113,7 +127,10 @@ class TestErrors:
         ("metrics", "error"),
         [
             (["psrn"], "Unknown metric 'psrn' of a trainer: did you mean 'psnr'?"),
-            (["accuracy"], "Unknown metric 'accuracy' of a trainer: known are frechet_distance, .*psnr"),
+            (
+                ["accuracy"],
+                "Unknown metric 'accuracy' of a trainer: known are frechet_distance, .*psnr",
+            ),
             (["codebook_usage"], "Unknown metric 'codebook_usage'"),
             (["frechet_distance"], "frechet_distance needs an extractor"),
             ([], r"`metrics.reconstruction` must be a list of metrics"),
@@ -128,7 +145,10 @@ class TestErrors:
         [
             ({"rounding": "floor"}, "`rounding` must be one of truncate, round, got 'floor'"),
             ({"roundig": "round"}, "did you mean 'rounding'?"),
-            ({"kernel_subset_size": 0}, "`kernel_subset_size` must be an integer of at least 1, got 0"),
+            (
+                {"kernel_subset_size": 0},
+                "`kernel_subset_size` must be an integer of at least 1, got 0",
+            ),
         ],
     )
     def test_fields(self, processor, fields, error):
@@ -136,12 +156,16 @@ class TestErrors:
             ReconstructionMetrics(processor, ["psnr"], **fields)
 
     @pytest.mark.parametrize(
-        ("metric", "needed"), [("frechet_distance", 65), ("kernel_distance", 1000), ("precision", 4), ("coverage", 6)]
+        ("metric", "needed"),
+        [("frechet_distance", 65), ("kernel_distance", 1000), ("precision", 4), ("coverage", 6)],
     )
     def test_too_few_images(self, processor, pairs, metric, needed):
         metrics = ReconstructionMetrics(processor, ["psnr", metric], load_extractor("digits"))
         few = EvalPrediction(*(part[:3] for part in pairs))
-        with pytest.raises(ValueError, match=f"{metric} with digits-8x8 needs at least {needed} judged images, got 3"):
+        with pytest.raises(
+            ValueError,
+            match=f"{metric} with digits-8x8 needs at least {needed} judged images, got 3",
+        ):
             metrics(few)
 
     @pytest.mark.parametrize("broken", [0, 1])

@@ -42,7 +42,9 @@ SQUARE = {"height": 32, "width": 32}
 
 def cropping():
     """As published with DINOv2: a crop of 32 pixels of the shorter side's 40."""
-    return BitImageProcessor(size={"shortest_edge": 40}, crop_size=SQUARE, image_mean=MEAN, image_std=STD)
+    return BitImageProcessor(
+        size={"shortest_edge": 40}, crop_size=SQUARE, image_mean=MEAN, image_std=STD
+    )
 
 
 def squashing():
@@ -81,7 +83,11 @@ def images():
 def prepared(images, size=32, mean=MEAN, std=STD):
     """Images resized one by one, scaled to [0, 1] and normalized, in float64."""
     arrays = [
-        np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC))
+        np.asarray(
+            Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
+                (size, size), Image.Resampling.BICUBIC
+            )
+        )
         for image in images
     ]
     scaled = (np.stack(arrays) / 255 - np.array(mean)) / np.array(std)
@@ -132,7 +138,9 @@ def test_a_pooler_that_was_never_trained_is_left_out(save, images):
     model = vit(add_pooling_layer=False).eval()
     folder = save(model, squashing())
     extractors = [VisionExtractor(folder, device="cpu") for _ in range(2)]
-    torch.testing.assert_close(extractors[0](images).features, model(prepared(images)).last_hidden_state[:, 0])
+    torch.testing.assert_close(
+        extractors[0](images).features, model(prepared(images)).last_hidden_state[:, 0]
+    )
     assert extractors[0].identity() == extractors[1].identity()
     assert extractors[0].identity()["weights_sha256"] == state_sha256(model)
 
@@ -156,13 +164,17 @@ def test_of_a_convnext_it_is_the_normalized_mean_over_positions(save, images, ki
 def test_of_a_resnet_it_is_the_mean_over_positions(save, images):
     model = ResNetModel(ResNetConfig(hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8)).eval()
     found = VisionExtractor(save(model, squashing()), device="cpu")(images)
-    torch.testing.assert_close(found.features, model(prepared(images)).last_hidden_state.mean((2, 3)))
+    torch.testing.assert_close(
+        found.features, model(prepared(images)).last_hidden_state.mean((2, 3))
+    )
 
 
 @torch.no_grad()
 def test_without_pooler_and_cls_token_it_is_the_mean_over_positions(save, images):
     fields = {name: value for name, value in TRANSFORMER.items() if name != "initializer_range"}
-    model = SiglipVisionModel(SiglipVisionConfig(**fields, image_size=32, vision_use_head=False)).eval()
+    model = SiglipVisionModel(
+        SiglipVisionConfig(**fields, image_size=32, vision_use_head=False)
+    ).eval()
     found = VisionExtractor(save(model, squashing()), device="cpu")(images)
     torch.testing.assert_close(found.features, model(prepared(images)).last_hidden_state.mean(1))
 
@@ -202,7 +214,10 @@ def test_on_the_hub_its_identity_names_the_commit(hub, save, images):
     first = HfApi().upload_folder(folder_path=folder, repo_id="user/vit").oid
     save(vit(), squashing())
     second = HfApi().upload_folder(folder_path=folder, repo_id="user/vit").oid
-    newest, older = VisionExtractor("user/vit", device="cpu"), VisionExtractor("user/vit", first, device="cpu")
+    newest, older = (
+        VisionExtractor("user/vit", device="cpu"),
+        VisionExtractor("user/vit", first, device="cpu"),
+    )
     assert newest.identity()["name"] == "user/vit"
     assert newest.identity()["weights"] == f"user/vit@{second}"
     assert older.identity()["weights"] == f"user/vit@{first}"
@@ -220,16 +235,31 @@ def test_a_missing_model_is_refused(hub, tmp_path):
 def test_a_model_without_all_its_weights_is_refused(save):
     model = vit()
     folder = save(model, squashing())
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("embeddings.cls")}
+    weights = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("embeddings.cls")
+    }
     model.save_pretrained(folder, state_dict=weights)
-    with pytest.raises(ValueError, match=r"1 weights are missing in .*network, embeddings\.cls_token among them"):
+    with pytest.raises(
+        ValueError, match=r"1 weights are missing in .*network, embeddings\.cls_token among them"
+    ):
         VisionExtractor(folder)
 
 
 def test_a_model_that_reads_is_refused(save):
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = CLIPModel(CLIPConfig(text_config={**text, "vocab_size": 10}, vision_config={**text, "image_size": 32}))
-    with pytest.raises(ValueError, match=r"must be a vision model, .* it is a CLIPModel, which takes 'input_ids'"):
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    model = CLIPModel(
+        CLIPConfig(text_config={**text, "vocab_size": 10}, vision_config={**text, "image_size": 32})
+    )
+    with pytest.raises(
+        ValueError, match=r"must be a vision model, .* it is a CLIPModel, which takes 'input_ids'"
+    ):
         VisionExtractor(save(model, squashing()))
 
 

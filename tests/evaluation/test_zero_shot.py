@@ -5,7 +5,12 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from titok_hf import VTPImageProcessor, VTPModel, VTPProcessor
-from titok_hf.evaluation import class_embeddings, clip_templates, zero_shot_files, zero_shot_probabilities
+from titok_hf.evaluation import (
+    class_embeddings,
+    clip_templates,
+    zero_shot_files,
+    zero_shot_probabilities,
+)
 
 LABELS = ["cat", "dog", "owl"]
 
@@ -45,8 +50,12 @@ def test_probabilities_are_of_scaled_cosines(model):
     images = torch.randn(2, 3, 32, 32)
     embeddings = F.normalize(torch.randn(3, 16), dim=-1)
     cosines = model.get_image_features(images) @ embeddings.T
-    torch.testing.assert_close(zero_shot_probabilities(model, images, embeddings), (100 * cosines).softmax(-1))
-    torch.testing.assert_close(zero_shot_probabilities(model, images, embeddings, 5.0), (5 * cosines).softmax(-1))
+    torch.testing.assert_close(
+        zero_shot_probabilities(model, images, embeddings), (100 * cosines).softmax(-1)
+    )
+    torch.testing.assert_close(
+        zero_shot_probabilities(model, images, embeddings, 5.0), (5 * cosines).softmax(-1)
+    )
 
 
 def test_files_are_squashed_and_classified(model, processor, tmp_path):
@@ -56,7 +65,9 @@ def test_files_are_squashed_and_classified(model, processor, tmp_path):
     image.save(tmp_path / "image.png")
     [found] = zero_shot_files(tmp_path / "vtp", LABELS, [tmp_path / "image.png"], ["a {}."])
 
-    pixel_values = processor.image_processor(image.convert("RGB"), crop="squash", return_tensors="pt")["pixel_values"]
+    pixel_values = processor.image_processor(
+        image.convert("RGB"), crop="squash", return_tensors="pt"
+    )["pixel_values"]
     embeddings = class_embeddings(model, processor, LABELS, ["a {}."])
     expected = zero_shot_probabilities(model, pixel_values, embeddings)[0]
     assert list(found) == LABELS
@@ -70,7 +81,11 @@ def test_files_are_squashed_and_classified(model, processor, tmp_path):
         (["cat", "dog", "cat"], None, "at least two different names"),
         (["cat", ""], None, "at least two different names"),
         ("cat", None, "at least two different names to choose from, got 'cat'"),
-        (LABELS, ["a {}.", "a photo"], "A template must have `{}` where the name goes, got 'a photo'"),
+        (
+            LABELS,
+            ["a {}.", "a photo"],
+            "A template must have `{}` where the name goes, got 'a photo'",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused(model, processor, labels, templates, sentence):

@@ -1,4 +1,5 @@
-"""Models of diffusers for images of 32 pixels, and an extractor whose features can be computed by hand."""
+"""Models of diffusers for images of 32 pixels, and an extractor whose features can be computed by
+hand."""
 
 from typing import Any
 
@@ -28,7 +29,8 @@ AUTOENCODER = {
 
 
 class Colors(FeatureExtractor):
-    """Features are the mean of each color in [0, 1]; spatial ones those of red, left and right; logits 20 features."""
+    """Features are the mean of each color in [0, 1]; spatial ones those of red, left and right;
+    logits 20 features."""
 
     name = "colors"
     num_features = 3
@@ -46,7 +48,12 @@ class Colors(FeatureExtractor):
         return Extracted(features, pixels[:, 0].unflatten(-1, (2, -1)).mean((1, 3)), 20 * features)
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": "none", "weights_sha256": "0" * 64, "preprocessing": "none"}
+        return {
+            "name": self.name,
+            "weights": "none",
+            "weights_sha256": "0" * 64,
+            "preprocessing": "none",
+        }
 
 
 class CountingTiTok(TiTokModel):
@@ -83,7 +90,8 @@ def make_ddpm(sample_size: int = 32) -> DDPMPipeline:
 
 
 def make_dit() -> DiTPipeline:
-    """Of 10 classes; with guidance it would need 1000, since diffusers says that the empty class is number 1000."""
+    """Of 10 classes; with guidance it would need 1000, since diffusers says that the empty class is
+    number 1000."""
     transformer = DiTTransformer2DModel(
         sample_size=16,
         num_layers=1,
@@ -98,4 +106,6 @@ def make_dit() -> DiTPipeline:
         attention_bias=True,
         activation_fn="gelu-approximate",
     )
-    return DiTPipeline(transformer.eval(), make_kl(), DDIMScheduler(), id2label={str(i): str(i) for i in range(10)})
+    return DiTPipeline(
+        transformer.eval(), make_kl(), DDIMScheduler(), id2label={str(i): str(i) for i in range(10)}
+    )

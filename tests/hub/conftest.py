@@ -46,7 +46,9 @@ def assert_same():
     """Asserts that two things are equal to the bit: `assert_same(loaded, pushed)`."""
 
     def weights(thing):
-        models = [thing] if isinstance(thing, PreTrainedModel) else [thing.tokenizer, thing.generator]
+        models = (
+            [thing] if isinstance(thing, PreTrainedModel) else [thing.tokenizer, thing.generator]
+        )
         return [item for model in models for item in model.state_dict().items()]
 
     def compare(loaded, pushed):
@@ -72,6 +74,8 @@ def change():
 
     @torch.no_grad()
     def add_one(thing):
-        next((thing if isinstance(thing, PreTrainedModel) else thing.tokenizer).parameters()).add_(1)
+        next((thing if isinstance(thing, PreTrainedModel) else thing.tokenizer).parameters()).add_(
+            1
+        )
 
     return add_one

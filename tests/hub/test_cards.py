@@ -54,11 +54,16 @@ def headings(card):
 
 @pytest.fixture
 def edited():
-    """Edits the card of a repository as a person does who means to keep that: `edited(hub, "user/card")`."""
+    """Edits the card of a repository as a person does who means to keep that: `edited(hub,
+    "user/card")`."""
 
     def edit(hub, repo_id, **where):
         card = hub.files(repo_id, **where)["README.md"].decode()
-        hub.add(repo_id, {"README.md": card.replace(GENERATED, "Look at these digits: ä.").encode()}, **where)
+        hub.add(
+            repo_id,
+            {"README.md": card.replace(GENERATED, "Look at these digits: ä.").encode()},
+            **where,
+        )
         return hub.files(repo_id, **where)["README.md"]
 
     return edit
@@ -132,7 +137,10 @@ def test_snippet_of_a_pipeline(hub, pipeline, run_snippet):
 
 def test_snippet_of_a_folder(heavy_thing, tmp_path, run_snippet):
     heavy_thing.save_pretrained(tmp_path / "thing")
-    assert run_snippet(heavy_thing.model_card(str(tmp_path / "thing")).content)["image"].size == (32, 32)
+    assert run_snippet(heavy_thing.model_card(str(tmp_path / "thing")).content)["image"].size == (
+        32,
+        32,
+    )
 
 
 LIBRARIES = {
@@ -171,7 +179,11 @@ def test_provenance_is_in_the_card(hub, model):
     model.config.provenance = PROVENANCE
     model.push_to_hub("user/card")
     data = ModelCard.load("user/card").data
-    assert (data.license, data.base_model, data.datasets) == ("cc-by-4.0", ["user/before"], ["user/pictures"])
+    assert (data.license, data.base_model, data.datasets) == (
+        "cc-by-4.0",
+        ["user/before"],
+        ["user/pictures"],
+    )
     assert data.model_name == "card"
     first, second = data.eval_results
     assert (first.task_type, first.dataset_type, first.dataset_name, first.dataset_split) == (
@@ -196,7 +208,9 @@ def test_provenance_is_in_the_card(hub, model):
     card = card_of(hub)
     assert headings(card) == ["Use", "Training", "Results", "Citation"]
     assert "`user/before`" in card and "Ten pictures." in card
-    assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1]) == PROVENANCE["recipe"]
+    assert (
+        yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1]) == PROVENANCE["recipe"]
+    )
     assert "| rFID | 12.5 | user/pictures | test | 10 images: none resized |" in card
     assert re.search(r"\| PSNR \| 21 \| user/pictures \| +\| the same \|", card)
 
@@ -222,7 +236,12 @@ def test_provenance_survives(hub, model, tmp_path):
 def provenances():
     shared = {"datasets": ["user/pictures"], "license": "mit"}
     return {
-        "tokenizer": {**shared, "base_model": ["user/tokenizer"], "results": [RESULT], "training_data": "Of one."},
+        "tokenizer": {
+            **shared,
+            "base_model": ["user/tokenizer"],
+            "results": [RESULT],
+            "training_data": "Of one.",
+        },
         "generator": {
             "datasets": ["user/pictures", "user/more"],
             "base_model": ["user/generator"],
@@ -251,7 +270,9 @@ def test_a_pipeline_has_the_provenance_of_both_parts(hub, pipeline, provenances)
     )
     assert [result.metric_type for result in data.eval_results] == ["rFID", "gFID"]
     assert TiTokPipeline.from_pretrained("user/card").provenance() == merged
-    assert (pipeline.tokenizer.provenance(), pipeline.generator.provenance()) == tuple(provenances.values())
+    assert (pipeline.tokenizer.provenance(), pipeline.generator.provenance()) == tuple(
+        provenances.values()
+    )
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "generator"])
@@ -331,6 +352,11 @@ def test_the_model_replaces_the_card_of_its_processor(hub, titok, processor):
 
 def test_sizes_are_told(hub, pipeline):
     pipeline.push_to_hub("user/card")
-    assert "32x32 images of 10 classes in 8 steps" in card_of(hub) and "fills in 8 tokens" in card_of(hub)
+    assert "32x32 images of 10 classes in 8 steps" in card_of(
+        hub
+    ) and "fills in 8 tokens" in card_of(hub)
     generator = MaskGitModel.from_pretrained("user/card", subfolder="generator")
-    assert "8 TiTok tokens of 64 codes, given one of 10 classes" in generator.model_card("user/card").content
+    assert (
+        "8 TiTok tokens of 64 codes, given one of 10 classes"
+        in generator.model_card("user/card").content
+    )

@@ -57,7 +57,10 @@ def test_gated_repository(hub):
 
 @pytest.mark.parametrize(
     "download",
-    [lambda: hf_hub_download(REPO, "a.txt", revision="v9"), lambda: snapshot_download(REPO, revision="v9")],
+    [
+        lambda: hf_hub_download(REPO, "a.txt", revision="v9"),
+        lambda: snapshot_download(REPO, revision="v9"),
+    ],
     ids=["file", "snapshot"],
 )
 def test_missing_revision(hub, download):
@@ -65,21 +68,27 @@ def test_missing_revision(hub, download):
 
 
 def test_missing_file(hub):
-    assert_explained(lambda: hf_hub_download(REPO, "none.txt"), FileNotFoundError, "missing", "none.txt")
+    assert_explained(
+        lambda: hf_hub_download(REPO, "none.txt"), FileNotFoundError, "missing", "none.txt"
+    )
 
 
 def test_what_is_not_in_the_cache(hub, tmp_path, monkeypatch):
     def download(**arguments):
         hf_hub_download(REPO, "a.txt", cache_dir=tmp_path, **arguments)
 
-    assert_explained(lambda: download(local_files_only=True), FileNotFoundError, "cache", "local_files_only")
+    assert_explained(
+        lambda: download(local_files_only=True), FileNotFoundError, "cache", "local_files_only"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_explained(download, FileNotFoundError, "cache", "HF_HUB_OFFLINE")
     assert_explained(info(), FileNotFoundError, "HF_HUB_OFFLINE")
 
 
 def test_no_permission(hub):
-    assert_explained(lambda: upload(token="hf_stranger"), PermissionError, "403", "You don't have the rights")
+    assert_explained(
+        lambda: upload(token="hf_stranger"), PermissionError, "403", "You don't have the rights"
+    )
 
 
 def test_an_invalid_token(hub):
@@ -121,7 +130,9 @@ def test_a_hub_out_of_reach(hub):
         hub.start()
 
 
-@pytest.mark.parametrize("error", [ValueError("a"), RuntimeError("CUDA out of memory"), KeyError("a"), OSError("a")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a"), RuntimeError("CUDA out of memory"), KeyError("a"), OSError("a")]
+)
 def test_other_errors_pass(error):
     with pytest.raises(type(error)) as raised, explain_hub_errors(REPO):
         raise error

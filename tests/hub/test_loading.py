@@ -1,4 +1,5 @@
-"""What was published comes back: whole, the right revision, to those who may, or with a clear error."""
+"""What was published comes back: whole, the right revision, to those who may, or with a clear
+error."""
 
 import json
 import os
@@ -68,7 +69,9 @@ def test_a_tokenizer_alone_has_a_processor(hub, processor, titok, assert_same):
 def test_a_scheduler_comes_back(hub, assert_same):
     scheduler = MaskGitScheduler(64, mask_schedule="cosine", token_temperature=2.5)
     scheduler.push_to_hub("user/scheduler", subfolder="scheduler")
-    assert_same(MaskGitScheduler.from_pretrained("user/scheduler", subfolder="scheduler"), scheduler)
+    assert_same(
+        MaskGitScheduler.from_pretrained("user/scheduler", subfolder="scheduler"), scheduler
+    )
     scheduler.push_to_hub("user/scheduler")
     assert_same(MaskGitScheduler.from_pretrained("user/scheduler"), scheduler)
 
@@ -92,7 +95,10 @@ def test_a_pipeline_with_a_vqgan_comes_back(hub, vqgan, generator_config, assert
     generator_config.num_tokens = 16
     pipeline = TiTokPipeline(vqgan, MaskGitModel(generator_config).eval(), MaskGitScheduler(64))
     pipeline.push_to_hub("user/vqgan-pipeline")
-    for loader, arguments in ((TiTokPipeline, {}), (DiffusionPipeline, {"trust_remote_code": True})):
+    for loader, arguments in (
+        (TiTokPipeline, {}),
+        (DiffusionPipeline, {"trust_remote_code": True}),
+    ):
         assert_same(loader.from_pretrained("user/vqgan-pipeline", **arguments), pipeline)
 
 
@@ -109,7 +115,9 @@ def test_a_pipeline_comes_back_from_a_subfolder(hub, pipeline, titok, assert_sam
 
 def test_diffusers_asks_before_it_runs_code(hub, pipeline):
     pipeline.push_to_hub("user/code")
-    with pytest.raises(ValueError, match=names_of("user/code", "custom code", "trust_remote_code=True")):
+    with pytest.raises(
+        ValueError, match=names_of("user/code", "custom code", "trust_remote_code=True")
+    ):
         DiffusionPipeline.from_pretrained("user/code")
 
 
@@ -227,7 +235,9 @@ def test_what_is_not_in_the_cache(hub, pipeline, loader, tmp_path):
 def test_a_processor_that_is_not_in_the_cache(hub, processor, tmp_path):
     processor.push_to_hub("user/elsewhere")
     with pytest.raises(OSError, match="user/elsewhere"):
-        TiTokImageProcessor.from_pretrained("user/elsewhere", cache_dir=tmp_path, local_files_only=True)
+        TiTokImageProcessor.from_pretrained(
+            "user/elsewhere", cache_dir=tmp_path, local_files_only=True
+        )
 
 
 def test_a_hub_out_of_reach(hub, pipeline, tmp_path, assert_same):
@@ -235,7 +245,9 @@ def test_a_hub_out_of_reach(hub, pipeline, tmp_path, assert_same):
     TiTokPipeline.from_pretrained("user/far", cache_dir=tmp_path / "cache")
     hub.stop()
     try:
-        assert_same(TiTokPipeline.from_pretrained("user/far", cache_dir=tmp_path / "cache"), pipeline)
+        assert_same(
+            TiTokPipeline.from_pretrained("user/far", cache_dir=tmp_path / "cache"), pipeline
+        )
         for loader in (TiTokPipeline, TiTokModel):
             with pytest.raises(OSError, match=names_of("user/far", "(reach|connect)")):
                 loader.from_pretrained("user/far", cache_dir=tmp_path / "empty")
@@ -261,7 +273,9 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "path"), [(kind, path) for kind, paths in CUTS.items() for path in paths])
+@pytest.mark.parametrize(
+    ("kind", "path"), [(kind, path) for kind, paths in CUTS.items() for path in paths]
+)
 def test_a_cut_download(hub, request, tmp_path, assert_same, kind, path):
     """Nothing half-written is ever loaded, and the same call brings the rest."""
     thing = request.getfixturevalue(kind)
@@ -320,7 +334,10 @@ def downloaded_weights(hub, repo_id):
 
 def push_without(hub, thing, path, repo_id):
     thing.push_to_hub("user/whole")
-    hub.add(repo_id, {name: content for name, content in hub.files("user/whole").items() if name != path})
+    hub.add(
+        repo_id,
+        {name: content for name, content in hub.files("user/whole").items() if name != path},
+    )
 
 
 @pytest.mark.parametrize("path", ["config.json", "model.safetensors"])
@@ -328,7 +345,9 @@ def test_a_model_without_a_file(hub, model, path):
     repo_id = f"user/model-without-{path.replace('.', '-')}"
     push_without(hub, model, path, repo_id)
     # without a configuration, a VQGAN is looked for in the official file
-    with pytest.raises(OSError, match=names_of(repo_id, f"({path}|maskgit-vqgan-imagenet-f16-256.bin)")):
+    with pytest.raises(
+        OSError, match=names_of(repo_id, f"({path}|maskgit-vqgan-imagenet-f16-256.bin)")
+    ):
         type(model).from_pretrained(repo_id)
 
 
@@ -351,7 +370,9 @@ def test_a_pipeline_without_a_file(hub, pipeline, path):
 
 def test_a_pipeline_without_an_index(hub, pipeline):
     push_without(hub, pipeline, "model_index.json", "user/without-index")
-    with pytest.raises(ValueError, match=names_of("user/without-index", "model_index.json", "`titok convert`")):
+    with pytest.raises(
+        ValueError, match=names_of("user/without-index", "model_index.json", "`titok convert`")
+    ):
         TiTokPipeline.from_pretrained("user/without-index")
     assert not downloaded_weights(hub, "user/without-index")
 
@@ -383,10 +404,16 @@ OFFICIAL = {
 
 @pytest.fixture(params=OFFICIAL)
 def official(request):
-    """A generator, its files in the official format, and a repository that was published so, with its figure."""
+    """A generator, its files in the official format, and a repository that was published so, with
+    its figure."""
     generator = request.getfixturevalue(request.param)
     model_type, repo_id, figure = OFFICIAL[request.param]
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     labels = {"class_label_dropout": 0.1, "image_seq_len": 8, "condition_num_classes": 10}
     config = {
         "model": {
@@ -409,12 +436,20 @@ def test_an_official_repository(hub, official, assert_same):
     assert_same(loaded, generator)
     provenance = loaded.provenance()
     assert (provenance["base_model"], provenance["license"]) == ([repo_id], "apache-2.0")
-    assert [(result["metric"], result["value"]) for result in provenance["results"]] == [("gFID", figure)]
+    assert [(result["metric"], result["value"]) for result in provenance["results"]] == [
+        ("gFID", figure)
+    ]
 
     loaded.push_to_hub("user/converted")
     card = ModelCard.load("user/converted").data
-    assert (card.base_model, card.license, card.datasets) == ([repo_id], "apache-2.0", ["ILSVRC/imagenet-1k"])
-    assert [(result.metric_type, result.metric_value) for result in card.eval_results] == [("gFID", figure)]
+    assert (card.base_model, card.license, card.datasets) == (
+        [repo_id],
+        "apache-2.0",
+        ["ILSVRC/imagenet-1k"],
+    )
+    assert [(result.metric_type, result.metric_value) for result in card.eval_results] == [
+        ("gFID", figure)
+    ]
     assert "as published" in card.eval_results[0].metric_args["protocol"]
     again = AutoModel.from_pretrained("user/converted")
     assert_same(again, generator)
@@ -423,7 +458,9 @@ def test_an_official_repository(hub, official, assert_same):
 
 def test_a_fork_of_an_official_repository_has_no_figures(hub, official, assert_same):
     generator, files, _, _ = official
-    hub.add("user/fork", {f"deep/{name}": content for name, content in files.items()}, revision="v2")
+    hub.add(
+        "user/fork", {f"deep/{name}": content for name, content in files.items()}, revision="v2"
+    )
     loaded = type(generator).from_pretrained("user/fork", subfolder="deep", revision="v2")
     assert_same(loaded, generator)
     assert loaded.provenance() == {"base_model": ["user/fork"]}

@@ -88,12 +88,16 @@ def test_a_push_keeps_what_others_put_there(hub, heavy_thing):
 
 
 @pytest.mark.parametrize("shard_sizes", [("1GB", "100KB"), ("100KB", "1GB"), ("20KB", "100KB")])
-def test_weights_in_other_shards_replace_those_before(hub, heavy_thing, change, assert_same, tmp_path, shard_sizes):
+def test_weights_in_other_shards_replace_those_before(
+    hub, heavy_thing, change, assert_same, tmp_path, shard_sizes
+):
     for max_shard_size in shard_sizes:
         change(heavy_thing)
         heavy_thing.push_to_hub("user/shards", max_shard_size=max_shard_size)
     heavy_thing.save_pretrained(tmp_path, max_shard_size=shard_sizes[-1])
-    assert weight_files(hub, "user/shards") == {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("model*")}
+    assert weight_files(hub, "user/shards") == {
+        str(file.relative_to(tmp_path)) for file in tmp_path.rglob("model*")
+    }
     assert any("-of-" in path for path in hub.files("user/shards")) == (shard_sizes[-1] == "100KB")
     assert_same(type(heavy_thing).from_pretrained("user/shards"), heavy_thing)
     assert_same(type(heavy_thing).from_pretrained("user/shards", use_safetensors=True), heavy_thing)
@@ -154,7 +158,12 @@ def test_nobody_pushes_into_what_anybody_sees(hub, pipeline):
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("PUT", "/lfs/"), ("POST", "/lfs/objects/batch"), ("POST", "/preupload/"), ("POST", "/commit/")],
+    [
+        ("PUT", "/lfs/"),
+        ("POST", "/lfs/objects/batch"),
+        ("POST", "/preupload/"),
+        ("POST", "/commit/"),
+    ],
 )
 def test_a_cut_upload_changes_nothing(hub, heavy_thing, change, assert_same, method, path):
     heavy_thing.push_to_hub("user/cut")

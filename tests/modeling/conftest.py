@@ -7,9 +7,21 @@ from transformers import AutoModel
 
 def _bad_images():
     return {
-        "size": (torch.rand(2, 3, 32, 40), ValueError, r"must have shape \(batch, 3, 32, 32\), got \(2, 3, 32, 40\)"),
-        "channels": (torch.rand(2, 1, 32, 32), ValueError, r"must have shape .* got \(2, 1, 32, 32\)"),
-        "no batch": (torch.rand(3, 32, 32), ValueError, r"must have shape .* got \(3, 32, 32\); the image processor"),
+        "size": (
+            torch.rand(2, 3, 32, 40),
+            ValueError,
+            r"must have shape \(batch, 3, 32, 32\), got \(2, 3, 32, 40\)",
+        ),
+        "channels": (
+            torch.rand(2, 1, 32, 32),
+            ValueError,
+            r"must have shape .* got \(2, 1, 32, 32\)",
+        ),
+        "no batch": (
+            torch.rand(3, 32, 32),
+            ValueError,
+            r"must have shape .* got \(3, 32, 32\); the image processor",
+        ),
         "normalized": (
             torch.full((2, 3, 32, 32), 2.0).index_fill(1, torch.tensor([1]), -1.5),
             ValueError,
@@ -55,7 +67,9 @@ def assert_same_tensors():
             ours, theirs = dict(getattr(left, kind)()), dict(getattr(right, kind)())
             assert ours.keys() == theirs.keys()
             for name, tensor in ours.items():
-                assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
+                assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), (
+                    name
+                )
 
     return compare
 

@@ -4,7 +4,13 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNet2DModel, 
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
-from titok_hf import TiTokImageProcessor, TiTokModel, VTPForImageReconstruction, VTPImageProcessor, VTPModel
+from titok_hf import (
+    TiTokImageProcessor,
+    TiTokModel,
+    VTPForImageReconstruction,
+    VTPImageProcessor,
+    VTPModel,
+)
 from titok_hf.modeling.auto import load_tokenizer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -17,8 +23,13 @@ def vtp(make_vtp_config):
 
 @pytest.fixture(params=[AutoencoderKL, VQModel])
 def autoencoder(request):
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return request.param(**blocks, block_out_channels=(8, 16), norm_num_groups=4, sample_size=32).eval()
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
+    return request.param(
+        **blocks, block_out_channels=(8, 16), norm_num_groups=4, sample_size=32
+    ).eval()
 
 
 def decode_once(model, pixel_values):
@@ -29,7 +40,9 @@ def decode_once(model, pixel_values):
 def decode_with_diffusers(autoencoder, pixel_values):
     with torch.no_grad():
         encoded = autoencoder.encode(2 * pixel_values - 1)
-        latents = encoded.latents if isinstance(autoencoder, VQModel) else encoded.latent_dist.mode()
+        latents = (
+            encoded.latents if isinstance(autoencoder, VQModel) else encoded.latent_dist.mode()
+        )
         return (autoencoder.decode(latents).sample + 1) / 2
 
 
@@ -74,13 +87,17 @@ def test_autoencoders_come_from_the_hub(hub, tmp_path, pixel_values, autoencoder
         api = HfApi()
         api.create_repo(name, exist_ok=True)
         api.create_branch(name, branch=revision, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, path_in_repo=subfolder, revision=revision)
+        api.upload_folder(
+            repo_id=name, folder_path=folder, path_in_repo=subfolder, revision=revision
+        )
         expected.append(decode_with_diffusers(autoencoder, pixel_values))
     cache = tmp_path / "cache"
     loaded = [
         load_tokenizer(name, cache_dir=cache)[0],
         load_tokenizer(name, subfolder="vae", revision="v2", token="hf_user", cache_dir=cache)[0],
-        load_tokenizer(name, subfolder="vae", revision="v2", local_files_only=True, cache_dir=cache)[0],
+        load_tokenizer(
+            name, subfolder="vae", revision="v2", local_files_only=True, cache_dir=cache
+        )[0],
     ]
     for model, images in zip(loaded, [*expected, expected[1]], strict=True):
         torch.testing.assert_close(decode_once(model, pixel_values), images, atol=1e-5, rtol=1e-4)
@@ -104,25 +121,34 @@ def test_a_pipeline_without_a_subfolder_is_refused(hub, tmp_path, pipeline):
     pipeline.save_pretrained(tmp_path)
     pipeline.push_to_hub("user/whole-pipeline")
     for path in (tmp_path, "user/whole-pipeline"):
-        with pytest.raises(FileNotFoundError, match=f"{path} is a whole pipeline: .* `subfolder`, such as 'vae'"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{path} is a whole pipeline: .* `subfolder`, such as 'vae'"
+        ):
             load_tokenizer(path)
 
 
 def test_what_is_no_tokenizer_is_refused(generator, tmp_path):
     generator.save_pretrained(tmp_path)
-    sentence = "one of titok, maskgit_vqgan, vtp or an image autoencoder of diffusers; it is a 'maskgit'"
+    sentence = (
+        "one of titok, maskgit_vqgan, vtp or an image autoencoder of diffusers; it is a 'maskgit'"
+    )
     with pytest.raises(ValueError, match=sentence):
         load_tokenizer(tmp_path)
 
 
 def test_other_models_of_diffusers_are_refused(tmp_path):
     unet = UNet2DModel(
-        block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
     )
     for model in (unet, AutoencoderKLTemporalDecoder(block_out_channels=(32,))):
         folder = tmp_path / type(model).__name__
         model.save_pretrained(folder)
-        sentence = f"{folder} must be an image autoencoder of diffusers, one of .* it is a '{folder.name}'"
+        sentence = (
+            f"{folder} must be an image autoencoder of diffusers, one of .* it is a '{folder.name}'"
+        )
         with pytest.raises(ValueError, match=sentence):
             load_tokenizer(folder)
 
@@ -132,12 +158,20 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, autoencoder):
     whole = load_file(tmp_path / WEIGHTS)
     kind, name = type(autoencoder).__name__, "decoder.conv_in.bias"
     for weights, problem in (
-        ({key: value for key, value in whole.items() if key != name}, f"1 weights are missing, {name} among them"),
+        (
+            {key: value for key, value in whole.items() if key != name},
+            f"1 weights are missing, {name} among them",
+        ),
         (whole | {"stray": torch.zeros(2)}, "1 weights are unexpected, stray among them"),
-        (whole | {name: torch.zeros(2)}, rf"1 weights are misshapen, {name} among them: \(2,\) instead of \(16,\)"),
+        (
+            whole | {name: torch.zeros(2)},
+            rf"1 weights are misshapen, {name} among them: \(2,\) instead of \(16,\)",
+        ),
     ):
         save_file(weights, tmp_path / WEIGHTS)
-        with pytest.raises(ValueError, match=f"does not fit {kind} with its configuration: {problem}"):
+        with pytest.raises(
+            ValueError, match=f"does not fit {kind} with its configuration: {problem}"
+        ):
             load_tokenizer(tmp_path)
 
 

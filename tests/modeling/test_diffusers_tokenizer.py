@@ -19,7 +19,10 @@ from torch.distributions import Normal, kl_divergence
 from titok_hf.data import tokenize_to_folder
 from titok_hf.modeling.diffusers_tokenizer import DiffusersTokenizer
 
-BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
 KL = {**BLOCKS, "block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 32}
 RAE = {
     "encoder_type": "mae",
@@ -36,7 +39,9 @@ RAE = {
 
 
 def make_vq(**overrides):
-    vq = VQModel(**{**KL, "latent_channels": 3, "vq_embed_dim": 5, "num_vq_embeddings": 16, **overrides}).eval()
+    vq = VQModel(
+        **{**KL, "latent_channels": 3, "vq_embed_dim": 5, "num_vq_embeddings": 16, **overrides}
+    ).eval()
     torch.nn.init.normal_(vq.quantize.embedding.weight, std=0.5)
     return vq
 
@@ -81,7 +86,8 @@ def family(request):
 
 @pytest.fixture
 def tokenizer(family):
-    """Each family in turn, for images of 32 pixels; of an RAE, which only takes what its encoder says, of 16."""
+    """Each family in turn, for images of 32 pixels; of an RAE, which only takes what its encoder
+    says, of 16."""
     return DiffusersTokenizer(FAMILIES[family](), None if family == "rae" else 32).eval()
 
 
@@ -108,7 +114,8 @@ def test_images_to_latents_and_back(tokenizer, images, family):
 
 @torch.no_grad()
 def test_networks_see_and_draw_their_own_range(tokenizer, images, family):
-    """[-1, 1] for all but TAESD's layers, which see [0, 1], and RAE, normalized by ImageNet's statistics."""
+    """[-1, 1] for all but TAESD's layers, which see [0, 1], and RAE, normalized by ImageNet's
+    statistics."""
     seen, drawn = [], []
     model = tokenizer.autoencoder
     first = model.encoder.layers if family == "tiny" else model.encoder
@@ -117,9 +124,13 @@ def test_networks_see_and_draw_their_own_range(tokenizer, images, family):
     last.register_forward_hook(lambda _, inputs, output: drawn.append(output))
     decoded = tokenizer.decode(tokenizer.encode(images).latents).reconstruction
 
-    mean, std = (torch.tensor(x)[:, None, None] for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, std = (
+        torch.tensor(x)[:, None, None] for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     if family == "rae":
-        larger = torch.nn.functional.interpolate(images, size=(32, 32), mode="bicubic")  # its own encoder's size
+        larger = torch.nn.functional.interpolate(
+            images, size=(32, 32), mode="bicubic"
+        )  # its own encoder's size
         torch.testing.assert_close(seen[0], (larger - mean) / std)
         patches = drawn[0].logits.view(2, 4, 4, 4, 4, 3)  # (B, h, w, p, p, 3)
         picture = patches.permute(0, 5, 1, 3, 2, 4).reshape(2, 3, 16, 16)
@@ -140,10 +151,14 @@ def test_a_posterior_gives_its_mode_or_a_sample(tokenizer, images):
     mean, logvar = model.quant_conv(model.encoder(2 * images - 1)).chunk(2, dim=1)
     encoded = tokenizer.encode(images)
     torch.testing.assert_close(encoded.latents, mean)
-    divergence = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum((1, 2, 3)).mean()
+    divergence = (
+        kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum((1, 2, 3)).mean()
+    )
     torch.testing.assert_close(encoded.quantizer_loss, divergence)
 
-    sample = tokenizer.encode(images, sample_posterior=True, generator=torch.Generator().manual_seed(3)).latents
+    sample = tokenizer.encode(
+        images, sample_posterior=True, generator=torch.Generator().manual_seed(3)
+    ).latents
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(sample, mean + (logvar / 2).exp() * noise)
 
@@ -162,7 +177,9 @@ def test_codes_are_the_nearest_in_raster_order():
                 distances = ((unquantized[b, :, row, column] - codebook) ** 2).sum(1)
                 code = int(encoded.codes[b, 4 * row + column])
                 assert code == distances.argmin()
-                np.testing.assert_allclose(encoded.latents[b, :, row, column], codebook[code], atol=1e-6)
+                np.testing.assert_allclose(
+                    encoded.latents[b, :, row, column], codebook[code], atol=1e-6
+                )
     assert len(encoded.codes.unique()) > 1
     assert tokenizer.decode(encoded.latents).reconstruction.shape == images.shape
 
@@ -182,8 +199,12 @@ def test_codes_decode_as_diffusers_decodes_them(overrides):
     tokenizer = DiffusersTokenizer(model).eval()
     encoded = tokenizer.encode(torch.rand(2, 3, 32, 32))
     expected = model.decode(encoded.unquantized).sample / 2 + 0.5
-    torch.testing.assert_close(tokenizer.decode(encoded.latents).reconstruction, expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(tokenizer.decode_codes(encoded.codes).reconstruction, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        tokenizer.decode(encoded.latents).reconstruction, expected, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        tokenizer.decode_codes(encoded.codes).reconstruction, expected, atol=1e-5, rtol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -196,28 +217,48 @@ def test_latents_between_codes_are_not_quantized_again():
 
 def test_any_size_of_whole_latents_goes_through(tokenizer, family):
     if family == "rae":
-        with pytest.raises(ValueError, match=r"with sides of 16 pixels, got \(1, 3, 32, 32\); the image processor"):
+        with pytest.raises(
+            ValueError, match=r"with sides of 16 pixels, got \(1, 3, 32, 32\); the image processor"
+        ):
             tokenizer.encode(torch.rand(1, 3, 32, 32))
         return
     images = torch.rand(1, 3, 16, 24)
     assert tokenizer.decode(tokenizer.encode(images).latents).reconstruction.shape == images.shape
-    with pytest.raises(ValueError, match=r"with sides that are multiples of 2, got \(1, 3, 16, 25\)"):
+    with pytest.raises(
+        ValueError, match=r"with sides that are multiples of 2, got \(1, 3, 16, 25\)"
+    ):
         tokenizer.encode(torch.rand(1, 3, 16, 25))
 
 
 @pytest.mark.parametrize(
     ("images", "error", "sentence"),
     [
-        (torch.rand(1, 3, 32, 32) * 255, ValueError, r"must be in \[0, 1\], got values from .* rescales"),
-        (torch.full((1, 3, 32, 32), torch.nan), ValueError, r"must be in \[0, 1\], got values from nan"),
+        (
+            torch.rand(1, 3, 32, 32) * 255,
+            ValueError,
+            r"must be in \[0, 1\], got values from .* rescales",
+        ),
+        (
+            torch.full((1, 3, 32, 32), torch.nan),
+            ValueError,
+            r"must be in \[0, 1\], got values from nan",
+        ),
         (torch.rand(1, 3, 32, 32) * 2 - 1, ValueError, r"must be in \[0, 1\], got values from -"),
         (
             torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
             TypeError,
             r"must be float images in .*, got torch.uint8",
         ),
-        (torch.rand(1, 1, 32, 32), ValueError, r"shape \(batch, 3, height, width\) .* got \(1, 1, 32, 32\)"),
-        (torch.rand(3, 32, 32), ValueError, r"shape \(batch, 3, height, width\) .* got \(3, 32, 32\)"),
+        (
+            torch.rand(1, 1, 32, 32),
+            ValueError,
+            r"shape \(batch, 3, height, width\) .* got \(1, 1, 32, 32\)",
+        ),
+        (
+            torch.rand(3, 32, 32),
+            ValueError,
+            r"shape \(batch, 3, height, width\) .* got \(3, 32, 32\)",
+        ),
     ],
 )
 def test_bad_images_are_refused(images, error, sentence):
@@ -229,9 +270,13 @@ def test_bad_codes_are_refused():
     tokenizer = DiffusersTokenizer(make_vq())
     with pytest.raises(ValueError, match=r"must be in \[0, 16\), got values from 16 to 16"):
         tokenizer.decode_codes(torch.full((1, 16), 16))
-    with pytest.raises(ValueError, match="must be of square images, a square number of them each, got 12"):
+    with pytest.raises(
+        ValueError, match="must be of square images, a square number of them each, got 12"
+    ):
         tokenizer.decode_codes(torch.zeros(1, 12, dtype=torch.int64))
-    with pytest.raises(ValueError, match="needs a discrete tokenizer, a VQModel; this AutoencoderKL is continuous"):
+    with pytest.raises(
+        ValueError, match="needs a discrete tokenizer, a VQModel; this AutoencoderKL is continuous"
+    ):
         DiffusersTokenizer(FAMILIES["kl"]()).decode_codes(torch.zeros(1, 16, dtype=torch.int64))
 
 
@@ -245,7 +290,9 @@ def test_image_size_is_asked_for_or_the_autoencoders():
     assert DiffusersTokenizer(FAMILIES["dc"]()).config.codebook_size is None
     with pytest.raises(ValueError, match="must be a multiple of 2 for this AutoencoderKL, got 33"):
         DiffusersTokenizer(FAMILIES["kl"](), 33)
-    with pytest.raises(ValueError, match="This AutoencoderRAE takes images of 16 pixels, got `image_size` 32"):
+    with pytest.raises(
+        ValueError, match="This AutoencoderRAE takes images of 16 pixels, got `image_size` 32"
+    ):
         DiffusersTokenizer(FAMILIES["rae"](), 32)
 
 
@@ -261,7 +308,9 @@ def test_other_models_are_refused():
         sentence = f"one of AutoencoderKL, .*VQModel; got a {type(model).__name__}"
         with pytest.raises(TypeError, match=sentence):
             DiffusersTokenizer(model)
-    with pytest.raises(ValueError, match="RGB images is expected; this AutoencoderKL takes 4 channels"):
+    with pytest.raises(
+        ValueError, match="RGB images is expected; this AutoencoderKL takes 4 channels"
+    ):
         DiffusersTokenizer(AutoencoderKL(**KL, in_channels=4, out_channels=4))
 
 
@@ -278,12 +327,19 @@ def test_half_precision(tokenizer, images):
     assert (decoded - exact).abs().median() < 0.05
 
 
-@pytest.mark.parametrize(("family", "column", "shape"), [("vq", "codes", (256,)), ("kl", "latents", (4, 16, 16))])
+@pytest.mark.parametrize(
+    ("family", "column", "shape"), [("vq", "codes", (256,)), ("kl", "latents", (4, 16, 16))]
+)
 def test_data_sets_are_tokenized(tokenizer, family, column, shape, tmp_path):
-    pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 36, 3), np.uint8)) for i in range(3)]
+    pictures = [
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 36, 3), np.uint8))
+        for i in range(3)
+    ]
     dataset = Dataset.from_dict({"image": pictures, "label": [0, 1, 0]})
     DatasetDict(train=dataset, test=dataset).save_to_disk(tmp_path / "images")
     tokenizer.autoencoder.save_pretrained(tmp_path / "autoencoder")
-    tokenize_to_folder(str(tmp_path / "images"), tmp_path / "autoencoder", tmp_path / "tokens", batch_size=2)
+    tokenize_to_folder(
+        str(tmp_path / "images"), tmp_path / "autoencoder", tmp_path / "tokens", batch_size=2
+    )
     tokens = load_dataset(str(tmp_path / "tokens"))["train"]
     assert np.asarray(tokens[0][column]).shape == shape and tokens["label"] == [0, 1, 0]

@@ -32,7 +32,9 @@ def test_pil_images_become_float_tensors_in_the_unit_interval(processor, pixels)
     torch.testing.assert_close(pixel_values, torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
 
 
-@pytest.mark.parametrize("layout", ["height width channels", "channels height width", "batch of tensors"])
+@pytest.mark.parametrize(
+    "layout", ["height width channels", "channels height width", "batch of tensors"]
+)
 def test_uint8_arrays_are_read_as_pil_images_are(processor, pixels, layout):
     expected = preprocess(processor, Image.fromarray(pixels))
     images = {
@@ -47,7 +49,9 @@ def test_uint8_arrays_are_read_as_pil_images_are(processor, pixels, layout):
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_float_images_stay_as_they_are_if_not_rescaled(processor, as_tensor):
     images = torch.rand(2, 3, 32, 32)
-    pixel_values = preprocess(processor, images if as_tensor else list(images.numpy()), do_rescale=False)
+    pixel_values = preprocess(
+        processor, images if as_tensor else list(images.numpy()), do_rescale=False
+    )
 
     torch.testing.assert_close(pixel_values, images, atol=1 / 255, rtol=0)
 
@@ -63,7 +67,8 @@ def test_float_images_are_resized_as_their_uint8_versions_are(processor):
 def test_float_images_are_not_rescaled_by_mistake(processor, as_tensor):
     images = torch.rand(2, 3, 32, 32)
     with pytest.raises(
-        ValueError, match=r"Float images are expected in \[0, 1\] and not rescaled: pass `do_rescale=F"
+        ValueError,
+        match=r"Float images are expected in \[0, 1\] and not rescaled: pass `do_rescale=F",
     ):
         preprocess(processor, images if as_tensor else list(images.numpy()))
 
@@ -86,7 +91,9 @@ def test_other_modes_become_rgb(processor, mode):
     image = Image.new("RGB", (32, 32), GREEN).convert(mode)
     pixel_values = preprocess(processor, image)
 
-    torch.testing.assert_close(pixel_values, torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    torch.testing.assert_close(
+        pixel_values, torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    )
 
 
 def test_images_of_different_sizes_and_modes_form_a_batch(processor):
@@ -96,7 +103,9 @@ def test_images_of_different_sizes_and_modes_form_a_batch(processor):
 
 @given(width=st.integers(1, 80), height=st.integers(1, 80))
 def test_any_size_becomes_the_square(width, height):
-    pixel_values = preprocess(TiTokImageProcessor.from_image_size(32), Image.new("RGB", (width, height), RED))
+    pixel_values = preprocess(
+        TiTokImageProcessor.from_image_size(32), Image.new("RGB", (width, height), RED)
+    )
 
     assert pixel_values.shape == (1, 3, 32, 32)
     torch.testing.assert_close(pixel_values[0, 0], torch.ones(32, 32))
@@ -111,7 +120,9 @@ def test_the_center_is_cut_out(processor, scale, vertical):
     image = Image.fromarray(stripes.swapaxes(0, 1) if vertical else stripes)
     middle = preprocess(processor, image)[0, :, 4:-4, 4:-4]
 
-    torch.testing.assert_close(middle, torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1).expand(3, 24, 24))
+    torch.testing.assert_close(
+        middle, torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1).expand(3, 24, 24)
+    )
 
 
 def test_the_shorter_side_is_resized_bicubically(processor):
@@ -136,13 +147,17 @@ def test_preprocessing_and_postprocessing_keep_every_bit(processor):
 def test_postprocessing_clamps_and_converts(processor):
     pixel_values = torch.randn(2, 3, 32, 32)
     clamped = pixel_values.clamp(0, 1)
-    tensor, array, images = (processor.postprocess(pixel_values, kind) for kind in ("pt", "np", "pil"))
+    tensor, array, images = (
+        processor.postprocess(pixel_values, kind) for kind in ("pt", "np", "pil")
+    )
 
     assert torch.equal(tensor, clamped)
     assert array.shape == (2, 32, 32, 3) and array.dtype == np.float32
     assert np.array_equal(array, clamped.permute(0, 2, 3, 1).numpy())
     assert [(image.mode, image.size) for image in images] == [("RGB", (32, 32))] * 2
-    assert np.array_equal(np.stack([np.asarray(image) for image in images]), np.rint(array * 255).astype(np.uint8))
+    assert np.array_equal(
+        np.stack([np.asarray(image) for image in images]), np.rint(array * 255).astype(np.uint8)
+    )
 
 
 def test_postprocessing_makes_pil_images_unless_told_otherwise(processor):

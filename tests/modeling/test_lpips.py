@@ -27,7 +27,9 @@ def test_distances_and_gradients_are_the_references(lpips, pair):
     torch.testing.assert_close(distances, reference("lpips")["distances"], rtol=1e-5, atol=0)
     distances.sum().backward()
     expected = reference("lpips")["gradient"]
-    torch.testing.assert_close(ours.grad.flatten()[::97], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        ours.grad.flatten()[::97], expected, rtol=0, atol=1e-5 * float(expected.abs().max())
+    )
 
 
 def test_it_is_symmetric_and_0_for_equal_images(lpips, pair):
@@ -59,14 +61,20 @@ def test_it_is_frozen(lpips, pair):
 
 
 def test_weights_come_from_files_with_a_classifier(lpips, pair):
-    backbone = {**vgg16_weights(), "classifier.0.weight": torch.zeros(1), "classifier.0.bias": torch.zeros(1)}
+    backbone = {
+        **vgg16_weights(),
+        "classifier.0.weight": torch.zeros(1),
+        "classifier.0.bias": torch.zeros(1),
+    }
     assert torch.equal(LPIPS.from_state_dicts(backbone, lpips_heads())(*pair), lpips(*pair))
 
 
 def test_the_weights_of_another_network_are_refused():
     heads = lpips_heads()
     heads["lin5.model.1.weight"] = heads.pop("lin4.model.1.weight")
-    with pytest.raises(ValueError, match="not the weights of LPIPS: 1 tensors are missing, lin4") as refusal:
+    with pytest.raises(
+        ValueError, match="not the weights of LPIPS: 1 tensors are missing, lin4"
+    ) as refusal:
         LPIPS.from_state_dicts({**vgg16_weights(), "features.0.bias": torch.zeros(3)}, heads)
     assert "1 tensors are unexpected, lin5.model.1.weight among them" in str(refusal.value)
     assert "features.0.bias among them: (3,) instead of (64,)" in str(refusal.value)
@@ -75,8 +83,18 @@ def test_the_weights_of_another_network_are_refused():
 @pytest.mark.parametrize(
     ("ours", "targets", "error", "sentence"),
     [
-        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.zeros(1, 3, 16, 16), TypeError, "got torch.uint8 and"),
-        (torch.zeros(1, 3, 16, 16), torch.zeros(2, 3, 16, 16), ValueError, r"\(1, 3, 16, 16\) and \(2, 3, 16, 16\)"),
+        (
+            torch.zeros(1, 3, 16, 16, dtype=torch.uint8),
+            torch.zeros(1, 3, 16, 16),
+            TypeError,
+            "got torch.uint8 and",
+        ),
+        (
+            torch.zeros(1, 3, 16, 16),
+            torch.zeros(2, 3, 16, 16),
+            ValueError,
+            r"\(1, 3, 16, 16\) and \(2, 3, 16, 16\)",
+        ),
         (torch.zeros(1, 3, 15, 16), torch.zeros(1, 3, 15, 16), ValueError, "at least 16x16 pixels"),
         (torch.zeros(3, 16, 16), torch.zeros(3, 16, 16), ValueError, r"got \(3, 16, 16\)"),
         (torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16), ValueError, r"got \(1, 1, 16, 16\)"),

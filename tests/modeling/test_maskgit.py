@@ -63,17 +63,25 @@ def test_label_comes_first_and_leaves_no_logits(any_generator, codes, class_labe
 
 
 def test_ids_of_mask_and_no_class_follow_codes_and_labels(any_generator):
-    assert (any_generator.config.mask_token_id, any_generator.config.null_label) == (MASK, NULL_LABEL)
+    assert (any_generator.config.mask_token_id, any_generator.config.null_label) == (
+        MASK,
+        NULL_LABEL,
+    )
 
 
 def test_images_do_not_depend_on_their_batch(any_generator, codes, class_labels):
-    together, alone = any_generator(codes, class_labels).logits, any_generator(codes[1:2], class_labels[1:2]).logits
+    together, alone = (
+        any_generator(codes, class_labels).logits,
+        any_generator(codes[1:2], class_labels[1:2]).logits,
+    )
     torch.testing.assert_close(together[1:2], alone)
 
 
 def test_evaluation_is_deterministic_and_keeps_the_labels(any_generator, codes, class_labels):
     any_generator.config.label_dropout = 1.0
-    assert torch.equal(any_generator(codes, class_labels).logits, any_generator(codes, class_labels).logits)
+    assert torch.equal(
+        any_generator(codes, class_labels).logits, any_generator(codes, class_labels).logits
+    )
 
 
 def test_every_label_and_every_code_counts(any_generator):
@@ -92,7 +100,9 @@ def test_positions_tell_masked_tokens_apart(any_generator):
     assert len(logits.round(decimals=4).unique(dim=0)) == 8
 
 
-def test_ids_of_either_integer_type_give_the_same_result(any_generator, codes, class_labels, target_codes):
+def test_ids_of_either_integer_type_give_the_same_result(
+    any_generator, codes, class_labels, target_codes
+):
     expected = any_generator(codes, class_labels, target_codes)
     output = any_generator(codes.int(), class_labels.int(), target_codes.int())
 
@@ -109,11 +119,15 @@ def test_loss_is_a_weighted_mean_of_smoothed_cross_entropies(
     any_generator.config.unmasked_weight = unmasked_weight
     output = any_generator(codes, class_labels, target_codes)
 
-    expected = expected_loss(output.logits, target_codes, codes == MASK, label_smoothing, unmasked_weight)
+    expected = expected_loss(
+        output.logits, target_codes, codes == MASK, label_smoothing, unmasked_weight
+    )
     assert output.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_loss_of_masked_tokens_alone_is_zero_where_none_is_masked(generator, class_labels, target_codes):
+def test_loss_of_masked_tokens_alone_is_zero_where_none_is_masked(
+    generator, class_labels, target_codes
+):
     generator.config.unmasked_weight = 0.0
     assert generator(target_codes, class_labels, target_codes).loss == 0
 
@@ -138,7 +152,9 @@ def test_training_replaces_the_configured_share_of_labels(any_generator):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_given_labels_are_dropped_whatever_the_mode(any_generator, codes, class_labels, training):
+def test_the_given_labels_are_dropped_whatever_the_mode(
+    any_generator, codes, class_labels, training
+):
     model = without_dropout(any_generator, label_dropout=0.5).eval()
     drop = torch.tensor([True, False, True])
     expected = model(codes, torch.where(drop, NULL_LABEL, class_labels)).logits
@@ -152,7 +168,9 @@ def test_the_given_labels_are_dropped_whatever_the_mode(any_generator, codes, cl
 
 def test_training_without_dropout_is_evaluation(any_generator, codes, class_labels):
     model = without_dropout(any_generator, label_dropout=0.0)
-    torch.testing.assert_close(model.train()(codes, class_labels).logits, model.eval()(codes, class_labels).logits)
+    torch.testing.assert_close(
+        model.train()(codes, class_labels).logits, model.eval()(codes, class_labels).logits
+    )
 
 
 @pytest.mark.parametrize("field", ["hidden_dropout", "attention_dropout"])
@@ -161,15 +179,21 @@ def test_training_drops_hidden_states_and_attention(generator, codes, class_labe
     assert not torch.allclose(model(codes, class_labels).logits, model(codes, class_labels).logits)
 
 
-def test_folder_keeps_every_bit(any_generator, codes, class_labels, save_and_load, assert_same_tensors):
+def test_folder_keeps_every_bit(
+    any_generator, codes, class_labels, save_and_load, assert_same_tensors
+):
     loaded = save_and_load(any_generator)
 
     assert type(loaded) is type(any_generator) and not loaded.training
     assert_same_tensors(any_generator, loaded)
-    assert torch.equal(any_generator(codes, class_labels).logits, loaded(codes, class_labels).logits)
+    assert torch.equal(
+        any_generator(codes, class_labels).logits, loaded(codes, class_labels).logits
+    )
 
 
-def test_folder_loads_as_bfloat16(any_generator, codes, class_labels, save_and_load, assert_same_tensors):
+def test_folder_loads_as_bfloat16(
+    any_generator, codes, class_labels, save_and_load, assert_same_tensors
+):
     loaded = save_and_load(any_generator, dtype=torch.bfloat16)
 
     assert_same_tensors(any_generator.bfloat16(), loaded)
@@ -206,7 +230,11 @@ def test_same_seed_makes_the_same_model(any_generator, assert_same_tensors):
 @pytest.mark.parametrize("initializer_range", [0.02, 0.2])
 def test_weights_start_with_the_configured_deviation(any_generator, initializer_range):
     model = without_dropout(any_generator, initializer_range=initializer_range)
-    matrices = {name: weight for name, weight in model.named_parameters() if weight.ndim == 2 and len(weight) >= 32}
+    matrices = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if weight.ndim == 2 and len(weight) >= 32
+    }
 
     assert len(matrices) >= 10
     for name, weight in matrices.items():
@@ -233,11 +261,17 @@ def test_gradient_checkpointing_recomputes_blocks_and_keeps_gradients(
 ):
     def gradients():
         torch.manual_seed(1)
-        return parameter_gradients(any_generator, any_generator(codes, class_labels, target_codes).loss)
+        return parameter_gradients(
+            any_generator, any_generator(codes, class_labels, target_codes).loss
+        )
 
     any_generator.train()
     bert = isinstance(any_generator, MaskGitModel)
-    watched = any_generator.bert.encoder.layer[0].intermediate if bert else any_generator.in_blocks[0].mlp_in
+    watched = (
+        any_generator.bert.encoder.layer[0].intermediate
+        if bert
+        else any_generator.in_blocks[0].mlp_in
+    )
     calls = []
     watched.register_forward_hook(lambda *_: calls.append(1))
     expected = gradients()
@@ -249,12 +283,21 @@ def test_gradient_checkpointing_recomputes_blocks_and_keeps_gradients(
     assert len(calls) == 3
 
 
-def test_loss_reaches_every_parameter(any_generator, codes, class_labels, target_codes, parameter_gradients):
-    gradients = parameter_gradients(any_generator, any_generator(codes, class_labels, target_codes).loss)
+def test_loss_reaches_every_parameter(
+    any_generator, codes, class_labels, target_codes, parameter_gradients
+):
+    gradients = parameter_gradients(
+        any_generator, any_generator(codes, class_labels, target_codes).loss
+    )
 
     assert [name for name, gradient in gradients.items() if gradient is None] == []
-    # attention does not change when every key is shifted alike, so the bias of the keys has no gradient to speak of
-    silent = [name for name, gradient in gradients.items() if not gradient.any() and not name.endswith("key.bias")]
+    # attention does not change when every key is shifted alike, so the bias of the keys has no
+    # gradient to speak of
+    silent = [
+        name
+        for name, gradient in gradients.items()
+        if not gradient.any() and not name.endswith("key.bias")
+    ]
     assert silent == []
 
 
@@ -262,9 +305,13 @@ def test_every_code_mask_and_label_learns_a_vector(any_generator, parameter_grad
     model = without_dropout(any_generator)
     codes, class_labels = torch.full((11, 8), MASK), torch.arange(11)
     codes[:8] = torch.arange(64).view(8, 8)
-    gradients = parameter_gradients(model.eval(), model(codes, class_labels, codes.clamp(max=63)).loss)
+    gradients = parameter_gradients(
+        model.eval(), model(codes, class_labels, codes.clamp(max=63)).loss
+    )
 
-    embeddings = next(gradient for name, gradient in gradients.items() if gradient.shape == (64 + 1 + 10 + 1, 32))
+    embeddings = next(
+        gradient for name, gradient in gradients.items() if gradient.shape == (64 + 1 + 10 + 1, 32)
+    )
     assert (embeddings.abs().sum(-1) == 0).nonzero().flatten().tolist() == []
 
 
@@ -281,12 +328,16 @@ def test_defaults_are_the_generator_with_177_million_parameters():
     with torch.device("meta"):
         model = MaskGitModel(MaskGitConfig())
 
-    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(177, abs=0.5)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(
+        177, abs=0.5
+    )
     assert (model.config.num_labels, model.config.mask_token_id) == (1000, 4096)
 
 
 def test_uvit_joins_each_block_with_its_mirror_image(uvit_config, codes, class_labels):
-    model = MaskGitUViTModel(MaskGitUViTConfig(**{**uvit_config.to_dict(), "num_hidden_layers": 6})).eval()
+    model = MaskGitUViTModel(
+        MaskGitUViTConfig(**{**uvit_config.to_dict(), "num_hidden_layers": 6})
+    ).eval()
     outputs, skips = [], []
     for block in model.in_blocks:
         block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
@@ -295,29 +346,79 @@ def test_uvit_joins_each_block_with_its_mirror_image(uvit_config, codes, class_l
     model(codes, class_labels)
 
     assert (len(model.in_blocks), len(model.out_blocks), len(skips)) == (3, 3, 3)
-    assert all(torch.equal(skip, output) for skip, output in zip(skips, reversed(outputs), strict=True))
+    assert all(
+        torch.equal(skip, output) for skip, output in zip(skips, reversed(outputs), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "error", "sentence"),
     [
-        ({"codes": torch.full((3, 8), 65)}, ValueError, r"`codes` must be in \[0, 65\), got values from 65 to 65"),
-        ({"codes": torch.full((3, 8), -1)}, ValueError, r"`codes` must be in \[0, 65\), got values from -1 to -1"),
-        ({"codes": torch.zeros(3, 9).long()}, ValueError, r"`codes` must have shape \(batch, 8\), got \(3, 9\)"),
-        ({"codes": torch.zeros(8).long()}, ValueError, r"`codes` must have shape \(batch, 8\), got \(8,\)"),
-        ({"codes": torch.zeros(3, 8)}, TypeError, "`codes` must be an int64 tensor, got torch.float32"),
-        ({"class_labels": torch.tensor([0, 1, 11])}, ValueError, r"`class_labels` must be in \[0, 11\), .* 0 to 11"),
-        ({"class_labels": torch.tensor([-1, 1, 2])}, ValueError, r"`class_labels` must be in \[0, 11\), .* -1 to 2"),
-        ({"class_labels": torch.tensor([1, 2])}, ValueError, r"`class_labels` must have shape \(3\), got \(2,\)"),
-        ({"class_labels": torch.rand(3)}, TypeError, "`class_labels` must be an int64 tensor, got torch.float32"),
-        ({"class_labels": torch.ones(3).bool()}, TypeError, "`class_labels` must be an int64 tensor, got torch.bool"),
+        (
+            {"codes": torch.full((3, 8), 65)},
+            ValueError,
+            r"`codes` must be in \[0, 65\), got values from 65 to 65",
+        ),
+        (
+            {"codes": torch.full((3, 8), -1)},
+            ValueError,
+            r"`codes` must be in \[0, 65\), got values from -1 to -1",
+        ),
+        (
+            {"codes": torch.zeros(3, 9).long()},
+            ValueError,
+            r"`codes` must have shape \(batch, 8\), got \(3, 9\)",
+        ),
+        (
+            {"codes": torch.zeros(8).long()},
+            ValueError,
+            r"`codes` must have shape \(batch, 8\), got \(8,\)",
+        ),
+        (
+            {"codes": torch.zeros(3, 8)},
+            TypeError,
+            "`codes` must be an int64 tensor, got torch.float32",
+        ),
+        (
+            {"class_labels": torch.tensor([0, 1, 11])},
+            ValueError,
+            r"`class_labels` must be in \[0, 11\), .* 0 to 11",
+        ),
+        (
+            {"class_labels": torch.tensor([-1, 1, 2])},
+            ValueError,
+            r"`class_labels` must be in \[0, 11\), .* -1 to 2",
+        ),
+        (
+            {"class_labels": torch.tensor([1, 2])},
+            ValueError,
+            r"`class_labels` must have shape \(3\), got \(2,\)",
+        ),
+        (
+            {"class_labels": torch.rand(3)},
+            TypeError,
+            "`class_labels` must be an int64 tensor, got torch.float32",
+        ),
+        (
+            {"class_labels": torch.ones(3).bool()},
+            TypeError,
+            "`class_labels` must be an int64 tensor, got torch.bool",
+        ),
         (
             {"target_codes": torch.full((3, 8), 64)},
             ValueError,
             r"`target_codes` must be in \[0, 64\), got .* 64",
         ),
-        ({"target_codes": torch.zeros(3, 7).long()}, ValueError, r"`target_codes` must have shape \(3, 8\)"),
-        ({"target_codes": torch.zeros(3, 8)}, TypeError, "`target_codes` must be an int64 tensor, got torch.float32"),
+        (
+            {"target_codes": torch.zeros(3, 7).long()},
+            ValueError,
+            r"`target_codes` must have shape \(3, 8\)",
+        ),
+        (
+            {"target_codes": torch.zeros(3, 8)},
+            TypeError,
+            "`target_codes` must be an int64 tensor, got torch.float32",
+        ),
     ],
 )
 def test_ids_are_checked(any_generator, codes, class_labels, target_codes, fields, error, sentence):
@@ -329,8 +430,16 @@ def test_ids_are_checked(any_generator, codes, class_labels, target_codes, field
 @pytest.mark.parametrize(
     ("config_class", "fields", "sentence"),
     [
-        (MaskGitConfig, {"num_attention_heads": 3}, "`num_attention_heads` must divide `hidden_size` 32, got 3"),
-        (MaskGitUViTConfig, {"num_attention_heads": 3}, "`num_attention_heads` must divide `hidden_size` 32, got 3"),
+        (
+            MaskGitConfig,
+            {"num_attention_heads": 3},
+            "`num_attention_heads` must divide `hidden_size` 32, got 3",
+        ),
+        (
+            MaskGitUViTConfig,
+            {"num_attention_heads": 3},
+            "`num_attention_heads` must divide `hidden_size` 32, got 3",
+        ),
         (MaskGitUViTConfig, {"num_hidden_layers": 3}, "`num_hidden_layers` must be even, got 3"),
         (
             MaskGitUViTConfig,
@@ -339,7 +448,11 @@ def test_ids_are_checked(any_generator, codes, class_labels, target_codes, field
         ),
         (MaskGitUViTConfig, {"num_tokens": 0}, "`num_tokens` must be at least 1, got 0"),
         (MaskGitConfig, {"num_tokens": -3}, "`num_tokens` must be at least 1, got -3"),
-        (MaskGitConfig, {"num_attention_heads": 0}, "`num_attention_heads` must be at least 1, got 0"),
+        (
+            MaskGitConfig,
+            {"num_attention_heads": 0},
+            "`num_attention_heads` must be at least 1, got 0",
+        ),
         (MaskGitConfig, {"codebook_size": "64"}, "'codebook_size' expected int, got str"),
     ],
 )

@@ -33,7 +33,9 @@ def test_different_codes_decode_to_different_images(vqgan):
     changed = codes.clone()
     changed[0, 5] = 1
 
-    assert not torch.allclose(vqgan.decode_codes(codes).reconstruction, vqgan.decode_codes(changed).reconstruction)
+    assert not torch.allclose(
+        vqgan.decode_codes(codes).reconstruction, vqgan.decode_codes(changed).reconstruction
+    )
 
 
 def test_forward_encodes_decodes_and_adds_both_losses(vqgan, pixel_values):
@@ -42,7 +44,9 @@ def test_forward_encodes_decodes_and_adds_both_losses(vqgan, pixel_values):
     reconstruction = vqgan.decode(encoded.latents).reconstruction
     assert torch.equal(output.reconstruction, reconstruction)
     assert torch.equal(output.codes, encoded.codes)
-    torch.testing.assert_close(output.loss, (reconstruction - pixel_values).square().mean() + encoded.quantizer_loss)
+    torch.testing.assert_close(
+        output.loss, (reconstruction - pixel_values).square().mean() + encoded.quantizer_loss
+    )
 
 
 def test_forward_without_loss(vqgan, pixel_values):
@@ -92,18 +96,28 @@ def test_config_survives_a_folder(vqgan_config, tmp_path):
     assert (loaded.image_size, loaded.codebook_size, loaded.num_res_blocks) == (32, 64, 1)
 
 
-def test_reconstruction_reaches_encoder_and_decoder_but_not_the_codebook(vqgan, pixel_values, parameter_gradients):
+def test_reconstruction_reaches_encoder_and_decoder_but_not_the_codebook(
+    vqgan, pixel_values, parameter_gradients
+):
     reconstruction = vqgan(pixel_values).reconstruction
     gradients = parameter_gradients(vqgan, F.mse_loss(reconstruction, pixel_values))
 
     assert gradients.pop("quantizer.codebook.weight") is None
-    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.any()] == []
+    assert [
+        name for name, gradient in gradients.items() if gradient is None or not gradient.any()
+    ] == []
 
 
-def test_quantizer_loss_reaches_codebook_and_encoder_but_not_the_decoder(vqgan, pixel_values, parameter_gradients):
+def test_quantizer_loss_reaches_codebook_and_encoder_but_not_the_decoder(
+    vqgan, pixel_values, parameter_gradients
+):
     gradients = parameter_gradients(vqgan, vqgan.encode(pixel_values).quantizer_loss)
 
-    reached = {name.split(".")[0] for name, gradient in gradients.items() if gradient is not None and gradient.any()}
+    reached = {
+        name.split(".")[0]
+        for name, gradient in gradients.items()
+        if gradient is not None and gradient.any()
+    }
     assert reached == {"encoder", "quantizer"}
 
 
@@ -117,10 +131,13 @@ def test_model_on_the_meta_device_has_no_storage(vqgan_config, vqgan):
 
 
 @pytest.mark.parametrize(
-    ("channel_multipliers", "patch_size", "num_tokens"), [((2,), 1, 64), ((1, 2), 2, 16), ((1, 2, 4), 4, 4)]
+    ("channel_multipliers", "patch_size", "num_tokens"),
+    [((2,), 1, 64), ((1, 2), 2, 16), ((1, 2, 4), 4, 4)],
 )
 @pytest.mark.parametrize("num_res_blocks", [1, 2])
-def test_every_resolution_but_the_last_halves_the_image(channel_multipliers, patch_size, num_tokens, num_res_blocks):
+def test_every_resolution_but_the_last_halves_the_image(
+    channel_multipliers, patch_size, num_tokens, num_res_blocks
+):
     config = MaskGitVQGANConfig(
         image_size=8,
         hidden_channels=4,
@@ -134,7 +151,9 @@ def test_every_resolution_but_the_last_halves_the_image(channel_multipliers, pat
     output = model(torch.rand(2, 3, 8, 8))
 
     stacks = (*model.encoder.down, model.encoder.mid, model.decoder.mid, *model.decoder.up)
-    assert [len(blocks) for blocks in stacks] == [num_res_blocks] * 2 * (1 + len(channel_multipliers))
+    assert [len(blocks) for blocks in stacks] == [num_res_blocks] * 2 * (
+        1 + len(channel_multipliers)
+    )
     assert (config.patch_size, config.num_tokens) == (patch_size, num_tokens)
     assert output.codes.shape == (2, num_tokens)
     assert output.reconstruction.shape == (2, 3, 8, 8)
@@ -148,7 +167,9 @@ def test_gray_images_are_a_matter_of_the_config(vqgan_config):
 
 
 @pytest.mark.parametrize("shortcut_of_output", [False, True])
-def test_shortcut_of_a_block_comes_from_its_input_or_from_its_output(vqgan_config, shortcut_of_output):
+def test_shortcut_of_a_block_comes_from_its_input_or_from_its_output(
+    vqgan_config, shortcut_of_output
+):
     vqgan_config.shortcut_of_output = shortcut_of_output
     block, x = ResidualBlock(vqgan_config, 4, 8), torch.rand(2, 4, 6, 6)
 
@@ -167,12 +188,32 @@ def test_pixel_values_are_checked(vqgan, bad_images):
 @pytest.mark.parametrize(
     ("codes", "error", "sentence"),
     [
-        (torch.full((2, 16), 64), ValueError, r"`codes` must be in \[0, 64\), got values from 64 to 64"),
-        (torch.full((2, 16), -1), ValueError, r"`codes` must be in \[0, 64\), got values from -1 to -1"),
-        (torch.zeros(2, 8, dtype=torch.int64), ValueError, r"`codes` must have shape \(batch, 16\), got \(2, 8\)"),
-        (torch.zeros(16, dtype=torch.int64), ValueError, r"`codes` must have shape \(batch, 16\), got \(16,\)"),
+        (
+            torch.full((2, 16), 64),
+            ValueError,
+            r"`codes` must be in \[0, 64\), got values from 64 to 64",
+        ),
+        (
+            torch.full((2, 16), -1),
+            ValueError,
+            r"`codes` must be in \[0, 64\), got values from -1 to -1",
+        ),
+        (
+            torch.zeros(2, 8, dtype=torch.int64),
+            ValueError,
+            r"`codes` must have shape \(batch, 16\), got \(2, 8\)",
+        ),
+        (
+            torch.zeros(16, dtype=torch.int64),
+            ValueError,
+            r"`codes` must have shape \(batch, 16\), got \(16,\)",
+        ),
         (torch.zeros(2, 16), TypeError, r"`codes` must be an int64 tensor, got torch.float32"),
-        (torch.zeros(2, 16, dtype=torch.bool), TypeError, r"`codes` must be an int64 tensor, got torch.bool"),
+        (
+            torch.zeros(2, 16, dtype=torch.bool),
+            TypeError,
+            r"`codes` must be an int64 tensor, got torch.bool",
+        ),
     ],
 )
 def test_codes_are_checked(vqgan, codes, error, sentence):
@@ -183,9 +224,15 @@ def test_codes_are_checked(vqgan, codes, error, sentence):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"image_size": 36}, "`image_size` must be a multiple of 8, as 4 `channel_multipliers` .* got 36"),
+        (
+            {"image_size": 36},
+            "`image_size` must be a multiple of 8, as 4 `channel_multipliers` .* got 36",
+        ),
         ({"norm_num_groups": 0}, "`norm_num_groups` must be at least 1, got 0"),
-        ({"norm_num_groups": 3}, "`norm_num_groups` must divide the 8 channels of every resolution, got 3"),
+        (
+            {"norm_num_groups": 3},
+            "`norm_num_groups` must divide the 8 channels of every resolution, got 3",
+        ),
         ({"codebook_size": "64"}, "'codebook_size' expected int, got str"),
     ],
 )

@@ -66,7 +66,9 @@ def test_normalized_codes_do_not_depend_on_the_length_of_the_latents(exponent):
     assert torch.equal(quantizer(unquantized * 2.0**exponent).codes, quantizer(unquantized).codes)
 
 
-def test_latents_pass_gradients_straight_to_the_encoder_and_none_to_the_codebook(quantizer, unquantized):
+def test_latents_pass_gradients_straight_to_the_encoder_and_none_to_the_codebook(
+    quantizer, unquantized
+):
     upstream = torch.randn(3, 8, 6)
     (quantizer(unquantized).latents * upstream).sum().backward()
 
@@ -104,11 +106,15 @@ def test_bfloat16_distances_are_computed_in_float32(quantizer, unquantized):
     quantizer, unquantized = quantizer.bfloat16(), unquantized.bfloat16()
     output = quantizer(unquantized)
 
-    vectors = F.normalize(unquantized.float(), dim=-1) if quantizer.normalize else unquantized.float()
+    vectors = (
+        F.normalize(unquantized.float(), dim=-1) if quantizer.normalize else unquantized.float()
+    )
     codebook = quantizer.codebook.weight.float()
     codebook = F.normalize(codebook, dim=-1) if quantizer.normalize else codebook
     assert output.latents.dtype == torch.bfloat16
-    assert torch.equal(output.codes, torch.cdist(vectors.flatten(0, 1), codebook).argmin(-1).view(3, 8))
+    assert torch.equal(
+        output.codes, torch.cdist(vectors.flatten(0, 1), codebook).argmin(-1).view(3, 8)
+    )
 
 
 def test_codebook_starts_uniform_within_one_over_its_size():
@@ -147,10 +153,16 @@ def test_samples_depend_on_the_generator_alone():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_given_noise_is_scaled_in_float32_and_moved(dtype):
-    mean, logvar, noise = torch.randn(2, 8, 6).to(dtype), torch.randn(2, 8, 6).to(dtype), torch.randn(2, 8, 6)
+    mean, logvar, noise = (
+        torch.randn(2, 8, 6).to(dtype),
+        torch.randn(2, 8, 6).to(dtype),
+        torch.randn(2, 8, 6),
+    )
     sample = DiagonalGaussian(mean, logvar).sample(noise=noise)
     assert sample.dtype == dtype
-    torch.testing.assert_close(sample, (mean.double() + (logvar.double() / 2).exp() * noise).to(dtype))
+    torch.testing.assert_close(
+        sample, (mean.double() + (logvar.double() / 2).exp() * noise).to(dtype)
+    )
 
 
 def test_samples_without_a_generator_come_from_the_global_one():
@@ -165,7 +177,10 @@ def test_samples_without_a_generator_come_from_the_global_one():
 
 
 def test_samples_pass_gradients_to_mean_and_log_variance():
-    mean, logvar = torch.randn(2, 8, 6, requires_grad=True), torch.randn(2, 8, 6, requires_grad=True)
+    mean, logvar = (
+        torch.randn(2, 8, 6, requires_grad=True),
+        torch.randn(2, 8, 6, requires_grad=True),
+    )
     sample = DiagonalGaussian(mean, logvar).sample(torch.Generator().manual_seed(0))
     sample.sum().backward()
 
@@ -175,14 +190,18 @@ def test_samples_pass_gradients_to_mean_and_log_variance():
 
 def test_divergence_is_summed_over_tokens_and_averaged_over_images():
     mean, logvar = torch.randn(4, 8, 6), torch.randn(4, 8, 6)
-    expected = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum((1, 2)).mean()
+    expected = (
+        kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum((1, 2)).mean()
+    )
 
     torch.testing.assert_close(DiagonalGaussian(mean, logvar).kl(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_divergence_of_the_standard_normal_is_zero_in_float32(dtype):
-    divergence = DiagonalGaussian(torch.zeros(2, 8, 6, dtype=dtype), torch.zeros(2, 8, 6, dtype=dtype)).kl()
+    divergence = DiagonalGaussian(
+        torch.zeros(2, 8, 6, dtype=dtype), torch.zeros(2, 8, 6, dtype=dtype)
+    ).kl()
 
     assert divergence.dtype == torch.float32
     assert divergence == 0

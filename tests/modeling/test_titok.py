@@ -99,7 +99,9 @@ def test_every_token_and_every_pixel_counts(titok):
     assert all(not torch.allclose(unquantized[16], changed) for changed in unquantized[:16])
 
 
-def test_loss_is_cross_entropy_of_proxy_codes_plus_the_quantizer_loss(warmup_titok, pixel_values, proxy_codes):
+def test_loss_is_cross_entropy_of_proxy_codes_plus_the_quantizer_loss(
+    warmup_titok, pixel_values, proxy_codes
+):
     output = warmup_titok(pixel_values, proxy_codes)
 
     log_probabilities = output.proxy_logits.log_softmax(-1).gather(-1, proxy_codes[..., None])
@@ -107,21 +109,27 @@ def test_loss_is_cross_entropy_of_proxy_codes_plus_the_quantizer_loss(warmup_tit
 
 
 @pytest.mark.parametrize("head", ["vqgan_decoder", "pixels"])
-def test_loss_is_squared_error_of_pixels_plus_the_quantizer_loss(make_titok_config, pixel_values, head):
+def test_loss_is_squared_error_of_pixels_plus_the_quantizer_loss(
+    make_titok_config, pixel_values, head
+):
     output = TiTokModel(make_titok_config(head))(pixel_values)
 
     error = (output.reconstruction - pixel_values).square().mean()
     torch.testing.assert_close(output.loss, error + output.quantizer_loss)
 
 
-def test_loss_is_left_out_without_a_target_or_on_request(titok, warmup_titok, pixel_values, proxy_codes):
+def test_loss_is_left_out_without_a_target_or_on_request(
+    titok, warmup_titok, pixel_values, proxy_codes
+):
     assert titok(pixel_values, return_loss=False).loss is None
     assert warmup_titok(pixel_values).loss is None
     assert warmup_titok(pixel_values, proxy_codes, return_loss=False).loss is None
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_proxy_codes_of_either_integer_type_give_the_same_loss(warmup_titok, pixel_values, proxy_codes, dtype):
+def test_proxy_codes_of_either_integer_type_give_the_same_loss(
+    warmup_titok, pixel_values, proxy_codes, dtype
+):
     expected = warmup_titok(pixel_values, proxy_codes).loss
     assert torch.equal(warmup_titok(pixel_values, proxy_codes.to(dtype)).loss, expected)
 
@@ -152,9 +160,14 @@ def test_config_survives_a_folder(any_titok_config, tmp_path):
 
     assert type(loaded) is TiTokConfig
     assert isinstance(loaded.vqgan_config, MaskGitVQGANConfig) == (loaded.head != "pixels")
-    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second"))
+    first, second = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second")
+    )
     assert first == second
-    assert (first["head"], first["quantizer"]) == (any_titok_config.head, any_titok_config.quantizer)
+    assert (first["head"], first["quantizer"]) == (
+        any_titok_config.head,
+        any_titok_config.quantizer,
+    )
 
 
 def test_same_seed_makes_the_same_model(any_titok_config, assert_same_tensors):
@@ -167,7 +180,9 @@ def test_same_seed_makes_the_same_model(any_titok_config, assert_same_tensors):
 
 @pytest.mark.parametrize("initializer_range", [0.02, 0.2])
 def test_weights_start_with_the_configured_deviation(make_titok_config, initializer_range):
-    model = TiTokModel(make_titok_config(encoder_hidden_size=64, initializer_range=initializer_range))
+    model = TiTokModel(
+        make_titok_config(encoder_hidden_size=64, initializer_range=initializer_range)
+    )
     block = model.encoder.blocks[0]
 
     assert block.attention.qkv.weight.std().item() == pytest.approx(initializer_range, rel=0.05)
@@ -180,7 +195,10 @@ def test_eager_attention_equals_sdpa(titok, pixel_values, save_and_load):
     expected = titok(pixel_values)
     output = eager(pixel_values)
 
-    assert (titok.config._attn_implementation, eager.config._attn_implementation) == ("sdpa", "eager")
+    assert (titok.config._attn_implementation, eager.config._attn_implementation) == (
+        "sdpa",
+        "eager",
+    )
     assert torch.equal(output.codes, expected.codes)
     torch.testing.assert_close(output.unquantized, expected.unquantized)
     torch.testing.assert_close(output.reconstruction, expected.reconstruction)
@@ -195,7 +213,9 @@ def test_only_eager_attention_returns_its_weights(titok):
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 5))
 
 
-def test_gradient_checkpointing_recomputes_blocks_and_keeps_gradients(titok, pixel_values, parameter_gradients):
+def test_gradient_checkpointing_recomputes_blocks_and_keeps_gradients(
+    titok, pixel_values, parameter_gradients
+):
     titok.train()
     calls = []
     titok.encoder.blocks[1].mlp_in.register_forward_hook(lambda *_: calls.append("encoder"))
@@ -215,7 +235,9 @@ def test_loss_reaches_every_parameter(any_titok, pixel_values, proxy_codes, para
     targets = proxy_codes if any_titok.config.head == "proxy_codes" else None
     gradients = parameter_gradients(any_titok, any_titok(pixel_values, targets).loss)
 
-    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.any()] == []
+    assert [
+        name for name, gradient in gradients.items() if gradient is None or not gradient.any()
+    ] == []
 
 
 @pytest.mark.parametrize("head", ["vqgan_decoder", "pixels"])
@@ -223,16 +245,24 @@ def test_reconstruction_reaches_the_encoder_but_not_the_codebook(
     make_titok_config, pixel_values, parameter_gradients, head
 ):
     model = TiTokModel(make_titok_config(head))
-    gradients = parameter_gradients(model, F.mse_loss(model(pixel_values).reconstruction, pixel_values))
+    gradients = parameter_gradients(
+        model, F.mse_loss(model(pixel_values).reconstruction, pixel_values)
+    )
 
     assert gradients.pop("quantizer.codebook.weight") is None
-    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.any()] == []
+    assert [
+        name for name, gradient in gradients.items() if gradient is None or not gradient.any()
+    ] == []
 
 
 def test_quantizer_loss_stops_before_the_decoder(warmup_titok, pixel_values, parameter_gradients):
     gradients = parameter_gradients(warmup_titok, warmup_titok(pixel_values).quantizer_loss)
 
-    reached = {name.split(".")[0] for name, gradient in gradients.items() if gradient is not None and gradient.any()}
+    reached = {
+        name.split(".")[0]
+        for name, gradient in gradients.items()
+        if gradient is not None and gradient.any()
+    }
     assert reached == {"encoder", "quantizer"}
 
 
@@ -269,7 +299,11 @@ def test_named_sizes_are_whole_configs(size):
 
 @pytest.mark.parametrize(
     ("size", "encoder", "decoder", "total"),
-    [("titok-s-128", 25.8, 27.0, 83.7), ("titok-b-64", 85.9, 88.1, 204.9), ("titok-l-32", 303.4, 306.8, 641.1)],
+    [
+        ("titok-s-128", 25.8, 27.0, 83.7),
+        ("titok-b-64", 85.9, 88.1, 204.9),
+        ("titok-l-32", 303.4, 306.8, 641.1),
+    ],
 )
 def test_named_sizes_have_the_parameters_of_the_paper(size, encoder, decoder, total):
     with torch.device("meta"):
@@ -291,11 +325,15 @@ def test_named_sizes_take_overrides():
 
 
 def test_unknown_size_is_refused():
-    with pytest.raises(ValueError, match=r"`size` must be one of titok-s-128, titok-b-64, .*, got 'titok-xl-8'"):
+    with pytest.raises(
+        ValueError, match=r"`size` must be one of titok-s-128, titok-b-64, .*, got 'titok-xl-8'"
+    ):
         TiTokConfig.from_size("titok-xl-8")
 
 
-@pytest.mark.parametrize(("encoder_patch_size", "decoder_patch_size"), [(4, 8), (16, 8), (8, 4), (8, 16)])
+@pytest.mark.parametrize(
+    ("encoder_patch_size", "decoder_patch_size"), [(4, 8), (16, 8), (8, 4), (8, 16)]
+)
 @pytest.mark.parametrize("head", ["vqgan_decoder", "pixels"])
 def test_encoder_and_decoder_may_have_different_patches(
     make_titok_config, vqgan_config, pixel_values, head, encoder_patch_size, decoder_patch_size
@@ -317,14 +355,17 @@ def test_encoder_reads_out_its_latent_tokens(titok, pixel_values, inputs_and_out
     titok.encode(pixel_values)
 
     (sequence, _), (_, transformed), (read_out, _) = seen
-    patches = pixel_values.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(3, 16, 192)
+    patches = (
+        pixel_values.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(3, 16, 192)
+    )
     embedded = patches @ encoder.patch_embedding.weight.flatten(1).T + encoder.patch_embedding.bias
     torch.testing.assert_close(
         sequence[:, :1], (encoder.cls_token + encoder.position_embedding[:, :1]).expand(3, 1, 32)
     )
     torch.testing.assert_close(sequence[:, 1:17], embedded + encoder.position_embedding[:, 1:])
     torch.testing.assert_close(
-        sequence[:, 17:], (encoder.latent_tokens + encoder.latent_position_embedding).expand(3, 8, 32)
+        sequence[:, 17:],
+        (encoder.latent_tokens + encoder.latent_position_embedding).expand(3, 8, 32),
     )
     assert torch.equal(read_out, transformed[:, 17:])
 
@@ -335,9 +376,14 @@ def test_decoder_reads_out_its_mask_tokens(titok, inputs_and_outputs):
     titok.decode(latents)
 
     (sequence, _), (_, transformed), (read_out, _) = seen
-    masks = torch.cat([decoder.cls_token, decoder.mask_token.expand(1, 16, 32)], dim=1) + decoder.position_embedding
+    masks = (
+        torch.cat([decoder.cls_token, decoder.mask_token.expand(1, 16, 32)], dim=1)
+        + decoder.position_embedding
+    )
     torch.testing.assert_close(sequence[:, :17], masks.expand(3, 17, 32))
-    torch.testing.assert_close(sequence[:, 17:], decoder.latent_embedding(latents) + decoder.latent_position_embedding)
+    torch.testing.assert_close(
+        sequence[:, 17:], decoder.latent_embedding(latents) + decoder.latent_position_embedding
+    )
     assert torch.equal(read_out, transformed[:, 1:17])
 
 
@@ -345,7 +391,9 @@ def test_blocks_add_attention_then_a_perceptron_to_what_they_normalized(titok):
     block, x = titok.encoder.blocks[0], torch.randn(2, 5, 32)
     query, key, value = block.attention.qkv(block.attention_norm(x)).view(2, 5, 3, 2, 16).unbind(2)
     weights = (torch.einsum("bnhd,bmhd->bhnm", query, key) / 4).softmax(-1)
-    attended = x + block.attention.proj(torch.einsum("bhnm,bmhd->bnhd", weights, value).reshape(2, 5, 32))
+    attended = x + block.attention.proj(
+        torch.einsum("bhnm,bmhd->bnhd", weights, value).reshape(2, 5, 32)
+    )
     hidden = block.mlp_in(block.mlp_norm(attended))
     expected = attended + block.mlp_out(hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5)))
 
@@ -377,11 +425,15 @@ def test_interleaved_latents_are_read_without_a_transpose(make_titok_config, pix
     interleaved = TiTokModel(make_titok_config(interleaved_latents=True)).eval()
     interleaved.load_state_dict(plain.state_dict())
     normalized = []
-    interleaved.encoder.norm_out.register_forward_hook(lambda module, inputs, output: normalized.append(output))
+    interleaved.encoder.norm_out.register_forward_hook(
+        lambda module, inputs, output: normalized.append(output)
+    )
     unquantized = interleaved.encode(pixel_values).unquantized
 
     scrambled = normalized[0].detach().numpy().reshape(3, 32, 8).swapaxes(1, 2)
-    torch.testing.assert_close(unquantized, interleaved.encoder.proj(torch.from_numpy(scrambled.copy())))
+    torch.testing.assert_close(
+        unquantized, interleaved.encoder.proj(torch.from_numpy(scrambled.copy()))
+    )
     assert not torch.allclose(unquantized, plain.encode(pixel_values).unquantized)
 
 
@@ -416,7 +468,9 @@ def test_pixel_decoder_copies_its_weights(warmup_titok, vqgan, assert_same_tenso
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_pixel_decoder_comes_from_folders_too(warmup_titok, vqgan, save_and_load, assert_same_tensors, tmp_path):
+def test_pixel_decoder_comes_from_folders_too(
+    warmup_titok, vqgan, save_and_load, assert_same_tensors, tmp_path
+):
     expected = warmup_titok.with_pixel_decoder(vqgan)
     vqgan.save_pretrained(tmp_path / "vqgan")
     loaded_vqgan = MaskGitVQGANModel.from_pretrained(tmp_path / "vqgan")
@@ -425,7 +479,9 @@ def test_pixel_decoder_comes_from_folders_too(warmup_titok, vqgan, save_and_load
     assert_same_tensors(save_and_load(warmup_titok).with_pixel_decoder(loaded_vqgan), expected)
 
 
-def test_pixel_decoder_may_come_in_another_dtype(warmup_titok, vqgan, save_and_load, assert_same_tensors):
+def test_pixel_decoder_may_come_in_another_dtype(
+    warmup_titok, vqgan, save_and_load, assert_same_tensors
+):
     expected = warmup_titok.with_pixel_decoder(vqgan)
     model = warmup_titok.with_pixel_decoder(save_and_load(vqgan, dtype=torch.bfloat16))
 
@@ -454,7 +510,9 @@ def test_pixel_decoder_needs_proxy_codes(make_titok_config, vqgan, head):
 
 def test_pixel_decoder_of_another_vqgan_is_refused(warmup_titok, vqgan_config):
     other = MaskGitVQGANModel(MaskGitVQGANConfig(**{**vqgan_config.to_dict(), "codebook_size": 32}))
-    with pytest.raises(ValueError, match=r"predicts the codes of a VQGAN with .*64.*, got one with .*32"):
+    with pytest.raises(
+        ValueError, match=r"predicts the codes of a VQGAN with .*64.*, got one with .*32"
+    ):
         warmup_titok.with_pixel_decoder(other)
 
 
@@ -481,7 +539,9 @@ def test_posterior_is_sampled_on_request(continuous_titok, pixel_values):
 def test_posterior_samples_depend_on_the_generator_alone(continuous_titok, pixel_values):
     def sample(seed):
         generator = torch.Generator().manual_seed(seed)
-        return continuous_titok.encode(pixel_values, sample_posterior=True, generator=generator).latents
+        return continuous_titok.encode(
+            pixel_values, sample_posterior=True, generator=generator
+        ).latents
 
     state = torch.get_rng_state()
     assert torch.equal(sample(1), sample(1))
@@ -494,9 +554,15 @@ def test_given_noise_is_the_samples(continuous_titok, pixel_values):
     mean, logvar = continuous_titok.encoder(pixel_values).split(6, dim=-1)
     expected = mean + (logvar / 2).exp() * noise
     state = torch.get_rng_state()
-    torch.testing.assert_close(continuous_titok(pixel_values, sample_posterior=True, noise=noise).latents, expected)
-    assert torch.equal(continuous_titok.encode(pixel_values, noise=noise).latents, mean)  # the mode takes none
-    torch.testing.assert_close(continuous_titok.train().encode(pixel_values, noise=noise).latents, expected)
+    torch.testing.assert_close(
+        continuous_titok(pixel_values, sample_posterior=True, noise=noise).latents, expected
+    )
+    assert torch.equal(
+        continuous_titok.encode(pixel_values, noise=noise).latents, mean
+    )  # the mode takes none
+    torch.testing.assert_close(
+        continuous_titok.train().encode(pixel_values, noise=noise).latents, expected
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -507,7 +573,9 @@ def test_forward_passes_the_sampling_on(continuous_titok, pixel_values):
     expected = continuous_titok.encode(pixel_values, sample_posterior=True)
 
     assert torch.equal(sampled.latents, expected.latents)
-    assert torch.equal(sampled.reconstruction, continuous_titok.decode(expected.latents).reconstruction)
+    assert torch.equal(
+        sampled.reconstruction, continuous_titok.decode(expected.latents).reconstruction
+    )
 
 
 def test_divergence_is_that_of_the_encoded_posterior(continuous_titok, pixel_values):
@@ -537,10 +605,26 @@ def test_pixel_values_may_overshoot_a_little(titok, pixel_values):
 @pytest.mark.parametrize(
     ("codes", "error", "sentence"),
     [
-        (torch.full((2, 8), 64), ValueError, r"`codes` must be in \[0, 64\), got values from 64 to 64"),
-        (torch.full((2, 8), -1), ValueError, r"`codes` must be in \[0, 64\), got values from -1 to -1"),
-        (torch.zeros(2, 9, dtype=torch.int64), ValueError, r"`codes` must have shape \(batch, 8\), got \(2, 9\)"),
-        (torch.zeros(8, dtype=torch.int64), ValueError, r"`codes` must have shape \(batch, 8\), got \(8,\)"),
+        (
+            torch.full((2, 8), 64),
+            ValueError,
+            r"`codes` must be in \[0, 64\), got values from 64 to 64",
+        ),
+        (
+            torch.full((2, 8), -1),
+            ValueError,
+            r"`codes` must be in \[0, 64\), got values from -1 to -1",
+        ),
+        (
+            torch.zeros(2, 9, dtype=torch.int64),
+            ValueError,
+            r"`codes` must have shape \(batch, 8\), got \(2, 9\)",
+        ),
+        (
+            torch.zeros(8, dtype=torch.int64),
+            ValueError,
+            r"`codes` must have shape \(batch, 8\), got \(8,\)",
+        ),
         (torch.zeros(2, 8), TypeError, r"`codes` must be an int64 tensor, got torch.float32"),
     ],
 )
@@ -558,10 +642,26 @@ def test_latents_are_checked(titok, shape):
 @pytest.mark.parametrize(
     ("proxy_codes", "error", "sentence"),
     [
-        (torch.full((3, 16), 64), ValueError, r"`proxy_codes` must be in \[0, 64\), got values from 64 to 64"),
-        (torch.zeros(3, 8, dtype=torch.int64), ValueError, r"`proxy_codes` must have shape \(3, 16\), got \(3, 8\)"),
-        (torch.zeros(1, 16, dtype=torch.int64), ValueError, r"`proxy_codes` must have shape \(3, 16\), got \(1, 16\)"),
-        (torch.zeros(3, 16), TypeError, r"`proxy_codes` must be an int64 tensor, got torch.float32"),
+        (
+            torch.full((3, 16), 64),
+            ValueError,
+            r"`proxy_codes` must be in \[0, 64\), got values from 64 to 64",
+        ),
+        (
+            torch.zeros(3, 8, dtype=torch.int64),
+            ValueError,
+            r"`proxy_codes` must have shape \(3, 16\), got \(3, 8\)",
+        ),
+        (
+            torch.zeros(1, 16, dtype=torch.int64),
+            ValueError,
+            r"`proxy_codes` must have shape \(3, 16\), got \(1, 16\)",
+        ),
+        (
+            torch.zeros(3, 16),
+            TypeError,
+            r"`proxy_codes` must be an int64 tensor, got torch.float32",
+        ),
     ],
 )
 def test_proxy_codes_are_checked(warmup_titok, pixel_values, proxy_codes, error, sentence):
@@ -579,14 +679,29 @@ def test_proxy_codes_need_a_head_that_predicts_them(make_titok_config, pixel_val
     [
         ({"encoder_patch_size": 5}, "`encoder_patch_size` must divide the image size 32, got 5"),
         ({"decoder_patch_size": 5}, "`decoder_patch_size` must divide the image size 32, got 5"),
-        ({"encoder_num_attention_heads": 3}, "`encoder_num_attention_heads` must divide .* 32, got 3"),
-        ({"decoder_num_attention_heads": 5}, "`decoder_num_attention_heads` must divide .* 32, got 5"),
-        ({"decoder_patch_size": 4}, "`decoder_patch_size` 4 pixels, got images of 32 and squares of 8"),
+        (
+            {"encoder_num_attention_heads": 3},
+            "`encoder_num_attention_heads` must divide .* 32, got 3",
+        ),
+        (
+            {"decoder_num_attention_heads": 5},
+            "`decoder_num_attention_heads` must divide .* 32, got 5",
+        ),
+        (
+            {"decoder_patch_size": 4},
+            "`decoder_patch_size` 4 pixels, got images of 32 and squares of 8",
+        ),
         ({"image_size": 64}, "`vqgan_config` must have images of 64 pixels .* got images of 32"),
         ({"num_latent_tokens": 0}, "`num_latent_tokens` must be at least 1, got 0"),
         ({"encoder_patch_size": 0}, "`encoder_patch_size` must be at least 1, got 0"),
-        ({"representation": "patch_tokens"}, "must be the number of the encoder's patches .*, here 16, got 8"),
-        ({"representation": "2d"}, "'representation' expected one of .*'latent_tokens', 'patch_tokens'.*, got 2d"),
+        (
+            {"representation": "patch_tokens"},
+            "must be the number of the encoder's patches .*, here 16, got 8",
+        ),
+        (
+            {"representation": "2d"},
+            "'representation' expected one of .*'latent_tokens', 'patch_tokens'.*, got 2d",
+        ),
         ({"head": "pixels"}, '`vqgan_config` must be None with `head="pixels"`'),
         ({"head": "gan"}, "'head' expected one of .*'proxy_codes'.*, got gan"),
         ({"quantizer": "fsq"}, "'quantizer' expected one of .*'vq', 'kl'.*, got fsq"),

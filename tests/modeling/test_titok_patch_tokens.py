@@ -43,7 +43,9 @@ class TestPatchTokens:
         for image in range(3):
             for token in range(16):
                 row, column = divmod(token, 4)
-                patch = pixel_values[image, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].flatten()
+                patch = pixel_values[
+                    image, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8
+                ].flatten()
                 x = weight @ patch + bias + encoder.position_embedding[0, 1 + token]
                 for _ in range(2):  # both norms, as initialized
                     x = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
@@ -67,7 +69,9 @@ class TestPatchTokens:
         warm = make_patch_titok("proxy_codes")
         tuned = warm.with_pixel_decoder(vqgan).eval()
         assert tuned.config.representation == "patch_tokens"
-        torch.testing.assert_close(tuned(pixel_values).proxy_logits, warm(pixel_values).proxy_logits)
+        torch.testing.assert_close(
+            tuned(pixel_values).proxy_logits, warm(pixel_values).proxy_logits
+        )
 
     def test_its_card_says_that_it_is_a_grid(self, make_patch_titok, titok):
         assert "16 tokens of 64 codes in a grid" in make_patch_titok().describe().text

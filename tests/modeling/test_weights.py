@@ -38,7 +38,9 @@ def far():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    return WeightsFile(("far-12345678.pth", "other-12345678.pth"), f"http://127.0.0.1:{port}/far.pth", "12345678")
+    return WeightsFile(
+        ("far-12345678.pth", "other-12345678.pth"), f"http://127.0.0.1:{port}/far.pth", "12345678"
+    )
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def published(tmp_path):
     """A file in its place of publication, which is a local one."""
     file = tmp_path / "published.pth"
     torch.save(TENSORS, file)
-    return WeightsFile(("network.pth",), file.as_uri(), hashlib.sha256(file.read_bytes()).hexdigest()[:8])
+    return WeightsFile(
+        ("network.pth",), file.as_uri(), hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    )
 
 
 def test_a_given_file_is_taken(tmp_path, far):
@@ -100,10 +104,19 @@ def test_a_cache_that_cannot_be_written_is_named(cache, published):
 
 
 @pytest.mark.parametrize(
-    "given", ["weights.pth", "folder/weights.pth", "./some/folder/weights.pth", "/some/folder/weights.pth", "a//b/c"]
+    "given",
+    [
+        "weights.pth",
+        "folder/weights.pth",
+        "./some/folder/weights.pth",
+        "/some/folder/weights.pth",
+        "a//b/c",
+    ],
 )
 def test_a_file_that_is_not_here_and_cannot_be_on_the_hub_is_refused(hub, far, given):
-    with pytest.raises(FileNotFoundError, match=f"no file {given}. Weights are a local file, or one on the Hub"):
+    with pytest.raises(
+        FileNotFoundError, match=f"no file {given}. Weights are a local file, or one on the Hub"
+    ):
         find_weights(far, given)
     assert hub.log == []
 
@@ -111,8 +124,14 @@ def test_a_file_that_is_not_here_and_cannot_be_on_the_hub_is_refused(hub, far, g
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ("user/nothing/weights.pth", "no local file user/nothing/weights.pth, and on the Hub: There is no repository"),
-        ("user/weights/nothing.pth", r"on the Hub: A file is missing in the repository user/weights: nothing\.pth"),
+        (
+            "user/nothing/weights.pth",
+            "no local file user/nothing/weights.pth, and on the Hub: There is no repository",
+        ),
+        (
+            "user/weights/nothing.pth",
+            r"on the Hub: A file is missing in the repository user/weights: nothing\.pth",
+        ),
     ],
 )
 def test_a_file_that_is_neither_here_nor_on_the_hub_is_refused(hub, far, given, sentence):
@@ -171,14 +190,18 @@ def write_old_cut(file, size=-500):
 def test_what_is_no_file_of_tensors_is_refused(tmp_path, name, write):
     write(tmp_path / name)
     with pytest.raises(
-        ValueError, match=rf"{name} is corrupt, or no file of tensors: expected safetensors or a state dict"
+        ValueError,
+        match=rf"{name} is corrupt, or no file of tensors: expected safetensors or a state dict",
     ):
         load_weights(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("content", "held"),
-    [({"state_dict": TENSORS, "epoch": 3}, r"\['state_dict', 'epoch'\]"), (torch.zeros(2), "Tensor")],
+    [
+        ({"state_dict": TENSORS, "epoch": 3}, r"\['state_dict', 'epoch'\]"),
+        (torch.zeros(2), "Tensor"),
+    ],
 )
 def test_what_holds_more_than_tensors_by_name_is_refused(tmp_path, content, held):
     torch.save(content, tmp_path / "weights.pth")
@@ -201,7 +224,9 @@ def test_lpips_is_loaded_from_files_and_from_the_cache(cache, tmp_path):
 def test_foreign_weights_on_the_hub_are_refused(hub, tmp_path):
     torch.save(TENSORS, tmp_path / "weights.pth")
     HfApi().create_repo("user/foreign")
-    HfApi().upload_file(path_or_fileobj=tmp_path / "weights.pth", path_in_repo="w.pth", repo_id="user/foreign")
+    HfApi().upload_file(
+        path_or_fileobj=tmp_path / "weights.pth", path_in_repo="w.pth", repo_id="user/foreign"
+    )
     with pytest.raises(ValueError, match="not the weights of FIDInceptionV3"):
         InceptionExtractor("user/foreign/w.pth")
 
@@ -209,7 +234,10 @@ def test_foreign_weights_on_the_hub_are_refused(hub, tmp_path):
 def test_the_hash_of_a_file(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     # FIPS 180-2, appendix B.1
-    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        file_sha256(tmp_path / "file")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_the_hash_of_a_state():
@@ -217,7 +245,9 @@ def test_the_hash_of_a_state():
     nn.init.constant_(module.weight, 1.0)
     nn.init.constant_(module.bias, -2.0)
     one, minus_two = b"\x00\x00\x80\x3f", b"\x00\x00\x00\xc0"
-    expected = b"bias torch.float32 (1,)\n" + minus_two + b"weight torch.float32 (1, 2)\n" + one + one
+    expected = (
+        b"bias torch.float32 (1,)\n" + minus_two + b"weight torch.float32 (1, 2)\n" + one + one
+    )
     assert state_sha256(module) == hashlib.sha256(expected).hexdigest()
 
 

@@ -60,13 +60,17 @@ def test_images_are_the_decoded_codes(pipeline):
 
 def test_output_types_show_the_same_images(pipeline):
     kinds = ("pt", "np", "pil", "codes")
-    tensor, array, images, codes = (pipeline(LABELS, generator=seeded(0), output_type=kind).images for kind in kinds)
+    tensor, array, images, codes = (
+        pipeline(LABELS, generator=seeded(0), output_type=kind).images for kind in kinds
+    )
 
     assert tensor.shape == (4, 3, 32, 32) and tensor.dtype == torch.float32
     assert array.shape == (4, 32, 32, 3) and array.dtype == np.float32
     assert np.array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
     assert all(isinstance(image, Image.Image) and image.size == (32, 32) for image in images)
-    assert np.array_equal(np.stack([np.asarray(image) for image in images]), np.rint(array * 255).astype(np.uint8))
+    assert np.array_equal(
+        np.stack([np.asarray(image) for image in images]), np.rint(array * 255).astype(np.uint8)
+    )
     assert torch.equal(codes, codes_of(pipeline, LABELS, generator=seeded(0)))
 
 
@@ -128,7 +132,9 @@ def test_zero_temperatures_leave_nothing_to_chance(titok, generator):
     masked=st.lists(st.booleans(), min_size=8, max_size=8),
     seed=st.integers(0, 2**32),
 )
-def test_sampling_only_ever_fills_tokens_in(pipeline, steps, guidance_scale, guidance_schedule, masked, seed):
+def test_sampling_only_ever_fills_tokens_in(
+    pipeline, steps, guidance_scale, guidance_schedule, masked, seed
+):
     given_codes = torch.randint(64, (2, 8), generator=seeded(seed))
     given_codes[0, masked] = MASK
     seen = [given_codes]
@@ -174,7 +180,9 @@ def test_complete_codes_stay_as_they_are(pipeline):
     output = pipeline(LABELS, codes=codes, output_type="pt")
 
     assert torch.equal(output.codes, codes)
-    assert torch.equal(output.images, pipeline.tokenizer.decode_codes(codes).reconstruction.clamp(0, 1))
+    assert torch.equal(
+        output.images, pipeline.tokenizer.decode_codes(codes).reconstruction.clamp(0, 1)
+    )
 
 
 def test_given_codes_may_be_int32(pipeline, partly_masked):
@@ -210,11 +218,16 @@ def test_each_label_is_repeated_in_place(pipeline):
     [
         ("constant", lambda scale, q: scale),
         ("linear", lambda scale, q: 1 + (scale - 1) * q),
-        ("power-cosine", lambda scale, q: 1 + (scale - 1) * 0.5 * (1 - math.cos(math.pi * q * q * q))),
+        (
+            "power-cosine",
+            lambda scale, q: 1 + (scale - 1) * 0.5 * (1 - math.cos(math.pi * q * q * q)),
+        ),
     ],
 )
 @given(steps=st.integers(1, 64), guidance_scale=st.floats(0, 20), data=st.data())
-def test_guidance_schedules_follow_their_formulas(guidance_schedule, formula, steps, guidance_scale, data):
+def test_guidance_schedules_follow_their_formulas(
+    guidance_schedule, formula, steps, guidance_scale, data
+):
     step = data.draw(st.integers(0, steps - 1))
     scale = guidance_scale_at(step, steps, guidance_scale, guidance_schedule)
 
@@ -225,8 +238,14 @@ def test_guidance_schedules_follow_their_formulas(guidance_schedule, formula, st
 
 @pytest.mark.parametrize("guidance_schedule", ["constant", "linear", "power-cosine"])
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 5.5])
-def test_guidance_moves_from_unconditional_to_conditional_logits(pipeline, guidance_schedule, guidance_scale):
-    codes, labels, generators = torch.full((2, 8), MASK), torch.tensor([3, 1]), [seeded(0), seeded(1)]
+def test_guidance_moves_from_unconditional_to_conditional_logits(
+    pipeline, guidance_schedule, guidance_scale
+):
+    codes, labels, generators = (
+        torch.full((2, 8), MASK),
+        torch.tensor([3, 1]),
+        [seeded(0), seeded(1)],
+    )
     scheduler = MaskGitScheduler(MASK)
     scheduler.set_timesteps(4)
     for step in range(4):
@@ -237,13 +256,17 @@ def test_guidance_moves_from_unconditional_to_conditional_logits(pipeline, guida
         guided = (1 - scale) * unconditional + scale * conditional
         codes = scheduler.step(guided, step, codes, generator=generators).prev_sample
 
-    sampled = codes_of(pipeline, [3, 1], 4, guidance_scale, guidance_schedule, generator=[seeded(0), seeded(1)])
+    sampled = codes_of(
+        pipeline, [3, 1], 4, guidance_scale, guidance_schedule, generator=[seeded(0), seeded(1)]
+    )
     assert torch.equal(sampled, codes)
 
 
 def test_a_scale_of_one_never_asks_for_no_class(pipeline):
     asked = []
-    pipeline.generator.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[1].tolist()))
+    pipeline.generator.register_forward_pre_hook(
+        lambda module, inputs: asked.append(inputs[1].tolist())
+    )
     pipeline([3, 1], 4, guidance_scale=1.0)
     assert asked == [[3, 1]] * 4
 
@@ -253,7 +276,11 @@ def test_a_scale_of_one_never_asks_for_no_class(pipeline):
 
 
 def test_defaults_of_a_call_are_those_of_the_pipeline(titok, generator):
-    defaults = {"num_inference_steps": 3, "guidance_scale": 2.5, "guidance_schedule": "power-cosine"}
+    defaults = {
+        "num_inference_steps": 3,
+        "guidance_scale": 2.5,
+        "guidance_schedule": "power-cosine",
+    }
     configured, plain = make_quiet(titok, generator, **defaults), make_quiet(titok, generator)
     expected = codes_of(plain, LABELS, generator=seeded(0), **defaults)
 
@@ -315,13 +342,17 @@ def test_a_name_is_a_whole_entry_or_one_of_its_parts(imagenet_like, name, label)
 
 
 def test_a_name_of_several_classes_is_refused(imagenet_like):
-    with pytest.raises(ValueError, match=r"'crane' names the classes \[1, 2\]: pass one of these ids"):
+    with pytest.raises(
+        ValueError, match=r"'crane' names the classes \[1, 2\]: pass one of these ids"
+    ):
         imagenet_like.label_ids(["goldfish", "crane"])
 
 
 @pytest.mark.parametrize("name", ["gold", "Goldfish", "goldfish,", ""])
 def test_an_unknown_name_is_refused(imagenet_like, name):
-    with pytest.raises(ValueError, match=f"must be ids or names such as 'goldfish, .*; '{name}' is not among them"):
+    with pytest.raises(
+        ValueError, match=f"must be ids or names such as 'goldfish, .*; '{name}' is not among them"
+    ):
         imagenet_like.label_ids(name)
 
 
@@ -335,7 +366,11 @@ def test_an_unknown_name_is_refused(imagenet_like, name):
         ([], ValueError, "`class_labels` must name at least one class, got none"),
         (True, TypeError, "`class_labels` must be integers or class names, got True"),
         ([1, False], TypeError, "`class_labels` must be integers or class names, got False"),
-        (torch.tensor([True]), TypeError, "`class_labels` must be integers or class names, got True"),
+        (
+            torch.tensor([True]),
+            TypeError,
+            "`class_labels` must be integers or class names, got True",
+        ),
         ([1.0], TypeError, "`class_labels` must be integers or class names, got 1.0"),
         (torch.tensor([1.0]), TypeError, "`class_labels` must be integers or class names, got 1.0"),
         ([None], TypeError, "`class_labels` must be integers or class names, got None"),
@@ -354,7 +389,9 @@ def test_callback_sees_every_step(pipeline):
         assert tensors.keys() == {"codes", "predicted_codes"}
         seen.append((step, int(timestep), tensors["codes"], tensors["predicted_codes"]))
 
-    output = pipeline(LABELS, 4, generator=seeded(0), output_type="codes", callback_on_step_end=watch)
+    output = pipeline(
+        LABELS, 4, generator=seeded(0), output_type="codes", callback_on_step_end=watch
+    )
 
     assert [step for step, *_ in seen] == [timestep for _, timestep, *_ in seen] == [0, 1, 2, 3]
     for _, _, codes, predicted_codes in seen:
@@ -371,16 +408,24 @@ def test_callback_can_change_the_codes(pipeline):
         codes[:, 0] = 5
         return {"codes": codes}
 
-    output = pipeline(LABELS, 4, generator=seeded(0), output_type="pt", callback_on_step_end=put_a_five_first)
+    output = pipeline(
+        LABELS, 4, generator=seeded(0), output_type="pt", callback_on_step_end=put_a_five_first
+    )
 
     assert (output.codes[:, 0] == 5).all()
     assert output.codes.max() < MASK
-    assert torch.equal(output.images, pipeline.tokenizer.decode_codes(output.codes).reconstruction.clamp(0, 1))
+    assert torch.equal(
+        output.images, pipeline.tokenizer.decode_codes(output.codes).reconstruction.clamp(0, 1)
+    )
 
 
 def test_folder_keeps_every_bit(titok, generator, tmp_path):
     scheduler = MaskGitScheduler(MASK, mask_schedule="root", choice_temperature=2.0)
-    defaults = {"num_inference_steps": 5, "guidance_scale": 2.5, "guidance_schedule": "power-cosine"}
+    defaults = {
+        "num_inference_steps": 5,
+        "guidance_scale": 2.5,
+        "guidance_schedule": "power-cosine",
+    }
     pipeline = make_quiet(titok, generator, scheduler, **defaults)
     pipeline.save_pretrained(tmp_path)
     loaded = TiTokPipeline.from_pretrained(tmp_path)
@@ -390,7 +435,9 @@ def test_folder_keeps_every_bit(titok, generator, tmp_path):
     assert {name: loaded.config[name] for name in defaults} == defaults
     assert loaded.scheduler.config.mask_schedule == "root"
     assert loaded.label_ids("seven") == [7]
-    before, after = (each(LABELS, generator=seeded(0), output_type="pt") for each in (pipeline, loaded))
+    before, after = (
+        each(LABELS, generator=seeded(0), output_type="pt") for each in (pipeline, loaded)
+    )
     assert torch.equal(before.codes, after.codes)
     assert torch.equal(before.images, after.images)
 
@@ -426,17 +473,57 @@ def test_nothing_is_left_for_a_backward_pass(pipeline):
 @pytest.mark.parametrize(
     ("fields", "error", "sentence"),
     [
-        ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be an integer of at least 1, got 0"),
-        ({"guidance_schedule": "cosine"}, ValueError, "must be one of constant, linear, power-cosine, got 'cosine'"),
-        ({"output_type": "latent"}, ValueError, "`output_type` must be 'pil', 'np', 'pt' or 'codes', got 'latent'"),
-        ({"num_images_per_label": 0}, ValueError, "`num_images_per_label` must be at least 1, got 0"),
-        ({"generator": []}, ValueError, "`generator` must be one, or one for each of 4 images, got 0"),
+        (
+            {"num_inference_steps": 0},
+            ValueError,
+            "`num_inference_steps` must be an integer of at least 1, got 0",
+        ),
+        (
+            {"guidance_schedule": "cosine"},
+            ValueError,
+            "must be one of constant, linear, power-cosine, got 'cosine'",
+        ),
+        (
+            {"output_type": "latent"},
+            ValueError,
+            "`output_type` must be 'pil', 'np', 'pt' or 'codes', got 'latent'",
+        ),
+        (
+            {"num_images_per_label": 0},
+            ValueError,
+            "`num_images_per_label` must be at least 1, got 0",
+        ),
+        (
+            {"generator": []},
+            ValueError,
+            "`generator` must be one, or one for each of 4 images, got 0",
+        ),
         ({"generator": [seeded(0)] * 3}, ValueError, "one for each of 4 images, got 3"),
-        ({"codes": torch.full((4, 8), 65)}, ValueError, r"`codes` must be in \[0, 65\), got values from 65 to 65"),
-        ({"codes": torch.full((4, 8), -1)}, ValueError, r"`codes` must be in \[0, 65\), got values from -1 to -1"),
-        ({"codes": torch.full((3, 8), MASK)}, ValueError, r"`codes` must have shape \(4, 8\), got \(3, 8\)"),
-        ({"codes": torch.full((4, 9), MASK)}, ValueError, r"`codes` must have shape \(4, 8\), got \(4, 9\)"),
-        ({"codes": torch.full((4, 8), 1.0)}, TypeError, "`codes` must be an int64 tensor, got torch.float32"),
+        (
+            {"codes": torch.full((4, 8), 65)},
+            ValueError,
+            r"`codes` must be in \[0, 65\), got values from 65 to 65",
+        ),
+        (
+            {"codes": torch.full((4, 8), -1)},
+            ValueError,
+            r"`codes` must be in \[0, 65\), got values from -1 to -1",
+        ),
+        (
+            {"codes": torch.full((3, 8), MASK)},
+            ValueError,
+            r"`codes` must have shape \(4, 8\), got \(3, 8\)",
+        ),
+        (
+            {"codes": torch.full((4, 9), MASK)},
+            ValueError,
+            r"`codes` must have shape \(4, 8\), got \(4, 9\)",
+        ),
+        (
+            {"codes": torch.full((4, 8), 1.0)},
+            TypeError,
+            "`codes` must be an int64 tensor, got torch.float32",
+        ),
     ],
 )
 def test_calls_are_checked(pipeline, fields, error, sentence):
@@ -458,11 +545,15 @@ def test_generator_must_fit_the_tokenizer(titok, generator_config, fields, sente
 
 
 def test_scheduler_must_fit_the_generator(titok, generator):
-    with pytest.raises(ValueError, match="The scheduler's `mask_token_id` must be the generator's, 64, got 63"):
+    with pytest.raises(
+        ValueError, match="The scheduler's `mask_token_id` must be the generator's, 64, got 63"
+    ):
         TiTokPipeline(titok, generator, MaskGitScheduler(63))
 
 
-@pytest.mark.parametrize("fields", [{"head": "proxy_codes"}, {"head": "vqgan_decoder", "quantizer": "kl"}])
+@pytest.mark.parametrize(
+    "fields", [{"head": "proxy_codes"}, {"head": "vqgan_decoder", "quantizer": "kl"}]
+)
 def test_tokenizer_must_turn_codes_into_pixels(make_titok_config, generator, fields):
     with pytest.raises(ValueError, match=r"(?i)tokenizer"):
         TiTokPipeline(TiTokModel(make_titok_config(**fields)), generator, MaskGitScheduler(MASK))
@@ -478,8 +569,16 @@ def test_not_a_number_never_becomes_an_image(pipeline):
     ("part", "change", "sentence"),
     [
         ("model_index.json", {"guidance_interval": 0.1}, "does not know: guidance_interval"),
-        ("model_index.json", {"tokenizer": ["component", "FutureModel"]}, "does not know: tokenizer=FutureModel"),
-        ("scheduler/scheduler_config.json", {"confidence_power": 2.0}, "does not know: confidence_power"),
+        (
+            "model_index.json",
+            {"tokenizer": ["component", "FutureModel"]},
+            "does not know: tokenizer=FutureModel",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"confidence_power": 2.0},
+            "does not know: confidence_power",
+        ),
     ],
 )
 def test_folder_of_a_newer_version_is_refused(pipeline, tmp_path, part, change, sentence):
@@ -492,7 +591,10 @@ def test_folder_of_a_newer_version_is_refused(pipeline, tmp_path, part, change, 
 def test_two_checkpoints_of_a_part_are_refused(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     torch.save(pipeline.generator.state_dict(), tmp_path / "generator" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"holds more than one checkpoint: model\.safetensors and pytorch_model\.bin"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds more than one checkpoint: model\.safetensors and pytorch_model\.bin",
+    ):
         TiTokPipeline.from_pretrained(tmp_path)
 
 

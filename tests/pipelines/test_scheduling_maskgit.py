@@ -62,7 +62,9 @@ def test_mask_ratios_are_falling_shares(schedule, progress):
 
 @given(schedule=schedules, progress=shares)
 def test_mask_ratios_follow_their_formula(schedule, progress):
-    assert mask_ratio(progress, schedule).item() == pytest.approx(FORMULAS[schedule](progress), abs=1e-6)
+    assert mask_ratio(progress, schedule).item() == pytest.approx(
+        FORMULAS[schedule](progress), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
@@ -71,9 +73,13 @@ def test_mask_ratios_keep_the_shape_and_become_float32(shape):
     assert (ratios.shape, ratios.dtype) == (shape, torch.float32)
 
 
-@pytest.mark.parametrize("call", [lambda name: mask_ratio(0.5, name), lambda name: MaskGitScheduler(MASK, name)])
+@pytest.mark.parametrize(
+    "call", [lambda name: mask_ratio(0.5, name), lambda name: MaskGitScheduler(MASK, name)]
+)
 def test_unknown_mask_schedule_is_refused(call):
-    with pytest.raises(ValueError, match="`mask_schedule` must be one of arccos, cosine, linear, root, got 'cubic'"):
+    with pytest.raises(
+        ValueError, match="`mask_schedule` must be one of arccos, cosine, linear, root, got 'cubic'"
+    ):
         call("cubic")
 
 
@@ -84,7 +90,9 @@ def test_negative_temperatures_are_refused(field):
 
 
 def test_unknown_confidence_is_refused():
-    with pytest.raises(ValueError, match="`confidence` must be 'log_prob' or 'logit', got 'entropy'"):
+    with pytest.raises(
+        ValueError, match="`confidence` must be 'log_prob' or 'logit', got 'entropy'"
+    ):
         MaskGitScheduler(MASK, confidence="entropy")
 
 
@@ -98,7 +106,9 @@ def test_timesteps_count_the_steps():
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5])
 def test_no_steps_are_refused(steps):
-    with pytest.raises(ValueError, match=f"`num_inference_steps` must be an integer of at least 1, got {steps}"):
+    with pytest.raises(
+        ValueError, match=f"`num_inference_steps` must be an integer of at least 1, got {steps}"
+    ):
         MaskGitScheduler(MASK).set_timesteps(steps)
 
 
@@ -119,7 +129,10 @@ def test_step_needs_timesteps():
 def test_step_needs_logits_of_every_token(shape):
     scheduler = MaskGitScheduler(MASK)
     scheduler.set_timesteps(2)
-    with pytest.raises(ValueError, match=r"`logits` must be \(B, N, codebook_size\) for a sample .* of \(1, 8\), got"):
+    with pytest.raises(
+        ValueError,
+        match=r"`logits` must be \(B, N, codebook_size\) for a sample .* of \(1, 8\), got",
+    ):
         scheduler.step(torch.zeros(shape), 0, torch.full((1, 8), MASK))
 
 
@@ -128,7 +141,9 @@ def test_step_needs_one_generator_or_one_for_each_image(number):
     scheduler = MaskGitScheduler(MASK)
     scheduler.set_timesteps(2)
     generators = [seeded(index) for index in range(number)]
-    with pytest.raises(ValueError, match=f"`generator` must be one, or one for each of 2 images, got {number}"):
+    with pytest.raises(
+        ValueError, match=f"`generator` must be one, or one for each of 2 images, got {number}"
+    ):
         scheduler.step(torch.zeros(2, 8, 64), 0, torch.full((2, 8), MASK), generator=generators)
 
 
@@ -177,10 +192,16 @@ def test_number_of_masked_tokens_follows_the_schedule(schedule, steps, num_token
     for timestep in range(steps):
         before = count_masked(codes).item()
         codes = scheduler.step(
-            torch.zeros(1, num_tokens, 64), timestep, codes, torch.tensor([at_first]), seeded(timestep)
+            torch.zeros(1, num_tokens, 64),
+            timestep,
+            codes,
+            torch.tensor([at_first]),
+            seeded(timestep),
         ).prev_sample
         planned = at_first * FORMULAS[schedule]((timestep + 1) / steps)
-        expected = {max(0, min(max(1, math.floor(planned + error)), before - 1)) for error in (-1e-4, 1e-4)}
+        expected = {
+            max(0, min(max(1, math.floor(planned + error)), before - 1)) for error in (-1e-4, 1e-4)
+        }
         if timestep == steps - 1:
             expected = {0}
         assert count_masked(codes).item() in expected
@@ -192,7 +213,11 @@ def test_every_token_is_taken_to_be_masked_at_first_unless_told_otherwise():
     scheduler.set_timesteps(4)
 
     def masked_after_first_step(**kwargs):
-        return count_masked(scheduler.step(torch.zeros(1, 8, 64), 0, codes, generator=seeded(0), **kwargs).prev_sample)
+        return count_masked(
+            scheduler.step(
+                torch.zeros(1, 8, 64), 0, codes, generator=seeded(0), **kwargs
+            ).prev_sample
+        )
 
     assert masked_after_first_step() == 3
     assert masked_after_first_step(num_masked_at_first=torch.tensor([8])) == 3
@@ -202,7 +227,11 @@ def test_every_token_is_taken_to_be_masked_at_first_unless_told_otherwise():
 @pytest.mark.parametrize("confidence", ["log_prob", "logit"])
 def test_without_temperature_the_likeliest_codes_of_the_surest_tokens_are_kept(confidence):
     scheduler = MaskGitScheduler(
-        MASK, mask_schedule="linear", token_temperature=0, choice_temperature=0, confidence=confidence
+        MASK,
+        mask_schedule="linear",
+        token_temperature=0,
+        choice_temperature=0,
+        confidence=confidence,
     )
     scheduler.set_timesteps(2)
     logits = torch.randn(3, 12, 64) * torch.rand(3, 12, 1) * 5 + torch.randn(3, 12, 1) * 5
@@ -212,15 +241,21 @@ def test_without_temperature_the_likeliest_codes_of_the_surest_tokens_are_kept(c
     sureness = highest - logits.logsumexp(-1) if confidence == "log_prob" else highest
     assert torch.equal(output.pred_original_sample, likeliest)
     surest = sureness.argsort(-1, descending=True)[:, :6]
-    assert torch.equal((output.prev_sample != MASK).nonzero()[:, 1].view(3, 6), surest.sort(-1).values)
+    assert torch.equal(
+        (output.prev_sample != MASK).nonzero()[:, 1].view(3, 6), surest.sort(-1).values
+    )
 
 
-@pytest.mark.parametrize("fields", [{"token_temperature": 0, "choice_temperature": 0}, {"token_temperature": 1.0}])
+@pytest.mark.parametrize(
+    "fields", [{"token_temperature": 0, "choice_temperature": 0}, {"token_temperature": 1.0}]
+)
 def test_noise_comes_from_the_generator_alone(fields):
     scheduler = MaskGitScheduler(MASK, **fields)
     scheduler.set_timesteps(3)
     logits, codes, state = torch.randn(2, 12, 64), torch.full((2, 12), MASK), torch.get_rng_state()
-    first, again, other = (scheduler.step(logits, 0, codes, generator=seeded(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        scheduler.step(logits, 0, codes, generator=seeded(seed)) for seed in (1, 1, 2)
+    )
 
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.prev_sample, again.prev_sample)
@@ -232,7 +267,9 @@ def test_each_image_depends_on_its_own_generator_alone():
     scheduler = MaskGitScheduler(MASK)
     scheduler.set_timesteps(3)
     logits, codes = torch.randn(3, 12, 64), torch.full((3, 12), MASK)
-    together = scheduler.step(logits, 0, codes, generator=[seeded(index) for index in range(3)]).prev_sample
+    together = scheduler.step(
+        logits, 0, codes, generator=[seeded(index) for index in range(3)]
+    ).prev_sample
 
     for index in range(3):
         row = slice(index, index + 1)
@@ -254,9 +291,13 @@ def test_codes_are_drawn_from_the_softmax_at_the_token_temperature(token_tempera
     scheduler = MaskGitScheduler(mask_token_id=5, token_temperature=token_temperature)
     scheduler.set_timesteps(1)
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0])
-    codes = scheduler.step(logits.expand(1, 40_000, 5), 0, torch.full((1, 40_000), 5), generator=seeded(0))[0]
+    codes = scheduler.step(
+        logits.expand(1, 40_000, 5), 0, torch.full((1, 40_000), 5), generator=seeded(0)
+    )[0]
 
-    torch.testing.assert_close(frequencies(codes, 5), (logits / token_temperature).softmax(-1), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        frequencies(codes, 5), (logits / token_temperature).softmax(-1), atol=0.01, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("timestep", "temperature"), [(0, 0.75), (1, 0.5), (3, 0.0)])
@@ -264,10 +305,18 @@ def test_annealed_token_temperature_fades_linearly_to_zero(timestep, temperature
     scheduler = MaskGitScheduler(mask_token_id=5, anneal_token_temperature=True)
     scheduler.set_timesteps(4)
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0])
-    output = scheduler.step(logits.expand(1, 40_000, 5), timestep, torch.full((1, 40_000), 5), generator=seeded(0))
+    output = scheduler.step(
+        logits.expand(1, 40_000, 5), timestep, torch.full((1, 40_000), 5), generator=seeded(0)
+    )
 
-    expected = (logits / temperature).softmax(-1) if temperature else torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
-    torch.testing.assert_close(frequencies(output.pred_original_sample, 5), expected, atol=0.01, rtol=0)
+    expected = (
+        (logits / temperature).softmax(-1)
+        if temperature
+        else torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
+    )
+    torch.testing.assert_close(
+        frequencies(output.pred_original_sample, 5), expected, atol=0.01, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("timestep", "divisor"), [(0, 1.1), (3, 0.5)])
@@ -275,17 +324,27 @@ def test_softmax_temperature_annealing_sharpens_the_logits(timestep, divisor):
     scheduler = MaskGitScheduler(mask_token_id=5, softmax_temperature_annealing=True)
     scheduler.set_timesteps(4)
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0])
-    output = scheduler.step(logits.expand(1, 40_000, 5), timestep, torch.full((1, 40_000), 5), generator=seeded(0))
+    output = scheduler.step(
+        logits.expand(1, 40_000, 5), timestep, torch.full((1, 40_000), 5), generator=seeded(0)
+    )
 
     expected = (logits / divisor).softmax(-1)
-    torch.testing.assert_close(frequencies(output.pred_original_sample, 5), expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        frequencies(output.pred_original_sample, 5), expected, atol=0.01, rtol=0
+    )
 
 
-@pytest.mark.parametrize(("choice_temperature", "timestep"), [(4.5, 0), (4.5, 2), (1.0, 1), (100.0, 0)])
+@pytest.mark.parametrize(
+    ("choice_temperature", "timestep"), [(4.5, 0), (4.5, 2), (1.0, 1), (100.0, 0)]
+)
 def test_choice_temperature_makes_the_order_random_and_fades_linearly(choice_temperature, timestep):
-    scheduler = MaskGitScheduler(5, token_temperature=0, choice_temperature=choice_temperature, confidence="logit")
+    scheduler = MaskGitScheduler(
+        5, token_temperature=0, choice_temperature=choice_temperature, confidence="logit"
+    )
     scheduler.set_timesteps(4)
-    logits = torch.tensor([[3.0, 0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]]).expand(40_000, 2, 5)
+    logits = torch.tensor([[3.0, 0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]]).expand(
+        40_000, 2, 5
+    )
     output = scheduler.step(logits, timestep, torch.full((40_000, 2), 5), generator=seeded(0))
     first_is_kept = (output.prev_sample[:, 0] != 5).float()
 
@@ -296,7 +355,11 @@ def test_choice_temperature_makes_the_order_random_and_fades_linearly(choice_tem
 
 
 def test_step_returns_a_tuple_on_request():
-    scheduler, logits, codes = MaskGitScheduler(MASK), torch.randn(2, 12, 64), torch.full((2, 12), MASK)
+    scheduler, logits, codes = (
+        MaskGitScheduler(MASK),
+        torch.randn(2, 12, 64),
+        torch.full((2, 12), MASK),
+    )
     scheduler.set_timesteps(3)
     for timestep in (0, 2):
         expected = scheduler.step(logits, timestep, codes, generator=seeded(0)).prev_sample
@@ -314,13 +377,21 @@ def test_low_precision_logits_are_sampled_in_float32():
     assert torch.equal(scheduler.step(logits, 0, codes, generator=seeded(0)).prev_sample, expected)
 
 
-@given(schedule=schedules, progress=st.lists(shares, min_size=1, max_size=5), num_tokens=st.integers(1, 64))
-def test_noise_masks_the_share_of_the_schedule_and_at_least_one_token(schedule, progress, num_tokens):
+@given(
+    schedule=schedules,
+    progress=st.lists(shares, min_size=1, max_size=5),
+    num_tokens=st.integers(1, 64),
+)
+def test_noise_masks_the_share_of_the_schedule_and_at_least_one_token(
+    schedule, progress, num_tokens
+):
     progress = torch.tensor(progress)
     codes = torch.randint(64, (len(progress), num_tokens))
     noisy = MaskGitScheduler(MASK, mask_schedule=schedule).add_noise(codes, progress, seeded(0))
 
-    expected = [max(1, round(ratio * num_tokens)) for ratio in mask_ratio(progress, schedule).tolist()]
+    expected = [
+        max(1, round(ratio * num_tokens)) for ratio in mask_ratio(progress, schedule).tolist()
+    ]
     assert count_masked(noisy).tolist() == expected
     assert torch.equal(noisy[noisy != MASK], codes[noisy != MASK])
 
@@ -329,16 +400,24 @@ def test_noise_masks_every_position_alike():
     noisy = MaskGitScheduler(MASK, mask_schedule="linear").add_noise(
         torch.zeros(8000, 8, dtype=torch.int64), torch.full((8000,), 0.75), seeded(0)
     )
-    torch.testing.assert_close((noisy == MASK).float().mean(0), torch.full((8,), 0.25), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        (noisy == MASK).float().mean(0), torch.full((8,), 0.25), atol=0.02, rtol=0
+    )
 
 
 def test_noise_of_each_image_depends_on_its_own_generator_alone():
-    scheduler, codes, progress = MaskGitScheduler(MASK), torch.randint(64, (3, 12)), torch.tensor([0.2, 0.5, 0.8])
+    scheduler, codes, progress = (
+        MaskGitScheduler(MASK),
+        torch.randint(64, (3, 12)),
+        torch.tensor([0.2, 0.5, 0.8]),
+    )
     together = scheduler.add_noise(codes, progress, [seeded(index) for index in range(3)])
 
     for index in range(3):
         row = slice(index, index + 1)
-        assert torch.equal(together[row], scheduler.add_noise(codes[row], progress[row], [seeded(index)]))
+        assert torch.equal(
+            together[row], scheduler.add_noise(codes[row], progress[row], [seeded(index)])
+        )
 
 
 @given(schedule=schedules, progress=shares, num_tokens=st.integers(1, 300))
@@ -355,7 +434,9 @@ def test_tokens_with_the_lowest_given_noise_are_masked(schedule):
     scheduler = MaskGitScheduler(MASK, mask_schedule=schedule)
     codes, progress, noise = torch.randint(64, (50, 12)), torch.rand(50), torch.rand(50, 12)
     noisy = scheduler.add_noise(codes, progress, noise=noise)
-    for row, ratio, order in zip(range(50), mask_ratio(progress, schedule).tolist(), noise.argsort(-1), strict=True):
+    for row, ratio, order in zip(
+        range(50), mask_ratio(progress, schedule).tolist(), noise.argsort(-1), strict=True
+    ):
         count = max(1, round(ratio * 12))
         assert (noisy[row, order[:count]] == MASK).all()
         assert torch.equal(noisy[row, order[count:]], codes[row, order[count:]])
@@ -363,12 +444,18 @@ def test_tokens_with_the_lowest_given_noise_are_masked(schedule):
 
 def test_given_noise_takes_nothing_from_the_global_generator():
     state = torch.get_rng_state()
-    MaskGitScheduler(MASK).add_noise(torch.zeros(2, 4).long(), torch.full((2,), 0.5), noise=torch.ones(2, 4).cumsum(1))
+    MaskGitScheduler(MASK).add_noise(
+        torch.zeros(2, 4).long(), torch.full((2,), 0.5), noise=torch.ones(2, 4).cumsum(1)
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_noise_leaves_its_input_and_the_global_generator_alone():
-    scheduler, codes, state = MaskGitScheduler(MASK), torch.randint(64, (3, 12)), torch.get_rng_state()
+    scheduler, codes, state = (
+        MaskGitScheduler(MASK),
+        torch.randint(64, (3, 12)),
+        torch.get_rng_state(),
+    )
     before, progress = codes.clone(), torch.full((3,), 0.5)
     first, again, other = (scheduler.add_noise(codes, progress, seeded(seed)) for seed in (1, 1, 2))
 

@@ -16,13 +16,18 @@ def schedule():
 
 @pytest.fixture
 def runs():
-    """Three seeds of two of the four schedules, the seeds in turn; the second schedule has one more second each."""
+    """Three seeds of two of the four schedules, the seeds in turn; the second schedule has one more
+    second each."""
     return [
         {
             "variant": {"schedule": schedule},
             "seed": seed,
             "seconds": 10 + number,
-            "values": {"frechet_distance": FRECHET[schedule][seed], "accuracy": 0.5, "unknown": 1.0},
+            "values": {
+                "frechet_distance": FRECHET[schedule][seed],
+                "accuracy": 0.5,
+                "unknown": 1.0,
+            },
         }
         for seed in range(3)
         for number, schedule in enumerate(("linear", "cosine"))
@@ -31,7 +36,10 @@ def runs():
 
 def test_means_and_deviations_are_over_the_seeds(schedule, runs):
     rows = summarize(schedule, runs)
-    assert [row["values"]["schedule"] for row in rows] == ["cosine", "linear"]  # in the study's order
+    assert [row["values"]["schedule"] for row in rows] == [
+        "cosine",
+        "linear",
+    ]  # in the study's order
     assert [row["seconds"] for row in rows] == [11, 10]
     for row in rows:
         values = FRECHET[row["values"]["schedule"]]
@@ -62,7 +70,9 @@ def test_what_was_not_measured_has_no_column(schedule, runs):
     assert "right digit" not in markdown_table(schedule, summarize(schedule, runs))
 
 
-@pytest.mark.parametrize("name", ["schedule", "tokens"])  # names along the axis, or numbers and two curves
+@pytest.mark.parametrize(
+    "name", ["schedule", "tokens"]
+)  # names along the axis, or numbers and two curves
 def test_the_picture_has_a_panel_a_metric(name, tmp_path):
     study = Study.load(name)
     runs = [

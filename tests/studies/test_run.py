@@ -19,7 +19,8 @@ METRICS = {"mean_squared_error", "psnr", "codebook_usage", "codebook_perplexity"
 
 
 class Started(TrainerCallback):
-    """The stages that are trained; with `stop`, trains so many and stops in the next as Ctrl-C would."""
+    """The stages that are trained; with `stop`, trains so many and stops in the next as Ctrl-C
+    would."""
 
     def __init__(self, stop=None):
         self.stages = []
@@ -64,8 +65,15 @@ def make_vision_model(tmp_path):
     """Folder of a ViT of so many features."""
 
     def make(num_features):
-        sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16, "patch_size": 8}
-        ViTModel(ViTConfig(hidden_size=num_features, intermediate_size=4, **sizes)).save_pretrained(tmp_path / "vit")
+        sizes = {
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": 16,
+            "patch_size": 8,
+        }
+        ViTModel(ViTConfig(hidden_size=num_features, intermediate_size=4, **sizes)).save_pretrained(
+            tmp_path / "vit"
+        )
         ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
         return str(tmp_path / "vit")
 
@@ -89,16 +97,32 @@ def test_every_study_runs(name, tmp_path):
 class TestResults:
     def test_the_folder_holds_them_and_a_run_for_each_variant(self, finished):
         folder, results, _ = finished
-        assert {path.name for path in folder.iterdir()} == {"results.json", "table.md", "plot.png", "seed-0"}
-        assert {path.name for path in (folder / "seed-0").iterdir()} == {"shared", "64", "256", "1024"}
+        assert {path.name for path in folder.iterdir()} == {
+            "results.json",
+            "table.md",
+            "plot.png",
+            "seed-0",
+        }
+        assert {path.name for path in (folder / "seed-0").iterdir()} == {
+            "shared",
+            "64",
+            "256",
+            "1024",
+        }
         assert json.loads((folder / "results.json").read_text()) == results
 
     def test_the_shared_stage_is_trained_once(self, finished):
         folder, _, stages = finished
         assert stages == ["vqgan", "warmup", "warmup", "warmup"]
         shared = (folder / "seed-0" / "shared" / "vqgan").resolve()
-        assert all((folder / "seed-0" / name / "vqgan").resolve() == shared for name in ("64", "256", "1024"))
-        assert not any((folder / "seed-0" / name / "work" / "logs" / "vqgan.json").exists() for name in ("64", "256"))
+        assert all(
+            (folder / "seed-0" / name / "vqgan").resolve() == shared
+            for name in ("64", "256", "1024")
+        )
+        assert not any(
+            (folder / "seed-0" / name / "work" / "logs" / "vqgan.json").exists()
+            for name in ("64", "256")
+        )
 
     def test_seconds_are_those_of_the_own_stages(self, finished):
         folder, results, _ = finished
@@ -113,7 +137,9 @@ class TestResults:
         assert (run["variant"], run["seed"]) == ({"codebook size": 64}, 0)
         folder = folder / "seed-0" / "64"
         vqgan = MaskGitVQGANModel.from_pretrained(folder / "vqgan")
-        tokenizer = TiTokModel.from_pretrained(folder / "work" / "warmup").with_pixel_decoder(vqgan).eval()
+        tokenizer = (
+            TiTokModel.from_pretrained(folder / "work" / "warmup").with_pixel_decoder(vqgan).eval()
+        )
         errors, codes = [], []
         for row in load_digits_dataset()["test"]:
             image = row["image"].convert("RGB").resize((16, 16), Image.Resampling.BICUBIC)
@@ -126,9 +152,13 @@ class TestResults:
         shares = counts[counts > 0] / counts.sum()
         # the evaluation rounds to uint8
         assert run["values"]["mean_squared_error"] == pytest.approx(np.mean(errors), rel=1e-3)
-        assert run["values"]["psnr"] == pytest.approx(np.mean([-10 * math.log10(error) for error in errors]), rel=1e-3)
+        assert run["values"]["psnr"] == pytest.approx(
+            np.mean([-10 * math.log10(error) for error in errors]), rel=1e-3
+        )
         assert run["values"]["codebook_usage"] == (counts > 0).mean()
-        assert run["values"]["codebook_perplexity"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
+        assert run["values"]["codebook_perplexity"] == pytest.approx(
+            math.exp(-(shares * np.log(shares)).sum())
+        )
 
 
 class TestAgain:
@@ -179,7 +209,9 @@ class TestAgain:
     )
     def test_another_configuration_in_its_folder_is_refused(self, finished, name, changes):
         folder, results, _ = finished
-        with pytest.raises(ValueError, match=r"holds another study, or .* choose another folder, or delete it"):
+        with pytest.raises(
+            ValueError, match=r"holds another study, or .* choose another folder, or delete it"
+        ):
             quick(name, folder, **changes)
         assert json.loads((folder / "results.json").read_text()) == results
 
@@ -192,11 +224,15 @@ class TestOtherData:
         assert "mean squared error" in header and "Fréchet" not in header and "digit" not in header
 
     def test_generated_images_need_an_extractor(self, image_folder, tmp_path):
-        with pytest.raises(ValueError, match="needs an extractor: name one, such as 'inception', or take 'digits'"):
+        with pytest.raises(
+            ValueError, match="needs an extractor: name one, such as 'inception', or take 'digits'"
+        ):
             quick("schedule", tmp_path / "study", data=str(image_folder))
         assert not (tmp_path / "study").exists()
 
-    def test_an_extractor_gives_the_frechet_distance(self, image_folder, make_vision_model, tmp_path):
+    def test_an_extractor_gives_the_frechet_distance(
+        self, image_folder, make_vision_model, tmp_path
+    ):
         model = make_vision_model(2)  # features; three images are held out
         results = quick("schedule", tmp_path / "study", data=str(image_folder), extractor=model)
         assert results["configuration"]["extractor"] == model
@@ -204,7 +240,16 @@ class TestOtherData:
         assert [of.keys() for of in values] == [{"frechet_distance"}] * 4
         assert all(0 < of["frechet_distance"] < float("inf") for of in values)
 
-    def test_too_few_images_are_refused_before_training(self, image_folder, make_vision_model, tmp_path):
-        with pytest.raises(ValueError, match="frechet_distance with vit needs at least 9 judged images, got 3"):
-            quick("codebook", tmp_path / "study", data=str(image_folder), extractor=make_vision_model(8))
+    def test_too_few_images_are_refused_before_training(
+        self, image_folder, make_vision_model, tmp_path
+    ):
+        with pytest.raises(
+            ValueError, match="frechet_distance with vit needs at least 9 judged images, got 3"
+        ):
+            quick(
+                "codebook",
+                tmp_path / "study",
+                data=str(image_folder),
+                extractor=make_vision_model(8),
+            )
         assert not (tmp_path / "study").exists()

@@ -13,7 +13,8 @@ TOKENIZERS = ("warmup", "decoder_finetuning", "single_stage")
 def recipes(name, *arguments, **options):
     """Each variant's values and recipe."""
     return [
-        (variant.values, variant.recipe.to_dict()) for variant in Study.load(name, *arguments, **options).variants()
+        (variant.values, variant.recipe.to_dict())
+        for variant in Study.load(name, *arguments, **options).variants()
     ]
 
 
@@ -64,7 +65,9 @@ class TestWhatIsCompared:
             (values["size"], values["tokens"], recipe["stages"]["warmup"]["model"])
             for values, recipe in recipes("tokens")
         ]
-        assert [(size, tokens) for size, tokens, _ in found] == [(s, k) for s in "SB" for k in (2, 4, 8, 16)]
+        assert [(size, tokens) for size, tokens, _ in found] == [
+            (s, k) for s in "SB" for k in (2, 4, 8, 16)
+        ]
         for size, tokens, model in found:
             width = {"S": 32, "B": 64}[size]
             assert (model["encoder_hidden_size"], model["decoder_hidden_size"]) == (width, width)
@@ -101,7 +104,9 @@ class TestWhatIsCompared:
     def test_one_and_two_stages_have_the_same_network_and_losses(self):
         stages = Study.load("two-stage").recipe["stages"]
         assert stages["single_stage"]["model"] == stages["warmup"]["model"]
-        one, two = (dict(stages[stage]["objective"]) for stage in ("single_stage", "decoder_finetuning"))
+        one, two = (
+            dict(stages[stage]["objective"]) for stage in ("single_stage", "decoder_finetuning")
+        )
         one.pop("discriminator_start"), two.pop("discriminator_start")
         assert one == two
 
@@ -131,7 +136,9 @@ class TestOverrides:
         shared = study.shared_recipe()
         assert (shared.stages["vqgan"]["model"]["codebook_size"], shared.image_size) == (17, 32)
 
-    @pytest.mark.parametrize("key", ["augmentation.rotation", "training.lr_scheduler_kwargs.min_lr_rate"])
+    @pytest.mark.parametrize(
+        "key", ["augmentation.rotation", "training.lr_scheduler_kwargs.min_lr_rate"]
+    )
     def test_stages_that_share_a_part_in_the_file_keep_it(self, key):
         expected = Study.load("schedule").variants()[0].recipe.to_dict()
         changed = Study.load("schedule", [f"stages.warmup.{key}=77"]).variants()[0].recipe.to_dict()

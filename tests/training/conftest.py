@@ -27,10 +27,21 @@ from titok_hf.training import (
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
-    """Folder of what two processes did that ran `distributed_parts.py`; tests that use it are in one xdist group."""
+    """Folder of what two processes did that ran `distributed_parts.py`; tests that use it are in
+    one xdist group."""
     root = tmp_path_factory.mktemp("processes")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(Path(titok_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(titok_hf.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     script = Path(__file__).with_name("distributed_parts.py")
     subprocess.run([*launcher, script, root], env=environment, check=True, timeout=240)
     return root
@@ -56,7 +67,12 @@ def digit_batch(digits, processor):
 @pytest.fixture
 def classifier():
     config = ConvNextConfig(
-        image_size=32, patch_size=4, num_stages=2, hidden_sizes=[32, 64], depths=[1, 1], num_labels=10
+        image_size=32,
+        patch_size=4,
+        num_stages=2,
+        hidden_sizes=[32, 64],
+        depths=[1, 1],
+        num_labels=10,
     )
     return ConvNextForImageClassification(config)
 
@@ -73,24 +89,33 @@ def discriminator():
 
 @pytest.fixture
 def make_objective(vqgan_config, make_titok_config, generator_config, vqgan, generator, classifier):
-    """Builds the objective of a stage with fresh networks: `make_objective("warmup", ema_decay=0.9)`."""
+    """Builds the objective of a stage with fresh networks: `make_objective("warmup",
+    ema_decay=0.9)`."""
 
     def make(stage, quantizer="vq", seed=0, **arguments):
         torch.manual_seed(seed)
         if stage == "vqgan":
             return ReconstructionObjective(MaskGitVQGANModel(vqgan_config), **arguments)
         if stage == "classifier":
-            return ClassifierObjective(ConvNextForImageClassification(classifier.config), **arguments)
+            return ClassifierObjective(
+                ConvNextForImageClassification(classifier.config), **arguments
+            )
         if stage == "warmup":
-            return WarmupObjective(TiTokModel(make_titok_config(quantizer=quantizer)), vqgan, **arguments)
+            return WarmupObjective(
+                TiTokModel(make_titok_config(quantizer=quantizer)), vqgan, **arguments
+            )
         if stage == "decoder_finetuning":
             model = TiTokModel(make_titok_config("vqgan_decoder", quantizer=quantizer))
             return ReconstructionObjective(model, freeze_encoder=True, **arguments)
         if stage == "single_stage":
-            return ReconstructionObjective(TiTokModel(make_titok_config("pixels", quantizer=quantizer)), **arguments)
+            return ReconstructionObjective(
+                TiTokModel(make_titok_config("pixels", quantizer=quantizer)), **arguments
+            )
         tokenizer = TiTokModel(make_titok_config())
         scheduler = MaskGitScheduler(generator_config.mask_token_id)
-        return MaskedTokenObjective(type(generator)(generator_config), tokenizer, scheduler, **arguments)
+        return MaskedTokenObjective(
+            type(generator)(generator_config), tokenizer, scheduler, **arguments
+        )
 
     return make
 
@@ -127,9 +152,17 @@ def make(make_objective, make_adversarial_objective):
 
 @pytest.fixture
 def make_trainer(digits, processor, tmp_path):
-    """Builds a trainer, on the digits if not told otherwise, that logs every step: `make_trainer(objective)`."""
+    """Builds a trainer, on the digits if not told otherwise, that logs every step:
+    `make_trainer(objective)`."""
 
-    def make(objective, augmentation=None, callbacks=(), train_dataset=None, eval_dataset=None, **arguments):
+    def make(
+        objective,
+        augmentation=None,
+        callbacks=(),
+        train_dataset=None,
+        eval_dataset=None,
+        **arguments,
+    ):
         defaults = {
             "output_dir": str(tmp_path / "trainer"),
             "use_cpu": True,

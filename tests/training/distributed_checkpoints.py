@@ -15,7 +15,11 @@ class Trainer(TiTokTrainer):
     """Finds the disk full, if it is to be, when the optimizer of step 4 is saved."""
 
     def save_model(self, output_dir, **kwargs):
-        if self.state.global_step == 4 and sys.argv[2:] == ["full"] and self.is_world_process_zero():
+        if (
+            self.state.global_step == 4
+            and sys.argv[2:] == ["full"]
+            and self.is_world_process_zero()
+        ):
             Path(output_dir).mkdir()
             (Path(output_dir) / "optimizer.pt").symlink_to("/dev/full")
         super().save_model(output_dir, **kwargs)

@@ -1,4 +1,5 @@
-"""What several tests look at of two processes, which are started once, as starting takes long; each runs this file."""
+"""What several tests look at of two processes, which are started once, as starting takes long; each
+runs this file."""
 
 import sys
 from pathlib import Path

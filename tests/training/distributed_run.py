@@ -1,4 +1,5 @@
-"""The first two stages of the miniature recipe, for the test of a run in several processes: each runs this file."""
+"""The first two stages of the miniature recipe, for the test of a run in several processes: each
+runs this file."""
 
 import sys
 from pathlib import Path

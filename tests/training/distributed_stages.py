@@ -1,4 +1,5 @@
-"""Short runs of every stage on digits, for the tests of training in several processes: each process runs this file."""
+"""Short runs of every stage on digits, for the tests of training in several processes: each process
+runs this file."""
 
 import json
 import sys
@@ -85,7 +86,14 @@ def make_titok(head: str, quantizer: str = "vq") -> TiTokModel:
 
 def make_classifier() -> ConvNextForImageClassification:
     return ConvNextForImageClassification(
-        ConvNextConfig(image_size=32, patch_size=4, num_stages=2, hidden_sizes=[32, 64], depths=[1, 1], num_labels=10)
+        ConvNextConfig(
+            image_size=32,
+            patch_size=4,
+            num_stages=2,
+            hidden_sizes=[32, 64],
+            depths=[1, 1],
+            num_labels=10,
+        )
     )
 
 
@@ -96,9 +104,11 @@ def make_objective(
     discriminator_start: int = MAX_STEPS // 2,
     linear: bool = False,
 ) -> Objective:
-    """An objective with all of the losses of its stage; discriminators start in the middle of the run.
+    """An objective with all of the losses of its stage; discriminators start in the middle of the
+    run.
 
-    It is the mean over the images of a batch, if it is to be `linear`: without LeCam and adaptive weight.
+    It is the mean over the images of a batch, if it is to be `linear`: without LeCam and adaptive
+        weight.
     """
     torch.manual_seed(seed)
     name, _, quantizer = stage.partition("-")
@@ -130,17 +140,25 @@ def make_objective(
         "ema_decay": 0.9,
     }
     if name == "decoder_finetuning":
-        return ReconstructionObjective(make_titok("vqgan_decoder"), freeze_encoder=True, **adversarial)
+        return ReconstructionObjective(
+            make_titok("vqgan_decoder"), freeze_encoder=True, **adversarial
+        )
     if name == "vqgan":
-        objective = ReconstructionObjective(MaskGitVQGANModel(MaskGitVQGANConfig(**VQGAN)), ema_decay=0.9)
+        objective = ReconstructionObjective(
+            MaskGitVQGANModel(MaskGitVQGANConfig(**VQGAN)), ema_decay=0.9
+        )
     elif name == "warmup":
         vqgan = MaskGitVQGANModel(MaskGitVQGANConfig(**VQGAN))
         objective = WarmupObjective(make_titok("proxy_codes", quantizer), vqgan, ema_decay=0.9)
     else:
         model = make_titok("pixels", quantizer)
-        objective = ReconstructionObjective(model, distance="l1", adaptive_weight=not linear, **adversarial)
+        objective = ReconstructionObjective(
+            model, distance="l1", adaptive_weight=not linear, **adversarial
+        )
     if objective.codebook_revival is not None:
-        objective.codebook_revival.decay = 0.5  # so that unused codes are dead at the first revival, after step 10
+        objective.codebook_revival.decay = (
+            0.5  # so that unused codes are dead at the first revival, after step 10
+        )
     return objective
 
 
@@ -152,12 +170,15 @@ def train(
     resume: str | None = None,
     **arguments: object,
 ) -> None:
-    """Trains and writes `log.json`, and `{rank}.pt` with the states of objective and optimizer in each process.
+    """Trains and writes `log.json`, and `{rank}.pt` with the states of objective and optimizer in
+    each process.
 
-    The gradient of an attention's key biases is zero but for rounding; AdamW makes steps of the size of the learning
-    rate of it, unless its epsilon is above the noise.
+    The gradient of an attention's key biases is zero but for rounding; AdamW makes steps of the
+    size of the learning rate of it, unless its epsilon is above the noise.
     """
-    label_column = "label" if isinstance(objective, ClassifierObjective | MaskedTokenObjective) else None
+    label_column = (
+        "label" if isinstance(objective, ClassifierObjective | MaskedTokenObjective) else None
+    )
     trainer = TiTokTrainer(
         objective,
         TiTokTrainingArguments(
@@ -181,15 +202,22 @@ def train(
             }
         ),
         train_dataset=load_digits_dataset()["train"].select(range(36)),
-        data_collator=ImageCollator(TiTokImageProcessor.from_image_size(32), label_column=label_column),
+        data_collator=ImageCollator(
+            TiTokImageProcessor.from_image_size(32), label_column=label_column
+        ),
     )
     trainer.remove_callback(PrinterCallback)
     assert trainer.accelerator.num_processes == num_processes
     trainer.train(resume_from_checkpoint=resume)
-    state = {"objective": objective.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]}
+    state = {
+        "objective": objective.state_dict(),
+        "optimizer": trainer.optimizer.state_dict()["state"],
+    }
     torch.save(state, folder / f"{trainer.accelerator.process_index}.pt")
     if trainer.is_world_process_zero():
-        (folder / "log.json").write_text(json.dumps([entry for entry in trainer.state.log_history if "loss" in entry]))
+        (folder / "log.json").write_text(
+            json.dumps([entry for entry in trainer.state.log_history if "loss" in entry])
+        )
 
 
 def folders(root: Path, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
@@ -226,7 +254,13 @@ def main(root: Path, resume: bool) -> None:
     for stage, folder in folders(root / "accumulated", ACCUMULATED):
         train(folder, make_objective(stage), num_processes=2, accumulation=2)
     for stage, folder in folders(root / "whole", RESUMED):
-        train(folder, make_objective(stage, **parts), save_strategy="steps", save_steps=CHECKPOINT, **options)
+        train(
+            folder,
+            make_objective(stage, **parts),
+            save_strategy="steps",
+            save_steps=CHECKPOINT,
+            **options,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""A training run that is killed again and again; run as a script, since a process that has trained must not fork."""
+"""A training run that is killed again and again; run as a script, since a process that has trained
+must not fork."""
 
 import gc
 import json
@@ -24,7 +25,8 @@ KILLS = 20
 
 
 def train(folder, data, **arguments):
-    """Trains from the newest whole checkpoint to the last step; all random parts of a stage are in it."""
+    """Trains from the newest whole checkpoint to the last step; all random parts of a stage are in
+    it."""
     torch.manual_seed(0)
     objective = ReconstructionObjective(
         tiny_vqgan(),
@@ -35,7 +37,9 @@ def train(folder, data, **arguments):
     )
     trainer = TiTokTrainer(
         objective,
-        tiny_arguments(folder, max_steps=MAX_STEPS, save_steps=SAVE_STEPS, save_total_limit=1, **arguments),
+        tiny_arguments(
+            folder, max_steps=MAX_STEPS, save_steps=SAVE_STEPS, save_total_limit=1, **arguments
+        ),
         **data,
     )
     trainer.remove_callback(PrinterCallback)
@@ -46,7 +50,9 @@ def train(folder, data, **arguments):
 def start(folder, data, **arguments):
     """The process that trains."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads: they are idle
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of forking a process with threads: they are idle
         process = os.fork()
     if process == 0:
         try:
@@ -71,12 +77,17 @@ def wait_at_random(process, folder, generator):
 
 def newest(folder):
     """The step of the newest checkpoint that has been finished."""
-    return max((step for step, path in checkpoints(folder).items() if (path / MANIFEST).exists()), default=0)
+    return max(
+        (step for step, path in checkpoints(folder).items() if (path / MANIFEST).exists()),
+        default=0,
+    )
 
 
 def wait_for_writing(process, folder, generator):
     """Until some files of a new checkpoint are there, but not all, or an old one is being deleted."""
-    remains = {path: path.stat().st_mtime_ns for path in checkpoints(folder).values() if damage(path)}
+    remains = {
+        path: path.stat().st_mtime_ns for path in checkpoints(folder).values() if damage(path)
+    }
     num_files = generator.randrange(7)
     while not ended(process):
         time.sleep(0.0005)

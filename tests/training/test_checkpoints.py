@@ -11,7 +11,13 @@ import torch
 from transformers import TrainerCallback
 
 import titok_hf
-from titok_hf.training.checkpoints import MANIFEST, damage, delete_old_checkpoints, last_checkpoint, write_manifest
+from titok_hf.training.checkpoints import (
+    MANIFEST,
+    damage,
+    delete_old_checkpoints,
+    last_checkpoint,
+    write_manifest,
+)
 
 FILES = [
     "model.safetensors",
@@ -41,11 +47,16 @@ def names(folder):
 
 def run_script(name, *arguments, num_processes=None, check=True):
     """Runs a script of this folder, by `torchrun` if on several processes."""
-    launcher = [] if num_processes is None else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    launcher = (
+        []
+        if num_processes is None
+        else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    )
     launcher += [] if num_processes is None else [str(num_processes)]
     return subprocess.run(
         [sys.executable, *launcher, Path(__file__).with_name(name), *arguments],
-        env=os.environ | {"PYTHONPATH": str(Path(titok_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": str(Path(titok_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=check,
@@ -70,11 +81,19 @@ class TestLastCheckpoint:
         [
             (lambda folder: (folder / MANIFEST).unlink(), "it was not written to its end"),
             (lambda folder: os.truncate(folder / MANIFEST, 5), "whole.json is damaged"),
-            (lambda folder: os.truncate(folder / "model.safetensors", 9), "model.safetensors has 9 of 10 bytes"),
-            (lambda folder: (folder / "shards" / "0.distcp").unlink(), "shards/0.distcp is missing"),
+            (
+                lambda folder: os.truncate(folder / "model.safetensors", 9),
+                "model.safetensors has 9 of 10 bytes",
+            ),
+            (
+                lambda folder: (folder / "shards" / "0.distcp").unlink(),
+                "shards/0.distcp is missing",
+            ),
         ],
     )
-    def test_one_that_is_not_whole_is_passed_over_with_a_warning(self, tmp_path, caplog, harm, said):
+    def test_one_that_is_not_whole_is_passed_over_with_a_warning(
+        self, tmp_path, caplog, harm, said
+    ):
         make_checkpoint(tmp_path, 10)
         broken = make_checkpoint(tmp_path, 20)
         assert damage(broken) is None
@@ -130,7 +149,9 @@ class TestSaving:
 
     def test_as_many_whole_ones_are_kept_as_the_limit_says(self, make_objective, make_trainer):
         watch = Watch()
-        make_trainer(make_objective("vqgan"), callbacks=[watch], save_total_limit=2, **self.OPTIONS).train()
+        make_trainer(
+            make_objective("vqgan"), callbacks=[watch], save_total_limit=2, **self.OPTIONS
+        ).train()
         assert watch.seen == [{2: True}, {2: True, 4: True}, {4: True, 6: True}]
 
     def test_without_a_limit_all_are_kept(self, make_objective, make_trainer):
@@ -138,10 +159,14 @@ class TestSaving:
         make_trainer(make_objective("vqgan"), callbacks=[watch], **self.OPTIONS).train()
         assert watch.seen[-1] == {2: True, 4: True, 6: True}
 
-    def test_the_manifest_holds_the_sizes_of_all_files(self, make_objective, make_trainer, tmp_path):
+    def test_the_manifest_holds_the_sizes_of_all_files(
+        self, make_objective, make_trainer, tmp_path
+    ):
         make_trainer(make_objective("vqgan"), **self.OPTIONS).train()
         folder = tmp_path / "trainer" / "checkpoint-2"
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != MANIFEST}
+        sizes = {
+            path.name: path.stat().st_size for path in folder.iterdir() if path.name != MANIFEST
+        }
         assert json.loads((folder / MANIFEST).read_text()) == sizes
         assert sizes.keys() == set(FILES[:-1])
 
@@ -159,19 +184,29 @@ class TestSaving:
         os.truncate(newest / "optimizer.pt", 100)
         again = make_trainer(make_objective("vqgan", seed=1), **self.OPTIONS)
         again.train(resume_from_checkpoint=True)
-        assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+        assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+            6,
+        ]
         assert damage(newest) is None
         for name, tensor in again.model.state_dict().items():
             assert torch.equal(tensor, alone.model.state_dict()[name]), name
 
     def test_true_without_a_whole_one_is_an_error(self, make_objective, make_trainer, tmp_path):
         make_checkpoint(tmp_path / "trainer", 2, whole=False)
-        with pytest.raises(ValueError, match=r"There is no whole checkpoint in .*trainer to go on from"):
+        with pytest.raises(
+            ValueError, match=r"There is no whole checkpoint in .*trainer to go on from"
+        ):
             make_trainer(make_objective("vqgan"), **self.OPTIONS).train(resume_from_checkpoint=True)
 
 
 class TestFullDisk:
-    """`/dev/full` in the place of a file refuses every byte; safetensors replaces it, and meets a limit instead."""
+    """`/dev/full` in the place of a file refuses every byte; safetensors replaces it, and meets a
+    limit instead."""
 
     OPTIONS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 
@@ -204,8 +239,10 @@ class TestFullDisk:
         fill(trainer, name)
         folder = tmp_path / "trainer"
         said = (
-            f"The checkpoint of step 4 could not be written to {folder}/checkpoint-4, with .* GiB free there: "
-            ".*(No space left on device|File too large|as on a full disk).* Make room and start again with the same "
+            f"The checkpoint of step 4 could not be written to {folder}/checkpoint-4, with .* GiB "
+            "free there: "
+            ".*(No space left on device|File too large|as on a full disk).* Make room and start "
+            "again with the same "
             f"command: training goes on from the last good checkpoint, {folder}/checkpoint-2."
         )
         with pytest.raises(OSError, match=said):
@@ -213,7 +250,9 @@ class TestFullDisk:
         assert names(folder) == {"checkpoint-2"}
         assert last_checkpoint(folder) == str(folder / "checkpoint-2")
 
-    def test_with_room_again_it_ends_as_if_nothing_had_been(self, make_objective, make_trainer, tmp_path, fill):
+    def test_with_room_again_it_ends_as_if_nothing_had_been(
+        self, make_objective, make_trainer, tmp_path, fill
+    ):
         trainer = make_trainer(make_objective("vqgan"), **self.OPTIONS)
         fill(trainer, "optimizer.pt")
         with pytest.raises(OSError, match="step 4"):
@@ -225,7 +264,9 @@ class TestFullDisk:
         for name, tensor in again.model.state_dict().items():
             assert torch.equal(tensor, alone.model.state_dict()[name]), name
 
-    def test_without_an_earlier_checkpoint_it_says_so(self, make_objective, make_trainer, tmp_path, fill):
+    def test_without_an_earlier_checkpoint_it_says_so(
+        self, make_objective, make_trainer, tmp_path, fill
+    ):
         trainer = make_trainer(make_objective("vqgan"), **{**self.OPTIONS, "save_steps": 4})
         fill(trainer, "trainer_state.json")
         with pytest.raises(OSError, match="training starts anew, as there is no earlier one"):
@@ -251,7 +292,9 @@ def test_killed_at_twenty_moments_a_run_ends_with_the_same_weights(tmp_path):
     assert all(moment["status"] == 9 for moment in moments)  # killed, not ended
     whole = [any(moment["whole"].values()) for moment in moments]
     assert all(whole[whole.index(True) :])  # from the first on there always was one
-    assert sum(not all(moment["whole"].values()) for moment in moments) >= 8  # killed while it wrote or deleted
+    assert (
+        sum(not all(moment["whole"].values()) for moment in moments) >= 8
+    )  # killed while it wrote or deleted
     alone, killed = (torch.load(tmp_path / name / "result.pt") for name in ("alone", "killed"))
     assert [name for name in alone if not torch.equal(alone[name], killed[name])] == []
 
@@ -268,7 +311,9 @@ class TestTwoProcesses:
         assert names(folder / "trainer") == {"checkpoint-4"}
 
     def test_a_full_disk_ends_both(self, tmp_path):
-        result = run_script("distributed_checkpoints.py", tmp_path, "full", num_processes=2, check=False)
+        result = run_script(
+            "distributed_checkpoints.py", tmp_path, "full", num_processes=2, check=False
+        )
         assert result.returncode != 0
         assert result.stderr.count("OSError: The checkpoint of step 4 could not be written") == 1
         assert last_checkpoint(tmp_path / "trainer") == str(tmp_path / "trainer" / "checkpoint-2")

@@ -14,7 +14,8 @@ def codebook():
 
 
 def step_with(revival, step, *batches):
-    """An optimizer step after batches of codes, each with random outputs of the encoder, which are returned."""
+    """An optimizer step after batches of codes, each with random outputs of the encoder, which are
+    returned."""
     outputs = [torch.randn(*torch.tensor(codes).shape, 3) for codes in batches]
     for codes, output in zip(batches, outputs, strict=True):
         revival.observe(torch.tensor(codes), output)
@@ -46,12 +47,15 @@ def test_accumulated_batches_count_as_one(codebook):
     assert torch.equal(accumulated.shares, whole.shares)
     torch.testing.assert_close(whole.shares, 0.5 / 4 + 0.5 * torch.tensor([4 / 6, 1 / 6, 1 / 6, 0]))
     step_with(accumulated, 2, [[3, 3]])  # the first step's batches are not counted again
-    torch.testing.assert_close(accumulated.shares, 0.5 * whole.shares + 0.5 * torch.tensor([0.0, 0, 0, 1]))
+    torch.testing.assert_close(
+        accumulated.shares, 0.5 * whole.shares + 0.5 * torch.tensor([0.0, 0, 0, 1])
+    )
 
 
 @pytest.mark.parametrize(("steps", "usage"), [(1, 1.0), (3, 1.0), (4, 0.25)])
 def test_codes_under_the_threshold_count_as_unused(codebook, steps, usage):
-    """Shares of unused codes halve: 1/32 after three steps is over a tenth of the fair share, 1/64 under it."""
+    """Shares of unused codes halve: 1/32 after three steps is over a tenth of the fair share, 1/64
+    under it."""
     revival = CodebookRevival(codebook, interval=100, threshold=0.1, decay=0.5)
     repeat(revival, [2, 2, 2], steps)
     assert revival.shares[0] == 0.25 * 0.5**steps
@@ -72,7 +76,12 @@ def test_dead_codes_become_outputs_of_the_last_step_and_used_codes_do_not_change
     assert torch.equal(codebook.weight[[0, 2]], before[[0, 2]])
     for code in (1, 3):
         assert (codebook.weight[code] == outputs).all(-1).any()
-    assert revival.shares.tolist() == [0.5, 0.25, 0.5, 0.25]  # a revived code starts with the fair share
+    assert revival.shares.tolist() == [
+        0.5,
+        0.25,
+        0.5,
+        0.25,
+    ]  # a revived code starts with the fair share
 
 
 def test_outputs_of_every_batch_of_a_step_are_candidates():
@@ -83,7 +92,8 @@ def test_outputs_of_every_batch_of_a_step_are_candidates():
 
 
 def test_how_a_step_is_cut_into_batches_changes_nothing(codebook):
-    """The seed of the choice is the step, and the outputs are numbered as the images of the step are."""
+    """The seed of the choice is the step, and the outputs are numbered as the images of the step
+    are."""
     codes, outputs = torch.tensor([[0, 1], [1, 0], [0, 0], [1, 1]]), torch.randn(4, 2, 3)
     before, weights = codebook.weight.detach().clone(), []
     for size in (4, 2, 1):
@@ -151,7 +161,9 @@ def test_a_code_is_declared_dead_only_after_many_steps_without_it(codebook):
     repeat(revival, [0, 1, 2], steps - 1)
     assert torch.equal(codebook.weight, before)
     repeat(revival, [0, 1, 2], 1)
-    assert torch.equal(codebook.weight[:3], before[:3]) and not torch.equal(codebook.weight[3], before[3])
+    assert torch.equal(codebook.weight[:3], before[:3]) and not torch.equal(
+        codebook.weight[3], before[3]
+    )
 
 
 def test_half_precision_codebooks_are_revived_in_their_dtype():
@@ -178,4 +190,7 @@ def test_the_state_is_in_the_state_dict_and_the_codebook_is_not(codebook):
         torch.manual_seed(3)  # the encoder's outputs
         repeat(each, [0, 1, 1], 10)
     assert torch.equal(codebook.weight, restored_codebook.weight)
-    assert all(torch.equal(tensor, restored.state_dict()[name]) for name, tensor in revival.state_dict().items())
+    assert all(
+        torch.equal(tensor, restored.state_dict()[name])
+        for name, tensor in revival.state_dict().items()
+    )

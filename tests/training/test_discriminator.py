@@ -9,7 +9,9 @@ from titok_hf.training.discriminator import BlurDownsample
 def test_the_blur_kernel_sums_to_1_and_falls_off_from_the_middle():
     kernel = BlurDownsample().kernel[0, 0]
     assert float(kernel.sum()) == 1
-    assert torch.equal(kernel * 64, torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])))
+    assert torch.equal(
+        kernel * 64, torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1]))
+    )
 
 
 def test_blurring_halves_the_side_and_keeps_channels_apart():
@@ -26,10 +28,19 @@ def test_blurring_removes_the_highest_frequency():
 
 @pytest.mark.parametrize(
     ("image_size", "num_stages", "logits_size", "side"),
-    [(32, 2, 16, 8), (32, 1, 16, 16), (64, 3, 16, 8), (64, 1, 16, 16), (32, 1, 4, 4), (32, 0, 16, 16)],
+    [
+        (32, 2, 16, 8),
+        (32, 1, 16, 16),
+        (64, 3, 16, 8),
+        (64, 1, 16, 16),
+        (32, 1, 4, 4),
+        (32, 0, 16, 16),
+    ],
 )
 def test_logits_are_a_map_of_at_most_the_given_side(image_size, num_stages, logits_size, side):
-    discriminator = PatchDiscriminator(hidden_channels=8, num_stages=num_stages, logits_size=logits_size)
+    discriminator = PatchDiscriminator(
+        hidden_channels=8, num_stages=num_stages, logits_size=logits_size
+    )
     assert discriminator(torch.rand(2, 3, image_size, image_size)).shape == (2, 1, side, side)
 
 

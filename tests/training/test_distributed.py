@@ -11,12 +11,21 @@ import torch
 
 import titok_hf
 
-from .distributed_stages import ACCUMULATED, MAX_STEPS, RESUMED, STAGES, folders, make_objective, train
+from .distributed_stages import (
+    ACCUMULATED,
+    MAX_STEPS,
+    RESUMED,
+    STAGES,
+    folders,
+    make_objective,
+    train,
+)
 
 SCRIPT = Path(__file__).with_name("distributed_stages.py")
 REVIVING = ("vqgan", "warmup-vq", "single_stage-vq")
 ADVERSARIAL = ("decoder_finetuning", "single_stage-vq", "single_stage-kl")
-# Not of a step, or a mean over samples of which each process has as many, but not as many masked tokens.
+# Not of a step, or a mean over samples of which each process has as many, but not as many masked
+# tokens.
 APART = {"images_per_second", "peak_share", "epoch", "step", "masked_token_accuracy"}
 
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -24,8 +33,18 @@ pytestmark = pytest.mark.xdist_group("distributed")
 
 def launch(root, part):
     """Runs the script in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(Path(titok_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(titok_hf.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     subprocess.run([*launcher, SCRIPT, root, part], env=environment, check=True, timeout=300)
 
 
@@ -58,7 +77,11 @@ def tensors(state, name=""):
     """Tensors in nested dictionaries, by their paths."""
     if isinstance(state, torch.Tensor):
         return {name: state}
-    return {path: tensor for key in state for path, tensor in tensors(state[key], f"{name}/{key}").items()}
+    return {
+        path: tensor
+        for key in state
+        for path, tensor in tensors(state[key], f"{name}/{key}").items()
+    }
 
 
 def assert_bit_equal(first, second):
@@ -70,8 +93,8 @@ def assert_bit_equal(first, second):
 def assert_same_run(folder, reference):
     """All that is logged at every step, and all parameters and averages at the end, to 1e-5.
 
-    The gradient of the absolute error jumps where a pixel is right, and with it the adaptive weight: by less than 1e-4
-    for a pixel.
+    The gradient of the absolute error jumps where a pixel is right, and with it the adaptive
+    weight: by less than 1e-4 for a pixel.
     """
     log, expected = log_of(folder), log_of(reference)
     assert len(log) == len(expected) == MAX_STEPS
@@ -79,7 +102,10 @@ def assert_same_run(folder, reference):
         assert entry.keys() == alone.keys()
         for name in entry.keys() - APART:
             relative = 3e-4 if name == "adaptive_weight" else 1e-5
-            assert entry[name] == pytest.approx(alone[name], abs=1e-5, rel=relative), (entry["step"], name)
+            assert entry[name] == pytest.approx(alone[name], abs=1e-5, rel=relative), (
+                entry["step"],
+                name,
+            )
     state, alone = (state_of(each)["objective"] for each in (folder, reference))
     assert state.keys() == alone.keys()
     for name, tensor in state.items():
@@ -131,7 +157,9 @@ def test_codes_died_and_were_revived(one, stage):
 @pytest.mark.parametrize("stage", ADVERSARIAL)
 def test_the_discriminator_started_in_the_middle(one, stage):
     rates = [entry["learning_rate_discriminator"] for entry in log_of(one / stage)]
-    assert rates[:11] == [0] * 11 and all(rates[11:])  # the first step of its warm-up is one of 0, too
+    assert rates[:11] == [0] * 11 and all(
+        rates[11:]
+    )  # the first step of its warm-up is one of 0, too
     state = state_of(one / stage)["objective"]
     assert state["real_average"] != 0 and state["fake_average"] != 0
 
@@ -145,7 +173,8 @@ def again(root):
 
 @pytest.mark.parametrize("stage", RESUMED)
 def test_two_processes_go_on_bit_by_bit(root, again, stage):
-    """Weights, averages, shares of codes and the optimizer's moments, dropout and the discriminator included."""
+    """Weights, averages, shares of codes and the optimizer's moments, dropout and the discriminator
+    included."""
     for rank in (0, 1):
         assert_bit_equal(state_of(root / "whole" / stage, rank), state_of(again / stage, rank))
     whole, resumed = (

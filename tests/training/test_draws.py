@@ -17,7 +17,9 @@ def test_draws_become_standard_normal():
     torch.testing.assert_close(
         standard_normal(draws[1:]), torch.from_numpy(stats.norm.ppf(draws[1:].double())).float()
     )
-    most = standard_normal(torch.tensor([0.0, 2.0**-24, 1 - 2.0**-24]))  # the ends of what can be drawn
+    most = standard_normal(
+        torch.tensor([0.0, 2.0**-24, 1 - 2.0**-24])
+    )  # the ends of what can be drawn
     assert most.isfinite().all() and most[0] < most[1] < -5 and most[2] > 5
     noise = standard_normal(torch.rand(100_000))
     assert stats.kstest(noise.numpy(), "norm").pvalue > 0.01
@@ -37,7 +39,9 @@ def test_draws_are_the_noise_of_the_posterior(make_objective, pixel_values, stag
     assert torch.equal(loss, objective(pixel_values, draws=draws).loss)
     assert loss != objective(pixel_values, draws=1 - draws).loss
     with torch.no_grad():
-        assert torch.equal(*(objective.eval()(pixel_values, draws=d).loss for d in (draws, 1 - draws)))
+        assert torch.equal(
+            *(objective.eval()(pixel_values, draws=d).loss for d in (draws, 1 - draws))
+        )
 
 
 @pytest.mark.parametrize("stage", ["vqgan", "warmup", "single_stage", "classifier"])
@@ -45,10 +49,16 @@ def test_stages_without_chance_take_none(make_objective, stage):
     assert make_objective(stage).num_draws == 0
 
 
-@pytest.mark.parametrize(("stage", "quantizer"), [("warmup", "kl"), ("single_stage", "kl"), ("generator", "vq")])
-def test_a_batch_is_the_mean_of_its_samples(make_objective, generator_config, digit_batch, stage, quantizer):
+@pytest.mark.parametrize(
+    ("stage", "quantizer"), [("warmup", "kl"), ("single_stage", "kl"), ("generator", "vq")]
+)
+def test_a_batch_is_the_mean_of_its_samples(
+    make_objective, generator_config, digit_batch, stage, quantizer
+):
     """What a sample's numbers do depends on no other sample."""
-    generator_config.hidden_dropout = generator_config.attention_dropout = generator_config.unmasked_weight = 0.0
+    generator_config.hidden_dropout = generator_config.attention_dropout = (
+        generator_config.unmasked_weight
+    ) = 0.0
     objective = make_objective(stage, quantizer=quantizer).train()
     draws = torch.rand(8, objective.num_draws)
     inputs = digit_batch | {"draws": draws}

@@ -33,7 +33,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 
 def vit_flops(tokens, width, layers, mlp_ratio=4):
-    """Of the forward pass of transformer blocks: the four projections of attention, its two products, the MLP."""
+    """Of the forward pass of transformer blocks: the four projections of attention, its two
+    products, the MLP."""
     projections = 2 * tokens * (4 + 2 * mlp_ratio) * width**2
     return layers * (projections + 2 * 2 * tokens**2 * width)
 
@@ -58,14 +59,19 @@ def decoder_flops(config):
     width = config.decoder_hidden_size
     return {
         "latents": 2 * config.num_latent_tokens * config.latent_dim * width,
-        "blocks": vit_flops(1 + patches + config.num_latent_tokens, width, config.decoder_num_hidden_layers),
+        "blocks": vit_flops(
+            1 + patches + config.num_latent_tokens, width, config.decoder_num_hidden_layers
+        ),
         "head": 2 * patches * (width * 2 * width + 2 * width * config.vqgan_config.codebook_size),
     }
 
 
 def vqgan_encoder_flops(config):
     """Of the forward pass: 3x3 convolutions at each resolution, then the distances to the codes."""
-    side, widths = config.image_size, [config.hidden_channels * m for m in config.channel_multipliers]
+    side, widths = (
+        config.image_size,
+        [config.hidden_channels * m for m in config.channel_multipliers],
+    )
     flops, channels = 2 * side**2 * 9 * 3 * widths[0], widths[0]
     for i, width in enumerate(widths):
         for block in range(config.num_res_blocks):
@@ -82,7 +88,9 @@ def vqgan_encoder_flops(config):
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_attention_is_its_two_products_on_any_device(device):
-    query, key, value = (torch.randn(2, 4, 16, 8, device=device, requires_grad=True) for _ in range(3))
+    query, key, value = (
+        torch.randn(2, 4, 16, 8, device=device, requires_grad=True) for _ in range(3)
+    )
     with FlopCounter() as counter:
         F.scaled_dot_product_attention(query, key, value).sum().backward()
     assert counter.flops == 3 * 2 * (2 * 2 * 4 * 16 * 16 * 8)
@@ -90,7 +98,9 @@ def test_attention_is_its_two_products_on_any_device(device):
 
 @pytest.mark.parametrize(("groups", "frozen"), [(1, False), (4, False), (8, False), (8, True)])
 def test_the_gradients_of_a_convolution_take_as_much_as_itself(groups, frozen):
-    conv = nn.Conv2d(8, 16, 3, padding=1, stride=2, groups=groups, bias=False).requires_grad_(not frozen)
+    conv = nn.Conv2d(8, 16, 3, padding=1, stride=2, groups=groups, bias=False).requires_grad_(
+        not frozen
+    )
     images = torch.randn(2, 8, 10, 10, requires_grad=True)
     with FlopCounter() as counter:
         conv(images).sum().backward()
@@ -116,7 +126,9 @@ def test_the_warmup_is_a_closed_form(size):
     vqgan = copy.deepcopy(config.vqgan_config)
     vqgan.shortcut_of_output = True
     # images have no gradient, so that the patches' weights alone have one
-    expected = 2 * encoder["patches"] + 3 * (encoder["blocks"] + encoder["proj"]) + quantizer_flops(config)
+    expected = (
+        2 * encoder["patches"] + 3 * (encoder["blocks"] + encoder["proj"]) + quantizer_flops(config)
+    )
     expected += 3 * sum(decoder.values()) + vqgan_encoder_flops(vqgan)
     assert recipe_flops(recipe) == {"warmup": expected}
 
@@ -145,7 +157,9 @@ def test_images_cost_a_generator_the_tokenizers_encoder_more():
 def test_lpips_costs_a_stage_vgg16_forward_and_twice_and_its_heads():
     """Of the reconstruction forward and backward to the pixels, of the target forward."""
     with_lpips, alone = (
-        recipe_flops(Recipe.load("titok-b-64-single-stage", [f"stages.single_stage.objective={objective}"]))
+        recipe_flops(
+            Recipe.load("titok-b-64-single-stage", [f"stages.single_stage.objective={objective}"])
+        )
         for objective in ("{perceptual_weight: 1, classifier_weight: 0, lpips_weight: 1}", "{}")
     )
     side, channels, flops = 256, 3, 0
@@ -163,18 +177,26 @@ def test_nothing_is_computed_on_the_meta_device(titok_config, vqgan):
     counts = []
     for device in ("cpu", "meta"):
         objective = WarmupObjective(TiTokModel(titok_config), copy.deepcopy(vqgan)).to(device)
-        counts.append(training_flops(objective, {"pixel_values": torch.rand(2, 3, 32, 32).to(device)}))
+        counts.append(
+            training_flops(objective, {"pixel_values": torch.rand(2, 3, 32, 32).to(device)})
+        )
         assert all(parameter.grad is None for parameter in objective.parameters())
     assert counts[0] == counts[1] > 0
 
 
 def test_a_batch_counts_its_images():
-    config = ConvNextConfig(image_size=32, patch_size=4, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1])
+    config = ConvNextConfig(
+        image_size=32, patch_size=4, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]
+    )
     with torch.device("meta"):
         objective = ClassifierObjective(ConvNextForImageClassification(config))
         one, three = (
             training_flops(
-                objective, {"pixel_values": torch.rand(n, 3, 32, 32), "class_labels": torch.zeros(n, dtype=torch.long)}
+                objective,
+                {
+                    "pixel_values": torch.rand(n, 3, 32, 32),
+                    "class_labels": torch.zeros(n, dtype=torch.long),
+                },
             )
             for n in (1, 3)
         )
@@ -186,7 +208,11 @@ def test_each_stage_is_built_without_weights():
     with torch.device("meta"):
         objectives = dict(recipe_objectives(recipe, partial(known_network, recipe), CLASS_NAMES))
     assert list(objectives) == ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"]
-    assert all(parameter.is_meta for objective in objectives.values() for parameter in objective.parameters())
+    assert all(
+        parameter.is_meta
+        for objective in objectives.values()
+        for parameter in objective.parameters()
+    )
 
 
 class TestTable:
@@ -231,6 +257,8 @@ class TestTable:
 
     def test_the_module_prints_a_table(self, capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["flops", "titok-s-128"])
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of a module that is imported already
+        with warnings.catch_warnings(
+            action="ignore", category=RuntimeWarning
+        ):  # of a module that is imported already
             runpy.run_module("titok_hf.training.flops", run_name="__main__")
         assert capsys.readouterr().out == flops_table(["titok-s-128"])

@@ -19,7 +19,14 @@ pytestmark = pytest.mark.xdist_group("distributed")
 def sharded(tmp_path_factory):
     """What two processes got for each stage."""
     folder = tmp_path_factory.mktemp("sharded")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     roots = (Path(titok_hf.__file__).parents[1], Path(__file__).parents[1])
     subprocess.run(
         [*torchrun, "-m", "training.sharded_training", folder],
@@ -43,4 +50,6 @@ def test_two_sharded_processes_train_as_one(sharded, stage):
     expected, found = objective.state_dict(), sharded[stage]["state"]
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], tensor, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -35,7 +35,9 @@ def scalars(**values):
 
 
 class TestFiniteness:
-    def test_training_stops_before_a_poisoned_checkpoint_is_written(self, make_objective, make_trainer, tmp_path):
+    def test_training_stops_before_a_poisoned_checkpoint_is_written(
+        self, make_objective, make_trainer, tmp_path
+    ):
         trainer = make_trainer(make_objective("vqgan"), callbacks=[Poison(3)], **STEPS)
         said = (
             r"^Training has failed at step 3: not finite are loss, reconstruction_loss, grad_norm_model\. The last "
@@ -49,7 +51,9 @@ class TestFiniteness:
     def test_it_stops_at_the_log_where_nothing_is_saved(self, make_objective, make_trainer):
         options = STEPS | {"save_strategy": "no"}
         trainer = make_trainer(make_objective("vqgan"), callbacks=[Poison(3)], **options)
-        with pytest.raises(FloatingPointError, match=r"at step 3: .* There is no checkpoint from before"):
+        with pytest.raises(
+            FloatingPointError, match=r"at step 3: .* There is no checkpoint from before"
+        ):
             trainer.train()
         assert trainer.state.global_step == 5
         assert trainer.state.log_history == []
@@ -61,14 +65,23 @@ class TestFiniteness:
             trainer.train()
 
     def test_a_gradient_alone_is_enough(self, make_objective, make_trainer):
-        trainer = make_trainer(make_objective("vqgan"), callbacks=[Poison(4, gradient=True)], **STEPS)
-        with pytest.raises(FloatingPointError, match="at step 4: not finite are grad_norm_model, the weights"):
+        trainer = make_trainer(
+            make_objective("vqgan"), callbacks=[Poison(4, gradient=True)], **STEPS
+        )
+        with pytest.raises(
+            FloatingPointError, match="at step 4: not finite are grad_norm_model, the weights"
+        ):
             trainer.train()
 
-    def test_weights_are_looked_at_before_they_are_saved(self, make_objective, make_trainer, tmp_path):
+    def test_weights_are_looked_at_before_they_are_saved(
+        self, make_objective, make_trainer, tmp_path
+    ):
         """Without clipping no gradient norm is known."""
         trainer = make_trainer(
-            make_objective("vqgan"), callbacks=[Poison(4, gradient=True)], **STEPS, max_grad_norm=0.0
+            make_objective("vqgan"),
+            callbacks=[Poison(4, gradient=True)],
+            **STEPS,
+            max_grad_norm=0.0,
         )
         with pytest.raises(FloatingPointError, match="at step 4: not finite are the weights"):
             trainer.train()
@@ -80,7 +93,9 @@ class TestFiniteness:
             early, late = (NAN if step > first else 1.0 for first in (4, 6))
             finiteness.observe(step, scalars(loss=late, perceptual_loss=early))
             finiteness.observe(step, scalars(grad_norm_model=early))
-        with pytest.raises(FloatingPointError, match="at step 5: not finite are perceptual_loss, grad_norm_model"):
+        with pytest.raises(
+            FloatingPointError, match="at step 5: not finite are perceptual_loss, grad_norm_model"
+        ):
             finiteness.check(8, tmp_path)
 
     def test_other_numbers_of_the_log_need_not_be_finite(self, tmp_path):
@@ -106,7 +121,8 @@ class TestFiniteness:
 
 @pytest.fixture
 def watch():
-    """Runs logs through `HealthWarnings` and keeps what it says: `{number of the log: first words}`."""
+    """Runs logs through `HealthWarnings` and keeps what it says: `{number of the log: first
+    words}`."""
 
     def watch(logs, codebook_size=0):
         health = HealthWarnings()
@@ -178,7 +194,9 @@ class TestWarnings:
     def test_the_first_logs_are_let_pass(self, watch):
         assert watch([GOOD] * 5 + [GOOD | {"grad_norm_model": 1e6}] * 5 + [GOOD] * 5) == {}
 
-    @pytest.mark.parametrize(("size", "codes", "warned"), [(256, 3, True), (4096, 20, True), (256, 150, False)])
+    @pytest.mark.parametrize(
+        ("size", "codes", "warned"), [(256, 3, True), (4096, 20, True), (256, 150, False)]
+    )
     def test_a_codebook_that_is_revived_in_vain(self, watch, size, codes, warned):
         """All tokens take a few codes, whatever the others become; logs every 50 steps."""
         revival = CodebookRevival(nn.Embedding(size, 4))
@@ -188,7 +206,9 @@ class TestWarnings:
             revival.after_optimizer_step(step)
             if step % 50 == 0:
                 logs.append({name: float(value) for name, value in revival.statistics().items()})
-        assert sum(entry["codebook_usage"] for entry in logs) / len(logs) > 0.5  # which does not show it
+        assert (
+            sum(entry["codebook_usage"] for entry in logs) / len(logs) > 0.5
+        )  # which does not show it
         found = watch(logs, codebook_size=size)
         assert list(found.values()) == [["the codebook collapses"]] * warned
 
@@ -210,10 +230,16 @@ class TestWarnings:
             objective = make_objective("vqgan")
             objective.model.quantizer.codebook.weight.data[1:] += 100.0
             objective.codebook_revival.interval, objective.codebook_revival.decay = 1000, 0.1
-            return make_trainer(objective, max_steps=14, save_strategy="steps", save_steps=12, **arguments)
+            return make_trainer(
+                objective, max_steps=14, save_strategy="steps", save_steps=12, **arguments
+            )
 
         def said():
-            texts = [record.getMessage() for record in caplog.records if record.name == "titok_hf.training.health"]
+            texts = [
+                record.getMessage()
+                for record in caplog.records
+                if record.name == "titok_hf.training.health"
+            ]
             caplog.clear()
             return [text.split(":")[0] for text in texts]
 

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from titok_hf.training.losses import adaptive_weight, hinge_discriminator_loss, lecam_loss, mean_over_processes
+from titok_hf.training.losses import (
+    adaptive_weight,
+    hinge_discriminator_loss,
+    lecam_loss,
+    mean_over_processes,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,7 +19,9 @@ from titok_hf.training.losses import adaptive_weight, hinge_discriminator_loss, 
     ],
 )
 def test_hinge_loss(real, fake, expected):
-    assert float(hinge_discriminator_loss(torch.tensor(real), torch.tensor(fake))) == pytest.approx(expected)
+    assert float(hinge_discriminator_loss(torch.tensor(real), torch.tensor(fake))) == pytest.approx(
+        expected
+    )
 
 
 def test_hinge_loss_averages_over_maps_of_logits():
@@ -47,12 +54,20 @@ def test_lecam_loss(real_mean, fake_mean, real_average, fake_average, expected):
 
 
 def test_lecam_loss_draws_the_mean_logits_together():
-    real_mean, fake_mean = torch.tensor(1.0, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
+    real_mean, fake_mean = (
+        torch.tensor(1.0, requires_grad=True),
+        torch.tensor(-1.0, requires_grad=True),
+    )
     lecam_loss(real_mean, fake_mean, torch.tensor(0.5), torch.tensor(-0.5)).backward()
-    assert (float(real_mean.grad), float(fake_mean.grad)) == (3.0, -3.0)  # 2 * (1 - -0.5), and its mirror image
+    assert (float(real_mean.grad), float(fake_mean.grad)) == (
+        3.0,
+        -3.0,
+    )  # 2 * (1 - -0.5), and its mirror image
 
 
-@pytest.mark.parametrize(("pull", "expected"), [(3.0, 3 * 2 / (0.5 * 2 + 1e-4)), (0.0, 0.0), (1e9, 1e4)])
+@pytest.mark.parametrize(
+    ("pull", "expected"), [(3.0, 3 * 2 / (0.5 * 2 + 1e-4)), (0.0, 0.0), (1e9, 1e4)]
+)
 def test_adaptive_weight_is_the_ratio_of_the_gradients_norms(pull, expected):
     """Sums over four weights have gradients whose norms are twice their factors."""
     layer = torch.rand(2, 2, requires_grad=True)
@@ -62,12 +77,15 @@ def test_adaptive_weight_is_the_ratio_of_the_gradients_norms(pull, expected):
 
 
 def test_adaptive_weight_in_half_precision_is_that_of_full_precision():
-    """The gradient of a mean over 32 images of 256 pixels is 1.6e-7 a pixel, and float16 ends at 6e-8."""
+    """The gradient of a mean over 32 images of 256 pixels is 1.6e-7 a pixel, and float16 ends at
+    6e-8."""
     layer, images = torch.full((3,), 0.1, requires_grad=True), torch.rand(4096, 3)
     weights = {}
     for dtype in (torch.float32, torch.float16):
         made = (images.to(dtype) * layer.to(dtype) * 0.1).float()
-        weights[dtype] = float(adaptive_weight(made.sum() * 1.6e-7, made.square().sum() * 1.6e-4, layer))
+        weights[dtype] = float(
+            adaptive_weight(made.sum() * 1.6e-7, made.square().sum() * 1.6e-4, layer)
+        )
     assert weights[torch.float16] == pytest.approx(weights[torch.float32], rel=0.01)
 
 

@@ -22,7 +22,9 @@ STAGES = (
 
 def call(objective, batch, stage, step=0):
     """The objective on what its stage takes of a batch."""
-    inputs = batch if stage in ("classifier", "generator") else {"pixel_values": batch["pixel_values"]}
+    inputs = (
+        batch if stage in ("classifier", "generator") else {"pixel_values": batch["pixel_values"]}
+    )
     return objective(**inputs, step=step)
 
 
@@ -42,18 +44,30 @@ def pixel_values(digit_batch):
 
 
 @pytest.mark.parametrize(("stage", "quantizer"), STAGES)
-def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(make_objective, digit_batch, stage, quantizer):
+def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(
+    make_objective, digit_batch, stage, quantizer
+):
     objective = make_objective(stage, quantizer=quantizer, ema_decay=0.9).train()
     call(objective, digit_batch, stage).loss.backward()
-    trained = {id(p) for _, network in objective.networks() for p in network.parameters() if p.requires_grad}
+    trained = {
+        id(p)
+        for _, network in objective.networks()
+        for p in network.parameters()
+        if p.requires_grad
+    }
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == (id(parameter) in trained), name
-    assert sum(float(p.grad.abs().sum()) > 0 for p in objective.parameters() if p.grad is not None) > 10
+    assert (
+        sum(float(p.grad.abs().sum()) > 0 for p in objective.parameters() if p.grad is not None)
+        > 10
+    )
 
 
 @pytest.mark.parametrize("quantizer", ["vq", "kl"])
 @pytest.mark.parametrize("stage", ["warmup", "single_stage"])
-def test_training_samples_the_posterior_of_continuous_tokens(make_objective, pixel_values, stage, quantizer):
+def test_training_samples_the_posterior_of_continuous_tokens(
+    make_objective, pixel_values, stage, quantizer
+):
     objective = make_objective(stage, quantizer=quantizer)
     for training in (True, False):
         objective.train(training)
@@ -62,13 +76,22 @@ def test_training_samples_the_posterior_of_continuous_tokens(make_objective, pix
 
 
 def test_what_is_trained_on_is_not_what_was_measured(titok):
-    titok.config.provenance = {"base_model": ["lab/titok"], "results": [{"metric": "rFID", "value": 2.21}]}
+    titok.config.provenance = {
+        "base_model": ["lab/titok"],
+        "results": [{"metric": "rFID", "value": 2.21}],
+    }
     objective = ReconstructionObjective(titok, ema_decay=0.9)
-    assert objective.result.config.provenance == titok.config.provenance == {"base_model": ["lab/titok"]}
+    assert (
+        objective.result.config.provenance
+        == titok.config.provenance
+        == {"base_model": ["lab/titok"]}
+    )
 
 
 class TestWarmup:
-    def test_the_loss_is_cross_entropy_of_the_vqgans_codes_plus_the_quantizers(self, make_objective, pixel_values):
+    def test_the_loss_is_cross_entropy_of_the_vqgans_codes_plus_the_quantizers(
+        self, make_objective, pixel_values
+    ):
         objective = make_objective("warmup")
         output = objective(pixel_values)
         codes = objective.vqgan.encode(pixel_values).codes  # (B, P)
@@ -91,7 +114,11 @@ class TestWarmup:
         objective = make_objective("warmup").train()
         objective(pixel_values).loss.backward()
         found = gradients(objective.model)
-        for name in ("encoder.latent_tokens", "encoder.patch_embedding.weight", "quantizer.codebook.weight"):
+        for name in (
+            "encoder.latent_tokens",
+            "encoder.patch_embedding.weight",
+            "quantizer.codebook.weight",
+        ):
             assert found[name].abs().sum() > 0, name
         assert found["head.proj_out.weight"].abs().sum() > 0
 
@@ -101,9 +128,17 @@ class TestDecoderFinetuning:
         objective = make_adversarial_objective().train()
         objective(pixel_values).loss.backward()
         frozen = {n for n, gradient in gradients(objective.model).items() if gradient is None}
-        assert frozen == {n for n, _ in objective.model.named_parameters() if n.startswith(("encoder.", "quantizer."))}
+        assert frozen == {
+            n
+            for n, _ in objective.model.named_parameters()
+            if n.startswith(("encoder.", "quantizer."))
+        }
         assert "encoder.latent_tokens" in frozen and "quantizer.codebook.weight" in frozen
-        for part in ("decoder.mask_token", "decoder.latent_embedding.weight", "head.proj_in.weight"):
+        for part in (
+            "decoder.mask_token",
+            "decoder.latent_embedding.weight",
+            "head.proj_in.weight",
+        ):
             assert gradients(objective.model)[part].abs().sum() > 0
         for part in ("pixel_codebook.weight", "pixel_decoder.conv_out.weight"):
             assert gradients(objective.model)[part].abs().sum() > 0
@@ -140,7 +175,9 @@ class TestDecoderFinetuning:
         for name, part in parts.items():
             torch.testing.assert_close(output.parts[name], part)
 
-    def test_generator_and_discriminator_do_not_train_each_other(self, make_adversarial_objective, pixel_values):
+    def test_generator_and_discriminator_do_not_train_each_other(
+        self, make_adversarial_objective, pixel_values
+    ):
         objective = make_adversarial_objective().train()
         parts = objective(pixel_values).parts
         of_generator, of_discriminator = parts["adversarial_loss"], parts["discriminator_loss"]
@@ -160,12 +197,16 @@ class TestDecoderFinetuning:
         output.loss.backward(retain_graph=True)
         parts = output.parts
         of_discriminator = partial_gradients(parts["discriminator_loss"], objective.discriminator)
-        for gradient, parameter in zip(of_discriminator, objective.discriminator.parameters(), strict=True):
+        for gradient, parameter in zip(
+            of_discriminator, objective.discriminator.parameters(), strict=True
+        ):
             torch.testing.assert_close(parameter.grad, gradient)
         of_tokenizer = partial_gradients(
             parts["reconstruction_loss"] + 0.2 * parts["adversarial_loss"], objective.model
         )
-        trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+        trained = [
+            parameter for parameter in objective.model.parameters() if parameter.requires_grad
+        ]
         for gradient, parameter in zip(of_tokenizer, trained, strict=True):
             torch.testing.assert_close(parameter.grad, gradient)
 
@@ -177,7 +218,10 @@ class TestDecoderFinetuning:
         without.model.load_state_dict(with_discriminator.model.state_dict())
         without.perceptual.load_state_dict(with_discriminator.perceptual.state_dict())
         for step in range(3):
-            losses = [objective(pixel_values, step=step).loss for objective in (with_discriminator, without)]
+            losses = [
+                objective(pixel_values, step=step).loss
+                for objective in (with_discriminator, without)
+            ]
             assert torch.equal(*losses)
         for loss in losses:
             loss.backward()
@@ -185,7 +229,9 @@ class TestDecoderFinetuning:
             same = gradients(with_discriminator.model)[name]
             assert same is None if gradient is None else torch.equal(same, gradient)
         # a gradient of zeros and not none, which distributed training waits for
-        assert all(not gradient.any() for gradient in gradients(with_discriminator.discriminator).values())
+        assert all(
+            not gradient.any() for gradient in gradients(with_discriminator.discriminator).values()
+        )
         with_discriminator.after_optimizer_step(3)
         assert float(with_discriminator.real_average) == float(with_discriminator.fake_average) == 0
 
@@ -193,11 +239,15 @@ class TestDecoderFinetuning:
         output = with_discriminator(pixel_values, step=3)
         assert output.loss != losses[0]
         output.loss.backward()
-        assert all(gradient.any() for gradient in gradients(with_discriminator.discriminator).values())
+        assert all(
+            gradient.any() for gradient in gradients(with_discriminator.discriminator).values()
+        )
         with_discriminator.after_optimizer_step(4)
         assert float(with_discriminator.real_average) != 0
 
-    def test_lecam_averages_follow_the_mean_logits_in_training_alone(self, make_adversarial_objective, pixel_values):
+    def test_lecam_averages_follow_the_mean_logits_in_training_alone(
+        self, make_adversarial_objective, pixel_values
+    ):
         """They move once an optimizer step, to the mean of its batches."""
         objective = make_adversarial_objective(lecam_decay=0.75).train()
         batches = [pixel_values, pixel_values.flip(-1), 1 - pixel_values, pixel_values / 2]
@@ -206,8 +256,12 @@ class TestDecoderFinetuning:
             parts = [objective(batch, step=step).parts for batch in accumulated]
             assert float(objective.real_average) == pytest.approx(real, rel=1e-5)
             objective.after_optimizer_step(step + 1)
-            real = 0.75 * real + 0.25 * sum(part["real_logit"].item() for part in parts) / len(parts)
-            fake = 0.75 * fake + 0.25 * sum(part["fake_logit"].item() for part in parts) / len(parts)
+            real = 0.75 * real + 0.25 * sum(part["real_logit"].item() for part in parts) / len(
+                parts
+            )
+            fake = 0.75 * fake + 0.25 * sum(part["fake_logit"].item() for part in parts) / len(
+                parts
+            )
         objective.eval()(pixel_values, step=3)
         objective.after_optimizer_step(4)
         assert float(objective.real_average) == pytest.approx(real, rel=1e-5)
@@ -217,13 +271,18 @@ class TestDecoderFinetuning:
 
     def test_tokenizer_and_discriminator_are_two_networks(self, make_adversarial_objective):
         objective = make_adversarial_objective()
-        assert dict(objective.networks()) == {"model": objective.model, "discriminator": objective.discriminator}
+        assert dict(objective.networks()) == {
+            "model": objective.model,
+            "discriminator": objective.discriminator,
+        }
 
 
 class TestSingleStage:
     @pytest.mark.parametrize("stage", ["vqgan", "single_stage"])
     @pytest.mark.parametrize("distance", ["l1", "l2"])
-    def test_the_loss_is_the_error_plus_the_weighted_quantizers(self, make_objective, pixel_values, stage, distance):
+    def test_the_loss_is_the_error_plus_the_weighted_quantizers(
+        self, make_objective, pixel_values, stage, distance
+    ):
         objective = make_objective(stage, quantizer_weight=0.3, distance=distance)
         encoded = objective.model.encode(pixel_values)
         error = (objective.model.decode(encoded.latents).reconstruction - pixel_values).abs()
@@ -233,15 +292,20 @@ class TestSingleStage:
         torch.testing.assert_close(output.loss, expected + 0.3 * encoded.quantizer_loss)
 
     @pytest.mark.parametrize("stage", ["vqgan", "single_stage"])
-    def test_the_reconstruction_trains_the_encoder_through_the_quantizer(self, make_objective, pixel_values, stage):
+    def test_the_reconstruction_trains_the_encoder_through_the_quantizer(
+        self, make_objective, pixel_values, stage
+    ):
         objective = make_objective(stage, quantizer_weight=0.0).train()
         objective(pixel_values).loss.backward()
-        assert any(parameter.grad.abs().sum() > 0 for parameter in objective.model.encoder.parameters())
+        assert any(
+            parameter.grad.abs().sum() > 0 for parameter in objective.model.encoder.parameters()
+        )
         assert not objective.model.quantizer.codebook.weight.grad.any()
 
 
 class TestAdaptiveWeight:
-    """The adversarial loss pulls on the last layer as the reconstruction does (Taming Transformers, equation 7)."""
+    """The adversarial loss pulls on the last layer as the reconstruction does (Taming Transformers,
+    equation 7)."""
 
     LAST_LAYERS = {
         "vqgan": "decoder.conv_out.weight",
@@ -253,7 +317,12 @@ class TestAdaptiveWeight:
     def make(self, make_objective, perceptual):
         def make(stage, **arguments):
             judge = PatchDiscriminator(hidden_channels=8, num_stages=2)
-            parts = {"perceptual": perceptual, "perceptual_weight": 0.5, "distance": "l1", "discriminator": judge}
+            parts = {
+                "perceptual": perceptual,
+                "perceptual_weight": 0.5,
+                "distance": "l1",
+                "discriminator": judge,
+            }
             return make_objective(stage, adaptive_weight=True, **(parts | arguments))
 
         return make
@@ -277,12 +346,16 @@ class TestAdaptiveWeight:
         loss = reconstruction_loss + 0.3 * expected * parts["adversarial_loss"]
         if "quantizer_loss" in parts:
             loss = loss + parts["quantizer_loss"]
-        trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+        trained = [
+            parameter for parameter in objective.model.parameters() if parameter.requires_grad
+        ]
         of_tokenizer = torch.autograd.grad(loss, trained, retain_graph=True)
         for gradient, parameter in zip(of_tokenizer, trained, strict=True):
             torch.testing.assert_close(parameter.grad, gradient)
         of_discriminator = partial_gradients(parts["discriminator_loss"], objective.discriminator)
-        for gradient, parameter in zip(of_discriminator, objective.discriminator.parameters(), strict=True):
+        for gradient, parameter in zip(
+            of_discriminator, objective.discriminator.parameters(), strict=True
+        ):
             torch.testing.assert_close(parameter.grad, gradient)
 
     def test_it_is_at_most_ten_thousand(self, make, pixel_values):
@@ -295,7 +368,9 @@ class TestAdaptiveWeight:
             assert "adaptive_weight" not in objective(pixel_values).parts
 
     def test_before_the_discriminators_start_it_changes_nothing(self, make, pixel_values):
-        first, second = (make("single_stage", adversarial_weight=w, discriminator_start=1) for w in (0.0, 5.0))
+        first, second = (
+            make("single_stage", adversarial_weight=w, discriminator_start=1) for w in (0.0, 5.0)
+        )
         assert torch.equal(first(pixel_values).loss, second(pixel_values).loss)
         assert first(pixel_values, step=1).loss != second(pixel_values, step=1).loss
 
@@ -311,7 +386,9 @@ class TestGenerator:
         masked_codes = codes.clone()
         for i in range(8):  # the tokens with the lowest numbers, as many as the schedule says
             count = max(1, round(2 / math.pi * math.acos(draws[i, 0]) * 8))
-            masked_codes[i, draws[i, 2:].sort().indices[:count]] = objective.model.config.mask_token_id
+            masked_codes[i, draws[i, 2:].sort().indices[:count]] = (
+                objective.model.config.mask_token_id
+            )
         masked = masked_codes == objective.model.config.mask_token_id
         assert 0 < masked.float().mean() < 1
         expected = objective.model(masked_codes, digit_batch["class_labels"], target_codes=codes)
@@ -321,12 +398,17 @@ class TestGenerator:
 
     def test_codes_count_as_the_images_they_come_of(self, make_objective, digit_batch):
         objective = make_objective("generator").eval()
-        draws, codes = torch.rand(8, 10), objective.tokenizer.encode(digit_batch["pixel_values"]).codes
+        draws, codes = (
+            torch.rand(8, 10),
+            objective.tokenizer.encode(digit_batch["pixel_values"]).codes,
+        )
         labels = digit_batch["class_labels"]
         from_images = objective(labels, digit_batch["pixel_values"], draws=draws).loss
         assert torch.equal(objective(labels, codes=codes, draws=draws).loss, from_images)
 
-    def test_labels_are_dropped_where_the_draw_is_below_the_share(self, make_objective, generator_config, digit_batch):
+    def test_labels_are_dropped_where_the_draw_is_below_the_share(
+        self, make_objective, generator_config, digit_batch
+    ):
         generator_config.hidden_dropout = generator_config.attention_dropout = 0.0
         generator_config.label_dropout = 0.3
         objective = make_objective("generator").train()
@@ -339,7 +421,9 @@ class TestGenerator:
         objective.eval()
         in_evaluation = objective(**(digit_batch | {"class_labels": dropped}), draws=draws).loss
         torch.testing.assert_close(in_training, in_evaluation)
-        assert not torch.isclose(in_evaluation, objective(**digit_batch, draws=draws).loss)  # no label is dropped
+        assert not torch.isclose(
+            in_evaluation, objective(**digit_batch, draws=draws).loss
+        )  # no label is dropped
 
     @pytest.mark.parametrize("unmasked_weight", [0.0, 0.1, 1.0])
     def test_batches_count_by_the_weights_of_their_tokens(
@@ -354,8 +438,12 @@ class TestGenerator:
         ]
         weights = objective.batch_weights(batches)
         for weight, batch in zip(weights, batches, strict=True):
-            counts = [max(1, round(2 / math.pi * math.acos(u) * 8)) for u in batch["draws"][:, 0].tolist()]
-            assert float(weight) == pytest.approx(sum(n + unmasked_weight * (8 - n) for n in counts))
+            counts = [
+                max(1, round(2 / math.pi * math.acos(u) * 8)) for u in batch["draws"][:, 0].tolist()
+            ]
+            assert float(weight) == pytest.approx(
+                sum(n + unmasked_weight * (8 - n) for n in counts)
+            )
         losses = torch.stack([objective(**batch).loss for batch in batches])
         whole = objective(**digit_batch, draws=draws).loss
         torch.testing.assert_close((weights * losses).sum() / weights.sum(), whole)
@@ -367,10 +455,15 @@ class TestGenerator:
         objective = make_objective("generator").train()
         before = copy.deepcopy(objective.tokenizer.state_dict())
         objective(**digit_batch).loss.backward()
-        torch.optim.AdamW([p for p in objective.parameters() if p.grad is not None], weight_decay=0.1).step()
+        torch.optim.AdamW(
+            [p for p in objective.parameters() if p.grad is not None], weight_decay=0.1
+        ).step()
         assert all(gradient is None for gradient in gradients(objective.tokenizer).values())
         assert not any(parameter.requires_grad for parameter in objective.tokenizer.parameters())
-        assert all(torch.equal(tensor, before[name]) for name, tensor in objective.tokenizer.state_dict().items())
+        assert all(
+            torch.equal(tensor, before[name])
+            for name, tensor in objective.tokenizer.state_dict().items()
+        )
 
     def test_masks_are_drawn_anew(self, make_objective, digit_batch):
         objective = make_objective("generator").eval()
@@ -383,7 +476,9 @@ class TestClassifier:
         output = objective(**digit_batch)
         assert (ClassifierObjective.MEAN, ClassifierObjective.STD) == ((0.5,) * 3, (0.5,) * 3)
         logits = objective.model(2 * digit_batch["pixel_values"] - 1).logits
-        torch.testing.assert_close(output.loss, F.cross_entropy(logits, digit_batch["class_labels"]))
+        torch.testing.assert_close(
+            output.loss, F.cross_entropy(logits, digit_batch["class_labels"])
+        )
         accuracy = (logits.argmax(-1) == digit_batch["class_labels"]).float().mean()
         assert output.parts["accuracy"] == accuracy
 
@@ -399,19 +494,26 @@ class TestMovingAverage:
             objective(digit_batch["pixel_values"]).loss.backward()
             optimizer.step()
             objective.after_optimizer_step(step)
-            weights = {name: tensor.detach().clone() for name, tensor in objective.model.state_dict().items()}
+            weights = {
+                name: tensor.detach().clone()
+                for name, tensor in objective.model.state_dict().items()
+            }
             if expected is None:
                 expected = weights
             expected = {name: 0.8 * expected[name] + 0.2 * weights[name] for name in weights}
         assert objective.result is not objective.model
         for name, tensor in objective.result.state_dict().items():
             torch.testing.assert_close(tensor, expected[name], msg=name)
-        assert not torch.equal(objective.result.head.proj_out.weight, objective.model.head.proj_out.weight)
+        assert not torch.equal(
+            objective.result.head.proj_out.weight, objective.model.head.proj_out.weight
+        )
 
     def test_frozen_weights_stay_bit_equal(self, make_objective, pixel_values):
         objective = make_objective("decoder_finetuning", ema_decay=0.7).train()
         before = copy.deepcopy(objective.model.encoder.state_dict())
-        trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+        trained = [
+            parameter for parameter in objective.model.parameters() if parameter.requires_grad
+        ]
         optimizer = torch.optim.SGD(trained, lr=0.1)
         for step in range(1, 4):
             objective(pixel_values).loss.backward()
@@ -439,13 +541,17 @@ class TestCodebook:
     @pytest.mark.parametrize("stage", ["vqgan", "warmup", "single_stage"])
     def test_stages_that_train_a_codebook_watch_it(self, make_objective, pixel_values, stage):
         objective = make_objective(stage).train()
-        codes = torch.cat([objective.model.encode(batch).codes for batch in (pixel_values, 1 - pixel_values)])
+        codes = torch.cat(
+            [objective.model.encode(batch).codes for batch in (pixel_values, 1 - pixel_values)]
+        )
         for batch in (pixel_values, 1 - pixel_values):
             objective(batch)
         objective.after_optimizer_step(1)
         revival, statistics = objective.codebook_revival, objective.statistics()
         shares = torch.bincount(codes.flatten(), minlength=64) / codes.numel()
-        torch.testing.assert_close(revival.shares, (1 - revival.decay) * shares + revival.decay / 64)
+        torch.testing.assert_close(
+            revival.shares, (1 - revival.decay) * shares + revival.decay / 64
+        )
         assert float(statistics["codebook_usage"]) == 1
         entropy = -(revival.shares * revival.shares.log()).sum()
         torch.testing.assert_close(statistics["codebook_perplexity"], entropy.exp())
@@ -468,20 +574,28 @@ class TestCodebook:
         codebook = objective.model.quantizer.codebook.weight
         before = codebook.detach().clone()
         encoded = objective.model.encode(pixel_values)
-        outputs = encoded.unquantized if stage != "vqgan" else encoded.unquantized.permute(0, 2, 3, 1)
+        outputs = (
+            encoded.unquantized if stage != "vqgan" else encoded.unquantized.permute(0, 2, 3, 1)
+        )
         outputs = outputs.reshape(-1, codebook.shape[1])
         objective(pixel_values)
         objective.after_optimizer_step(1)
         used = torch.bincount(encoded.codes.flatten(), minlength=64) > 0
         assert 0 < used.sum() < 64
         assert torch.equal(codebook[used], before[used])
-        distances = torch.cdist(codebook[~used], outputs, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(
+            codebook[~used], outputs, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         assert distances.min(1).values.max() < 1e-5
 
     def test_a_continuous_tokenizer_has_none(self, make_objective, pixel_values):
         objective = make_objective("warmup", quantizer="kl").train()
         assert objective.codebook_revival is None
-        assert objective(pixel_values).parts.keys() == {"proxy_code_loss", "proxy_code_accuracy", "quantizer_loss"}
+        assert objective(pixel_values).parts.keys() == {
+            "proxy_code_loss",
+            "proxy_code_accuracy",
+            "quantizer_loss",
+        }
         objective.after_optimizer_step(1)
         assert objective.statistics() == {}
 

@@ -18,9 +18,13 @@ def images():
 
 
 def test_it_is_the_mean_squared_error_of_logits(classifier, images):
-    perceptual = PerceptualLoss(classifier, 32, image_mean=(0.5, 0.4, 0.3), image_std=(0.2, 0.3, 0.4))
+    perceptual = PerceptualLoss(
+        classifier, 32, image_mean=(0.5, 0.4, 0.3), image_std=(0.2, 0.3, 0.4)
+    )
     others = torch.rand(3, 3, 32, 32)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    mean, std = (
+        torch.tensor(values).view(1, 3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    )
     logits, other_logits = (classifier((batch - mean) / std).logits for batch in (images, others))
     assert logits.shape == (3, 10)
     expected = (logits - other_logits).square().sum() / 30
@@ -35,7 +39,9 @@ def test_it_is_0_for_equal_images_and_positive_for_others(perceptual, images):
 def test_normalization_defaults_to_imagenets(classifier, images):
     perceptual = PerceptualLoss(classifier, 32)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    torch.testing.assert_close(perceptual.logits(images), PerceptualLoss(classifier, 32, mean, std).logits(images))
+    torch.testing.assert_close(
+        perceptual.logits(images), PerceptualLoss(classifier, 32, mean, std).logits(images)
+    )
 
 
 def test_images_of_another_size_are_resized(classifier, images):
@@ -71,17 +77,28 @@ class TestLPIPS:
         perceptual = PerceptualLoss(lpips=lpips, classifier_weight=0, lpips_weight=0.7)
         targets = torch.rand(3, 3, 32, 32)
         expected = (
-            sum(float(lpips(2 * x[None] - 1, 2 * y[None] - 1)) for x, y in zip(images, targets, strict=True)) / 3
+            sum(
+                float(lpips(2 * x[None] - 1, 2 * y[None] - 1))
+                for x, y in zip(images, targets, strict=True)
+            )
+            / 3
         )
         assert float(perceptual(images, targets)) == pytest.approx(expected, rel=1e-5)
 
-    def test_with_a_classifier_it_is_the_weighted_mean_of_the_reference(self, classifier, lpips, images):
-        """`lpips-convnext_s-1.0-0.1`, which counts 1.1 times: LPIPS and a tenth of the classifier's error."""
+    def test_with_a_classifier_it_is_the_weighted_mean_of_the_reference(
+        self, classifier, lpips, images
+    ):
+        """`lpips-convnext_s-1.0-0.1`, which counts 1.1 times: LPIPS and a tenth of the classifier's
+        error."""
         targets = torch.rand(3, 3, 32, 32)
-        perceptual = PerceptualLoss(classifier, 32, lpips=lpips, classifier_weight=0.1, lpips_weight=1.0)
+        perceptual = PerceptualLoss(
+            classifier, 32, lpips=lpips, classifier_weight=0.1, lpips_weight=1.0
+        )
         mse = float(PerceptualLoss(classifier, 32)(images, targets))
         distance = float(lpips(2 * images - 1, 2 * targets - 1).mean())
-        assert 1.1 * float(perceptual(images, targets)) == pytest.approx(distance + 0.1 * mse, rel=1e-5)
+        assert 1.1 * float(perceptual(images, targets)) == pytest.approx(
+            distance + 0.1 * mse, rel=1e-5
+        )
         assert mse > 0 and distance > 0
 
     def test_the_gradient_goes_to_the_reconstruction_only(self, classifier, lpips, images):
@@ -115,7 +132,10 @@ def test_under_autocast_it_is_computed_in_float32(perceptual, images):
         ({"classifier_weight": 0}, "one must be positive, got 0 and 0"),
         ({"classifier_weight": -1, "lpips_weight": 2}, "must not be negative"),
         ({"classifier_weight": 0.5}, "`classifier_weight` is 0.5, so `classifier` must be given"),
-        ({"classifier_weight": 0, "lpips_weight": 2}, "`lpips_weight` is 2, so `lpips` must be given"),
+        (
+            {"classifier_weight": 0, "lpips_weight": 2},
+            "`lpips_weight` is 2, so `lpips` must be given",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_an_error(arguments, sentence):

@@ -31,7 +31,11 @@ def test_recomputed_activations_change_nothing(make, make_trainer, stage, bf16):
     kept = make_trainer(make(stage), max_steps=2, bf16=bf16)
     recomputed = make_trainer(make(stage), max_steps=2, bf16=bf16, activation_checkpointing=True)
     calls = []
-    blocks = [module for module in recomputed.model.model.modules() if hasattr(module, "gradient_checkpointing")]
+    blocks = [
+        module
+        for module in recomputed.model.model.modules()
+        if hasattr(module, "gradient_checkpointing")
+    ]
     layer = next(module for module in blocks[-1].modules() if isinstance(module, nn.Linear))
     layer.register_forward_hook(lambda *_: calls.append(1))
     assert losses_of(recomputed) == pytest.approx(losses_of(kept), rel=1e-6)

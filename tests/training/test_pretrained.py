@@ -14,7 +14,8 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 
 @pytest.fixture
 def make_folder(classifier, tmp_path):
-    """Saves the classifier with an image processor: `make_folder(image_processor_type="ViTImageProcessor", …)`."""
+    """Saves the classifier with an image processor:
+    `make_folder(image_processor_type="ViTImageProcessor", …)`."""
 
     def make(**processor):
         classifier.save_pretrained(tmp_path / "classifier")
@@ -28,24 +29,41 @@ def make_folder(classifier, tmp_path):
     ("processor", "size"),
     [
         # as of facebook/convnext-small-224, from before processors had a type
-        ({"feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": 0.875, "size": 224}, 224),
+        (
+            {"feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": 0.875, "size": 224},
+            224,
+        ),
         ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}}, 384),
         ({"image_processor_type": "ViTImageProcessor", "size": {"height": 96, "width": 96}}, 96),
-        ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "size": 256, "crop_size": 224}, 224),
+        (
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "do_center_crop": True,
+                "size": 256,
+                "crop_size": 224,
+            },
+            224,
+        ),
     ],
 )
-def test_a_classifier_sees_images_as_its_processor_makes_them(make_folder, processor, size, classifier):
+def test_a_classifier_sees_images_as_its_processor_makes_them(
+    make_folder, processor, size, classifier
+):
     loaded = load_classifier(make_folder(**processor, **IMAGENET, do_normalize=True))
     assert loaded.image_size == size
     assert (list(loaded.image_mean), list(loaded.image_std)) == tuple(IMAGENET.values())
     assert not loaded.model.training
     expected = classifier.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items()
+    )
 
 
 def test_a_processor_may_leave_images_as_they_are(make_folder):
     folder = make_folder(
-        image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32}, do_normalize=False
+        image_processor_type="ViTImageProcessor",
+        size={"height": 32, "width": 32},
+        do_normalize=False,
     )
     loaded = load_classifier(folder)
     assert (loaded.image_mean, loaded.image_std) == ((0.0,) * 3, (1.0,) * 3)
@@ -54,7 +72,9 @@ def test_a_processor_may_leave_images_as_they_are(make_folder):
 def test_a_backbone_without_a_head_is_no_classifier(classifier, make_folder, tmp_path):
     folder = make_folder(image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32})
     classifier.convnext.save_pretrained(tmp_path / "classifier")
-    with pytest.raises(ValueError, match=r"no image classifier, .* 2 weights are missing, classifier\.bias"):
+    with pytest.raises(
+        ValueError, match=r"no image classifier, .* 2 weights are missing, classifier\.bias"
+    ):
         load_classifier(folder)
 
 

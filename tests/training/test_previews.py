@@ -45,7 +45,8 @@ def with_previews(make_trainer, tmp_path):
 
 
 def cells(path, num_rows, num_columns):
-    """The images of a picture `(rows, columns, 32, 32, 3)`, counted from the right, as names stand on the left."""
+    """The images of a picture `(rows, columns, 32, 32, 3)`, counted from the right, as names stand
+    on the left."""
     pixels = np.asarray(Image.open(path))
     pixels = pixels[:, pixels.shape[1] - num_columns * (SIDE + GAP) :]
     rows = [
@@ -67,18 +68,25 @@ def draw_reconstructions(images):
 
 
 class TestPictures:
-    def test_images_stand_above_what_the_averaged_model_makes_of_them(self, make, with_previews, images, tmp_path):
+    def test_images_stand_above_what_the_averaged_model_makes_of_them(
+        self, make, with_previews, images, tmp_path
+    ):
         objective = make("vqgan", ema_decay=0.5)
         with_previews(objective, draw_reconstructions(images), max_steps=5).train()
         assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
             "step-0000002.png",
             "step-0000004.png",
         ]
-        with_previews(objective, draw_reconstructions(images), every_steps=1, max_steps=1, learning_rate=0.0).train()
+        with_previews(
+            objective, draw_reconstructions(images), every_steps=1, max_steps=1, learning_rate=0.0
+        ).train()
         drawn = cells(tmp_path / "previews" / "step-0000001.png", 2, 8)
         np.testing.assert_array_equal(drawn[0], to_uint8(images))
         with torch.no_grad():
-            made = [network.eval()(images).reconstruction for network in (objective.model, objective.ema.module)]
+            made = [
+                network.eval()(images).reconstruction
+                for network in (objective.model, objective.ema.module)
+            ]
         assert np.abs(to_uint8(made[0]) - to_uint8(made[1]).astype(int)).max() > 2
         # the average has gone half of the way to weights that stay as they are
         assert np.abs(drawn[1] - to_uint8(made[1]).astype(int)).max() <= 1
@@ -88,7 +96,9 @@ class TestPictures:
     def test_of_every_tokenizer(self, make, with_previews, images, tmp_path, stage, quantizer):
         objective = make(stage, quantizer=quantizer)
         draw = draw_reconstructions(images)
-        with_previews(objective, draw, every_steps=1, max_steps=1, learning_rate=0.0, weight_decay=0.0).train()
+        with_previews(
+            objective, draw, every_steps=1, max_steps=1, learning_rate=0.0, weight_decay=0.0
+        ).train()
         drawn = cells(tmp_path / "previews" / "step-0000001.png", 2, 8)
         with torch.no_grad():
             expected = objective.model.eval()(images).reconstruction
@@ -97,7 +107,9 @@ class TestPictures:
     def test_proxy_codes_are_decoded_by_their_vqgan(self, make, with_previews, images, tmp_path):
         objective = make("warmup")
         draw = draw_reconstructions(images)
-        with_previews(objective, draw, every_steps=1, max_steps=1, learning_rate=0.0, weight_decay=0.0).train()
+        with_previews(
+            objective, draw, every_steps=1, max_steps=1, learning_rate=0.0, weight_decay=0.0
+        ).train()
         drawn = cells(tmp_path / "previews" / "step-0000001.png", 2, 8)
         with torch.no_grad():
             codes = objective.model.eval()(images).proxy_logits.argmax(-1)
@@ -106,21 +118,33 @@ class TestPictures:
 
     def test_samples_stand_in_a_row_a_class(self, make, with_previews, tmp_path):
         objective = make("generator")
-        sampling = {"num_inference_steps": 3, "guidance_scale": 2.0, "guidance_schedule": "constant"}
-        draw = functools.partial(sample_preview, class_labels=[7, 3], num_images_per_label=2, seed=5, **sampling)
-        with_previews(objective, draw, every_steps=1, max_steps=1, learning_rate=0.0, weight_decay=0.0).train()
+        sampling = {
+            "num_inference_steps": 3,
+            "guidance_scale": 2.0,
+            "guidance_schedule": "constant",
+        }
+        draw = functools.partial(
+            sample_preview, class_labels=[7, 3], num_images_per_label=2, seed=5, **sampling
+        )
+        with_previews(
+            objective, draw, every_steps=1, max_steps=1, learning_rate=0.0, weight_decay=0.0
+        ).train()
         drawn = cells(tmp_path / "previews" / "step-0000001.png", 2, 2)
         scheduler = MaskGitScheduler(objective.model.config.mask_token_id)
         pipeline = TiTokPipeline(objective.tokenizer.eval(), objective.model.eval(), scheduler)
         noise = torch.Generator().manual_seed(5)
-        made = pipeline([7, 3], generator=noise, num_images_per_label=2, output_type="np", **sampling).images
+        made = pipeline(
+            [7, 3], generator=noise, num_images_per_label=2, output_type="np", **sampling
+        ).images
         expected = (made * 255).round().astype(int).reshape(2, 2, 32, 32, 3)
         assert np.abs(drawn - expected).max() <= 1
 
 
 class TestTraining:
     @pytest.mark.parametrize("stage", ["single_stage", "warmup", "generator"])
-    def test_it_goes_on_as_if_nothing_had_been_drawn(self, make, with_previews, make_trainer, images, stage):
+    def test_it_goes_on_as_if_nothing_had_been_drawn(
+        self, make, with_previews, make_trainer, images, stage
+    ):
         draw = functools.partial(sample_preview, class_labels=[0, 1], num_inference_steps=2)
         if stage != "generator":
             draw = draw_reconstructions(images)
@@ -131,7 +155,9 @@ class TestTraining:
 
         states = []
         for draws in (True, False):
-            objective = make(stage, quantizer="kl" if stage == "single_stage" else "vq", ema_decay=0.9)
+            objective = make(
+                stage, quantizer="kl" if stage == "single_stage" else "vq", ema_decay=0.9
+            )
             options = {"max_steps": 4, "seed": 3}
             trainer = (
                 with_previews(objective, noisily, every_steps=1, **options)
@@ -140,7 +166,13 @@ class TestTraining:
             )
             trainer.train()
             numbers = (torch.rand(3).tolist(), random.random(), np.random.rand())
-            states.append((objective.state_dict(), numbers, [module.training for module in objective.modules()]))
+            states.append(
+                (
+                    objective.state_dict(),
+                    numbers,
+                    [module.training for module in objective.modules()],
+                )
+            )
         (drawn, *others), (plain, *expected) = states
         assert others == expected
         assert [name for name in drawn if not torch.equal(drawn[name], plain[name])] == []
@@ -152,7 +184,9 @@ class TestTraining:
 
         trainer = with_previews(make("vqgan"), slowly, every_steps=1, max_steps=3)
         trainer.train()
-        rates = [entry["images_per_second"] for entry in trainer.state.log_history if "loss" in entry]
+        rates = [
+            entry["images_per_second"] for entry in trainer.state.log_history if "loss" in entry
+        ]
         assert min(rates[1:]) > 4 / 0.9
 
     @pytest.mark.xdist_group("distributed")
@@ -180,7 +214,10 @@ class TestReports:
         pictures = events.Images("preview")
         assert [picture.step for picture in pictures] == [2, 4]
         (tmp_path / "sent.png").write_bytes(pictures[1].encoded_image_string)
-        sent, written = (np.asarray(Image.open(tmp_path / name)) for name in ("sent.png", "previews/step-0000004.png"))
+        sent, written = (
+            np.asarray(Image.open(tmp_path / name))
+            for name in ("sent.png", "previews/step-0000004.png")
+        )
         np.testing.assert_array_equal(sent, written)
 
     def test_trackio_gets_the_picture(self, make, with_previews, images, tmp_path, monkeypatch):
@@ -189,12 +226,22 @@ class TestReports:
         from trackio.utils import MEDIA_DIR
 
         draw = draw_reconstructions(images)
-        options = {"report_to": "trackio", "project": "previews", "run_name": "run", "trackio_static_space_id": False}
+        options = {
+            "report_to": "trackio",
+            "project": "previews",
+            "run_name": "run",
+            "trackio_static_space_id": False,
+        }
         with_previews(make("vqgan"), draw, max_steps=4, **options).train()
-        entries = [entry for entry in SQLiteStorage.get_logs("previews", "run") if "preview" in entry]
+        entries = [
+            entry for entry in SQLiteStorage.get_logs("previews", "run") if "preview" in entry
+        ]
         assert [entry["train/global_step"] for entry in entries] == [2, 4]
         sent, written = (
             np.asarray(Image.open(path).convert("RGB"))
-            for path in (MEDIA_DIR / entries[1]["preview"]["file_path"], tmp_path / "previews/step-0000004.png")
+            for path in (
+                MEDIA_DIR / entries[1]["preview"]["file_path"],
+                tmp_path / "previews/step-0000004.png",
+            )
         )
         np.testing.assert_array_equal(sent, written)

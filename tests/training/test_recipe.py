@@ -21,7 +21,13 @@ def content():
 
 def test_the_demos_recipe_ships():
     assert "digits" in SHIPPED
-    assert list(Recipe.load("digits").stages) == ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"]
+    assert list(Recipe.load("digits").stages) == [
+        "vqgan",
+        "classifier",
+        "warmup",
+        "decoder_finetuning",
+        "generator",
+    ]
 
 
 @pytest.mark.parametrize("source", [MINIATURE, str(MINIATURE)])
@@ -29,7 +35,11 @@ def test_a_file_loads(source):
     recipe = Recipe.load(source)
     assert (recipe.name, recipe.image_size) == ("miniature", 32)
     assert recipe.stages["warmup"]["model"]["num_latent_tokens"] == 4
-    assert recipe.sampling == {"num_inference_steps": 3, "guidance_scale": 1.5, "guidance_schedule": "constant"}
+    assert recipe.sampling == {
+        "num_inference_steps": 3,
+        "guidance_scale": 1.5,
+        "guidance_schedule": "constant",
+    }
 
 
 def test_a_recipe_survives_yaml(tmp_path):
@@ -44,19 +54,47 @@ class TestOverrides:
         [
             ("image_size=64", ["image_size"], 64),
             ("name=large", ["name"], "large"),
-            ("stages.warmup.training.max_steps=100", ["stages", "warmup", "training", "max_steps"], 100),
-            ("stages.vqgan.training.learning_rate=0.5", ["stages", "vqgan", "training", "learning_rate"], 0.5),
+            (
+                "stages.warmup.training.max_steps=100",
+                ["stages", "warmup", "training", "max_steps"],
+                100,
+            ),
+            (
+                "stages.vqgan.training.learning_rate=0.5",
+                ["stages", "vqgan", "training", "learning_rate"],
+                0.5,
+            ),
             ("stages.vqgan.training.bf16=true", ["stages", "vqgan", "training", "bf16"], True),
-            ("stages.vqgan.training.learning_rate=1e-4", ["stages", "vqgan", "training", "learning_rate"], 0.0001),
-            ("stages.vqgan.training.learning_rate=25E-5", ["stages", "vqgan", "training", "learning_rate"], 0.00025),
-            ("stages.vqgan.training.max_steps=10_000", ["stages", "vqgan", "training", "max_steps"], 10000),
-            ("stages.vqgan.training.run_name=1e-4x", ["stages", "vqgan", "training", "run_name"], "1e-4x"),
+            (
+                "stages.vqgan.training.learning_rate=1e-4",
+                ["stages", "vqgan", "training", "learning_rate"],
+                0.0001,
+            ),
+            (
+                "stages.vqgan.training.learning_rate=25E-5",
+                ["stages", "vqgan", "training", "learning_rate"],
+                0.00025,
+            ),
+            (
+                "stages.vqgan.training.max_steps=10_000",
+                ["stages", "vqgan", "training", "max_steps"],
+                10000,
+            ),
+            (
+                "stages.vqgan.training.run_name=1e-4x",
+                ["stages", "vqgan", "training", "run_name"],
+                "1e-4x",
+            ),
             (
                 "stages.vqgan.model.channel_multipliers=[1, 2]",
                 ["stages", "vqgan", "model", "channel_multipliers"],
                 [1, 2],
             ),
-            ("stages.warmup.augmentation.rotation=3", ["stages", "warmup", "augmentation", "rotation"], 3),
+            (
+                "stages.warmup.augmentation.rotation=3",
+                ["stages", "warmup", "augmentation", "rotation"],
+                3,
+            ),
             ("stages.vqgan.augmentation={}", ["stages", "vqgan", "augmentation"], {}),
             ("sampling.guidance_schedule=linear", ["sampling", "guidance_schedule"], "linear"),
             ("scheduler.mask_schedule=arccos", ["scheduler", "mask_schedule"], "arccos"),
@@ -78,7 +116,9 @@ class TestOverrides:
             changed = Recipe.load(name, [f"stages.{stage}.{key}=77"]).to_dict()
             assert changed["stages"][stage][part].pop(leaf) == 77
             others = {other: parts for other, parts in expected["stages"].items() if other != stage}
-            assert {other: parts for other, parts in changed["stages"].items() if other != stage} == others
+            assert {
+                other: parts for other, parts in changed["stages"].items() if other != stage
+            } == others
 
     def test_of_several_the_last_wins(self):
         recipe = Recipe.load(MINIATURE, ["image_size=64", "name=large", "image_size=128"])
@@ -128,7 +168,11 @@ class TestKeys:
             ("stages.classifier.model", "hidden_size", "hidden_sizes"),
             ("stages.warmup.model", "num_latent_token", "num_latent_tokens"),
             ("stages.decoder_finetuning.discriminator", "num_stage", "num_stages"),
-            ("stages.decoder_finetuning.training", "discriminator_lr", "discriminator_learning_rate"),
+            (
+                "stages.decoder_finetuning.training",
+                "discriminator_lr",
+                "discriminator_learning_rate",
+            ),
             ("stages.generator.model", "num_heads", "num_attention_heads"),
             ("scheduler", "mask_shedule", "mask_schedule"),
             ("sampling", "guidance", "guidance_scale"),
@@ -139,12 +183,16 @@ class TestKeys:
         for parent in filter(None, where.split(".")):
             part = part[parent]
         part[key] = {}
-        with pytest.raises(ValueError, match=rf"'{key}' in `{where or 'recipe'}`: did you mean '{nearest}'\?"):
+        with pytest.raises(
+            ValueError, match=rf"'{key}' in `{where or 'recipe'}`: did you mean '{nearest}'\?"
+        ):
             Recipe.from_dict(content)
 
     def test_one_that_is_near_none_is_an_error_that_lists_all(self, content):
         content["sampling"]["xyz"] = 1
-        with pytest.raises(ValueError, match="'xyz' in `sampling`: known are num_inference_steps, guidance_scale, "):
+        with pytest.raises(
+            ValueError, match="'xyz' in `sampling`: known are num_inference_steps, guidance_scale, "
+        ):
             Recipe.from_dict(content)
 
     @pytest.mark.parametrize("stage", ["classifier", "warmup", "generator"])
@@ -173,7 +221,9 @@ class TestKeys:
 class TestFiles:
     @pytest.mark.parametrize("source", ["no-such-recipe", "missing.yaml", "/nowhere/digits.yaml"])
     def test_an_unknown_recipe_is_an_error_that_lists_what_ships(self, source):
-        with pytest.raises(FileNotFoundError, match=rf"one of {', '.join(SHIPPED)}, got '{source}'"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"one of {', '.join(SHIPPED)}, got '{source}'"
+        ):
             Recipe.load(source)
 
     @pytest.mark.parametrize("text", ["name: [1", "- a\n- b\n", "", "digits"])
@@ -225,11 +275,23 @@ class TestStages:
         [
             ((), "at least one of the stages vqgan, classifier, warmup"),
             (("warmup",), "stage warmup needs the stage vqgan"),
-            (("vqgan", "classifier", "decoder_finetuning"), "stage decoder_finetuning needs the stage warmup"),
-            (("vqgan", "warmup", "decoder_finetuning"), "decoder_finetuning has a `perceptual_weight`.*classifier"),
+            (
+                ("vqgan", "classifier", "decoder_finetuning"),
+                "stage decoder_finetuning needs the stage warmup",
+            ),
+            (
+                ("vqgan", "warmup", "decoder_finetuning"),
+                "decoder_finetuning has a `perceptual_weight`.*classifier",
+            ),
             (("single_stage",), "single_stage has a `perceptual_weight`.*classifier"),
-            (("vqgan", "warmup", "generator"), "generator needs the stage decoder_finetuning or single_stage"),
-            (("vqgan", "classifier", "warmup", "decoder_finetuning", "single_stage"), "one of .* got both"),
+            (
+                ("vqgan", "warmup", "generator"),
+                "generator needs the stage decoder_finetuning or single_stage",
+            ),
+            (
+                ("vqgan", "classifier", "warmup", "decoder_finetuning", "single_stage"),
+                "one of .* got both",
+            ),
         ],
         ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
     )
@@ -254,7 +316,9 @@ class TestStages:
     def test_a_single_stage_has_a_model(self):
         content = with_stages("classifier", "single_stage")
         content["stages"]["single_stage"]["model"]["num_latent_token"] = 8
-        with pytest.raises(ValueError, match=r"'num_latent_token' in `stages.single_stage.model`: did you mean"):
+        with pytest.raises(
+            ValueError, match=r"'num_latent_token' in `stages.single_stage.model`: did you mean"
+        ):
             Recipe.from_dict(content)
 
 
@@ -303,7 +367,9 @@ class TestPretrained:
     )
     def test_one_that_is_not_just_that_is_an_error(self, content, stage, value):
         content["stages"][stage] = value
-        with pytest.raises(ValueError, match=rf"`stages.{stage}` must either be trained, by model, .* or"):
+        with pytest.raises(
+            ValueError, match=rf"`stages.{stage}` must either be trained, by model, .* or"
+        ):
             Recipe.from_dict(content)
 
     @pytest.mark.parametrize(
@@ -312,7 +378,11 @@ class TestPretrained:
             (("vqgan", "warmup"), (), "needs at least one of the stages .* to train"),
             (("warmup",), ("decoder_finetuning",), "decoder_finetuning needs the stage vqgan"),
             (("vqgan",), ("decoder_finetuning",), "decoder_finetuning needs the stage warmup"),
-            (("vqgan", "warmup"), ("generator",), "generator needs the stage decoder_finetuning or single_stage"),
+            (
+                ("vqgan", "warmup"),
+                ("generator",),
+                "generator needs the stage decoder_finetuning or single_stage",
+            ),
         ],
     )
     def test_one_without_what_it_needs_is_an_error(self, pretrained, trained, sentence):
@@ -345,8 +415,13 @@ class TestPerceptualWeights:
 
 
 def test_accumulation_is_given_in_one_way(content):
-    content["stages"]["vqgan"]["training"] |= {"global_batch_size": 8, "gradient_accumulation_steps": 2}
-    with pytest.raises(ValueError, match="one of `global_batch_size` and `gradient_accumulation_steps`, got both"):
+    content["stages"]["vqgan"]["training"] |= {
+        "global_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+    }
+    with pytest.raises(
+        ValueError, match="one of `global_batch_size` and `gradient_accumulation_steps`, got both"
+    ):
         Recipe.from_dict(content)
 
 
@@ -372,7 +447,10 @@ class TestBase:
         expected = Recipe.load("digits").to_dict()
         expected["name"] = "longer"
         expected["stages"]["warmup"]["training"]["max_steps"] = 5000
-        assert derive("name: longer\nstages: {warmup: {training: {max_steps: 5000}}}").to_dict() == expected
+        assert (
+            derive("name: longer\nstages: {warmup: {training: {max_steps: 5000}}}").to_dict()
+            == expected
+        )
 
     def test_what_is_no_mapping_is_replaced(self, derive):
         recipe = derive("stages: {vqgan: {model: {channel_multipliers: [1, 2]}}}")
@@ -381,7 +459,8 @@ class TestBase:
 
     def test_null_takes_a_key_away(self, derive):
         recipe = derive(
-            "stages: {classifier: null, generator: null, decoder_finetuning: {objective: {perceptual_weight: null}}}"
+            "stages: {classifier: null, generator: null, decoder_finetuning: {objective: "
+            "{perceptual_weight: null}}}"
         )
         assert list(recipe.stages) == ["vqgan", "warmup", "decoder_finetuning"]
         assert "perceptual_weight" not in recipe.stages["decoder_finetuning"]["objective"]
@@ -389,9 +468,14 @@ class TestBase:
 
     def test_a_base_may_have_a_base_beside_it(self, derive):
         derive("name: first\nstages: {vqgan: {training: {max_steps: 7}}}", name="first")
-        recipe = derive("name: second\nstages: {warmup: {training: {max_steps: 8}}}", base="first.yaml")
+        recipe = derive(
+            "name: second\nstages: {warmup: {training: {max_steps: 8}}}", base="first.yaml"
+        )
         assert recipe.name == "second"
-        assert [recipe.stages[stage]["training"]["max_steps"] for stage in ("vqgan", "warmup")] == [7, 8]
+        assert [recipe.stages[stage]["training"]["max_steps"] for stage in ("vqgan", "warmup")] == [
+            7,
+            8,
+        ]
 
     def test_overrides_come_last(self, derive):
         assert derive("name: x", overrides=["name=y"]).name == "y"
@@ -412,7 +496,9 @@ class TestBase:
             derive("name: second", name="second", base="first.yaml")
 
     def test_unknown_keys_are_errors_as_ever(self, derive):
-        with pytest.raises(ValueError, match=r"'max_step' in `stages.warmup.training`: did you mean 'max_steps'"):
+        with pytest.raises(
+            ValueError, match=r"'max_step' in `stages.warmup.training`: did you mean 'max_steps'"
+        ):
             derive("stages: {warmup: {training: {max_step: 3}}}")
 
 

@@ -23,7 +23,14 @@ FOLDER = Path(titok_hf.__file__).parent / "recipes"
 CASES = Path(__file__).parents[1] / "fixtures" / "parity" / "cases"
 IMAGENET = 1_281_167
 LARGE = [name for name in recipe_names() if name != "digits"]
-TWO_STAGES = ["titok-s-128", "titok-b-64", "titok-l-32", "titok-l-64-512", "titok-b-128-512", "titok-b-256-2d"]
+TWO_STAGES = [
+    "titok-s-128",
+    "titok-b-64",
+    "titok-l-32",
+    "titok-l-64-512",
+    "titok-b-128-512",
+    "titok-b-256-2d",
+]
 SINGLE_STAGE = [name for name in LARGE if name.endswith(("vq8k", "vae-c16"))]
 GENERATORS = [name for name in LARGE if name.startswith("maskgit")]
 every_large = pytest.mark.parametrize("name", LARGE)
@@ -43,7 +50,12 @@ def test_all_of_the_issue_are_there():
     expected |= {"titok-ll-32-vae-c16", "titok-bl-64-vae-c16", "titok-bl-128-vae-c16"}
     expected |= {"maskgit-vit-l-32", "maskgit-vit-b-64", "maskgit-uvit-s-128"}
     expected |= {"maskgit-vit-l-64-512", "maskgit-vit-b-128-512"}
-    expected |= {"titok-b-64-single-stage", "titok-b-256-2d", "titok-l-32-codebook-1024", "titok-l-32-codebook-4096"}
+    expected |= {
+        "titok-b-64-single-stage",
+        "titok-b-256-2d",
+        "titok-l-32-codebook-1024",
+        "titok-l-32-codebook-4096",
+    }
     expected |= {f"maskgit-vit-l-32-{schedule}" for schedule in ("cosine", "linear", "root")}
     assert set(LARGE) == expected
 
@@ -53,7 +65,11 @@ def test_it_loads_and_its_arguments_are_valid(name, tmp_path):
     recipe = Recipe.load(name)
     assert recipe.name == name
     for stage in recipe.trained_stages():
-        training = {key: value for key, value in recipe.part(stage, "training").items() if key != "global_batch_size"}
+        training = {
+            key: value
+            for key, value in recipe.part(stage, "training").items()
+            if key != "global_batch_size"
+        }
         arguments = TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **training)
         assert arguments.max_steps == training["max_steps"]
         assert arguments.learning_rate == training["learning_rate"] > 0
@@ -82,7 +98,9 @@ def test_every_figure_has_a_source_beside_it(name):
             continue
         value = yaml.load(code.partition(":")[2], RecipeLoader)
         values = value.values() if isinstance(value, dict) else [value]
-        if any(isinstance(value, int | float) for value in values) and not (separator and comment.strip()):
+        if any(isinstance(value, int | float) for value in values) and not (
+            separator and comment.strip()
+        ):
             without.append(line)
     assert without == []
 
@@ -92,7 +110,11 @@ def test_no_figure_of_its_base_stands_again(name):
     def leaves(content, path=()):
         if not isinstance(content, dict):
             return {path: content}
-        return {key: value for part in content for key, value in leaves(content[part], (*path, part)).items()}
+        return {
+            key: value
+            for part in content
+            for key, value in leaves(content[part], (*path, part)).items()
+        }
 
     content = yaml.load((FOLDER / f"{name}.yaml").read_text(), RecipeLoader)
     if "base" in content:
@@ -135,8 +157,13 @@ class TestTokenizers:
     @pytest.mark.parametrize("name", SINGLE_STAGE)
     def test_the_single_stage_is_the_references(self, name):
         recipe = Recipe.load(name)
-        objective, training = recipe.part("single_stage", "objective"), recipe.part("single_stage", "training")
-        total = objective["perceptual_weight"] / (objective["lpips_weight"] + objective["classifier_weight"])
+        objective, training = (
+            recipe.part("single_stage", "objective"),
+            recipe.part("single_stage", "training"),
+        )
+        total = objective["perceptual_weight"] / (
+            objective["lpips_weight"] + objective["classifier_weight"]
+        )
         assert total * objective["lpips_weight"] == pytest.approx(1.0)
         assert total * objective["classifier_weight"] == pytest.approx(0.1)
         assert (objective["adversarial_weight"], objective["discriminator_start"]) == (0.1, 200_000)
@@ -145,11 +172,16 @@ class TestTokenizers:
         assert (training["adam_beta2"], training["warmup_steps"]) == (0.999, 10_000)
 
     @pytest.mark.parametrize(
-        ("name", "epochs"), [("titok-l-32", 200), ("titok-bl-64-vq8k", 200), ("titok-l-32-codebook-1024", 100)]
+        ("name", "epochs"),
+        [("titok-l-32", 200), ("titok-bl-64-vq8k", 200), ("titok-l-32-codebook-1024", 100)],
     )
     def test_steps_are_the_epochs_of_the_paper(self, name, epochs):
-        training = Recipe.load(name).part("single_stage" if "vq8k" in name else "warmup", "training")
-        assert training["max_steps"] * training["global_batch_size"] / IMAGENET == pytest.approx(epochs, rel=0.002)
+        training = Recipe.load(name).part(
+            "single_stage" if "vq8k" in name else "warmup", "training"
+        )
+        assert training["max_steps"] * training["global_batch_size"] / IMAGENET == pytest.approx(
+            epochs, rel=0.002
+        )
 
     @pytest.mark.parametrize(
         ("name", "case"),
@@ -169,7 +201,8 @@ class TestTokenizers:
         official = json.loads((CASES / f"{case}.json").read_text())["config"]
         expected = TiTokConfig(**OfficialTiTok().config_fields(official)).to_dict()
         found = stage_config(name).to_dict()
-        # the head changes in fine-tuning, which has no commitment loss; the rest is compatibility with old weights
+        # the head changes in fine-tuning, which has no commitment loss; the rest is compatibility
+        # with old weights
         other = {"head", "commitment_cost", "interleaved_latents", "vqgan_config", "provenance"}
         assert {key: value for key, value in found.items() if key not in other} == {
             key: value for key, value in expected.items() if key not in other
@@ -189,23 +222,39 @@ class TestAblations:
         recipe = Recipe.load("titok-b-64-single-stage")
         assert list(recipe.stages) == ["single_stage"]
         objective = recipe.part("single_stage", "objective")
-        expected = {"distance": "l1", "lpips_weight": 1.0, "classifier_weight": 0.0, "perceptual_weight": 1.0}
-        expected |= {"adversarial_weight": 0.8, "adaptive_weight": True, "discriminator_start": 250_001}
+        expected = {
+            "distance": "l1",
+            "lpips_weight": 1.0,
+            "classifier_weight": 0.0,
+            "perceptual_weight": 1.0,
+        }
+        expected |= {
+            "adversarial_weight": 0.8,
+            "adaptive_weight": True,
+            "discriminator_start": 250_001,
+        }
         assert {key: objective[key] for key in expected} == expected
         two_stages = stage_config("titok-b-64").to_dict()
-        changed = {key for key, value in stage_config(recipe.name).to_dict().items() if value != two_stages[key]}
+        changed = {
+            key
+            for key, value in stage_config(recipe.name).to_dict().items()
+            if value != two_stages[key]
+        }
         assert changed == {"head", "vqgan_config"}
 
     def test_two_dimensions_change_the_tokens_alone(self):
         recipe, base = (Recipe.load(name).to_dict() for name in ("titok-b-256-2d", "titok-b-64"))
         model = recipe["stages"]["warmup"].pop("model")
-        assert model == {**base["stages"]["warmup"].pop("model"), "representation": "patch_tokens"} | {
-            "num_latent_tokens": 256
-        }
+        assert model == {
+            **base["stages"]["warmup"].pop("model"),
+            "representation": "patch_tokens",
+        } | {"num_latent_tokens": 256}
         assert recipe | {"name": "titok-b-64"} == base
 
     def test_codebooks_change_the_codes_alone(self):
-        small, large = (Recipe.load(f"titok-l-32-codebook-{size}").to_dict() for size in (1024, 4096))
+        small, large = (
+            Recipe.load(f"titok-l-32-codebook-{size}").to_dict() for size in (1024, 4096)
+        )
         assert list(small["stages"]) == ["vqgan", "warmup"]
         for recipe, size in ((small, 1024), (large, 4096)):
             assert recipe["stages"]["warmup"]["model"].pop("codebook_size") == size
@@ -213,7 +262,9 @@ class TestAblations:
 
     @pytest.mark.parametrize("schedule", ["cosine", "linear", "root"])
     def test_mask_schedules_change_the_schedule_alone(self, schedule):
-        recipe, base = (Recipe.load(f"maskgit-vit-l-32{end}").to_dict() for end in (f"-{schedule}", ""))
+        recipe, base = (
+            Recipe.load(f"maskgit-vit-l-32{end}").to_dict() for end in (f"-{schedule}", "")
+        )
         assert recipe["scheduler"].pop("mask_schedule") == schedule
         assert base["scheduler"].pop("mask_schedule") == "arccos"
         assert recipe | {"name": ""} == base | {"name": ""}
@@ -238,7 +289,11 @@ class TestGenerators:
 
     @pytest.mark.parametrize(
         ("name", "model_type", "tokens"),
-        [("maskgit-vit-l-32", "ViT", 32), ("maskgit-vit-b-64", "ViT", 64), ("maskgit-uvit-s-128", "UViT", 128)],
+        [
+            ("maskgit-vit-l-32", "ViT", 32),
+            ("maskgit-vit-b-64", "ViT", 64),
+            ("maskgit-uvit-s-128", "UViT", 128),
+        ],
     )
     def test_sampling_is_the_references(self, name, model_type, tokens):
         generator = {"model_type": model_type, "image_seq_len": tokens}
@@ -248,16 +303,25 @@ class TestGenerators:
 
     @pytest.mark.parametrize(
         ("name", "config_class", "case"),
-        [("maskgit-vit-l-32", MaskGitConfig, "l32"), ("maskgit-uvit-s-128", MaskGitUViTConfig, "s128")],
+        [
+            ("maskgit-vit-l-32", MaskGitConfig, "l32"),
+            ("maskgit-uvit-s-128", MaskGitUViTConfig, "s128"),
+        ],
     )
     def test_sizes_are_the_references(self, name, config_class, case):
-        official = json.loads((CASES / f"generator_{case}.json").read_text())["config"]["model"]["generator"]
+        official = json.loads((CASES / f"generator_{case}.json").read_text())["config"]["model"][
+            "generator"
+        ]
         model = dict(Recipe.load(name).part("generator", "model"))
         assert model.pop("model_type") == config_class.model_type
         for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             assert model[key] == official[key]
         config = config_class(**model)
-        assert (config.label_dropout, config.label_smoothing, config.unmasked_weight) == (0.1, 0.1, 0.1)
+        assert (config.label_dropout, config.label_smoothing, config.unmasked_weight) == (
+            0.1,
+            0.1,
+            0.1,
+        )
 
     def test_the_tokenizer_of_a_generator_of_512_pixels_is_what_its_recipe_leaves(self):
         for name in ("l-64-512", "b-128-512"):

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.xdist_group("run")
 
 @pytest.fixture(scope="module")
 def dataset(digits):
-    """18 digits to train on: with batches of 4, an epoch of 5 steps, and 6 steps end within the second."""
+    """18 digits to train on: with batches of 4, an epoch of 5 steps, and 6 steps end within the
+    second."""
     return DatasetDict(train=digits, test=digits.select(range(2)))
 
 
@@ -63,7 +64,9 @@ class Stages(TrainerCallback):
 
 
 def run(dataset, folder, callbacks=(), overrides=(), **arguments):
-    return RecipeRun(Recipe.load(MINIATURE, overrides), dataset, folder, callbacks=callbacks, **arguments)
+    return RecipeRun(
+        Recipe.load(MINIATURE, overrides), dataset, folder, callbacks=callbacks, **arguments
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +78,12 @@ def finished(dataset, tmp_path_factory):
 
 
 def weights(folder):
-    files = {str(path.relative_to(folder)): load_file(path) for path in folder.rglob("*.safetensors")}
-    return {(file, name): tensor for file, tensors in files.items() for name, tensor in tensors.items()}
+    files = {
+        str(path.relative_to(folder)): load_file(path) for path in folder.rglob("*.safetensors")
+    }
+    return {
+        (file, name): tensor for file, tensors in files.items() for name, tensor in tensors.items()
+    }
 
 
 def assert_same_weights(folder, expected_folder):
@@ -88,20 +95,34 @@ def assert_same_weights(folder, expected_folder):
 def written(folder):
     """When each file was written, but for the record of the recipe."""
     return {
-        path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "recipe.yaml"
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "recipe.yaml"
     }
 
 
 class TestFolder:
     def test_every_stage_is_trained_once(self, finished):
         assert finished[1] == [
-            (stage, 0) for stage in ("vqgan", "warmup", "classifier", "decoder_finetuning", "generator")
+            (stage, 0)
+            for stage in ("vqgan", "warmup", "classifier", "decoder_finetuning", "generator")
         ]
 
     def test_it_holds_the_models_and_the_work(self, finished):
         folder, _ = finished
-        assert {path.name for path in folder.iterdir()} == {"recipe.yaml", "vqgan", "tokenizer", "pipeline", "work"}
-        assert {path.name for path in (folder / "work").iterdir()} == {"classifier", "warmup", "logs", "checkpoints"}
+        assert {path.name for path in folder.iterdir()} == {
+            "recipe.yaml",
+            "vqgan",
+            "tokenizer",
+            "pipeline",
+            "work",
+        }
+        assert {path.name for path in (folder / "work").iterdir()} == {
+            "classifier",
+            "warmup",
+            "logs",
+            "checkpoints",
+        }
         assert list((folder / "work" / "checkpoints").glob("*/*")) == []
 
     @pytest.mark.parametrize(
@@ -181,11 +202,16 @@ class TestAgain:
         run(dataset, tmp_path / "other", overrides=["stages.vqgan.augmentation={}"]).vqgan()
         found, expected = weights(tmp_path / "other" / "vqgan"), weights(finished[0] / "vqgan")
         assert not torch.equal(
-            *(tensors["model.safetensors", "encoder.conv_in.weight"] for tensors in (found, expected))
+            *(
+                tensors["model.safetensors", "encoder.conv_in.weight"]
+                for tensors in (found, expected)
+            )
         )
 
     @pytest.mark.parametrize(
-        "changes", [{"seed": 1}, {"overrides": ["stages.generator.training.max_steps=7"]}], ids=["seed", "recipe"]
+        "changes",
+        [{"seed": 1}, {"overrides": ["stages.generator.training.max_steps=7"]}],
+        ids=["seed", "recipe"],
     )
     def test_another_seed_or_recipe_in_its_folder_is_refused(self, finished, dataset, changes):
         folder, _ = finished
@@ -207,7 +233,9 @@ class TestInterrupted:
             ("warmup", "end", 6),  # trained, and not saved yet
         ],
     )
-    def test_a_stage_goes_on_bit_by_bit(self, finished, dataset, tmp_path, stage, step, resumed_from):
+    def test_a_stage_goes_on_bit_by_bit(
+        self, finished, dataset, tmp_path, stage, step, resumed_from
+    ):
         expected, folder = finished[0], tmp_path / "interrupted"
         shutil.copytree(expected, folder)
         shutil.rmtree(folder / FOLDERS[stage])
@@ -252,7 +280,9 @@ def test_a_loss_of_weight_0_needs_no_network(finished, dataset, tmp_path, absent
     vqgan = miniature.vqgan()
     miniature.decoder_finetuning(vqgan, miniature.warmup(vqgan))
     assert [stage for stage, _ in stages.started] == trained
-    history = json.loads((folder / "work" / "logs" / "decoder_finetuning.json").read_text())["history"]
+    history = json.loads((folder / "work" / "logs" / "decoder_finetuning.json").read_text())[
+        "history"
+    ]
     assert {"perceptual_loss", "adversarial_loss"} - history[0].keys() == {f"{absent}_loss"}
 
 
@@ -296,7 +326,13 @@ class TestSomeStages:
         tokenizer = TiTokModel.from_pretrained(tmp_path / "run" / "tokenizer")
         assert (tokenizer.config.head, tokenizer.config.vqgan_config) == ("pixels", None)
         log = json.loads((tmp_path / "run" / "work" / "logs" / "single_stage.json").read_text())
-        losses = {"reconstruction_loss", "quantizer_loss", "perceptual_loss", "adversarial_loss", "codebook_usage"}
+        losses = {
+            "reconstruction_loss",
+            "quantizer_loss",
+            "perceptual_loss",
+            "adversarial_loss",
+            "codebook_usage",
+        }
         assert losses <= log["history"][0].keys()
 
     def test_a_single_stage_trains_all_of_the_tokenizer(self, dataset, tmp_path):
@@ -305,8 +341,14 @@ class TestSomeStages:
         tokenizers = []
         for steps in (1, 3):
             recipe.stages["single_stage"]["training"]["max_steps"] = steps
-            tokenizers.append(RecipeRun(recipe, dataset, tmp_path / f"{steps}").train().state_dict())
-        for name in ("encoder.proj.weight", "quantizer.codebook.weight", "decoder.latent_embedding.weight"):
+            tokenizers.append(
+                RecipeRun(recipe, dataset, tmp_path / f"{steps}").train().state_dict()
+            )
+        for name in (
+            "encoder.proj.weight",
+            "quantizer.codebook.weight",
+            "decoder.latent_embedding.weight",
+        ):
             assert not torch.equal(tokenizers[0][name], tokenizers[1][name])
 
     @pytest.mark.parametrize(
@@ -356,7 +398,11 @@ class TestPretrained:
         assert stages.started == [(stage, 0) for stage in trained]
         folder = FOLDERS[trained[-1]]
         assert_same_weights(tmp_path / "run" / folder, finished[0] / folder)
-        assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "work", folder.split("/")[0]}
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {
+            "recipe.yaml",
+            "work",
+            folder.split("/")[0],
+        }
 
     def test_it_may_come_from_the_hub(self, finished, dataset, tmp_path, hub):
         folder = finished[0] / "vqgan"
@@ -380,28 +426,47 @@ class TestPretrained:
         assert (list(processor.image_mean), list(processor.image_std)) == ([0.5] * 3, [0.5] * 3)
 
     def test_a_finished_run_needs_none(self, finished, dataset, tmp_path):
-        recipe = with_results(finished[0], "classifier", "vqgan", trained=["warmup", "decoder_finetuning"])
+        recipe = with_results(
+            finished[0], "classifier", "vqgan", trained=["warmup", "decoder_finetuning"]
+        )
         RecipeRun(recipe, dataset, tmp_path / "run").train()
         loaded = RecipeRun(recipe, dataset, tmp_path / "run")
         loaded.decoder_finetuning(None, None)
         assert loaded.pretrained == {}
 
-    def test_all_that_is_missing_is_said_before_anything_trains(self, finished, dataset, tmp_path, hub):
+    def test_all_that_is_missing_is_said_before_anything_trains(
+        self, finished, dataset, tmp_path, hub
+    ):
         stages = Stages()
-        recipe = with_results(finished[0], "vqgan", trained=["warmup", "classifier", "decoder_finetuning"])
+        recipe = with_results(
+            finished[0], "vqgan", trained=["warmup", "classifier", "decoder_finetuning"]
+        )
         recipe.stages["vqgan"]["pretrained"] = "user/nothing"
         recipe.stages["decoder_finetuning"]["objective"]["lpips_weight"] = 1.0
         recipe.stages["decoder_finetuning"]["lpips"] = {"backbone": "missing.pth"}
         run = RecipeRun(recipe, dataset, tmp_path / "run", callbacks=[stages])
-        with pytest.raises(OSError, match=r"Nothing has been trained.*vqgan: .*user/nothing.*LPIPS of .*missing\.pth"):
+        with pytest.raises(
+            OSError,
+            match=r"Nothing has been trained.*vqgan: .*user/nothing.*LPIPS of .*missing\.pth",
+        ):
             run.train()
         assert stages.started == []
 
     @pytest.mark.parametrize(
         ("stage", "result", "trained", "sentence"),
         [
-            ("warmup", "tokenizer", "decoder_finetuning", "must be a tokenizer that ends in proxy codes"),
-            ("warmup", "vqgan", "decoder_finetuning", "expects a model of type 'titok', got one of 'maskgit_vqgan'"),
+            (
+                "warmup",
+                "tokenizer",
+                "decoder_finetuning",
+                "must be a tokenizer that ends in proxy codes",
+            ),
+            (
+                "warmup",
+                "vqgan",
+                "decoder_finetuning",
+                "expects a model of type 'titok', got one of 'maskgit_vqgan'",
+            ),
             ("decoder_finetuning", "work/warmup", "generator", "codes that decode to pixels"),
             ("classifier", "vqgan", "decoder_finetuning", "classifier: "),
         ],
@@ -409,9 +474,10 @@ class TestPretrained:
     def test_what_does_not_fit_is_said_before_anything_trains(
         self, finished, dataset, tmp_path, stage, result, trained, sentence
     ):
-        needed = {"decoder_finetuning": ["vqgan", "classifier", "warmup"], "generator": ["decoder_finetuning"]}[
-            trained
-        ]
+        needed = {
+            "decoder_finetuning": ["vqgan", "classifier", "warmup"],
+            "generator": ["decoder_finetuning"],
+        }[trained]
         recipe = with_results(finished[0], *needed, trained=[trained])
         recipe.stages[stage]["pretrained"] = str(finished[0] / result)
         with pytest.raises((OSError, ValueError), match=rf"Nothing has been trained.*{sentence}"):
@@ -420,7 +486,9 @@ class TestPretrained:
     def test_a_tokenizer_has_images_of_the_recipes_size(self, finished, dataset, tmp_path):
         recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
         recipe = Recipe.from_dict({**recipe.to_dict(), "image_size": 64})
-        with pytest.raises(ValueError, match="a tokenizer of images of 32 pixels, the recipe's have 64"):
+        with pytest.raises(
+            ValueError, match="a tokenizer of images of 32 pixels, the recipe's have 64"
+        ):
             RecipeRun(recipe, dataset, tmp_path / "run").train()
 
 
@@ -445,7 +513,11 @@ class TestGlobalBatch:
         for at_once in (8, 4):
             folders.append(tmp_path / str(at_once))
             training = f"stages.vqgan.training.per_device_train_batch_size={at_once}"
-            miniature = run(dataset, folders[-1], overrides=[training, "stages.vqgan.training.global_batch_size=8"])
+            miniature = run(
+                dataset,
+                folders[-1],
+                overrides=[training, "stages.vqgan.training.global_batch_size=8"],
+            )
             assert miniature.training_arguments("vqgan").gradient_accumulation_steps == 8 // at_once
             miniature.vqgan()
         found, expected = (weights(folder / "vqgan") for folder in folders)
@@ -454,8 +526,12 @@ class TestGlobalBatch:
 
     def test_one_that_cannot_be_reached_is_said_before_anything_trains(self, dataset, tmp_path):
         stages = Stages()
-        wrong = run(dataset, tmp_path / "run", [stages], ["stages.generator.training.global_batch_size=10"])
-        with pytest.raises(ValueError, match=r"generator.*global_batch_size` 10 must be a multiple of the 4 images"):
+        wrong = run(
+            dataset, tmp_path / "run", [stages], ["stages.generator.training.global_batch_size=10"]
+        )
+        with pytest.raises(
+            ValueError, match=r"generator.*global_batch_size` 10 must be a multiple of the 4 images"
+        ):
             wrong.train()
         assert stages.started == []
 
@@ -485,12 +561,18 @@ class TestRows:
         rows = {"codes": [codes] * len(tokens), "label": tokens["label"]}
         others = Dataset.from_dict(rows).cast_column("label", tokens.features["label"])
         recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
-        with pytest.raises(ValueError, match="the tokenizer 4 tokens of 16 codes: tokenize the images with it"):
+        with pytest.raises(
+            ValueError, match="the tokenizer 4 tokens of 16 codes: tokenize the images with it"
+        ):
             RecipeRun(recipe, IndexedRows(others), tmp_path / "run").train()
 
     def test_codes_train_nothing_else(self, tokens, tmp_path):
-        recipe_run = RecipeRun(some_stages("vqgan", "warmup"), IndexedRows(tokens), tmp_path / "run")
-        with pytest.raises(ValueError, match=r"holds codes, .* and the recipe also trains vqgan, warmup"):
+        recipe_run = RecipeRun(
+            some_stages("vqgan", "warmup"), IndexedRows(tokens), tmp_path / "run"
+        )
+        with pytest.raises(
+            ValueError, match=r"holds codes, .* and the recipe also trains vqgan, warmup"
+        ):
             recipe_run.train()
 
     def test_a_generator_needs_labels(self, finished, dataset, tmp_path):
@@ -503,12 +585,23 @@ class TestRows:
 def test_two_processes_train_one_run(finished, dataset, tmp_path):
     """With half the batch each, they end near where one process did, and only one of them writes."""
     script = Path(__file__).parent / "distributed_run.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([*command, str(script), str(tmp_path / "run")], env=environment, capture_output=True)
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path / "run")], env=environment, capture_output=True
+    )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     found, expected = weights(tmp_path / "run"), weights(finished[0])
-    assert found.keys() == {name for name in expected if name[0].startswith(("vqgan", "work/warmup"))}
+    assert found.keys() == {
+        name for name in expected if name[0].startswith(("vqgan", "work/warmup"))
+    }
     vqgan = [name for name in found if name[0].startswith("vqgan")]
     assert max(float((found[name] - expected[name]).abs().max()) for name in vqgan) < 1e-4
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["seed"] == 0

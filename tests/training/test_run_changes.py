@@ -1,4 +1,5 @@
-"""A run that cannot go on as it was begun: wrong arguments, changed ones, damaged images, a full disk."""
+"""A run that cannot go on as it was begun: wrong arguments, changed ones, damaged images, a full
+disk."""
 
 import io
 import json
@@ -33,7 +34,8 @@ def interrupt():
 
 @pytest.fixture
 def run(digits, tmp_path):
-    """The run of the miniature, or of its first stages, in one folder: `run(["stages.…=…"], "vqgan")`."""
+    """The run of the miniature, or of its first stages, in one folder: `run(["stages.…=…"],
+    "vqgan")`."""
 
     def run(overrides=(), *stages, data=None, callbacks=()):
         content = Recipe.load(MINIATURE).to_dict()
@@ -41,7 +43,9 @@ def run(digits, tmp_path):
             content["stages"] = {stage: content["stages"][stage] for stage in stages}
         (tmp_path / "recipe.yaml").write_text(json.dumps(content))
         recipe = Recipe.load(tmp_path / "recipe.yaml", overrides)
-        return RecipeRun(recipe, DatasetDict(train=data or digits), tmp_path / "run", callbacks=callbacks)
+        return RecipeRun(
+            recipe, DatasetDict(train=data or digits), tmp_path / "run", callbacks=callbacks
+        )
 
     return run
 
@@ -56,9 +60,18 @@ class TestWrongArguments:
         ("override", "said"),
         [
             ("stages.generator.training.lr_scheduler_type=cosinus", "cosinus"),
-            ("stages.generator.training.eval_strategy=steps", r"generator.training.eval_strategy` must be 'no'"),
-            ("stages.generator.model.num_attention_heads=3", r"`num_attention_heads` must divide `hidden_size` 16"),
-            ("stages.decoder_finetuning.objective.distance=l3", "`distance` must be 'l1' or 'l2', got 'l3'"),
+            (
+                "stages.generator.training.eval_strategy=steps",
+                r"generator.training.eval_strategy` must be 'no'",
+            ),
+            (
+                "stages.generator.model.num_attention_heads=3",
+                r"`num_attention_heads` must divide `hidden_size` 16",
+            ),
+            (
+                "stages.decoder_finetuning.objective.distance=l3",
+                "`distance` must be 'l1' or 'l2', got 'l3'",
+            ),
             ("stages.decoder_finetuning.augmentation.crop=randm", "`crop` must be one of"),
             ("scheduler.mask_schedule=cosinus", "`mask_schedule` must be one of"),
             ("sampling.guidance_schedule=linar", "`guidance_schedule` must be one of"),
@@ -77,7 +90,10 @@ class TestWrongArguments:
 
 
 class TestChangedArguments:
-    OVERRIDES = ["stages.vqgan.training.learning_rate=1.0e-4", "stages.vqgan.training.lr_scheduler_type=constant"]
+    OVERRIDES = [
+        "stages.vqgan.training.learning_rate=1.0e-4",
+        "stages.vqgan.training.lr_scheduler_type=constant",
+    ]
 
     def test_a_stage_goes_on_with_them_from_its_last_checkpoint(self, run, tmp_path):
         with pytest.raises(KeyboardInterrupt):
@@ -89,7 +105,10 @@ class TestChangedArguments:
 
     def test_those_of_a_finished_stage_are_refused(self, run):
         run([], "vqgan").train()
-        with pytest.raises(ValueError, match="only training and objective of a stage that is not finished may change"):
+        with pytest.raises(
+            ValueError,
+            match="only training and objective of a stage that is not finished may change",
+        ):
             run(self.OVERRIDES, "vqgan")
 
     def test_another_network_is_refused(self, run):
@@ -100,7 +119,8 @@ class TestChangedArguments:
 
 
 def test_what_the_trainer_wrote_beside_its_checkpoints_stays(run, digits, tmp_path):
-    """The list of unreadable images, the first among them, and the events of TensorBoard; the pictures skip them."""
+    """The list of unreadable images, the first among them, and the events of TensorBoard; the
+    pictures skip them."""
     pytest.importorskip("tensorboard")
     images = []
     for i, row in enumerate(digits):
@@ -110,7 +130,11 @@ def test_what_the_trainer_wrote_beside_its_checkpoints_stays(run, digits, tmp_pa
     features = Features({"image": Image(), "label": ClassLabel(10)})
     broken = Dataset.from_dict({"image": images, "label": digits["label"]}, features=features)
     training = {"max_unreadable": 0.1, "preview_steps": 3, "report_to": "tensorboard"}
-    run([f"stages.vqgan.training.{name}={value}" for name, value in training.items()], "vqgan", data=broken).train()
+    run(
+        [f"stages.vqgan.training.{name}={value}" for name, value in training.items()],
+        "vqgan",
+        data=broken,
+    ).train()
     folder = tmp_path / "run" / "work" / "checkpoints" / "vqgan"
     assert {path.name for path in folder.iterdir()} == {"unreadable.jsonl", "runs"}
     assert json.loads((folder / "unreadable.jsonl").read_text())["key"] == "digit-0.png"
@@ -126,7 +150,10 @@ def test_a_result_that_cannot_be_written_is_said_and_written_later(run, tmp_path
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
 
     try:
-        with pytest.raises(OSError, match=r"The stage vqgan is trained, but could not be written to .*run/vqgan: .*"):
+        with pytest.raises(
+            OSError,
+            match=r"The stage vqgan is trained, but could not be written to .*run/vqgan: .*",
+        ):
             run([], "vqgan", callbacks=[Full()]).train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -13,7 +13,9 @@ from titok_hf.training.throughput import Throughput, matmul_flops
 @pytest.fixture
 def make(make_objective, make_adversarial_objective):
     def make(stage):
-        return make_adversarial_objective() if stage == "decoder_finetuning" else make_objective(stage)
+        return (
+            make_adversarial_objective() if stage == "decoder_finetuning" else make_objective(stage)
+        )
 
     return make
 
@@ -27,7 +29,9 @@ class TestCounting:
         """Two operations a multiplication, and twice as many backward."""
         weight = torch.rand(6, 5, requires_grad=True)
         kernel = torch.rand(8, 2, 3, 3, requires_grad=True)
-        query, key, value = (torch.rand(2, 3, tokens, 4, requires_grad=True) for tokens in (7, 9, 9))
+        query, key, value = (
+            torch.rand(2, 3, tokens, 4, requires_grad=True) for tokens in (7, 9, 9)
+        )
         with FlopCounter() as counter:
             F.linear(torch.rand(4, 5), weight).sum().backward()
         assert counter.flops == 2 * (2 * 4 * 5 * 6)  # no gradient of the inputs
@@ -38,7 +42,9 @@ class TestCounting:
             F.scaled_dot_product_attention(query, key, value).sum().backward()
         assert counter.flops == 3 * (2 * 2 * 2 * 3 * 7 * 9 * 4)
 
-    @pytest.mark.parametrize("stage", ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"])
+    @pytest.mark.parametrize(
+        "stage", ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"]
+    )
     def test_a_step_takes_what_is_counted_without_computing(self, make, make_trainer, stage):
         trainer = make_trainer(make(stage), max_steps=1)
         trainer.train()
@@ -51,16 +57,26 @@ class TestCounting:
         gradients = []
         for count in (True, False):
             objective = make(stage).train()
-            batch = digit_batch if stage == "generator" else {"pixel_values": digit_batch["pixel_values"]}
+            batch = (
+                digit_batch
+                if stage == "generator"
+                else {"pixel_values": digit_batch["pixel_values"]}
+            )
             if objective.num_draws:
-                batch = batch | {"draws": torch.linspace(0, 0.99, 8 * objective.num_draws).unflatten(0, (8, -1))}
+                batch = batch | {
+                    "draws": torch.linspace(0, 0.99, 8 * objective.num_draws).unflatten(0, (8, -1))
+                }
             if count:
                 with FlopCounter():
                     objective(**batch).loss.backward()
             else:
                 objective(**batch).loss.backward()
-            gradients.append({n: p.grad for n, p in objective.named_parameters() if p.grad is not None})
-        assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+            gradients.append(
+                {n: p.grad for n, p in objective.named_parameters() if p.grad is not None}
+            )
+        assert all(
+            torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items()
+        )
 
 
 class TestPeak:
@@ -98,7 +114,9 @@ class Slow(TrainerCallback):
 class TestLog:
     def test_images_per_second_and_share_follow_from_the_time(self, make, make_trainer):
         """Steps of 4 images that sleep for 0.2 s and compute for much less."""
-        trainer = make_trainer(make("classifier"), callbacks=[Slow(step=0.2)], max_steps=6, logging_steps=2)
+        trainer = make_trainer(
+            make("classifier"), callbacks=[Slow(step=0.2)], max_steps=6, logging_steps=2
+        )
         trainer.train()
         _, *entries = steps_of(trainer)
         peak = matmul_flops(torch.device("cpu"), torch.float32)
@@ -109,7 +127,9 @@ class TestLog:
 
     def test_accumulated_batches_count(self, make, make_trainer):
         slow = Slow(step=0.4)
-        trainer = make_trainer(make("classifier"), callbacks=[slow], max_steps=3, gradient_accumulation_steps=4)
+        trainer = make_trainer(
+            make("classifier"), callbacks=[slow], max_steps=3, gradient_accumulation_steps=4
+        )
         trainer.train()
         for entry in steps_of(trainer)[1:]:
             assert 16 / 1.2 < entry["images_per_second"] < 16 / 0.4

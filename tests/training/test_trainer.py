@@ -7,7 +7,13 @@ from transformers import TrainerCallback
 
 from titok_hf.data import Augmentation, ImageCollator
 from titok_hf.data.digits import load_digits_dataset
-from titok_hf.evaluation import Judges, Protocol, ReconstructionMetrics, load_extractor, measure_reconstruction
+from titok_hf.evaluation import (
+    Judges,
+    Protocol,
+    ReconstructionMetrics,
+    load_extractor,
+    measure_reconstruction,
+)
 from titok_hf.evaluation.sources import DatasetImages
 from titok_hf.training import TiTokTrainer, TiTokTrainingArguments
 
@@ -41,7 +47,9 @@ def steps_of(trainer):
 
 def without_speed(entries):
     """Entries of the log without what is never the same twice."""
-    return [{name: value for name, value in entry.items() if name not in SPEED} for entry in entries]
+    return [
+        {name: value for name, value in entry.items() if name not in SPEED} for entry in entries
+    ]
 
 
 def differing(first, second):
@@ -59,7 +67,9 @@ class Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
         norms = {}
         for name, network in model.networks():
-            gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            gradients = [
+                parameter.grad for parameter in network.parameters() if parameter.grad is not None
+            ]
             norms[name] = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
         self.norms.append(norms)
 
@@ -88,13 +98,17 @@ def test_logged_parts_are_means_since_the_last_log(make, make_trainer):
         for name in ("proxy_code_loss", "quantizer_loss", "proxy_code_accuracy", "grad_norm_model"):
             mean = sum(single[name] for single in logs[1][3 * i : 3 * i + 3]) / 3
             assert entry[name] == pytest.approx(mean, rel=1e-5), name
-        assert entry["loss"] == pytest.approx(entry["proxy_code_loss"] + entry["quantizer_loss"], rel=1e-4)
+        assert entry["loss"] == pytest.approx(
+            entry["proxy_code_loss"] + entry["quantizer_loss"], rel=1e-4
+        )
 
 
 class TestOptimizer:
     def groups(self, trainer):
         optimizer = trainer.create_optimizer()
-        return {(group["network"], group["weight_decay"] > 0): group for group in optimizer.param_groups}
+        return {
+            (group["network"], group["weight_decay"] > 0): group for group in optimizer.param_groups
+        }
 
     def test_each_network_has_its_own_learning_rate_on_one_schedule(self, make, make_trainer):
         trainer = make_trainer(
@@ -117,7 +131,10 @@ class TestOptimizer:
     @pytest.mark.parametrize(
         ("options", "schedule"),
         [
-            ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}, lambda n, total: min(1, n / 3)),
+            (
+                {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
+                lambda n, total: min(1, n / 3),
+            ),
             ({"lr_scheduler_type": "linear"}, lambda n, total: 1 - n / total),
             (
                 {
@@ -125,12 +142,16 @@ class TestOptimizer:
                     "warmup_steps": 2,
                     "lr_scheduler_kwargs": {"min_lr": 1e-4},
                 },
-                lambda n, total: n / 2 if n < 2 else (1 + math.cos(math.pi * (n - 2) / (total - 2))) / 2,
+                lambda n, total: (
+                    n / 2 if n < 2 else (1 + math.cos(math.pi * (n - 2) / (total - 2))) / 2
+                ),
             ),
         ],
         ids=["constant", "linear", "cosine"],
     )
-    def test_the_discriminators_schedule_begins_at_its_start(self, make, make_trainer, options, schedule):
+    def test_the_discriminators_schedule_begins_at_its_start(
+        self, make, make_trainer, options, schedule
+    ):
         """A schedule of its own over the steps that are left, warm-up included."""
         start, max_steps, rates = 4, 12, {"model": 4e-3, "discriminator": 1e-3}
         seen = []
@@ -156,10 +177,15 @@ class TestOptimizer:
                 warm = n < options.get("warmup_steps", 0)
                 low = 0 if warm else floor
                 expected = low + (rates[network] - low) * schedule(n, total)
-                assert seen[step][network] == pytest.approx(expected, rel=1e-6, abs=1e-12), (network, step)
+                assert seen[step][network] == pytest.approx(expected, rel=1e-6, abs=1e-12), (
+                    network,
+                    step,
+                )
 
     @pytest.mark.parametrize("stage", STAGES)
-    def test_every_trained_parameter_is_in_one_group_and_frozen_ones_in_none(self, make, make_trainer, stage):
+    def test_every_trained_parameter_is_in_one_group_and_frozen_ones_in_none(
+        self, make, make_trainer, stage
+    ):
         objective = make(stage, ema_decay=0.9)
         groups = self.groups(make_trainer(objective, weight_decay=0.1))
         for name, network in objective.networks():
@@ -172,20 +198,34 @@ class TestOptimizer:
     def test_gains_biases_embeddings_and_tokens_do_not_decay(self, make, make_trainer, stage):
         objective = make(stage)
         groups = self.groups(make_trainer(objective, weight_decay=0.1))
-        decayed = {id(parameter) for (_, decay), group in groups.items() if decay for parameter in group["params"]}
-        undecayed = {
-            id(parameter) for (_, decay), group in groups.items() if not decay for parameter in group["params"]
+        decayed = {
+            id(parameter)
+            for (_, decay), group in groups.items()
+            if decay
+            for parameter in group["params"]
         }
-        for module in (module for _, network in objective.networks() for module in network.modules()):
+        undecayed = {
+            id(parameter)
+            for (_, decay), group in groups.items()
+            if not decay
+            for parameter in group["params"]
+        }
+        for module in (
+            module for _, network in objective.networks() for module in network.modules()
+        ):
             for name, parameter in module.named_parameters(recurse=False):
-                if not parameter.requires_grad or (name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)):
+                if not parameter.requires_grad or (
+                    name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
+                ):
                     continue
                 assert id(parameter) in undecayed, (type(module), name)
         kernels = {
             id(module.weight)
             for _, network in objective.networks()
             for name, module in network.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d) and "embedding" not in name and module.weight.requires_grad
+            if isinstance(module, nn.Linear | nn.Conv2d)
+            and "embedding" not in name
+            and module.weight.requires_grad
         }
         assert kernels == decayed
 
@@ -201,31 +241,45 @@ class TestOptimizer:
 class TestClipping:
     def test_each_network_is_clipped_to_the_norm_on_its_own(self, make, make_trainer):
         seen = Gradients()
-        trainer = make_trainer(make("decoder_finetuning"), callbacks=[seen], max_steps=3, max_grad_norm=0.01)
+        trainer = make_trainer(
+            make("decoder_finetuning"), callbacks=[seen], max_steps=3, max_grad_norm=0.01
+        )
         trainer.train()
         for norms, entry in zip(seen.norms, steps_of(trainer), strict=True):
-            assert norms == {"model": pytest.approx(0.01, rel=1e-3), "discriminator": pytest.approx(0.01, rel=1e-3)}
+            assert norms == {
+                "model": pytest.approx(0.01, rel=1e-3),
+                "discriminator": pytest.approx(0.01, rel=1e-3),
+            }
             before = [entry[f"grad_norm_{name}"] for name in norms]
             assert min(before) > 0.01
             assert entry["grad_norm"] == pytest.approx(torch.tensor(before).norm().item(), rel=1e-5)
 
     def test_small_gradients_stay_as_they_are(self, make, make_trainer):
         seen = Gradients()
-        trainer = make_trainer(make("decoder_finetuning"), callbacks=[seen], max_steps=2, max_grad_norm=1e6)
+        trainer = make_trainer(
+            make("decoder_finetuning"), callbacks=[seen], max_steps=2, max_grad_norm=1e6
+        )
         trainer.train()
         for norms, entry in zip(seen.norms, steps_of(trainer), strict=True):
-            assert norms == pytest.approx({name: entry[f"grad_norm_{name}"] for name in norms}, rel=1e-4)
+            assert norms == pytest.approx(
+                {name: entry[f"grad_norm_{name}"] for name in norms}, rel=1e-4
+            )
 
 
 class TestSteps:
     def test_adversarial_losses_start_at_their_step(self, make, make_trainer):
         seen = Gradients()
-        trainer = make_trainer(make("decoder_finetuning", discriminator_start=2), callbacks=[seen], max_steps=4)
+        trainer = make_trainer(
+            make("decoder_finetuning", discriminator_start=2), callbacks=[seen], max_steps=4
+        )
         trainer.train()
         assert [norms["discriminator"] > 0 for norms in seen.norms] == [False, False, True, True]
 
-    def test_before_its_start_the_optimizer_leaves_the_discriminator_alone(self, make, make_trainer):
-        """Neither weight decay nor momentum: its first step is AdamW's first, of the size of the learning rate."""
+    def test_before_its_start_the_optimizer_leaves_the_discriminator_alone(
+        self, make, make_trainer
+    ):
+        """Neither weight decay nor momentum: its first step is AdamW's first, of the size of the
+        learning rate."""
         objective = make("decoder_finetuning", discriminator_start=2)
         first = {name: p.detach().clone() for name, p in objective.discriminator.named_parameters()}
         changes, steps = [], []
@@ -233,7 +287,9 @@ class TestSteps:
         class Changes(TrainerCallback):
             def on_step_end(self, args, state, control, model, optimizer, **kwargs):
                 current = dict(model.discriminator.named_parameters())
-                changes.append(max(float((p - first[n]).detach().abs().max()) for n, p in current.items()))
+                changes.append(
+                    max(float((p - first[n]).detach().abs().max()) for n, p in current.items())
+                )
                 states = [optimizer.state.get(parameter) for parameter in current.values()]
                 steps.append({int(each["step"]) if each else 0 for each in states})
 
@@ -250,7 +306,9 @@ class TestSteps:
         assert changes[2] == pytest.approx(0.01, rel=0.3)  # and a decay of 0.5 percent
 
     @pytest.mark.parametrize("accumulation", [1, 2])
-    def test_the_moving_average_is_updated_once_an_optimizer_step(self, make, make_trainer, accumulation):
+    def test_the_moving_average_is_updated_once_an_optimizer_step(
+        self, make, make_trainer, accumulation
+    ):
         objective = make("warmup", ema_decay=0.5)
         weights = []
 
@@ -258,7 +316,9 @@ class TestSteps:
             def on_optimizer_step(self, args, state, control, model, **kwargs):
                 weights.append(model.model.head.proj_out.weight.detach().clone())
 
-        make_trainer(objective, callbacks=[Weights()], max_steps=3, gradient_accumulation_steps=accumulation).train()
+        make_trainer(
+            objective, callbacks=[Weights()], max_steps=3, gradient_accumulation_steps=accumulation
+        ).train()
         first, second, third = weights
         expected = 0.5 * (0.5 * first + 0.5 * second) + 0.5 * third
         torch.testing.assert_close(objective.result.head.proj_out.weight, expected)
@@ -279,16 +339,25 @@ class TestSteps:
             def on_step_end(self, args, state, control, model, **kwargs):
                 shares.append(revival.shares.clone())
 
-        make_trainer(objective, callbacks=[Counts()], max_steps=3, gradient_accumulation_steps=accumulation).train()
+        make_trainer(
+            objective, callbacks=[Counts()], max_steps=3, gradient_accumulation_steps=accumulation
+        ).train()
         for step in range(3):
             torch.testing.assert_close(shares[step + 1], 0.98 * shares[step] + 0.02 * seen[step])
 
     def test_frozen_weights_do_not_change(self, make, make_trainer):
         objective = make("decoder_finetuning")
-        frozen = {n: p.detach().clone() for n, p in objective.named_parameters() if not p.requires_grad}
-        assert any(n.startswith("perceptual.") for n in frozen) and "model.encoder.latent_tokens" in frozen
+        frozen = {
+            n: p.detach().clone() for n, p in objective.named_parameters() if not p.requires_grad
+        }
+        assert (
+            any(n.startswith("perceptual.") for n in frozen)
+            and "model.encoder.latent_tokens" in frozen
+        )
         make_trainer(objective, max_steps=3, weight_decay=0.1).train()
-        assert all(torch.equal(objective.get_parameter(name), weight) for name, weight in frozen.items())
+        assert all(
+            torch.equal(objective.get_parameter(name), weight) for name, weight in frozen.items()
+        )
 
 
 class TestResuming:
@@ -296,16 +365,23 @@ class TestResuming:
 
     @pytest.fixture
     def resumed(self, make, make_trainer, tmp_path):
-        """States after an uninterrupted run, and after going on from a checkpoint with other weights at the start."""
+        """States after an uninterrupted run, and after going on from a checkpoint with other
+        weights at the start."""
 
         def run(stage, checkpoint, max_steps=8, augmentation=None, trainer=None, **arguments):
             arguments = {"ema_decay": 0.9} | arguments
-            options = {"max_steps": max_steps, "save_strategy": "steps", "save_steps": checkpoint} | (trainer or {})
+            options = {
+                "max_steps": max_steps,
+                "save_strategy": "steps",
+                "save_steps": checkpoint,
+            } | (trainer or {})
             whole = make_trainer(make(stage, **arguments), augmentation=augmentation, **options)
             whole.train()
             folder = tmp_path / "trainer" / f"checkpoint-{checkpoint}"
             torch.rand(7)  # another process would not be at the same random number either
-            again = make_trainer(make(stage, seed=1, **arguments), augmentation=augmentation, **options)
+            again = make_trainer(
+                make(stage, seed=1, **arguments), augmentation=augmentation, **options
+            )
             assert differing(whole.model.state_dict(), again.model.state_dict())
             again.train(resume_from_checkpoint=str(folder))
             return whole, again
@@ -314,7 +390,8 @@ class TestResuming:
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_every_stage_goes_on_bit_by_bit(self, resumed, stage):
-        """Twelve steps, so that dead codes are revived at the tenth; within an epoch, dropout included."""
+        """Twelve steps, so that dead codes are revived at the tenth; within an epoch, dropout
+        included."""
         arguments = {"discriminator_start": 2} if stage == "decoder_finetuning" else {}
         whole, again = resumed(stage, 6, 12, **arguments)
         state = whole.model.state_dict()
@@ -345,9 +422,19 @@ class TestResuming:
 
     def test_with_another_learning_rate_it_goes_on_at_that(self, make, make_trainer, tmp_path):
         """Also weight decay and betas are what they are now; the schedule is where it was."""
-        options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "linear"}
+        options = {
+            "max_steps": 8,
+            "save_strategy": "steps",
+            "save_steps": 4,
+            "lr_scheduler_type": "linear",
+        }
         make_trainer(make("decoder_finetuning"), **options).train()
-        changes = {"learning_rate": 5e-4, "discriminator_learning_rate": 2e-4, "adam_beta2": 0.9, "weight_decay": 0.3}
+        changes = {
+            "learning_rate": 5e-4,
+            "discriminator_learning_rate": 2e-4,
+            "adam_beta2": 0.9,
+            "weight_decay": 0.3,
+        }
         again = make_trainer(make("decoder_finetuning"), **options, **changes)
         again.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-4"))
         for entry in steps_of(again)[4:]:
@@ -367,12 +454,16 @@ class TestEvaluation:
     @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "generator"])
     def test_the_loss_is_the_mean_over_the_batches(self, make, make_trainer, digits, stage):
         objective = make(stage)
-        trainer = make_trainer(objective, eval_dataset=digits.select(range(8)), per_device_eval_batch_size=4)
+        trainer = make_trainer(
+            objective, eval_dataset=digits.select(range(8)), per_device_eval_batch_size=4
+        )
         metrics = trainer.evaluate()
         losses = []
         with torch.no_grad():
             for rows in (range(4), range(4, 8)):
-                losses.append(objective.eval()(**trainer.data_collator([digits[i] for i in rows])).loss)
+                losses.append(
+                    objective.eval()(**trainer.data_collator([digits[i] for i in rows])).loss
+                )
         assert metrics["eval_loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
 
     def test_the_generators_random_masks_are_the_same_each_time(self, make, make_trainer, digits):
@@ -389,21 +480,34 @@ class TestEvaluation:
     def test_evaluating_in_between_changes_no_weight(self, make, make_trainer, digits):
         states, logs = [], []
         for arguments in ({}, {"eval_strategy": "steps", "eval_steps": 2}):
-            trainer = make_trainer(make("warmup"), eval_dataset=digits.select(range(8)), max_steps=4, **arguments)
+            trainer = make_trainer(
+                make("warmup"), eval_dataset=digits.select(range(8)), max_steps=4, **arguments
+            )
             trainer.train()
             revival = trainer.model.codebook_revival
             states.append(trainer.model.model.state_dict() | {"shares": revival.shares})
             logs.append(steps_of(trainer))
-            evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+            evaluated = [
+                entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry
+            ]
             assert evaluated == ([2, 4] if arguments else [])
         assert differing(*states) == []
         assert without_speed(logs[0]) == without_speed(logs[1])
 
 
 class TestMetrics:
-    """`compute_metrics` gives what `measure_reconstruction` does, of the tokenizer that the stage is to keep."""
+    """`compute_metrics` gives what `measure_reconstruction` does, of the tokenizer that the stage
+    is to keep."""
 
-    NAMES = ["mean_squared_error", "psnr", "ssim", "frechet_distance", "precision", "coverage", "kernel_distance"]
+    NAMES = [
+        "mean_squared_error",
+        "psnr",
+        "ssim",
+        "frechet_distance",
+        "precision",
+        "coverage",
+        "kernel_distance",
+    ]
 
     @pytest.fixture
     def extractor(self):
@@ -432,7 +536,9 @@ class TestMetrics:
                 train_dataset=self.digits(),
                 eval_dataset=self.digits(),
                 data_collator=ImageCollator(processor),
-                compute_metrics=ReconstructionMetrics(processor, self.NAMES, extractor, kernel_subset_size=50),
+                compute_metrics=ReconstructionMetrics(
+                    processor, self.NAMES, extractor, kernel_subset_size=50
+                ),
             )
             if max_steps:
                 trainer.train()
@@ -444,11 +550,20 @@ class TestMetrics:
     @pytest.fixture
     def measure(self, processor, extractor):
         def measure(tokenizer):
-            changes = [f"metrics.reconstruction={self.NAMES}", "rounding=truncate", "kernel_subset_size=50"]
+            changes = [
+                f"metrics.reconstruction={self.NAMES}",
+                "rounding=truncate",
+                "kernel_subset_size=50",
+            ]
             protocol = Protocol.load("demo", changes)
             images = DatasetImages(self.digits(), protocol)
             measured = measure_reconstruction(
-                tokenizer.eval(), processor, images, protocol, judges=Judges(extractor), progress_bar=False
+                tokenizer.eval(),
+                processor,
+                images,
+                protocol,
+                judges=Judges(extractor),
+                progress_bar=False,
             )
             return {name: estimate.value for name, estimate in measured.metrics.items()}
 
@@ -482,7 +597,9 @@ class TestMetrics:
 
     @pytest.mark.parametrize("stage", ["warmup", "generator", "classifier"])
     def test_a_stage_that_makes_no_pixels_is_refused(self, make, evaluate, stage):
-        with pytest.raises(TypeError, match=r"which a ReconstructionObjective makes, got a .*Objective"):
+        with pytest.raises(
+            TypeError, match=r"which a ReconstructionObjective makes, got a .*Objective"
+        ):
             evaluate(make(stage))
 
 

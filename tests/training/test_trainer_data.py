@@ -1,4 +1,5 @@
-"""What the trainer does with its data: epochs, images that cannot be read, weights of batches, and publishing."""
+"""What the trainer does with its data: epochs, images that cannot be read, weights of batches, and
+publishing."""
 
 import io
 import json
@@ -23,7 +24,8 @@ def steps_of(trainer):
 
 @pytest.fixture
 def files(digits):
-    """Makes a data set of the digits as PNG files, of which some hold something else: `files({3: b"no image"})`."""
+    """Makes a data set of the digits as PNG files, of which some hold something else: `files({3:
+    b"no image"})`."""
 
     def make(broken):
         images = []
@@ -38,13 +40,17 @@ def files(digits):
 
 
 class TestEpochs:
-    @pytest.mark.parametrize(("epochs", "accumulation", "steps"), [(2, 1, 9), (1, 2, 3), (0.5, 1, 3)])
+    @pytest.mark.parametrize(
+        ("epochs", "accumulation", "steps"), [(2, 1, 9), (1, 2, 3), (0.5, 1, 3)]
+    )
     def test_they_end_with_the_step_that_sees_the_last_sample(
         self, make_objective, make_trainer, epochs, accumulation, steps
     ):
         """18 digits in batches of 4."""
         trainer = make_trainer(
-            make_objective("classifier"), num_train_epochs=epochs, gradient_accumulation_steps=accumulation
+            make_objective("classifier"),
+            num_train_epochs=epochs,
+            gradient_accumulation_steps=accumulation,
         )
         trainer.train()
         assert trainer.state.max_steps == trainer.state.global_step == steps
@@ -69,7 +75,8 @@ class TestEpochs:
         class Seen(TrainerCallback):
             def on_step_begin(self, args, state, control, model, **kwargs):
                 model.register_forward_pre_hook(
-                    lambda module, args, inputs: seen.extend(inputs["pixel_values"]), with_kwargs=True
+                    lambda module, args, inputs: seen.extend(inputs["pixel_values"]),
+                    with_kwargs=True,
                 )
 
             def on_step_end(self, args, state, control, model, **kwargs):
@@ -84,7 +91,9 @@ class TestEpochs:
 
 
 class TestUnreadable:
-    def test_they_are_counted_and_listed_and_training_goes_on(self, make_objective, make_trainer, files, tmp_path):
+    def test_they_are_counted_and_listed_and_training_goes_on(
+        self, make_objective, make_trainer, files, tmp_path
+    ):
         trainer = make_trainer(
             make_objective("classifier"),
             train_dataset=files({3: b"no image", 11: b""}),
@@ -94,7 +103,10 @@ class TestUnreadable:
         trainer.train()
         counts = [entry.get("unreadable_images", 0) for entry in steps_of(trainer)]
         assert counts == sorted(counts) and counts[-1] == 2
-        listed = [json.loads(line) for line in (tmp_path / "trainer" / "unreadable.jsonl").read_text().splitlines()]
+        listed = [
+            json.loads(line)
+            for line in (tmp_path / "trainer" / "unreadable.jsonl").read_text().splitlines()
+        ]
         assert [entry["key"] for entry in listed] == ["digit-11.png", "digit-3.png"]
         assert all(entry["reason"] for entry in listed)
 
@@ -105,7 +117,9 @@ class TestUnreadable:
         assert all("unreadable_images" not in entry for entry in steps_of(trainer))
 
     @pytest.mark.parametrize(("share", "stops"), [(2 / 18, False), (1 / 18, True), (0, True)])
-    def test_past_the_given_share_training_stops(self, make_objective, make_trainer, files, share, stops):
+    def test_past_the_given_share_training_stops(
+        self, make_objective, make_trainer, files, share, stops
+    ):
         trainer = make_trainer(
             make_objective("classifier"),
             train_dataset=files({3: b"no image", 11: b""}),
@@ -145,15 +159,21 @@ class TestUnreadable:
         size = (tmp_path / "1.tar").stat().st_size
         os.truncate(tmp_path / "1.tar", size // 2)
         rows = open_rows(str(tmp_path / "{0..1}.tar"), label_column=None)
-        trainer = make_trainer(make_objective("vqgan"), train_dataset=rows, max_steps=2, max_unreadable=0.1)
+        trainer = make_trainer(
+            make_objective("vqgan"), train_dataset=rows, max_steps=2, max_unreadable=0.1
+        )
         trainer.train()
         assert [entry["unreadable_images"] for entry in steps_of(trainer)] == [1, 1]
-        [listed] = map(json.loads, (tmp_path / "trainer" / "unreadable.jsonl").read_text().splitlines())
+        [listed] = map(
+            json.loads, (tmp_path / "trainer" / "unreadable.jsonl").read_text().splitlines()
+        )
         assert listed["key"].endswith("1.tar") and "truncated" in listed["reason"]
 
     @pytest.mark.parametrize("share", [-0.1, 1.1])
     def test_the_share_is_one(self, tmp_path, share):
-        with pytest.raises(ValueError, match=rf"`max_unreadable` must be a share in \[0, 1\], got {share}"):
+        with pytest.raises(
+            ValueError, match=rf"`max_unreadable` must be a share in \[0, 1\], got {share}"
+        ):
             TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_unreadable=share)
 
 
@@ -161,7 +181,8 @@ class TestUnreadable:
 def test_masked_tokens_of_accumulated_batches_count_alike(
     make_objective, make_trainer, generator_config, unmasked_weight
 ):
-    """Loss and gradient of a step are those of the weighted mean over all of its tokens, image by image."""
+    """Loss and gradient of a step are those of the weighted mean over all of its tokens, image by
+    image."""
     generator_config.unmasked_weight = unmasked_weight
     generator_config.hidden_dropout = generator_config.attention_dropout = 0.0
     objective = make_objective("generator").train()
@@ -180,14 +201,18 @@ def test_masked_tokens_of_accumulated_batches_count_alike(
         max_grad_norm=0,
         learning_rate=0,
     )
-    loader = TrainingLoader(trainer.rows, trainer.data_collator.collate, batch_size=12, num_draws=objective.num_draws)
+    loader = TrainingLoader(
+        trainer.rows, trainer.data_collator.collate, batch_size=12, num_draws=objective.num_draws
+    )
     batch = next(iter(loader))
     trainer.train()
 
     total = weights = 0
     for i in range(12):
         row = {name: tensor[i : i + 1] for name, tensor in batch.items()}
-        masked = int(objective.scheduler.add_noise(torch.zeros(1, 8), row["draws"][:, 0]).count_nonzero())
+        masked = int(
+            objective.scheduler.add_noise(torch.zeros(1, 8), row["draws"][:, 0]).count_nonzero()
+        )
         weight = masked + unmasked_weight * (8 - masked)
         total, weights = total + weight * objective(**row).loss, weights + weight
     (total / weights).backward()
@@ -209,7 +234,9 @@ class TestPublishing:
     def test_the_averaged_model_and_the_processor_are_published(
         self, hub, make_objective, make_trainer, stage, model_class
     ):
-        trainer = make_trainer(make_objective(stage, ema_decay=0.9), max_steps=2, hub_model_id="user/trained")
+        trainer = make_trainer(
+            make_objective(stage, ema_decay=0.9), max_steps=2, hub_model_id="user/trained"
+        )
         trainer.train()
         commit = trainer.push_to_hub("Two steps")
         assert commit is not None
@@ -217,12 +244,15 @@ class TestPublishing:
         for name, tensor in trainer.model.ema.module.state_dict().items():
             assert torch.equal(published[name], tensor), name
         assert (
-            TiTokImageProcessor.from_pretrained("user/trained").to_dict() == trainer.data_collator.processor.to_dict()
+            TiTokImageProcessor.from_pretrained("user/trained").to_dict()
+            == trainer.data_collator.processor.to_dict()
         )
         assert "README.md" in hub.files("user/trained") or stage == "classifier"
 
     def test_arguments_say_where(self, hub, make_objective, make_trainer):
-        trainer = make_trainer(make_objective("warmup"), hub_model_id="user/secret", hub_private_repo=True)
+        trainer = make_trainer(
+            make_objective("warmup"), hub_model_id="user/secret", hub_private_repo=True
+        )
         trainer.push_to_hub(revision="draft")
         assert "model.safetensors" in hub.files("user/secret", "draft")
         assert "model.safetensors" not in hub.files("user/secret")
@@ -243,14 +273,21 @@ class TestPublishing:
             def on_save(self, args, state, control, model, **kwargs):
                 same = TiTokModel.from_pretrained("user/trained").state_dict()
                 published.append(state.global_step)
-                assert all(torch.equal(same[name], tensor) for name, tensor in model.model.state_dict().items())
+                assert all(
+                    torch.equal(same[name], tensor)
+                    for name, tensor in model.model.state_dict().items()
+                )
 
         trainer.add_callback(Published())
         trainer.train()
         assert published == [2, 4, 5]
-        assert trainer.model.training  # of no consequence, but publishing put it in evaluation mode in between
+        assert (
+            trainer.model.training
+        )  # of no consequence, but publishing put it in evaluation mode in between
 
-    def test_a_hub_out_of_reach_does_not_stop_the_training(self, hub, make_objective, make_trainer, caplog):
+    def test_a_hub_out_of_reach_does_not_stop_the_training(
+        self, hub, make_objective, make_trainer, caplog
+    ):
         trainer = make_trainer(
             make_objective("warmup"),
             max_steps=4,

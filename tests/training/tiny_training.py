@@ -1,4 +1,5 @@
-"""What the scripts of this folder train: the smallest VQGAN, on 18 digits. They import it as their neighbor."""
+"""What the scripts of this folder train: the smallest VQGAN, on 18 digits. They import it as their
+neighbor."""
 
 from titok_hf import MaskGitVQGANConfig, MaskGitVQGANModel, TiTokImageProcessor
 from titok_hf.data import ImageCollator

@@ -12,11 +12,16 @@ from rich.table import Table
 
 from .options import Device
 
-app = typer.Typer(help="Measure tokenizers and generators, with the protocol recorded.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure tokenizers and generators, with the protocol recorded.", no_args_is_help=True
+)
 console = Console()
 
 ProtocolName = Annotated[
-    str, typer.Option(help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, or a YAML file with the fields of one.")
+    str,
+    typer.Option(
+        help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, or a YAML file with the fields of one."
+    ),
 ]
 Changes = Annotated[
     list[str] | None,
@@ -29,25 +34,43 @@ def writable(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise typer.BadParameter(f"{path.parent} must be a folder to write into: {error}") from error
+        raise typer.BadParameter(
+            f"{path.parent} must be a folder to write into: {error}"
+        ) from error
     if not os.access(path.parent, os.W_OK):
-        raise typer.BadParameter(f"{path.parent} must be a folder to write into, and may not be written.")
+        raise typer.BadParameter(
+            f"{path.parent} must be a folder to write into, and may not be written."
+        )
     return path
 
 
-Output = Annotated[Path, typer.Option(dir_okay=False, callback=writable, help="JSON file of the result.")]
+Output = Annotated[
+    Path, typer.Option(dir_okay=False, callback=writable, help="JSON file of the result.")
+]
 Reference = Annotated[
-    str | None, typer.Option(help="What to compare with: a file of ADM's (.npz), a folder of images, or a data set.")
+    str | None,
+    typer.Option(
+        help="What to compare with: a file of ADM's (.npz), a folder of images, or a data set."
+    ),
 ]
 ReferenceSplit = Annotated[str | None, typer.Option(help="Split of the reference.")]
-ReferenceRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a reference on the Hub.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")]
-DataRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the data on the Hub.")]
+ReferenceRevision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a reference on the Hub.")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")
+]
+DataRevision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the data on the Hub.")
+]
 Weights = Annotated[
-    str | None, typer.Option(help="Weights of Inception: a file, or one on the Hub as owner/repo/file.")
+    str | None,
+    typer.Option(help="Weights of Inception: a file, or one on the Hub as owner/repo/file."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Data type of the model.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option(help="Data type of the model.")
+]
 ImageColumn = Annotated[str, typer.Option(help="Column of the images.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.")]
 Data = Annotated[str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")]
@@ -55,17 +78,25 @@ Data = Annotated[str, typer.Option(help="digits, a folder of images, or a data s
 
 @app.command()
 def reconstruction(
-    tokenizer: Annotated[str, typer.Argument(help="Folder or Hub repository of a tokenizer of any family.")],
+    tokenizer: Annotated[
+        str, typer.Argument(help="Folder or Hub repository of a tokenizer of any family.")
+    ],
     data: Data,
     protocol: ProtocolName = "titok-rfid",
     changes: Changes = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data; test or validation if not given.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the data; test or validation if not given.")
+    ] = None,
     revision: Revision = None,
-    subfolder: Annotated[str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")] = "",
+    subfolder: Annotated[
+        str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")
+    ] = "",
     data_revision: DataRevision = None,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
-    num_images: Annotated[int | None, typer.Option(min=2, help="How many, from the start; all if not given.")] = None,
+    num_images: Annotated[
+        int | None, typer.Option(min=2, help="How many, from the start; all if not given.")
+    ] = None,
     reference: Reference = None,
     reference_split: ReferenceSplit = None,
     reference_revision: ReferenceRevision = None,
@@ -104,7 +135,10 @@ def reconstruction(
 @app.command()
 def generation(
     source: Annotated[
-        str, typer.Argument(help="Pipeline (folder or Hub repository), or images: a folder or an ADM batch (.npz).")
+        str,
+        typer.Argument(
+            help="Pipeline (folder or Hub repository), or images: a folder or an ADM batch (.npz)."
+        ),
     ],
     protocol: ProtocolName = "adm-256",
     changes: Changes = None,
@@ -112,17 +146,24 @@ def generation(
     reference_split: ReferenceSplit = None,
     reference_revision: ReferenceRevision = None,
     image_column: ImageColumn = "image",
-    num_samples: Annotated[int | None, typer.Option(min=1, help="Images; the protocol's number if not given.")] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="Images; the protocol's number if not given.")
+    ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="Of the samples; several give means over as many sets.")
     ] = None,
     sampler: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Argument of the pipeline's call, as in num_inference_steps=8."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Argument of the pipeline's call, as in num_inference_steps=8.",
+        ),
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="ADM batch (.npz) to write; a stopped run goes on where it was."),
+        typer.Option(
+            dir_okay=False, help="ADM batch (.npz) to write; a stopped run goes on where it was."
+        ),
     ] = None,
     revision: Revision = None,
     extractor_weights: Weights = None,
@@ -131,7 +172,8 @@ def generation(
     dtype: Dtype = "float32",
     output: Output = Path("generation.json"),
 ) -> None:
-    """Measure how good generated images are: FID, sFID, Inception Score, precision and recall, and more."""
+    """Measure how good generated images are: FID, sFID, Inception Score, precision and recall, and
+    more."""
     from ..evaluation import evaluate_generation
 
     result = evaluate_generation(
@@ -157,19 +199,26 @@ def generation(
 
 @app.command()
 def reference(
-    data: Annotated[str, typer.Argument(help="digits, a folder of images, or a data set on the Hub.")],
+    data: Annotated[
+        str, typer.Argument(help="digits, a folder of images, or a data set on the Hub.")
+    ],
     output: Annotated[Path, typer.Option(dir_okay=False, help="File to write (.npz).")],
     protocol: ProtocolName = "adm-256",
     changes: Changes = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data; test or validation if not given.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the data; test or validation if not given.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the data.")] = None,
     image_column: ImageColumn = "image",
-    num_kept: Annotated[int, typer.Option(min=1, help="Images to keep for precision and recall.")] = 10000,
+    num_kept: Annotated[
+        int, typer.Option(min=1, help="Images to keep for precision and recall.")
+    ] = 10000,
     extractor_weights: Weights = None,
     batch_size: BatchSize = 64,
     device: Device = None,
 ) -> None:
-    """Write the statistics of a data set, and some of its images, as ADM's reference batches hold them."""
+    """Write the statistics of a data set, and some of its images, as ADM's reference batches hold
+    them."""
     from ..data.processes import process_state
     from ..evaluation import write_reference
 
@@ -192,10 +241,15 @@ def reference(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="JSON files of results.")],
+    results: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="JSON files of results.")
+    ],
     different_protocols: Annotated[
         bool,
-        typer.Option("--different-protocols", help="Make the table although the protocols differ, and say in what."),
+        typer.Option(
+            "--different-protocols",
+            help="Make the table although the protocols differ, and say in what.",
+        ),
     ] = False,
 ) -> None:
     """Put results side by side, if they were measured by one protocol."""
@@ -204,30 +258,41 @@ def compare(
     loaded, different = compare_results(results, different_protocols)
     show(loaded, [str(path) for path in results])
     for name, values in different.items():
-        console.print(f"[bold red]different {escape(name)}[/bold red]: {escape(' | '.join(map(str, values)))}")
+        console.print(
+            f"[bold red]different {escape(name)}[/bold red]: {escape(' | '.join(map(str, values)))}"
+        )
 
 
 @app.command()
 def probe(
-    tokenizer: Annotated[str, typer.Argument(help="Folder or Hub repository of a tokenizer of any family.")],
+    tokenizer: Annotated[
+        str, typer.Argument(help="Folder or Hub repository of a tokenizer of any family.")
+    ],
     data: Data,
     feature: Annotated[
         list[str] | None,
-        typer.Option(help="What is probed: tokens, mean_token, unquantized or encoder; may be given again."),
+        typer.Option(
+            help="What is probed: tokens, mean_token, unquantized or encoder; may be given again."
+        ),
     ] = None,
     revision: Revision = None,
-    subfolder: Annotated[str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")] = "",
+    subfolder: Annotated[
+        str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")
+    ] = "",
     data_revision: DataRevision = None,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
     k: Annotated[int, typer.Option(min=1, help="Nearest neighbors that vote.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the training images that choose the weight decay.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the training images that choose the weight decay.")
+    ] = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: Dtype = "float32",
     output: Output = Path("probe.json"),
 ) -> None:
-    """Measure what tokens know: accuracy of a linear classifier and of nearest neighbors on frozen features."""
+    """Measure what tokens know: accuracy of a linear classifier and of nearest neighbors on frozen
+    features."""
     from ..evaluation import probe_files
 
     probed = probe_files(
@@ -253,7 +318,9 @@ def probe(
         cells = []
         for kind in ("linear", "knn"):
             error = measured[f"{kind}_standard_error"]
-            cells.append(f"{measured[f'{kind}_accuracy']:.1%}" + ("" if error is None else f" ± {error:.1%}"))
+            cells.append(
+                f"{measured[f'{kind}_accuracy']:.1%}" + ("" if error is None else f" ± {error:.1%}")
+            )
         table.add_row(name, str(measured["dimension"]), *cells)
     console.print(table)
     console.print(f"With all it depends on: [bold]{escape(str(output))}[/bold]")

@@ -29,16 +29,24 @@ console = Console()
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as in stages.warmup.training.max_steps=100."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change the recipe, as in stages.warmup.training.max_steps=100.",
+    ),
 ]
 
 
 @app.command()
 def demo(
-    output_dir: Annotated[Path, typer.Option(help="Folder for models, pictures and metrics.")] = Path("demo"),
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for models, pictures and metrics.")
+    ] = Path("demo"),
     seed: Seed = 0,
     overrides: Overrides = None,
-    images_per_class: Annotated[int, typer.Option(min=7, help="Generated images of each digit to measure.")] = 100,
+    images_per_class: Annotated[
+        int, typer.Option(min=7, help="Generated images of each digit to measure.")
+    ] = 100,
 ) -> None:
     """Train a tokenizer and a generator on handwritten digits, measure and show them.
 
@@ -47,32 +55,49 @@ def demo(
     from ..demo import run_demo
 
     with training_progress() as progress:
-        metrics = run_demo(output_dir, seed, overrides or (), images_per_class, callbacks=[progress])
+        metrics = run_demo(
+            output_dir, seed, overrides or (), images_per_class, callbacks=[progress]
+        )
     console.print(demo_table(metrics))
-    console.print(f"Pictures, models and metrics.json are in [bold]{escape(str(output_dir))}[/bold].")
+    console.print(
+        f"Pictures, models and metrics.json are in [bold]{escape(str(output_dir))}[/bold]."
+    )
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships, such as digits.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a recipe that ships, such as digits.")
+    ],
     data: Annotated[
-        str, typer.Option(help="digits, a folder of images, tar shards, a data set on the Hub, or one of tokens.")
+        str,
+        typer.Option(
+            help="digits, a folder of images, tar shards, a data set on the Hub, or one of tokens."
+        ),
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder for the models.")],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe, as in stages.warmup.training.max_steps=100."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Changes of the recipe, as in stages.warmup.training.max_steps=100.",
+        ),
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of data on the Hub.")] = None,
-    streaming: Annotated[bool, typer.Option(help="Stream data that could also be downloaded as a whole.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of data on the Hub.")
+    ] = None,
+    streaming: Annotated[
+        bool, typer.Option(help="Stream data that could also be downloaded as a whole.")
+    ] = False,
     seed: Seed = 0,
     overrides: Overrides = None,
 ) -> None:
     """Train all stages of a recipe: VQGAN, 1D tokenizer, generator.
 
-    Stopped and started again, it goes on where it was. With torchrun or accelerate launch, on many processes.
+    Stopped and started again, it goes on where it was. With torchrun or accelerate launch, on many
+    processes.
     """
     from ..data.processes import process_state
     from ..training import train_recipe
@@ -97,28 +122,44 @@ def train(
 @app.command()
 def reconstruct(
     images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Image files.")],
-    tokenizer: Annotated[str, typer.Option(help="Folder or Hub repository of a tokenizer.")] = "demo/tokenizer",
-    output: Annotated[Path, typer.Option(help="Picture of the images above their reconstructions.")] = Path(
-        "reconstructions.png"
-    ),
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder or Hub repository of a tokenizer.")
+    ] = "demo/tokenizer",
+    output: Annotated[
+        Path, typer.Option(help="Picture of the images above their reconstructions.")
+    ] = Path("reconstructions.png"),
 ) -> None:
     """Encode images into tokens and decode them again."""
     from ..evaluation import reconstruct_files
 
     reconstruct_files(tokenizer, images, output)
-    console.print(f"{len(images)} images above their reconstructions: [bold]{escape(str(output))}[/bold]")
+    console.print(
+        f"{len(images)} images above their reconstructions: [bold]{escape(str(output))}[/bold]"
+    )
 
 
 @app.command()
 def generate(
-    label: Annotated[list[str], typer.Option(help="Class, by id or name; may be given several times.")],
-    pipeline: Annotated[str, typer.Option(help="Folder or Hub repository of a pipeline.")] = "demo/pipeline",
+    label: Annotated[
+        list[str], typer.Option(help="Class, by id or name; may be given several times.")
+    ],
+    pipeline: Annotated[
+        str, typer.Option(help="Folder or Hub repository of a pipeline.")
+    ] = "demo/pipeline",
     num_images: Annotated[int, typer.Option(min=1, help="Images of each label.")] = 12,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; if not given, the pipeline's own.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Scale of the guidance, 1 for none.")] = None,
-    guidance_schedule: Annotated[str | None, typer.Option(help="constant, linear or power-cosine.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the sampler; if not given, the pipeline's own.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Scale of the guidance, 1 for none.")
+    ] = None,
+    guidance_schedule: Annotated[
+        str | None, typer.Option(help="constant, linear or power-cosine.")
+    ] = None,
     seed: Seed = 0,
-    output: Annotated[Path, typer.Option(help="Picture with a row of images for each label.")] = Path("samples.png"),
+    output: Annotated[
+        Path, typer.Option(help="Picture with a row of images for each label.")
+    ] = Path("samples.png"),
 ) -> None:
     """Generate images of classes."""
     from ..evaluation import generate_to_file
@@ -140,19 +181,33 @@ def generate(
 def convert(
     source: Annotated[
         str,
-        typer.Argument(help="Official checkpoint: a file, a folder, a Hub repository, or a file of one."),
+        typer.Argument(
+            help="Official checkpoint: a file, a folder, a Hub repository, or a file of one."
+        ),
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder to write.")],
     generator: Annotated[
-        str | None, typer.Option(help="Generator of the tokenizer's codes: the folder is a whole pipeline then.")
+        str | None,
+        typer.Option(
+            help="Generator of the tokenizer's codes: the folder is a whole pipeline then."
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(exists=True, help="Official configuration, if none is beside the weights.")
+        Path | None,
+        typer.Option(exists=True, help="Official configuration, if none is beside the weights."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")] = None,
-    to_official: Annotated[bool, typer.Option(help="The way back: a folder of ours to the official format.")] = False,
-    push: Annotated[str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")] = None,
-    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
+    ] = None,
+    to_official: Annotated[
+        bool, typer.Option(help="The way back: a folder of ours to the official format.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option(help="Whether a new repository is private.")
+    ] = None,
 ) -> None:
     """Convert official checkpoints of tokenizers, generators and VQGANs."""
     from .. import conversion
@@ -161,7 +216,9 @@ def convert(
 
     if to_official:
         if generator or config or dtype or push:
-            raise ValueError("`--to-official` takes a folder of ours as it is: no other option goes with it.")
+            raise ValueError(
+                "`--to-official` takes a folder of ours as it is: no other option goes with it."
+            )
         conversion.convert_to_official(source, output_dir)
     else:
         conversion.convert(source, output_dir, generator, config, dtype and parse_dtype(dtype))
@@ -173,35 +230,59 @@ def convert(
 
 @app.command()
 def tokenize(
-    data: Annotated[str, typer.Argument(help="digits, a folder of images, tar shards, or a data set on the Hub.")],
+    data: Annotated[
+        str,
+        typer.Argument(help="digits, a folder of images, tar shards, or a data set on the Hub."),
+    ],
     tokenizer: Annotated[str, typer.Option(help="Folder or Hub repository of a tokenizer.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the data set.")],
     split: Annotated[str | None, typer.Option(help="Which one; all of them if not given.")] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
-    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Whether there are labels.")] = True,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of data on the Hub.")] = None,
-    streaming: Annotated[bool, typer.Option(help="Stream data that could also be downloaded as a whole.")] = False,
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Whether there are labels.")
+    ] = True,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of data on the Hub.")
+    ] = None,
+    streaming: Annotated[
+        bool, typer.Option(help="Stream data that could also be downloaded as a whole.")
+    ] = False,
     augmentation: Annotated[
-        Literal["none", "flip", "ten-crop"], typer.Option(help="Which copies of each image there are.")
+        Literal["none", "flip", "ten-crop"],
+        typer.Option(help="Which copies of each image there are."),
     ] = "none",
     enlarge: Annotated[
-        float, typer.Option(min=1.0, help="Shorter side of an image before ten-crop, in multiples of the crop's.")
+        float,
+        typer.Option(
+            min=1.0, help="Shorter side of an image before ten-crop, in multiples of the crop's."
+        ),
     ] = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
-    part_size: Annotated[int, typer.Option(min=1, help="Images of a file, which is what a kill can lose.")] = 10_000,
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None,
+    part_size: Annotated[
+        int, typer.Option(min=1, help="Images of a file, which is what a kill can lose.")
+    ] = 10_000,
+    num_workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode images.")
+    ] = None,
     max_unreadable: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the images that may be unreadable.")
     ] = 0.01,
-    dtype: Annotated[str, typer.Option(help="Of the tokenizer: float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the tokenizer: float32, bfloat16 or float16.")
+    ] = "float32",
     device: Device = None,
-    push: Annotated[str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")] = None,
-    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option(help="Whether a new repository is private.")
+    ] = None,
 ) -> None:
     """Encode images into a data set of codes, or of latents with their statistics.
 
-    Stopped and started again, it goes on where it was. With torchrun, many processes share the work.
+    Stopped and started again, it goes on where it was. With torchrun, many processes share the
+    work.
     """
     from ..data import Augmentation, push_tokens_to_hub, tokenize_to_folder
     from ..data.processes import process_state
@@ -231,7 +312,9 @@ def tokenize(
     column = "latents" if record["result"]["codebook_size"] is None else "codes"
     console.print(f"{counts} images as {column}: [bold]{escape(str(output_dir))}[/bold]")
     if unreadable := sum(content["unreadable"] for content in splits.values()):
-        console.print(f"{unreadable} could not be read: unreadable.jsonl in that folder lists them.")
+        console.print(
+            f"{unreadable} could not be read: unreadable.jsonl in that folder lists them."
+        )
     if push:
         push_tokens_to_hub(output_dir, push, private=private)
         console.print(f"Published: [bold]{escape(push)}[/bold]")
@@ -240,8 +323,13 @@ def tokenize(
 @app.command()
 def zero_shot(
     labels: Annotated[str, typer.Option(help="Names to choose from, separated by commas.")],
-    image: Annotated[list[Path], typer.Option(exists=True, dir_okay=False, help="Image file; may be given again.")],
-    model: Annotated[str, typer.Option(help="Folder or Hub repository of a VTP.")] = "MiniMaxAI/VTP-Large-f16d64",
+    image: Annotated[
+        list[Path],
+        typer.Option(exists=True, dir_okay=False, help="Image file; may be given again."),
+    ],
+    model: Annotated[
+        str, typer.Option(help="Folder or Hub repository of a VTP.")
+    ] = "MiniMaxAI/VTP-Large-f16d64",
     device: Device = None,
 ) -> None:
     """Say which of some names fits an image best."""
@@ -249,7 +337,9 @@ def zero_shot(
 
     names = [name.strip() for name in labels.split(",")]
     table = Table("image", "best", "probability")
-    for path, probabilities in zip(image, zero_shot_files(model, names, image, device=device), strict=True):
+    for path, probabilities in zip(
+        image, zero_shot_files(model, names, image, device=device), strict=True
+    ):
         best = sorted(probabilities.items(), key=lambda item: -item[1])[:5]
         for row, (name, probability) in enumerate(best):
             table.add_row("" if row else escape(path.name), escape(name), f"{probability:.1%}")
@@ -259,20 +349,35 @@ def zero_shot(
 @app.command()
 def study(
     name: Annotated[
-        str, typer.Argument(help="tokens, one-against-two-d, two-stage, schedule or codebook: a claim of the paper.")
+        str,
+        typer.Argument(
+            help="tokens, one-against-two-d, two-stage, schedule or codebook: a claim of the paper."
+        ),
     ],
-    output_dir: Annotated[Path | None, typer.Option(help="Folder; studies/NAME if not given.")] = None,
-    data: Annotated[str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")] = "digits",
-    seed: Annotated[list[int] | None, typer.Option(help="May be given again; the study's own if not given.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder; studies/NAME if not given.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")
+    ] = "digits",
+    seed: Annotated[
+        list[int] | None, typer.Option(help="May be given again; the study's own if not given.")
+    ] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     overrides: Overrides = None,
-    quick: Annotated[bool, typer.Option(help="A few steps with one seed, to see that everything works.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="A few steps with one seed, to see that everything works.")
+    ] = False,
     extractor: Annotated[
-        str | None, typer.Option(help="Features of the Fréchet distance on other data: inception, or a vision model.")
+        str | None,
+        typer.Option(
+            help="Features of the Fréchet distance on other data: inception, or a vision model."
+        ),
     ] = None,
 ) -> None:
-    """Try a claim of the paper in miniature: variants of a recipe, several seeds, a table and a plot.
+    """Try a claim of the paper in miniature: variants of a recipe, several seeds, a table and a
+    plot.
 
     Stopped and started again, it goes on where it was.
     """
@@ -293,18 +398,30 @@ def study(
             callbacks=[progress],
         )
     console.print((output_dir / "table.md").read_text(), markup=False)
-    console.print(f"results.json, table.md and plot.png are in [bold]{escape(str(output_dir))}[/bold].")
+    console.print(
+        f"results.json, table.md and plot.png are in [bold]{escape(str(output_dir))}[/bold]."
+    )
 
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model or pipeline.")],
-    repo_id: Annotated[str, typer.Argument(metavar="USER/REPO", help="Hub repository; created if need be.")],
-    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Model or pipeline.")
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="USER/REPO", help="Hub repository; created if need be.")
+    ],
+    private: Annotated[
+        bool | None, typer.Option(help="Whether a new repository is private.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch; created if need be.")] = None,
     result: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="JSON of titok evaluate, for the card; may be given again."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="JSON of titok evaluate, for the card; may be given again.",
+        ),
     ] = None,
 ) -> None:
     """Publish a trained or converted folder on the Hub, with a model card."""
@@ -344,7 +461,9 @@ def demo_table(metrics: dict[str, Any]) -> Table:
         "distance: to the nearest of them, real held-out digits being 1",
     )
     for name, measures in rows.items():
-        cells = (form.format(measures[key]) if key in measures else "" for key, form in columns.values())
+        cells = (
+            form.format(measures[key]) if key in measures else "" for key, form in columns.values()
+        )
         table.add_row(name, *cells)
     return table
 
@@ -356,7 +475,14 @@ def main() -> None:
     diffusers_logging.disable_progress_bar()
     try:
         app()
-    except (FloatingPointError, ImportError, OSError, StrictDataclassError, TypeError, ValueError) as error:
+    except (
+        FloatingPointError,
+        ImportError,
+        OSError,
+        StrictDataclassError,
+        TypeError,
+        ValueError,
+    ) as error:
         Console(stderr=True).print(
             f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
         )

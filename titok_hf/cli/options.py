@@ -14,12 +14,17 @@ def check_device(device: str | None) -> str | None:
             torch.empty(0, device=device)
         except (AssertionError, NotImplementedError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise typer.BadParameter(f"torch cannot compute on {device!r} here: {reason}") from error
+            raise typer.BadParameter(
+                f"torch cannot compute on {device!r} here: {reason}"
+            ) from error
     return device
 
 
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
 Device = Annotated[
     str | None,
-    typer.Option(callback=check_device, help="Where to compute, such as cuda or cpu; if not given, the fastest."),
+    typer.Option(
+        callback=check_device,
+        help="Where to compute, such as cuda or cpu; if not given, the fastest.",
+    ),
 ]

@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..data.processes import process_state
@@ -35,15 +42,26 @@ class RichProgress(TrainerCallback):
     def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any
+    ) -> None:
         stage = Path(args.output_dir).name.replace("_", " ")
-        self.task = self.progress.add_task(stage, total=state.max_steps, completed=state.global_step, latest="")
+        self.task = self.progress.add_task(
+            stage, total=state.max_steps, completed=state.global_step, latest=""
+        )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any
+    ) -> None:
         self.progress.update(self.task, completed=state.global_step)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, *rest: Any, logs: dict[str, Any], **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        *rest: Any,
+        logs: dict[str, Any],
+        **kwargs: Any,
     ) -> None:
         if "loss" in logs:
             latest = f"loss {logs['loss']:.4f}, {logs['images_per_second']:.0f} images/s"

@@ -33,26 +33,37 @@ def find_weights(path: str | Path) -> list[Path]:
         raise FileNotFoundError(f"There is no file or folder {path}.")
     candidates = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     for index in sorted(path.glob("*.index.json")):
-        shards = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        shards = sorted(
+            {path / name for name in json.loads(index.read_text())["weight_map"].values()}
+        )
         if missing := [shard.name for shard in shards if not shard.exists()]:
-            raise FileNotFoundError(f"{index} names files that are not there: {', '.join(missing)}.")
+            raise FileNotFoundError(
+                f"{index} names files that are not there: {', '.join(missing)}."
+            )
         if set(candidates) == set(shards):
             return shards
     if not candidates:
-        raise FileNotFoundError(f"{path} holds no weights: expected one file of {', '.join(SUFFIXES)}.")
+        raise FileNotFoundError(
+            f"{path} holds no weights: expected one file of {', '.join(SUFFIXES)}."
+        )
     if len(candidates) > 1:
         names = ", ".join(file.name for file in candidates)
-        raise ValueError(f"{path} holds more than one checkpoint: {names}. Name the file, or remove all but one.")
+        raise ValueError(
+            f"{path} holds more than one checkpoint: {names}. Name the file, or remove all but one."
+        )
     return candidates
 
 
-def read_tensors(files: Sequence[Path], unwanted: Set[str] = frozenset()) -> dict[str, torch.Tensor]:
+def read_tensors(
+    files: Sequence[Path], unwanted: Set[str] = frozenset()
+) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint's files, but the unwanted ones.
 
     They are read, not memory-mapped: what is loaded stays whole when the file is overwritten.
 
     Raises:
-        ValueError: If a file is truncated, corrupt, a pickle that would run code, or holds anything but tensors.
+        ValueError: If a file is truncated, corrupt, a pickle that would run code, or holds anything
+            but tensors.
     """
     tensors: dict[str, Any] = {}
     for file in files:
@@ -63,10 +74,16 @@ def read_tensors(files: Sequence[Path], unwanted: Set[str] = frozenset()) -> dic
                     tensors |= {own_name(name): opened.get_tensor(name) for name in names}
                 continue
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+        if not isinstance(loaded, dict) or not all(
+            isinstance(tensor, torch.Tensor) for tensor in loaded.values()
+        ):
             held = list(loaded)[:5] if isinstance(loaded, dict) else type(loaded).__name__
             raise ValueError(f"{file} must hold a dict of tensors by name, got {held}.")
-        tensors |= {own_name(name): tensor for name, tensor in loaded.items() if own_name(name) not in unwanted}
+        tensors |= {
+            own_name(name): tensor
+            for name, tensor in loaded.items()
+            if own_name(name) not in unwanted
+        }
     return tensors
 
 
@@ -101,8 +118,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def resolve_references(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with values for references such as `${model.vq_model.num_latent_tokens}`.
 
-    The reference leaves them in the `config.json` that it saves, too. Those that lead nowhere stay. Numbers such as
-    `1e-4`, which YAML 1.1 takes for text, become floats.
+    The reference leaves them in the `config.json` that it saves, too. Those that lead nowhere stay.
+    Numbers such as `1e-4`, which YAML 1.1 takes for text, become floats.
     """
 
     def resolve(value: Any) -> Any:

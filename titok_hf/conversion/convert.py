@@ -33,21 +33,26 @@ class OfficialCheckpoint:
 
 
 def load_official(
-    source: str | Path, config: str | Path | None = None, dtype: torch.dtype | None = None, **location: Any
+    source: str | Path,
+    config: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    **location: Any,
 ) -> OfficialCheckpoint:
     """Loads an official tokenizer (TiTok or VTP), generator or VQGAN, whichever it is.
 
     Args:
-        source: A file (`.safetensors`, or a `.bin` of tensors); a folder with one; a Hub repository; or a file of a
-            Hub repository, such as `fun-research/TiTok/tokenizer_titok_l32.bin`.
-        config: The official configuration, JSON or YAML. If not given, `config.json` beside the weights; if there is
-            none, the sizes of the tensors tell.
+        source: A file (`.safetensors`, or a `.bin` of tensors); a folder with one; a Hub
+            repository; or a file of a Hub repository, such as
+            `fun-research/TiTok/tokenizer_titok_l32.bin`.
+        config: The official configuration, JSON or YAML. If not given, `config.json` beside the
+            weights; if there is none, the sizes of the tensors tell.
         dtype: Of the weights; as stored if not given.
         location: `revision`, `token`, `cache_dir`, … of a repository.
 
     Raises:
         OSError: If there is no such file, folder or repository.
-        ValueError: If it is none of the three, a file is corrupt or unsafe, or weights and configuration do not fit.
+        ValueError: If it is none of the three, a file is corrupt or unsafe, or weights and
+            configuration do not fit.
     """
     files = find_weights(local_path(str(source), **location))
     beside = files[0].parent / "config.json"
@@ -55,7 +60,9 @@ def load_official(
     if config is not None or beside.exists():
         official_config = read_config(config or beside)
         if not any(known.is_official(official_config) for known in FORMATS):
-            raise ValueError(f"{source} is in the format of titok_hf already: `from_pretrained` loads it.")
+            raise ValueError(
+                f"{source} is in the format of titok_hf already: `from_pretrained` loads it."
+            )
     tensors = read_tensors(files)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     official_format = recognize(shapes, source)
@@ -63,7 +70,8 @@ def load_official(
         official_config = official_format.config_from_shapes(shapes)
     model_class = official_format.model_class
     our_config = model_class.config_class(
-        **official_format.config_fields(official_config), provenance=official_format.provenance(source)
+        **official_format.config_fields(official_config),
+        provenance=official_format.provenance(source),
     )
     state_dict = official_format.to_ours(tensors, our_config, dtype)
     model = model_class.from_pretrained(None, config=our_config, state_dict=state_dict)
@@ -81,17 +89,29 @@ def local_path(source: str, **location: Any) -> Path:
         if source.count("/") == 1 and not source.endswith(SUFFIXES):
             # the small files first: of a repository with many checkpoints, none is downloaded
             folder = Path(snapshot_download(repo_id, allow_patterns="*.json", **location))
-            weights = [name for name in files_of(repo_id, **location) if "/" not in name and name.endswith(SUFFIXES)]
+            weights = [
+                name
+                for name in files_of(repo_id, **location)
+                if "/" not in name and name.endswith(SUFFIXES)
+            ]
             if len(weights) > 1 and not list(folder.glob("*.index.json")):
                 raise ValueError(
-                    f"{repo_id} holds more than one checkpoint: {', '.join(weights)}. Name one, such as "
-                    f"{repo_id}/{weights[0]}."
+                    f"{repo_id} holds more than one checkpoint: {', '.join(weights)}. Name one, "
+                    f"such as {repo_id}/{weights[0]}."
                 )
-            return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors", "*.bin"], **location))
-    raise FileNotFoundError(f"{source} is neither a file or folder here, nor a Hub repository or a file of one.")
+            return Path(
+                snapshot_download(
+                    repo_id, allow_patterns=["*.json", "*.safetensors", "*.bin"], **location
+                )
+            )
+    raise FileNotFoundError(
+        f"{source} is neither a file or folder here, nor a Hub repository or a file of one."
+    )
 
 
-def files_of(repo_id: str, revision: str | None = None, token: str | None = None, **location: Any) -> list[str]:
+def files_of(
+    repo_id: str, revision: str | None = None, token: str | None = None, **location: Any
+) -> list[str]:
     """Names of a repository's files; none if the Hub is not to be asked."""
     if is_offline_mode() or location.get("local_files_only"):
         return []
@@ -109,8 +129,8 @@ def recognize(shapes: Shapes, source: str | Path) -> OfficialFormat:
             return official_format
     names = ", ".join(official_format.model_class.__name__ for official_format in FORMATS)
     raise ValueError(
-        f"{source} is none of the official checkpoints known here ({names}): it has tensors such as "
-        f"{', '.join(list(shapes)[:3]) or 'none at all'}."
+        f"{source} is none of the official checkpoints known here ({names}): it has tensors such "
+        f"as {', '.join(list(shapes)[:3]) or 'none at all'}."
     )
 
 
@@ -121,10 +141,14 @@ def build_pipeline(tokenizer: PreTrainedModel, generator: OfficialCheckpoint) ->
         ValueError: If the two do not fit each other, or the second is no generator.
     """
     if not isinstance(generator.model, MaskGitPreTrainedModel):
-        raise ValueError(f"A generator is expected beside the tokenizer, got a {type(generator.model).__name__}.")
+        raise ValueError(
+            f"A generator is expected beside the tokenizer, got a {type(generator.model).__name__}."
+        )
     scheduler, sampling = official_sampling(generator.config)
     mask_token_id = generator.model.config.mask_token_id
-    return TiTokPipeline(tokenizer, generator.model, MaskGitScheduler(mask_token_id, **scheduler), **sampling)
+    return TiTokPipeline(
+        tokenizer, generator.model, MaskGitScheduler(mask_token_id, **scheduler), **sampling
+    )
 
 
 def convert(
@@ -140,8 +164,8 @@ def convert(
     Args:
         source: Tokenizer, generator or VQGAN, see `load_official`.
         output_dir: The folder; appears when it is whole.
-        generator: With a tokenizer as `source`: the generator of its codes. The folder is a whole pipeline then, which
-            samples as the reference does by default.
+        generator: With a tokenizer as `source`: the generator of its codes. The folder is a whole
+            pipeline then, which samples as the reference does by default.
         config: The official configuration; of both, if there are two.
         dtype: Of the weights; as stored if not given.
         location: `revision`, `token`, `cache_dir`, … of a repository.
@@ -159,7 +183,9 @@ def convert(
         if generator is None:
             result = loaded.model
         else:
-            result = build_pipeline(loaded.model, load_official(generator, config, dtype, **location))
+            result = build_pipeline(
+                loaded.model, load_official(generator, config, dtype, **location)
+            )
         result.save_pretrained(folder)
         if not isinstance(loaded.model, MaskGitPreTrainedModel):
             processor_folder = folder if generator is None else folder / "tokenizer"
@@ -169,7 +195,8 @@ def convert(
 
 
 def make_processor(tokenizer: PreTrainedModel) -> TiTokImageProcessor | VTPProcessor:
-    """The processor of a tokenizer that came without one; a VTP's has CLIP's text tokenizer if that is in reach."""
+    """The processor of a tokenizer that came without one; a VTP's has CLIP's text tokenizer if that
+    is in reach."""
     image_size = tokenizer.config.image_size
     if not isinstance(tokenizer, VTPModel):
         return TiTokImageProcessor.from_image_size(image_size)
@@ -185,9 +212,10 @@ def convert_to_official(source: str | Path, output_dir: str | Path, **location: 
 
     Args:
         source: Folder or Hub repository of a model or pipeline.
-        output_dir: The folder; appears when it is whole. A tokenizer or generator becomes `config.json` and
-            `model.safetensors`, as in the official repositories; a VQGAN the bare file of tensors
-            `maskgit-vqgan-imagenet-f16-256.bin`; a pipeline one folder each, `tokenizer/` and `generator/`.
+        output_dir: The folder; appears when it is whole. A tokenizer or generator becomes
+            `config.json` and `model.safetensors`, as in the official repositories; a VQGAN the bare
+            file of tensors `maskgit-vqgan-imagenet-f16-256.bin`; a pipeline one folder each,
+            `tokenizer/` and `generator/`.
         location: `revision`, `token`, `cache_dir`, … of a repository.
 
     Raises:

@@ -47,11 +47,15 @@ class OfficialMaskGit(OfficialFormat):
         refuse_unknown(official, KNOWN_FIELDS, "model.generator")
         if official["model_type"] != self.official_type:
             raise ValueError(
-                f"{self.model_class.__name__} is the reference's generator of type {self.official_type!r}; this one "
-                f"is of type {official['model_type']!r}."
+                f"{self.model_class.__name__} is the reference's generator of type "
+                f"{self.official_type!r}; this one is of type {official['model_type']!r}."
             )
         num_labels = official["condition_num_classes"]
-        names = imagenet_labels() if num_labels == 1000 else [f"LABEL_{index}" for index in range(num_labels)]
+        names = (
+            imagenet_labels()
+            if num_labels == 1000
+            else [f"LABEL_{index}" for index in range(num_labels)]
+        )
         fields = {
             "codebook_size": section(official_config, "model.vq_model")["codebook_size"],
             "num_tokens": official["image_seq_len"],
@@ -101,7 +105,10 @@ class OfficialMaskGit(OfficialFormat):
             "image_seq_len": config.num_tokens,
             "condition_num_classes": config.num_labels,
         }
-        losses = {"label_smoothing": config.label_smoothing, "loss_weight_unmasked_token": config.unmasked_weight}
+        losses = {
+            "label_smoothing": config.label_smoothing,
+            "loss_weight_unmasked_token": config.unmasked_weight,
+        }
         return {
             "model": {"vq_model": {"codebook_size": config.codebook_size}, "generator": generator},
             "losses": losses,
@@ -123,7 +130,11 @@ class OfficialMaskGitViT(OfficialMaskGit):
         return fields | {ours: official[theirs] for ours, theirs in dropouts if theirs in official}
 
     def sizes_from_shapes(self, shapes: Shapes) -> dict[str, int]:
-        layers = [name for name in shapes if re.fullmatch(r"model\.encoder\.layer\.\d+\.output\.dense\.weight", name)]
+        layers = [
+            name
+            for name in shapes
+            if re.fullmatch(r"model\.encoder\.layer\.\d+\.output\.dense\.weight", name)
+        ]
         return {
             "num_hidden_layers": len(layers),
             "intermediate_size": shapes["model.encoder.layer.0.intermediate.dense.weight"][0],
@@ -146,7 +157,9 @@ class OfficialMaskGitUViT(OfficialMaskGit):
         return super().recognizes(shapes) and "pos_embed" in shapes
 
     def sizes_from_shapes(self, shapes: Shapes) -> dict[str, int]:
-        blocks = [name for name in shapes if re.fullmatch(r"(in|out)_blocks\.\d+\.norm1\.weight", name)]
+        blocks = [
+            name for name in shapes if re.fullmatch(r"(in|out)_blocks\.\d+\.norm1\.weight", name)
+        ]
         return {
             "num_hidden_layers": len(blocks),
             "intermediate_size": shapes["mid_block.mlp.fc1.weight"][0],
@@ -171,12 +184,13 @@ def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], 
     """How the reference samples with a generator.
 
     Args:
-        official_config: Its configuration. If it says nothing of sampling, the released generator of the same type
-            and number of tokens is taken (`sampling.yaml`).
+        official_config: Its configuration. If it says nothing of sampling, the released generator
+            of the same type and number of tokens is taken (`sampling.yaml`).
 
     Returns:
-        Arguments of `MaskGitScheduler`, and of `TiTokPipeline`. The reference adds `c + s * (c - u)` for constant and
-        linear guidance: its scale is one less than ours there, and the same for power-cosine.
+        Arguments of `MaskGitScheduler`, and of `TiTokPipeline`. The reference adds `c + s * (c -
+        u)` for constant and linear guidance: its scale is one less than ours there, and the same
+        for power-cosine.
 
     Raises:
         ValueError: If neither says how to sample.
@@ -187,12 +201,15 @@ def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], 
         name = f"{generator['model_type']}-{generator['image_seq_len']}"
         if name not in released:
             raise ValueError(
-                f"How to sample is known of the released generators {', '.join(released)}, not of a {name}: give its "
-                f"official configuration, with {', '.join(SAMPLING_FIELDS)} in `model.generator`."
+                f"How to sample is known of the released generators {', '.join(released)}, not of "
+                f"a {name}: give its official configuration, with {', '.join(SAMPLING_FIELDS)} in "
+                "`model.generator`."
             )
         generator = released[name]
     if missing := [field for field in SAMPLING_FIELDS if field not in generator]:
-        raise ValueError(f"`model.generator` of the official configuration lacks {', '.join(missing)}.")
+        raise ValueError(
+            f"`model.generator` of the official configuration lacks {', '.join(missing)}."
+        )
     temperature, schedule = generator["randomize_temperature"], generator["guidance_decay"]
     scheduler = {
         "mask_schedule": generator.get("mask_schedule_strategy", "arccos"),
@@ -230,8 +247,11 @@ def sampling_to_official(scheduler: dict[str, Any], sampling: dict[str, Any]) ->
     if scheduler["mask_schedule"] != "arccos":
         generator["mask_schedule_strategy"] = scheduler["mask_schedule"]
     expected, _ = official_sampling({"model": {"generator": generator}})
-    if differing := [f"`{key}={scheduler[key]!r}`" for key in expected if scheduler[key] != expected[key]]:
+    if differing := [
+        f"`{key}={scheduler[key]!r}`" for key in expected if scheduler[key] != expected[key]
+    ]:
         raise ValueError(
-            f"The reference samples otherwise than a scheduler with {', '.join(differing)}: it would have {expected}."
+            f"The reference samples otherwise than a scheduler with {', '.join(differing)}: it "
+            f"would have {expected}."
         )
     return generator

@@ -1,4 +1,5 @@
-"""MaskGIT-VQGAN as the reference stores it: `maskgit-vqgan-imagenet-f16-256.bin`, without a configuration."""
+"""MaskGIT-VQGAN as the reference stores it: `maskgit-vqgan-imagenet-f16-256.bin`, without a
+configuration."""
 
 import re
 from pathlib import Path
@@ -27,7 +28,8 @@ class OfficialMaskGitVQGAN(OfficialFormat):
         try:
             return super().find_config(path, **location)
         except OSError:
-            # a folder or repository with the bare file: the released VQGAN, whose sizes are our defaults
+            # a folder or repository with the bare file: the released VQGAN, whose sizes are our
+            # defaults
             if Path(path).is_dir():
                 if (Path(path) / location.get("subfolder", "") / FILE_NAME).exists():
                     return {}
@@ -44,20 +46,28 @@ class OfficialMaskGitVQGAN(OfficialFormat):
         if Path(path).is_dir():
             return Path(path) / subfolder
         with explain_hub_errors(str(path)):
-            return Path(hf_hub_download(str(path), FILE_NAME, subfolder=subfolder or None, **location)).parent
+            return Path(
+                hf_hub_download(str(path), FILE_NAME, subfolder=subfolder or None, **location)
+            ).parent
 
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
         return {**official_config, "shortcut_of_output": True}
 
     def config_from_shapes(self, shapes: Shapes) -> dict[str, Any]:
         hidden_channels = shapes["encoder.conv_in.weight"][0]
-        stages = sum(bool(re.fullmatch(r"encoder\.down\.\d+\.block\.0\.conv1\.weight", name)) for name in shapes)
+        stages = sum(
+            bool(re.fullmatch(r"encoder\.down\.\d+\.block\.0\.conv1\.weight", name))
+            for name in shapes
+        )
         return {
             "hidden_channels": hidden_channels,
             "channel_multipliers": [
-                shapes[f"encoder.down.{stage}.block.0.conv1.weight"][0] // hidden_channels for stage in range(stages)
+                shapes[f"encoder.down.{stage}.block.0.conv1.weight"][0] // hidden_channels
+                for stage in range(stages)
             ],
-            "num_res_blocks": sum(bool(re.fullmatch(r"encoder\.mid\.\d+\.conv1\.weight", name)) for name in shapes),
+            "num_res_blocks": sum(
+                bool(re.fullmatch(r"encoder\.mid\.\d+\.conv1\.weight", name)) for name in shapes
+            ),
             "latent_channels": shapes["quantize.embedding.weight"][1],
             "codebook_size": shapes["quantize.embedding.weight"][0],
         }
@@ -65,8 +75,8 @@ class OfficialMaskGitVQGAN(OfficialFormat):
     def official_config(self, config: MaskGitVQGANConfig) -> dict[str, Any]:
         if not config.shortcut_of_output:
             raise ValueError(
-                "The official VQGAN computes residual shortcuts from the blocks' own output: only a model with "
-                "`shortcut_of_output=True` can be stored in its format."
+                "The official VQGAN computes residual shortcuts from the blocks' own output: only "
+                "a model with `shortcut_of_output=True` can be stored in its format."
             )
         return {}
 
@@ -75,10 +85,14 @@ class OfficialMaskGitVQGAN(OfficialFormat):
 
 
 def vqgan_name(name: str, config: MaskGitVQGANConfig) -> str:
-    """The official name of a weight of the VQGAN, whose decoder counts resolutions from the finest, ours from the
-    coarsest."""
+    """The official name of a weight of the VQGAN, whose decoder counts resolutions from the finest,
+    ours from the coarsest."""
     last = len(config.channel_multipliers) - 1
-    name = name.replace("quantizer.codebook", "quantize.embedding").replace(".shortcut.", ".nin_shortcut.")
+    name = name.replace("quantizer.codebook", "quantize.embedding").replace(
+        ".shortcut.", ".nin_shortcut."
+    )
     name = re.sub(r"\bdown\.(\d+)\.", r"down.\1.block.", name)
     name = re.sub(r"\bup\.(\d+)\.", lambda match: f"up.{last - int(match[1])}.block.", name)
-    return re.sub(r"\bupsample\.(\d+)\.", lambda match: f"up.{last - int(match[1])}.upsample_conv.", name)
+    return re.sub(
+        r"\bupsample\.(\d+)\.", lambda match: f"up.{last - int(match[1])}.upsample_conv.", name
+    )

@@ -20,9 +20,11 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class OfficialFormat(ABC):
-    """A family's checkpoints as the reference stores them: a configuration, and tensors under other names and shapes.
+    """A family's checkpoints as the reference stores them: a configuration, and tensors under other
+    names and shapes.
 
-    The names and shapes of an official checkpoint follow from ours, so this map serves both directions.
+    The names and shapes of an official checkpoint follow from ours, so this map serves both
+    directions.
     """
 
     model_class: type[PreTrainedModel]
@@ -69,14 +71,19 @@ class OfficialFormat(ABC):
         return resolve_references(config) if self.is_official(config) else None
 
     def provenance(self, path: str | Path) -> dict[str, Any] | None:
-        """What is known of the weights of a Hub repository, or of a file of one; None for what is here."""
+        """What is known of the weights of a Hub repository, or of a file of one; None for what is
+        here."""
         if Path(path).exists():
             return None
         repo_id = "/".join(str(path).split("/")[:2])
         origin: dict[str, Any] = {"base_model": [repo_id]}
         for released in yaml.safe_load((Path(__file__).parent / "released.yaml").read_text()):
             if repo_id in released["models"]:
-                origin |= {key: value for key, value in released.items() if key not in ("models", "results")}
+                origin |= {
+                    key: value
+                    for key, value in released.items()
+                    if key not in ("models", "results")
+                }
                 origin["results"] = [
                     {**released["results"][metric], "metric": metric, "value": value}
                     for metric, value in released["models"][repo_id].items()
@@ -117,7 +124,9 @@ class OfficialFormat(ABC):
     def local_folder(self, path: str | Path, subfolder: str = "", **location: Any) -> Path:
         """A folder with the checkpoint's files, downloaded if need be."""
         if not Path(path).is_dir():
-            patterns = [str(Path(subfolder) / name) for name in ("*.json", "*.safetensors", "*.bin")]
+            patterns = [
+                str(Path(subfolder) / name) for name in ("*.json", "*.safetensors", "*.bin")
+            ]
             with explain_hub_errors(str(path)):
                 path = snapshot_download(str(path), allow_patterns=patterns, **location)
         return Path(path) / subfolder
@@ -132,7 +141,8 @@ class OfficialFormat(ABC):
         """Renames and reshapes an official checkpoint.
 
         Args:
-            tensors: The checkpoint. Emptied on the way, so that a conversion of the dtype never holds both.
+            tensors: The checkpoint. Emptied on the way, so that a conversion of the dtype never
+                holds both.
             config: Our configuration of it.
             dtype: Of the result; as stored if not given.
             ignored: Patterns of our names of weights that are left out.
@@ -140,13 +150,21 @@ class OfficialFormat(ABC):
         Raises:
             ValueError: If weights are missing, unexpected or misshapen.
         """
-        ours = {name: tensor for name, tensor in self.meta_state_dict(config).items() if not matches(name, ignored)}
+        ours = {
+            name: tensor
+            for name, tensor in self.meta_state_dict(config).items()
+            if not matches(name, ignored)
+        }
         layout = self.layout(ours, config)
-        expected = {official: self.official_shape(names, ours) for official, names in layout.items()}
+        expected = {
+            official: self.official_shape(names, ours) for official, names in layout.items()
+        }
         for name, constant in self.constants(config).items():
             stored = tensors.pop(name, constant)
             if not torch.equal(stored.to(constant.dtype), constant):
-                raise ValueError(f"The checkpoint's {name} must be {constant.tolist()}, got {stored.tolist()}.")
+                raise ValueError(
+                    f"The checkpoint's {name} must be {constant.tolist()}, got {stored.tolist()}."
+                )
         refuse_misfit(
             self.model_class.__name__,
             sorted(expected.keys() - tensors.keys()),
@@ -176,16 +194,21 @@ class OfficialFormat(ABC):
         return tensors
 
     def layout(self, ours: Iterable[str], config: PreTrainedConfig) -> dict[str, list[str]]:
-        """The official names, each with ours: one, or those whose tensors it joins along the first axis."""
+        """The official names, each with ours: one, or those whose tensors it joins along the first
+        axis."""
         layout: dict[str, list[str]] = {}
         for name in ours:
             layout.setdefault(self.official_name(name, config), []).append(name)
         return layout
 
-    def official_shape(self, names: Sequence[str], ours: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    def official_shape(
+        self, names: Sequence[str], ours: Mapping[str, torch.Tensor]
+    ) -> tuple[int, ...]:
         """The official shape of some of our weights, joined."""
         shape = tuple(ours[names[0]].shape)
-        return self.official_axes(names[0], shape if len(names) == 1 else (len(names) * shape[0], *shape[1:]))
+        return self.official_axes(
+            names[0], shape if len(names) == 1 else (len(names) * shape[0], *shape[1:])
+        )
 
     def official_axes(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """Our shape with the axes of length 1 that the official one has more or fewer."""
@@ -215,13 +238,16 @@ def find_config_dict(path: str | Path, **location: Any) -> dict[str, Any]:
     Raises:
         OSError: If there is none.
     """
-    if not Path(path).exists() and (str(path).count("/") > 1 or str(path).startswith((".", "/", "~"))):
+    if not Path(path).exists() and (
+        str(path).count("/") > 1 or str(path).startswith((".", "/", "~"))
+    ):
         raise FileNotFoundError(f"There is no folder {path}.")
     with explain_loading_errors(path):
         config, _ = PreTrainedConfig.get_config_dict(path, **location)
     if not config:
         raise FileNotFoundError(
-            f"{Path(path) / location.get('subfolder', '')} has no config.json; `titok convert` also reads official "
+            f"{Path(path) / location.get('subfolder', '')} has no config.json; `titok convert` "
+            "also reads official "
             "weights that came without one."
         )
     return config
@@ -237,7 +263,11 @@ class Section(dict):
     def __getitem__(self, field: str) -> Any:
         value = self.get(field)
         if field not in self or (isinstance(value, str) and value.startswith("${")):
-            problem = f"refers with `{field}` to {value}, which is not there" if field in self else f"lacks `{field}`"
+            problem = (
+                f"refers with `{field}` to {value}, which is not there"
+                if field in self
+                else f"lacks `{field}`"
+            )
             raise ValueError(f"The section `{self.name}` of the official configuration {problem}.")
         return value
 
@@ -252,7 +282,8 @@ def section(official_config: dict[str, Any], name: str) -> Section:
     for key in name.split("."):
         if not isinstance(found, dict) or key not in found:
             raise ValueError(
-                f"An official configuration has a section `{name}`; this one has only {', '.join(official_config)}."
+                f"An official configuration has a section `{name}`; this one has only "
+                f"{', '.join(official_config)}."
             )
         found = dict.__getitem__(found, key)
     return Section(name, found)
@@ -262,6 +293,7 @@ def refuse_unknown(fields: Mapping[str, Any], known: set[str], name: str) -> Non
     """Raises `ValueError` if a section has fields that would change the model in unknown ways."""
     if unknown := sorted(fields.keys() - known):
         raise ValueError(
-            f"The section `{name}` of the official configuration has fields that are not known here: "
-            f"{', '.join(unknown)}. It may be of a newer version of the reference or of another model."
+            f"The section `{name}` of the official configuration has fields that are not known "
+            f"here: {', '.join(unknown)}. It may be of a newer version of the reference or of "
+            "another model."
         )

@@ -54,7 +54,8 @@ NAMES = (
     (r"^quantizer\.codebook\.", "quantize.embedding."),
     (r"^pixel_codebook\.", "pixel_quantize.embedding."),
 )
-# Linear layers of ours that are 1x1 convolutions there, and embeddings with a leading axis that they lack there.
+# Linear layers of ours that are 1x1 convolutions there, and embeddings with a leading axis that
+# they lack there.
 CONVOLUTIONS = re.compile(r"(encoder\.proj|head\.proj|head\.proj_in|head\.proj_out)\.weight")
 WITHOUT_LEADING_AXIS = re.compile(
     r"encoder\.latent_tokens|.*\.(cls_token|position_embedding|latent_position_embedding)"
@@ -64,8 +65,9 @@ WITHOUT_LEADING_AXIS = re.compile(
 class OfficialTiTok(OfficialFormat):
     """The 1D tokenizers.
 
-    Two-stage ones are "legacy": their encoders read their output transposed, and the VQGAN at their end computes its
-    residual shortcuts from the blocks' own output. Both live in the released weights.
+    Two-stage ones are "legacy": their encoders read their output transposed, and the VQGAN at their
+    end computes its residual shortcuts from the blocks' own output. Both live in the released
+    weights.
     """
 
     model_class = TiTokModel
@@ -86,7 +88,9 @@ class OfficialTiTok(OfficialFormat):
         }
         for side, key in (("encoder", "vit_enc_model_size"), ("decoder", "vit_dec_model_size")):
             if official[key] not in VIT_SIZES:
-                raise ValueError(f"`{key}` must be one of {', '.join(VIT_SIZES)}, got {official[key]!r}.")
+                raise ValueError(
+                    f"`{key}` must be one of {', '.join(VIT_SIZES)}, got {official[key]!r}."
+                )
             width, layers, heads = VIT_SIZES[official[key]]
             fields[f"{side}_hidden_size"] = width
             fields[f"{side}_num_hidden_layers"] = layers
@@ -99,7 +103,9 @@ class OfficialTiTok(OfficialFormat):
             fields["commitment_cost"] = official["commitment_cost"]
         if official.get("is_legacy", True):
             fields["interleaved_latents"] = True
-            fields["head"] = "vqgan_decoder" if official.get("finetune_decoder", True) else "proxy_codes"
+            fields["head"] = (
+                "vqgan_decoder" if official.get("finetune_decoder", True) else "proxy_codes"
+            )
             vqgan_config = MaskGitVQGANConfig(image_size=image_size, shortcut_of_output=True)
             fields["vqgan_config"] = vqgan_config.to_dict()
         else:
@@ -110,12 +116,17 @@ class OfficialTiTok(OfficialFormat):
         sizes = {width: name for name, (width, _, _) in VIT_SIZES.items()}
         legacy = "decoder.ffn.2.weight" in shapes
         width, _, patch_size, _ = shapes["encoder.patch_embed.weight"]
-        sides = {side: math.isqrt(shapes[f"{side}.positional_embedding"][0] - 1) for side in ("encoder", "decoder")}
+        sides = {
+            side: math.isqrt(shapes[f"{side}.positional_embedding"][0] - 1)
+            for side in ("encoder", "decoder")
+        }
         image_size = sides["encoder"] * patch_size
         token_size = shapes["decoder.decoder_embed.weight"][1]
         official = {
             "vit_enc_model_size": sizes.get(width, f"of width {width}"),
-            "vit_dec_model_size": sizes.get(shapes["decoder.decoder_embed.weight"][0], "of another width"),
+            "vit_dec_model_size": sizes.get(
+                shapes["decoder.decoder_embed.weight"][0], "of another width"
+            ),
             "vit_enc_patch_size": patch_size,
             "vit_dec_patch_size": image_size // sides["decoder"],
             "num_latent_tokens": shapes["latent_tokens"][0],
@@ -132,11 +143,17 @@ class OfficialTiTok(OfficialFormat):
             }
         else:
             official["quantize_mode"] = "vae"
-        return {"model": {"vq_model": official}, "dataset": {"preprocessing": {"crop_size": image_size}}}
+        return {
+            "model": {"vq_model": official},
+            "dataset": {"preprocessing": {"crop_size": image_size}},
+        }
 
     def official_config(self, config: TiTokConfig) -> dict[str, Any]:
         if config.representation != "latent_tokens":
-            raise ValueError(f"The official format knows latent tokens only; this model has {config.representation}.")
+            raise ValueError(
+                "The official format knows latent tokens only; this model has "
+                f"{config.representation}."
+            )
         official: dict[str, Any] = {"quantize_mode": "vae" if config.quantizer == "kl" else "vq"}
         if config.quantizer == "vq":
             official |= {
@@ -150,27 +167,36 @@ class OfficialTiTok(OfficialFormat):
             size = tuple(getattr(config, f"{side}_{part}") for part in parts)
             if size not in sizes or config.mlp_ratio != 4:
                 raise ValueError(
-                    f"The official format knows ViTs of width, layers and heads {', '.join(map(str, sizes))} with "
-                    f"MLPs of 4 times the width; the {side} has {size} and {config.mlp_ratio}."
+                    "The official format knows ViTs of width, layers and heads "
+                    f"{', '.join(map(str, sizes))} with MLPs of 4 times the width; the {side} has "
+                    f"{size} and {config.mlp_ratio}."
                 )
             official[key] = sizes[size]
         legacy = config.head != "pixels"
         if legacy != config.interleaved_latents:
             raise ValueError(
-                "In the official format, two-stage encoders read their output transposed and single-stage ones do "
-                f"not; this model has `head={config.head!r}` and `interleaved_latents={config.interleaved_latents}`."
+                "In the official format, two-stage encoders read their output transposed and "
+                "single-stage ones do "
+                f"not; this model has `head={config.head!r}` and "
+                f"`interleaved_latents={config.interleaved_latents}`."
             )
         if legacy:
             expected = MaskGitVQGANConfig(image_size=config.image_size, shortcut_of_output=True)
-            sizes = ("hidden_channels", "num_res_blocks", "latent_channels", "codebook_size", "shortcut_of_output")
+            sizes = (
+                "hidden_channels",
+                "num_res_blocks",
+                "latent_channels",
+                "codebook_size",
+                "shortcut_of_output",
+            )
             got = {name: getattr(config.vqgan_config, name) for name in sizes}
             wanted = {name: getattr(expected, name) for name in sizes}
             got["channel_multipliers"] = tuple(config.vqgan_config.channel_multipliers)
             wanted["channel_multipliers"] = tuple(expected.channel_multipliers)
             if got != wanted:
                 raise ValueError(
-                    f"In the official format, a two-stage tokenizer has the released VQGAN, with {wanted}; this one "
-                    f"has {got}."
+                    "In the official format, a two-stage tokenizer has the released VQGAN, with "
+                    f"{wanted}; this one has {got}."
                 )
         return {
             "model": {

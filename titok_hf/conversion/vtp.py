@@ -32,7 +32,11 @@ PARTS = {
     "layer_scale": "init_values",
     "qk_norm": "use_qk_norm",
 }
-FIELDS |= {f"{part}_{ours}": f"{part}_{theirs}" for part in ("vision", "decoder") for ours, theirs in PARTS.items()}
+FIELDS |= {
+    f"{part}_{ours}": f"{part}_{theirs}"
+    for part in ("vision", "decoder")
+    for ours, theirs in PARTS.items()
+}
 # Fields with the one value that is known, which all released models have.
 FIXED = {
     "text_ls_init_value": None,
@@ -53,7 +57,14 @@ SPECIAL = {
     "init_logit_scale",
     "init_logit_bias",
 }
-OF_TRANSFORMERS = {"architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"}
+OF_TRANSFORMERS = {
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "torch_dtype",
+    "transformers_version",
+}
 POOLING = {"cls": "cls", "mean": "pooled"}
 # Ours to official, applied in this order.
 NAMES = (
@@ -102,7 +113,9 @@ class OfficialVTP(OfficialFormat):
         return "vision_embed_dim" in config
 
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
-        fields_of_theirs = {key: value for key, value in official_config.items() if key not in OF_TRANSFORMERS}
+        fields_of_theirs = {
+            key: value for key, value in official_config.items() if key not in OF_TRANSFORMERS
+        }
         official = Section("vtp", fields_of_theirs)
         refuse_unknown(official, {*FIELDS.values(), *FIXED, *SPECIAL}, "vtp")
         for name, known in FIXED.items():
@@ -112,11 +125,16 @@ class OfficialVTP(OfficialFormat):
         if "vision_mlp_ratio" in official:
             fields["vision_mlp_ratio"] = official["vision_mlp_ratio"]
         if "text_embed_dim" in official:
-            fields["text_intermediate_size"] = int(official["text_embed_dim"] * official.get("text_mlp_ratio", 4.0))
+            fields["text_intermediate_size"] = int(
+                official["text_embed_dim"] * official.get("text_mlp_ratio", 4.0)
+            )
         pooling = {theirs: ours for ours, theirs in POOLING.items()}
         features = official.get("vision_clip_feat", "cls")
         if features not in pooling:
-            raise ValueError(f"`vision_clip_feat` of a VTP must be one of {', '.join(pooling)}, got {features!r}.")
+            raise ValueError(
+                f"`vision_clip_feat` of a VTP must be one of {', '.join(pooling)}, got "
+                f"{features!r}."
+            )
         return fields | {
             "text_hidden_act": "quick_gelu" if official.get("text_quick_gelu") else "gelu",
             "image_pooling": pooling[features],
@@ -125,11 +143,16 @@ class OfficialVTP(OfficialFormat):
         }
 
     def config_from_shapes(self, shapes: Shapes) -> dict[str, Any]:
-        raise ValueError("A VTP checkpoint comes with a `config.json`: put it beside the weights, or name it.")
+        raise ValueError(
+            "A VTP checkpoint comes with a `config.json`: put it beside the weights, or name it."
+        )
 
     def official_config(self, config: VTPConfig) -> dict[str, Any]:
         if config.num_register_tokens or config.decoder_mlp_ratio != 4:
-            raise ValueError("The official VTP has no register tokens, and a decoder with MLPs of 4 times the width.")
+            raise ValueError(
+                "The official VTP has no register tokens, and a decoder with MLPs of 4 times the "
+                "width."
+            )
         return {
             "model_type": "vtp",
             **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
@@ -155,7 +178,10 @@ class OfficialVTP(OfficialFormat):
         def position(name: str) -> int:
             return next((i for i, part in enumerate(QKV) if f".{part}." in name), 0)
 
-        return {official: sorted(names, key=position) for official, names in super().layout(ours, config).items()}
+        return {
+            official: sorted(names, key=position)
+            for official, names in super().layout(ours, config).items()
+        }
 
     def official_axes(self, name: str, shape: Any) -> tuple[int, ...]:
         return (*shape, 1, 1) if CONVOLUTIONS.fullmatch(name) else tuple(shape)
@@ -167,9 +193,17 @@ class OfficialVTP(OfficialFormat):
 
     def constants(self, config: VTPConfig) -> dict[str, torch.Tensor]:
         """The periods of the rotary positions."""
-        parts = {"trunk": "vision", "pixel_decoder": "decoder"} if config.has_decoder else {"trunk": "vision"}
+        parts = (
+            {"trunk": "vision", "pixel_decoder": "decoder"}
+            if config.has_decoder
+            else {"trunk": "vision"}
+        )
         constants = {}
         for official, part in parts.items():
-            head_dim = getattr(config, f"{part}_hidden_size") // getattr(config, f"{part}_num_attention_heads")
-            constants[f"{official}.rope_embed.periods"] = rotary_periods(head_dim, torch.device("cpu"))
+            head_dim = getattr(config, f"{part}_hidden_size") // getattr(
+                config, f"{part}_num_attention_heads"
+            )
+            constants[f"{official}.rope_embed.periods"] = rotary_periods(
+                head_dim, torch.device("cpu")
+            )
         return constants

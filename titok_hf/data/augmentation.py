@@ -18,23 +18,25 @@ ADM = VTPImageProcessor()
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crops images, flips, rotates, scales and shifts them, each in its own way; what comes in at the borders is 0.
+    """Crops images, flips, rotates, scales and shifts them, each in its own way; what comes in at
+    the borders is 0.
 
     Args:
-        crop: What is cut out. `"center"`: what the image processor cuts out anyway. `"random"`: anywhere, as for the
-            published tokenizers. `"adm"`: ADM's center crop (halved with a box filter while it is twice as large, then
-            bicubic; `center_crop_arr` of openai/guided-diffusion). `"ten"`: the four corners or the center, mirrored
-            or not, each as likely; in the order of torchvision's `TenCrop`, which LlamaGen tokenizes with.
-        enlarge: Shorter side of the image before the crop `"random"` or `"ten"`, in multiples of the crop's; rounded
-            down to pixels, as in LlamaGen, where it is 1.1.
+        crop: What is cut out. `"center"`: what the image processor cuts out anyway. `"random"`:
+            anywhere, as for the published tokenizers. `"adm"`: ADM's center crop (halved with a box
+            filter while it is twice as large, then bicubic; `center_crop_arr` of
+            openai/guided-diffusion). `"ten"`: the four corners or the center, mirrored or not, each
+            as likely; in the order of torchvision's `TenCrop`, which LlamaGen tokenizes with.
+        enlarge: Shorter side of the image before the crop `"random"` or `"ten"`, in multiples of
+            the crop's; rounded down to pixels, as in LlamaGen, where it is 1.1.
         horizontal_flip: Whether to mirror every other image.
         rotation: Largest rotation either way, in degrees.
         scale: Largest change of size either way, as a fraction.
         translation: Largest shift either way, as a fraction of the side.
 
     Raises:
-        ValueError: If the crop is unknown, `enlarge` is below 1 or not used by the crop, or ten crops are to be
-            mirrored twice.
+        ValueError: If the crop is unknown, `enlarge` is below 1 or not used by the crop, or ten
+            crops are to be mirrored twice.
     """
 
     crop: str = "center"
@@ -46,17 +48,24 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
-            raise ValueError(f"`crop` must be one of {', '.join(map(repr, CROPS))}, got {self.crop!r}.")
+            raise ValueError(
+                f"`crop` must be one of {', '.join(map(repr, CROPS))}, got {self.crop!r}."
+            )
         if self.enlarge < 1:
-            raise ValueError(f"`enlarge` must be at least 1, so that the crop fits, got {self.enlarge}.")
+            raise ValueError(
+                f"`enlarge` must be at least 1, so that the crop fits, got {self.enlarge}."
+            )
         if self.enlarge > 1 and self.crop not in ("random", "ten"):
-            raise ValueError(f"`enlarge` goes with the crops 'random' and 'ten', not with {self.crop!r}.")
+            raise ValueError(
+                f"`enlarge` goes with the crops 'random' and 'ten', not with {self.crop!r}."
+            )
         if self.horizontal_flip and self.crop == "ten":
             raise ValueError("The crop 'ten' mirrors images already: leave `horizontal_flip` off.")
 
     @property
     def variants(self) -> int | None:
-        """How many images come of one, each as likely; `None` if the changes are continuous or a crop is anywhere."""
+        """How many images come of one, each as likely; `None` if the changes are continuous or a
+        crop is anywhere."""
         if self.crop == "random" or self.is_affine:
             return None
         return self.num_views
@@ -71,13 +80,16 @@ class Augmentation:
         """Whether images are rotated, scaled or shifted."""
         return bool(self.rotation or self.scale or self.translation)
 
-    def __call__(self, image: Image.Image, processor: PilBackend, rng: np.random.Generator) -> torch.Tensor:
+    def __call__(
+        self, image: Image.Image, processor: PilBackend, rng: np.random.Generator
+    ) -> torch.Tensor:
         """Changes an image at random.
 
         Args:
             image: RGB, of any size.
             processor: The image processor of the tokenizer.
-            rng: Source of the random numbers. If there are `variants`, the first one chooses among them.
+            rng: Source of the random numbers. If there are `variants`, the first one chooses among
+                them.
 
         Returns:
             Its `pixel_values`, `(3, H, W)`.
@@ -87,7 +99,9 @@ class Augmentation:
             top = int(rng.integers(enlarged.shape[1] - height + 1))
             left = int(rng.integers(enlarged.shape[2] - width + 1))
             mirrored = self.horizontal_flip and rng.random() < 0.5
-            pixel_values = to_tensor(enlarged[:, top : top + height, left : left + width], processor)
+            pixel_values = to_tensor(
+                enlarged[:, top : top + height, left : left + width], processor
+            )
             pixel_values = pixel_values.flip(-1) if mirrored else pixel_values
         else:
             pixel_values = self.variant(image, processor, int(rng.random() * self.num_views))
@@ -95,7 +109,10 @@ class Augmentation:
             return pixel_values
         turn, grow, right, down = 2 * rng.random(4) - 1  # in [-1, 1)
         angle, scale = turn * math.radians(self.rotation), 1 + grow * self.scale
-        x_shift, y_shift = 2 * self.translation * right, 2 * self.translation * down  # the side is [-1, 1]
+        x_shift, y_shift = (
+            2 * self.translation * right,
+            2 * self.translation * down,
+        )  # the side is [-1, 1]
         cos, sin = scale * math.cos(angle), scale * math.sin(angle)
         matrix = torch.tensor([[cos, -sin, x_shift], [sin, cos, y_shift]], dtype=pixel_values.dtype)
         grid = F.affine_grid(matrix[None], [1, *pixel_values.shape], align_corners=False)
@@ -122,16 +139,23 @@ class Augmentation:
             bottom, right = enlarged.shape[1] - height, enlarged.shape[2] - width
             center = (round(bottom / 2), round(right / 2))
             top, left = ((0, 0), (0, right), (bottom, 0), (bottom, right), center)[number % 5]
-            pixel_values = to_tensor(enlarged[:, top : top + height, left : left + width], processor)
+            pixel_values = to_tensor(
+                enlarged[:, top : top + height, left : left + width], processor
+            )
         mirrored = number >= (5 if self.crop == "ten" else 1)
         return pixel_values.flip(-1) if mirrored else pixel_values
 
-    def enlarged(self, image: Image.Image, processor: PilBackend) -> tuple[np.ndarray, tuple[int, int]]:
-        """The image before the crop, resized as the processor does, `(3, h, w)` uint8, and the crop's size."""
+    def enlarged(
+        self, image: Image.Image, processor: PilBackend
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """The image before the crop, resized as the processor does, `(3, h, w)` uint8, and the
+        crop's size."""
         size = crop_size(processor)
         shorter_side = int(max(size) * self.enlarge)
         array = np.asarray(image).transpose(2, 0, 1)
-        return processor.resize(array, SizeDict(shortest_edge=shorter_side), processor.resample), size
+        return processor.resize(
+            array, SizeDict(shortest_edge=shorter_side), processor.resample
+        ), size
 
 
 def crop_size(processor: PilBackend) -> tuple[int, int]:
@@ -143,6 +167,10 @@ def crop_size(processor: PilBackend) -> tuple[int, int]:
 def to_tensor(crop: np.ndarray, processor: PilBackend) -> torch.Tensor:
     """The `pixel_values` of an image `(3, H, W)` in uint8 that has its size already."""
     batch = processor(
-        crop, do_resize=False, do_center_crop=False, input_data_format="channels_first", return_tensors="pt"
+        crop,
+        do_resize=False,
+        do_center_crop=False,
+        input_data_format="channels_first",
+        return_tensors="pt",
     )
     return batch["pixel_values"][0]

@@ -13,7 +13,8 @@ from .loader import Sample
 
 
 class ImageCollator:
-    """Rows with an image and maybe a label to `pixel_values` `(B, 3, H, W)` and `class_labels` `(B,)`.
+    """Rows with an image and maybe a label to `pixel_values` `(B, 3, H, W)` and `class_labels`
+    `(B,)`.
 
     Args:
         processor: Image processor of the tokenizer.
@@ -52,13 +53,13 @@ class ImageCollator:
             samples: Of a `TrainingLoader`.
 
         Returns:
-            `pixel_values` `(B, 3, H, W)`, changed at random; of a data set of tokens `codes` `(B, N)` instead, of each
-            sample one of the copies. `class_labels` `(B,)`, if there is a label column. `draws` `(B, num_draws)`, if
-            the loader draws any.
+            `pixel_values` `(B, 3, H, W)`, changed at random; of a data set of tokens `codes` `(B,
+            N)` instead, of each sample one of the copies. `class_labels` `(B,)`, if there is a
+            label column. `draws` `(B, num_draws)`, if the loader draws any.
 
         Raises:
-            ValueError: If labels are wanted and a sample has none, or there are other copies of the codes than the
-                augmentation has variants.
+            ValueError: If labels are wanted and a sample has none, or there are other copies of the
+                codes than the augmentation has variants.
         """
         if samples[0].row.codes is not None:
             codes = samples[0].row.codes
@@ -66,18 +67,25 @@ class ImageCollator:
             if copies != self.augmentation.variants:
                 variants = self.augmentation.variants or "ever new"
                 raise ValueError(
-                    f"The augmentation makes {variants} variants of each image, the tokens are of {copies}: tokenize "
+                    f"The augmentation makes {variants} variants of each image, the tokens are of "
+                    f"{copies}: tokenize "
                     "with the same augmentation, or train with that of the tokens."
                 )
-            batch = {"codes": torch.from_numpy(np.stack([choose_codes(sample) for sample in samples]))}
+            batch = {
+                "codes": torch.from_numpy(np.stack([choose_codes(sample) for sample in samples]))
+            }
         else:
-            images = [self.augmentation(sample.image, self.processor, sample.rng) for sample in samples]
+            images = [
+                self.augmentation(sample.image, self.processor, sample.rng) for sample in samples
+            ]
             batch = {"pixel_values": torch.stack(images)}
         if self.label_column is not None:
             labels = [sample.row.label for sample in samples]
             if None in labels:
                 key = samples[labels.index(None)].row.key
-                raise ValueError(f"Every sample must have a label in {self.label_column!r}, {key} has none.")
+                raise ValueError(
+                    f"Every sample must have a label in {self.label_column!r}, {key} has none."
+                )
             batch["class_labels"] = torch.tensor(labels)
         if samples[0].draws.size:
             batch["draws"] = torch.from_numpy(np.stack([sample.draws for sample in samples]))
@@ -85,7 +93,8 @@ class ImageCollator:
 
 
 def choose_codes(sample: Sample) -> np.ndarray:
-    """Codes `(N,)` int64 of a sample; of copies, the one of the variant of an image that the same numbers choose."""
+    """Codes `(N,)` int64 of a sample; of copies, the one of the variant of an image that the same
+    numbers choose."""
     codes = sample.row.codes
     return codes[int(sample.rng.random() * len(codes))] if codes.ndim == 2 else codes
 

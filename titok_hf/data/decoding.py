@@ -16,17 +16,19 @@ class UnreadableImageError(ValueError):
 def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any] | None) -> Image.Image:
     """Decodes an image: upright, as its EXIF data say, and in RGB.
 
-    Transparency is dropped, CMYK becomes RGB as in PIL. Brightness of more than 8 bits is scaled, not clipped:
-    integers from [0, 65535], or [0, 2^31) if one is larger, floats from [0, 1], or [0, 255] if one is larger.
-    Of moving images the first frame is taken.
+    Transparency is dropped, CMYK becomes RGB as in PIL. Brightness of more than 8 bits is scaled,
+    not clipped: integers from [0, 65535], or [0, 2^31) if one is larger, floats from [0, 1], or [0,
+    255] if one is larger. Of moving images the first frame is taken.
 
     Args:
-        source: The bytes of a file; its path, or an address that fsspec opens; an image; or what a column of
-            `datasets.Image(decode=False)` holds, `{"bytes": …, "path": …}`, where bytes take precedence.
+        source: The bytes of a file; its path, or an address that fsspec opens; an image; or what a
+            column of `datasets.Image(decode=False)` holds, `{"bytes": …, "path": …}`, where bytes
+            take precedence.
 
     Raises:
-        UnreadableImageError: If there is no image, no such file, or it is truncated, damaged, of an unknown format, or
-            of more pixels than PIL opens (179 million, see `PIL.Image.MAX_IMAGE_PIXELS`).
+        UnreadableImageError: If there is no image, no such file, or it is truncated, damaged, of an
+            unknown format, or of more pixels than PIL opens (179 million, see
+            `PIL.Image.MAX_IMAGE_PIXELS`).
     """
     if isinstance(source, dict):
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
@@ -34,7 +36,11 @@ def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any] | Non
         raise UnreadableImageError("The sample has no image.")
     try:
         if isinstance(source, str | Path):
-            with fsspec.open(str(source), "rb") if "://" in str(source) else open(source, "rb") as file:
+            with (
+                fsspec.open(str(source), "rb")
+                if "://" in str(source)
+                else open(source, "rb") as file
+            ):
                 source = file.read()
         if isinstance(source, bytes):
             if not source:
@@ -48,7 +54,9 @@ def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any] | Non
     except Image.UnidentifiedImageError as error:
         raise UnreadableImageError("The file is no image, or its header is damaged.") from error
     except Exception as error:  # PIL's decoders raise whatever a damaged file leads them to
-        raise UnreadableImageError(f"The image cannot be decoded: {str(error).rstrip('.')}.") from error
+        raise UnreadableImageError(
+            f"The image cannot be decoded: {str(error).rstrip('.')}."
+        ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -18,12 +18,15 @@ DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "e
 def split_rows() -> dict[str, np.ndarray]:
     """Row numbers of the fixed splits: a stratified fifth is `test`, the rest `train`."""
     labels = load_digits().target
-    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
+    )
     return {"train": np.sort(train), "test": np.sort(test)}
 
 
 def load_digits_pixels(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The digits of a split as arrays: pixels `(n, 64)` in [0, 1], in steps of 1/16, and labels `(n,)`."""
+    """The digits of a split as arrays: pixels `(n, 64)` in [0, 1], in steps of 1/16, and labels
+    `(n,)`."""
     digits, rows = load_digits(), split_rows()[split]
     return digits.data[rows] / 16, digits.target[rows]
 
@@ -35,5 +38,7 @@ def load_digits_dataset() -> DatasetDict:
     for split in ("train", "test"):
         pixels, labels = load_digits_pixels(split)
         images = (pixels * 255).round().astype(np.uint8).reshape(-1, 8, 8)
-        splits[split] = Dataset.from_dict({"image": list(images), "label": labels.tolist()}, features=features)
+        splits[split] = Dataset.from_dict(
+            {"image": list(images), "label": labels.tolist()}, features=features
+        )
     return DatasetDict(splits)

@@ -11,26 +11,38 @@ BACKGROUND = (24, 24, 27)
 TEXT = (228, 228, 231)
 
 
-def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), zoom: int = 2) -> Image.Image:
-    """Rows of images of one size on a dark ground, each row with a label on its left if there are labels."""
+def image_grid(
+    rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), zoom: int = 2
+) -> Image.Image:
+    """Rows of images of one size on a dark ground, each row with a label on its left if there are
+    labels."""
     gap = 4
     width, height = (side * zoom for side in rows[0][0].size)
     font = ImageFont.load_default(size=14)
     margin = max((int(font.getlength(label)) for label in labels), default=-2 * gap) + 3 * gap
     columns = max(len(row) for row in rows)
-    grid = Image.new("RGB", (margin + columns * (width + gap), gap + len(rows) * (height + gap)), BACKGROUND)
+    grid = Image.new(
+        "RGB", (margin + columns * (width + gap), gap + len(rows) * (height + gap)), BACKGROUND
+    )
     draw = ImageDraw.Draw(grid)
     for i, row in enumerate(rows):
         top = gap + i * (height + gap)
         if labels:
             draw.text((gap, top + height / 2), labels[i], fill=TEXT, font=font, anchor="lm")
         for j, image in enumerate(row):
-            grid.paste(image.resize((width, height), Image.Resampling.NEAREST), (margin + j * (width + gap), top))
+            grid.paste(
+                image.resize((width, height), Image.Resampling.NEAREST),
+                (margin + j * (width + gap), top),
+            )
     return grid
 
 
 def reconstruction_grid(
-    originals: torch.Tensor, reconstructions: torch.Tensor, columns: int = 16, pairs: int = 3, zoom: int = 2
+    originals: torch.Tensor,
+    reconstructions: torch.Tensor,
+    columns: int = 16,
+    pairs: int = 3,
+    zoom: int = 2,
 ) -> Image.Image:
     """Pairs of rows: images `(B, 3, H, W)` in [0, 1] above their reconstructions."""
     processor = TiTokImageProcessor()
@@ -45,7 +57,8 @@ def reconstruction_grid(
 def generation_grid(
     images: Sequence[Image.Image], names: Sequence[str], columns: int = 12, zoom: int = 2
 ) -> Image.Image:
-    """A row for each name, of at most `columns` images; the images come name by name, equally many of each."""
+    """A row for each name, of at most `columns` images; the images come name by name, equally many
+    of each."""
     each = len(images) // len(names)
     rows = [images[start : start + min(each, columns)] for start in range(0, len(images), each)]
     return image_grid(rows, names, zoom)

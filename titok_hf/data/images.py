@@ -18,39 +18,53 @@ NO_LABELS = "`label_column`, or say `label_column=None` if labels are not wanted
 
 
 def load_image_dataset(
-    source: str, image_column: str = "image", label_column: str = "label", revision: str | None = None
+    source: str,
+    image_column: str = "image",
+    label_column: str = "label",
+    revision: str | None = None,
 ) -> DatasetDict:
     """Loads images with labels, as splits `train` and `test`.
 
     Args:
-        source: `"digits"` for the embedded data set; a folder of images, one subfolder a class; a folder of Parquet
-            files, or one written by `save_to_disk`; or the name of a data set on the Hub.
+        source: `"digits"` for the embedded data set; a folder of images, one subfolder a class; a
+            folder of Parquet files, or one written by `save_to_disk`; or the name of a data set on
+            the Hub.
         image_column: Name of the column of images.
-        label_column: Name of the column of labels: classes, or integers or strings, which become classes.
+        label_column: Name of the column of labels: classes, or integers or strings, which become
+            classes.
         revision: Branch, tag or commit of a data set on the Hub.
 
     Returns:
-        Both splits with these two columns. If there is no `test`, `validation` takes its place; if there is neither, a
-        fifth of `train` is held out, with the same share of every class, and always the same.
+        Both splits with these two columns. If there is no `test`, `validation` takes its place; if
+        there is neither, a fifth of `train` is held out, with the same share of every class, and
+        always the same.
 
     Raises:
-        ValueError: If there is no split `train`, a column is missing, or `test` has a class that `train` lacks.
+        ValueError: If there is no split `train`, a column is missing, or `test` has a class that
+            `train` lacks.
     """
     return labelled_splits(open_dataset(source, revision), source, image_column, label_column)
 
 
-def labelled_splits(dataset: DatasetDict, source: str, image_column: str, label_column: str) -> DatasetDict:
+def labelled_splits(
+    dataset: DatasetDict, source: str, image_column: str, label_column: str
+) -> DatasetDict:
     """What `load_image_dataset` makes of all splits of a data set."""
     if "train" not in dataset:
-        raise ValueError(f"The data set {source!r} must have a split 'train', got {', '.join(dataset)}.")
+        raise ValueError(
+            f"The data set {source!r} must have a split 'train', got {', '.join(dataset)}."
+        )
     held_out = next((dataset[split] for split in ("test", "validation") if split in dataset), None)
-    splits = DatasetDict({"train": dataset["train"]} | ({} if held_out is None else {"test": held_out}))
+    splits = DatasetDict(
+        {"train": dataset["train"]} | ({} if held_out is None else {"test": held_out})
+    )
     splits = with_classes(splits, source, image_column, label_column)
     if held_out is None:
         train = splits["train"]
         if not has_a_fifth(train[label_column][:]):
             raise ValueError(
-                f"A fifth of {source!r} cannot be held out as the split 'test', which takes 2 images of every class "
+                f"A fifth of {source!r} cannot be held out as the split 'test', which takes 2 "
+                "images of every class "
                 "and 5 on average: add images, or a split 'test'."
             )
         splits = train.train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
@@ -60,10 +74,16 @@ def labelled_splits(dataset: DatasetDict, source: str, image_column: str, label_
 def has_a_fifth(labels: Sequence[int | None]) -> bool:
     """Whether `train_test_split` can hold a fifth out, with its share of every class."""
     images = Counter(labels)  # of each class
-    return None not in images and min(images.values(), default=0) > 1 and math.ceil(0.2 * len(labels)) >= len(images)
+    return (
+        None not in images
+        and min(images.values(), default=0) > 1
+        and math.ceil(0.2 * len(labels)) >= len(images)
+    )
 
 
-def with_classes(splits: DatasetDict, source: str, image_column: str, label_column: str) -> DatasetDict:
+def with_classes(
+    splits: DatasetDict, source: str, image_column: str, label_column: str
+) -> DatasetDict:
     """The columns of images and labels of splits, with the classes of the first split.
 
     Args:
@@ -72,7 +92,8 @@ def with_classes(splits: DatasetDict, source: str, image_column: str, label_colu
         image_column, label_column: See `load_image_dataset`.
 
     Raises:
-        ValueError: If a column is missing, images have no label, or a split has a class that the first one lacks.
+        ValueError: If a column is missing, images have no label, or a split has a class that the
+            first one lacks.
     """
     first = next(iter(splits.values()))
     check_column(first.column_names, image_column, source, "`image_column`")
@@ -80,20 +101,26 @@ def with_classes(splits: DatasetDict, source: str, image_column: str, label_colu
     labels = first.features[label_column]
     if isinstance(labels, ClassLabel):
         for name, split in splits.items():
-            if split.features[label_column] != labels:  # the same id may mean another class: go by the names
+            if (
+                split.features[label_column] != labels
+            ):  # the same id may mean another class: go by the names
                 names = split.features[label_column].names
                 column = [names[label] for label in split[label_column]]
                 splits[name] = split.remove_columns(label_column).add_column(label_column, column)
     else:
         values = first.unique(label_column)
         if None in values:
-            raise ValueError(f"Some images of {source!r} have no label in the column {label_column!r}.")
+            raise ValueError(
+                f"Some images of {source!r} have no label in the column {label_column!r}."
+            )
         values.sort()
         numbered = isinstance(values[0], int)
         labels = ClassLabel(names=[str(i) for i in range(values[-1] + 1)] if numbered else values)
     features = Features({image_column: Image(), label_column: labels})
     splits = splits.select_columns([image_column, label_column])
-    if any(split.features != features for split in splits.values()):  # a cast leaves a copy beside the source
+    if any(
+        split.features != features for split in splits.values()
+    ):  # a cast leaves a copy beside the source
         splits = splits.cast(features)
     return splits
 
@@ -113,7 +140,8 @@ def check_column(columns: Sequence[str], column: str, source: str | None, option
     if column not in columns:
         name = "The data set" if source is None else f"The data set {source!r}"
         raise ValueError(
-            f"{name} has no column {column!r} but {', '.join(columns)}; name the right one with {option}."
+            f"{name} has no column {column!r} but {', '.join(columns)}; name the right one with "
+            f"{option}."
         )
 
 
@@ -126,7 +154,10 @@ def split_of(splits: Collection[str], split: str, source: str) -> str:
     if split == "test" and split not in splits and "validation" in splits:
         return "validation"
     if split not in splits:
-        raise ValueError(f"The data set {source!r} has no split {split!r} but {', '.join(splits)}; name one of these.")
+        raise ValueError(
+            f"The data set {source!r} has no split {split!r} but {', '.join(splits)}; name one of "
+            "these."
+        )
     return split
 
 
@@ -153,7 +184,10 @@ def load_images(
         split = next(iter(dataset)) if split is None and len(dataset) == 1 else split
     if split not in dataset:
         wanted = "test or validation" if split is None else repr(split)
-        raise ValueError(f"The data set {source!r} has no split {wanted} but {', '.join(dataset)}; name one of these.")
+        raise ValueError(
+            f"The data set {source!r} has no split {wanted} but {', '.join(dataset)}; name one of "
+            "these."
+        )
     return as_images(dataset[split], image_column, source), split
 
 
@@ -169,21 +203,27 @@ def as_images(dataset: Dataset, image_column: str, source: str | None = None) ->
     except NotImplementedError as error:  # of Arrow
         name = "the data set" if source is None else repr(source)
         raise ValueError(
-            f"The column {image_column!r} of {name} holds no images but {dataset.features[image_column]}."
+            f"The column {image_column!r} of {name} holds no images but "
+            f"{dataset.features[image_column]}."
         ) from error
 
 
 def load_split(
-    source: str, split: str, image_column: str, label_column: str | None, revision: str | None = None
+    source: str,
+    split: str,
+    image_column: str,
+    label_column: str | None,
+    revision: str | None = None,
 ) -> Dataset:
     """Loads a split of images or tokens to train on.
 
     Args:
         source: See `load_image_dataset`; images need no classes if labels are not wanted.
-        split: Which one. Where `load_image_dataset` holds a fifth of `train` out as `test`, so does this, even if
-            labels are not wanted.
+        split: Which one. Where `load_image_dataset` holds a fifth of `train` out as `test`, so does
+            this, even if labels are not wanted.
         image_column: Name of the column of images.
-        label_column: Name of the column of labels, which become classes; `None` if they are not wanted.
+        label_column: Name of the column of labels, which become classes; `None` if they are not
+            wanted.
         revision: Branch, tag or commit of a data set on the Hub.
 
     Raises:
@@ -204,10 +244,12 @@ def load_split(
 
 
 def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:
-    """Whether a fifth of `train` is the split `test`: of labelled images that have no such split of their own.
+    """Whether a fifth of `train` is the split `test`: of labelled images that have no such split of
+    their own.
 
-    If labels are not wanted, but there is a column `label`, the same fifth is held out, as other stages of a training
-    want the labels; unless it cannot be, as there are classes of one image, for example.
+    If labels are not wanted, but there is a column `label`, the same fifth is held out, as other
+    stages of a training want the labels; unless it cannot be, as there are classes of one image,
+    for example.
     """
     if "train" not in dataset or {"test", "validation"} & set(dataset):
         return False
@@ -220,7 +262,8 @@ def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:
 
 
 def dataset_commit(source: str, revision: str | None = None) -> str | None:
-    """The commit of a data set on the Hub; `None` if it is embedded, or here as a folder or as shards."""
+    """The commit of a data set on the Hub; `None` if it is embedded, or here as a folder or as
+    shards."""
     if is_here(source) or is_shard_pattern(source):
         return None
     return HfApi().dataset_info(source, revision=revision).sha
@@ -242,15 +285,21 @@ def open_dataset(source: str, revision: str | None = None) -> DatasetDict:
     if (folder / "state.json").exists():
         return DatasetDict(train=load_from_disk(source))
     if folder.is_file():
-        raise ValueError(f"{source} is a file: a folder, tar shards, or a data set on the Hub is expected.")
+        raise ValueError(
+            f"{source} is a file: a folder, tar shards, or a data set on the Hub is expected."
+        )
     if not folder.is_dir():
         return load_dataset(source, revision=revision)
     if files := files_by_split(folder, ".parquet"):
-        return load_dataset("parquet", data_files={name: list(map(escape, paths)) for name, paths in files.items()})
+        return load_dataset(
+            "parquet", data_files={name: list(map(escape, paths)) for name, paths in files.items()}
+        )
     try:
         return load_dataset("imagefolder", data_dir=source)
     except (EmptyDatasetError, ValueError) as error:
-        raise ValueError(f"The folder {source} holds no images that `datasets` can read: {error}") from error
+        raise ValueError(
+            f"The folder {source} holds no images that `datasets` can read: {error}"
+        ) from error
 
 
 def is_here(source: str) -> bool:
@@ -259,12 +308,16 @@ def is_here(source: str) -> bool:
 
 
 def is_shard_pattern(source: str) -> bool:
-    """Whether a source names tar files, with or without wildcards, rather than a folder or a repository."""
-    return source.endswith(".tar") or (any(sign in source for sign in "*?[{") and not Path(source).exists())
+    """Whether a source names tar files, with or without wildcards, rather than a folder or a
+    repository."""
+    return source.endswith(".tar") or (
+        any(sign in source for sign in "*?[{") and not Path(source).exists()
+    )
 
 
 def matching_files(pattern: str) -> list[str]:
-    """The tar files that a pattern names: `{0000..0015}` and `{a,b}` as in a shell, then `*`, `?` and `[]`.
+    """The tar files that a pattern names: `{0000..0015}` and `{a,b}` as in a shell, then `*`, `?`
+    and `[]`.
 
     Raises:
         ValueError: If a part of the pattern names none.
@@ -276,16 +329,22 @@ def matching_files(pattern: str) -> list[str]:
             options = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
         else:
             options = braces[1].split(",")
-        each = (matching_files(pattern[: braces.start()] + option + pattern[braces.end() :]) for option in options)
+        each = (
+            matching_files(pattern[: braces.start()] + option + pattern[braces.end() :])
+            for option in options
+        )
         return list(dict.fromkeys(chain.from_iterable(each)))
-    files = sorted(os.path.abspath(path) for path in glob(pattern, recursive=True) if path.endswith(".tar"))
+    files = sorted(
+        os.path.abspath(path) for path in glob(pattern, recursive=True) if path.endswith(".tar")
+    )
     if not files:
         raise ValueError(f"No tar file matches {pattern!r}.")
     return files
 
 
 def files_by_split(folder: Path, suffix: str) -> dict[str, list[str]]:
-    """The files of a kind below a folder, by split as `datasets` finds it in their names; all `train` if in none."""
+    """The files of a kind below a folder, by split as `datasets` finds it in their names; all
+    `train` if in none."""
     files = [
         str(path)
         for path in folder.resolve().rglob(f"*{suffix}")

@@ -1,4 +1,5 @@
-"""Endless training batches that a resumed run goes on with, sample by sample, without anything saved."""
+"""Endless training batches that a resumed run goes on with, sample by sample, without anything
+saved."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,11 +22,13 @@ class Sample:
 
     Args:
         epoch: How often the data set was seen before.
-        row: As it is stored. An unreadable image's place is taken by another row, which is seen twice in the epoch.
+        row: As it is stored. An unreadable image's place is taken by another row, which is seen
+            twice in the epoch.
         image: The decoded image; `None` in a data set of tokens.
         draws: Random numbers of the objective, `(num_draws,)` float32 in [0, 1).
-        rng: Source of all other random numbers of the sample; `draws` were its first. It was seeded with the run's
-            seed, the epoch and the number of the sample, so it is the same for any number of processes and workers.
+        rng: Source of all other random numbers of the sample; `draws` were its first. It was seeded
+            with the run's seed, the epoch and the number of the sample, so it is the same for any
+            number of processes and workers.
     """
 
     epoch: int
@@ -56,16 +59,18 @@ class DecodedRow:
 class TrainingLoader:
     """Endless batches of one process of a run, in an order that is computed from numbers alone.
 
-    A run that starts at batch `n` sees what one that was left alone sees from there on, bit by bit. Every sample comes
-    once an epoch, on any number of processes and workers; a batch may hold the end of an epoch and the beginning of
-    the next.
+    A run that starts at batch `n` sees what one that was left alone sees from there on, bit by bit.
+    Every sample comes once an epoch, on any number of processes and workers; a batch may hold the
+    end of an epoch and the beginning of the next.
 
-    Indexed rows are permuted anew in each epoch and dealt out to the batches of all processes. Which samples a step
-    takes depends only on how many these are in all, not on processes and workers.
+    Indexed rows are permuted anew in each epoch and dealt out to the batches of all processes.
+    Which samples a step takes depends only on how many these are in all, not on processes and
+    workers.
 
-    Of shards, which are permuted anew in each epoch, every worker of every process reads an equal share of the samples
-    and shuffles them in a buffer. To go on as before, a run needs as many processes and workers as before. It begins
-    to read at the oldest sample that waited in the buffer, about 7 buffers back if that holds 1,000.
+    Of shards, which are permuted anew in each epoch, every worker of every process reads an equal
+    share of the samples and shuffles them in a buffer. To go on as before, a run needs as many
+    processes and workers as before. It begins to read at the oldest sample that waited in the
+    buffer, about 7 buffers back if that holds 1,000.
 
     Args:
         rows: Where samples come from.
@@ -82,12 +87,13 @@ class TrainingLoader:
         pin_memory: Whether batches lie in page-locked memory, for faster copies to an accelerator.
 
     Attributes:
-        unreadable (`dict[str, str]`): What could not be read, and why: the damaged shards, and of the batches so far
-            the images, by key, with the name of their shard before it.
+        unreadable (`dict[str, str]`): What could not be read, and why: the damaged shards, and of
+            the batches so far the images, by key, with the name of their shard before it.
 
     Raises:
-        ValueError: If there are no rows, or the rows are sharded and there are fewer than readers, or the buffer holds
-            nothing. While iterating: if not one image could be read, or what reading the rows raises.
+        ValueError: If there are no rows, or the rows are sharded and there are fewer than readers,
+            or the buffer holds nothing. While iterating: if not one image could be read, or what
+            reading the rows raises.
         OSError: While iterating, if reading the rows raises it.
     """
 
@@ -111,11 +117,15 @@ class TrainingLoader:
         readers = world_size * max(1, num_workers)
         if isinstance(rows, ShardedRows) and len(rows) < readers:
             raise ValueError(
-                f"{len(rows)} samples in shards cannot be shared by {readers} readers ({world_size} processes with "
-                f"{max(1, num_workers)} each): use fewer workers (`num_workers`) or processes, or more samples."
+                f"{len(rows)} samples in shards cannot be shared by {readers} readers "
+                f"({world_size} processes with {max(1, num_workers)} each): use fewer workers "
+                "(`num_workers`) or processes, or more samples."
             )
         if shuffle_buffer < 1:
-            raise ValueError(f"`shuffle_buffer` must be at least 1, which does not shuffle, got {shuffle_buffer}.")
+            raise ValueError(
+                "`shuffle_buffer` must be at least 1, which does not shuffle, got "
+                f"{shuffle_buffer}."
+            )
         self.rows = rows
         self.collate = collate
         self.batch_size = batch_size
@@ -148,7 +158,8 @@ class TrainingLoader:
 
 
 class BatchStream(IterableDataset):
-    """The batches that one worker makes: those of the process, from `start_batch` on, in turn with the other workers.
+    """The batches that one worker makes: those of the process, from `start_batch` on, in turn with
+    the other workers.
 
     Args:
         loader: Says which.
@@ -158,12 +169,17 @@ class BatchStream(IterableDataset):
         self.loader = loader
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, str]] | Exception]:
-        """Batches, each with name and reason of the images in it that could not be read; last of all, an error."""
+        """Batches, each with name and reason of the images in it that could not be read; last of
+        all, an error."""
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batch = self.loader.start_batch + number
         sharded = isinstance(self.loader.rows, ShardedRows)
-        samples = self.sharded_samples(batch, num_workers) if sharded else self.indexed_samples(batch, num_workers)
+        samples = (
+            self.sharded_samples(batch, num_workers)
+            if sharded
+            else self.indexed_samples(batch, num_workers)
+        )
         try:
             while True:
                 unreadable: dict[str, str] = {}
@@ -177,9 +193,11 @@ class BatchStream(IterableDataset):
         except (OSError, ValueError) as error:
             yield error
 
-    def indexed_samples(self, first_batch: int, num_workers: int) -> Iterator[tuple[DecodedRow, Sample]]:
-        """The row of each place and the sample that comes of it; an unreadable one's place takes the next that is
-        readable in the data set."""
+    def indexed_samples(
+        self, first_batch: int, num_workers: int
+    ) -> Iterator[tuple[DecodedRow, Sample]]:
+        """The row of each place and the sample that comes of it; an unreadable one's place takes
+        the next that is readable in the data set."""
         rows, batch_size = self.loader.rows, self.loader.batch_size
         current, order = -1, np.empty(0, np.int64)
         for batch in count(first_batch, num_workers):
@@ -198,9 +216,11 @@ class BatchStream(IterableDataset):
                     tries += 1
                 yield planned, self.sample(epoch, index, chosen)
 
-    def sharded_samples(self, first_batch: int, num_workers: int) -> Iterator[tuple[DecodedRow, Sample]]:
-        """The row of each place and the sample that comes of it; an unreadable one's place takes the next that is
-        readable as the buffer gives them out."""
+    def sharded_samples(
+        self, first_batch: int, num_workers: int
+    ) -> Iterator[tuple[DecodedRow, Sample]]:
+        """The row of each place and the sample that comes of it; an unreadable one's place takes
+        the next that is readable as the buffer gives them out."""
         slot = self.loader.rank * num_workers + first_batch % num_workers
         num_slots = self.loader.world_size * num_workers
         start, stop = (len(self.loader.rows) * number // num_slots for number in (slot, slot + 1))
@@ -221,10 +241,13 @@ class BatchStream(IterableDataset):
             epoch, planned = ahead.popleft()
             yield planned, self.sample(epoch, planned.row.index, chosen)
 
-    def shuffled(self, start: int, stop: int, slot: int, position: int) -> Iterator[tuple[int, Row]]:
+    def shuffled(
+        self, start: int, stop: int, slot: int, position: int
+    ) -> Iterator[tuple[int, Row]]:
         """Epoch and row of the endless sequence of a slot, from a position on.
 
-        In each epoch these are rows `start` to `stop` of the permuted shards, as the shuffle buffer gives them out.
+        In each epoch these are rows `start` to `stop` of the permuted shards, as the shuffle buffer
+        gives them out.
         """
         rows, seed = self.loader.rows, self.loader.seed
         first_epoch, given_out = divmod(position, stop - start)
@@ -262,6 +285,6 @@ class BatchStream(IterableDataset):
 
 def nothing_readable(first: DecodedRow, tries: int) -> ValueError:
     return ValueError(
-        f"None of {tries} images in turn could be read; look at the data set and the column of images. The first is "
-        f"{first.row.key}: {first.error}"
+        f"None of {tries} images in turn could be read; look at the data set and the column of "
+        f"images. The first is {first.row.key}: {first.error}"
     )

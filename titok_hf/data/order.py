@@ -1,4 +1,5 @@
-"""The order in which training sees its samples, from numbers alone: nothing of it has to be saved to go on."""
+"""The order in which training sees its samples, from numbers alone: nothing of it has to be saved
+to go on."""
 
 import numpy as np
 
@@ -11,10 +12,11 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 def buffered_order(n: int, buffer_size: int, rng: np.random.Generator) -> np.ndarray:
     """The order in which a shuffle buffer gives out the samples 0 to n - 1 of a stream.
 
-    The first samples fill the buffer. Then a random slot is given out and takes the next sample, until the stream ends
-    and the rest comes in random order. This is the buffer of torchdata's `Shuffler` and of `datasets` before version 5
-    (which gives out half of the buffer at a time); here the whole order is computed at once. What is given out as
-    number `t` is one of the first `buffer_size + t` samples.
+    The first samples fill the buffer. Then a random slot is given out and takes the next sample,
+    until the stream ends and the rest comes in random order. This is the buffer of torchdata's
+    `Shuffler` and of `datasets` before version 5 (which gives out half of the buffer at a time);
+    here the whole order is computed at once. What is given out as number `t` is one of the first
+    `buffer_size + t` samples.
 
     Args:
         n: Samples of the stream.
@@ -27,8 +29,9 @@ def buffered_order(n: int, buffer_size: int, rng: np.random.Generator) -> np.nda
     if n <= buffer_size:
         return rng.permutation(n)
     slots = rng.integers(buffer_size, size=n - buffer_size)
-    # A slot that is drawn at step t holds sample buffer_size + u from then on, where u = t; so what it gives out is
-    # what the step before put there that drew the same slot, and at its first draw the sample that it began with.
+    # A slot that is drawn at step t holds sample buffer_size + u from then on, where u = t; so what
+    # it gives out is what the step before put there that drew the same slot, and at its first draw
+    # the sample that it began with.
     steps = np.argsort(slots, kind="stable")  # by slot, then by step
     first = np.diff(slots[steps], prepend=-1) != 0
     given_out = np.empty_like(slots)

@@ -1,4 +1,5 @@
-"""Where samples come from: rows of image and token data sets, undecoded, by number or shard by shard."""
+"""Where samples come from: rows of image and token data sets, undecoded, by number or shard by
+shard."""
 
 import os
 import re
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset_builder
+from datasets import (
+    ClassLabel,
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    load_dataset_builder,
+)
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
@@ -53,9 +62,10 @@ class Row:
 
     Args:
         index: Its number in the split.
-        key: What it is called: its `__key__` in a tar shard, its column `key`, or its file, with the path in a folder
-            or repository of files; else its number.
-        image: Not yet decoded, see `decode_image`; `None` in a data set of tokens, or if the sample lacks it.
+        key: What it is called: its `__key__` in a tar shard, its column `key`, or its file, with
+            the path in a folder or repository of files; else its number.
+        image: Not yet decoded, see `decode_image`; `None` in a data set of tokens, or if the sample
+            lacks it.
         label: Number of its class; `None` if labels are not wanted.
         codes: Of a data set of tokens, int64: `(N,)`, or `(copies, N)`.
     """
@@ -73,11 +83,13 @@ class IndexedRows:
     Args:
         dataset: Images, or tokens if it has the column `codes`.
         image_column: Name of the column of images.
-        label_column: Name of the column of labels, classes or integers; `None` if they are not wanted.
+        label_column: Name of the column of labels, classes or integers; `None` if they are not
+            wanted.
         folder: Where the images are, if they are files of a folder; keys are paths from there.
 
     Attributes:
-        class_names (`list[str] | None`): Names of the classes, if labels are wanted; of plain integers, these.
+        class_names (`list[str] | None`): Names of the classes, if labels are wanted; of plain
+            integers, these.
         holds_codes (`bool`): Whether this is a data set of tokens.
 
     Raises:
@@ -100,9 +112,13 @@ class IndexedRows:
         self.label_column = label_column
         self.folder = None if folder is None else os.path.abspath(folder)
         if not self.holds_codes:
-            dataset = as_images(dataset, image_column).cast_column(image_column, Image(decode=False))
+            dataset = as_images(dataset, image_column).cast_column(
+                image_column, Image(decode=False)
+            )
         wanted = {*KEY_COLUMNS, self.content, label_column}
-        self.dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
+        self.dataset = dataset.select_columns(
+            [name for name in dataset.column_names if name in wanted]
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -129,15 +145,18 @@ class ShardedRows:
     """Rows of a stream, which are read in the order of a shard.
 
     Args:
-        stream: One shard for each of `names`; images are not decoded, or these have no feature of an image.
+        stream: One shard for each of `names`; images are not decoded, or these have no feature of
+            an image.
         sizes: Samples of each shard, as far as it can be read.
         names: Path or address of each shard.
-        image_column: Name of the column of images; or names, if each sample has its image in one of several columns.
-        label_column: Name of the column of labels, or the way to them in a column of structures, such as
-            `("json", "label")`; `None` if labels are not wanted.
+        image_column: Name of the column of images; or names, if each sample has its image in one of
+            several columns.
+        label_column: Name of the column of labels, or the way to them in a column of structures,
+            such as `("json", "label")`; `None` if labels are not wanted.
         class_names: Names of the classes, if known; see `open_rows`.
         damaged: Of the shards that cannot be read to their end, by name, what is wrong.
-        stamps: Of each shard, what `stamp_of` gave when it was counted; a file that has changed is an error.
+        stamps: Of each shard, what `stamp_of` gave when it was counted; a file that has changed is
+            an error.
 
     Attributes:
         holds_codes (`bool`): Whether this is a data set of tokens, with the column `codes`.
@@ -175,23 +194,32 @@ class ShardedRows:
         return self.offsets[-1]
 
     def read_shard(self, shard: int, start: int = 0, stop: int | None = None) -> Iterator[Row]:
-        """The rows `start` to `stop` of a shard, the latter excluded; those before `start` are read, not decoded."""
+        """The rows `start` to `stop` of a shard, the latter excluded; those before `start` are
+        read, not decoded."""
         stop = self.sizes[shard] if stop is None else min(stop, self.sizes[shard])
         if start >= stop:
             return
         name = self.names[shard]
         self.check_unchanged(shard)
         stream = self.stream.shard(num_shards=len(self.sizes), index=shard).skip(start)
-        # `iter` of a stream shares its shards among the workers of a DataLoader, and `take` reads one sample too many
+        # `iter` of a stream shares its shards among the workers of a DataLoader, and `take` reads
+        # one sample too many
         samples = stream.iter(batch_size=1)
         for place in range(start, stop):
             try:
                 sample = next(samples, None)
             except Exception as error:  # whatever `datasets` meets in the file
-                raise OSError(f"The shard {name} cannot be read at its sample {place}: {error}") from error
+                raise OSError(
+                    f"The shard {name} cannot be read at its sample {place}: {error}"
+                ) from error
             if sample is None:
-                raise OSError(f"The shard {name} has {place} samples now, {self.sizes[shard]} when it was counted.")
-            yield self.row(self.offsets[shard] + place, {column: value for column, [value] in sample.items()})
+                raise OSError(
+                    f"The shard {name} has {place} samples now, {self.sizes[shard]} when it was "
+                    "counted."
+                )
+            yield self.row(
+                self.offsets[shard] + place, {column: value for column, [value] in sample.items()}
+            )
 
     def read(self, start: int, stop: int) -> Iterator[Row]:
         """The rows `start` to `stop` of all shards in a row, the latter excluded."""
@@ -202,7 +230,8 @@ class ShardedRows:
             yield from self.read_shard(shard, max(start - offset, 0), stop - offset)
 
     def name_of(self, row: Row) -> str:
-        """What to call a row in a list of what is unreadable; the same key may be in several shards."""
+        """What to call a row in a list of what is unreadable; the same key may be in several
+        shards."""
         return f"{self.names[bisect_right(self.offsets, row.index) - 1]}: {row.key}"
 
     def check_unchanged(self, shard: int) -> None:
@@ -217,12 +246,18 @@ class ShardedRows:
         try:
             stamp = stamp_of(name)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"The shard {name} has vanished since it was counted.") from error
+            raise FileNotFoundError(
+                f"The shard {name} has vanished since it was counted."
+            ) from error
         if stamp != self.stamps[shard]:
-            raise OSError(f"The shard {name} has changed since it was counted; start again to count it anew.")
+            raise OSError(
+                f"The shard {name} has changed since it was counted; start again to count it anew."
+            )
 
     def row(self, index: int, sample: Mapping[str, Any]) -> Row:
-        content = next((sample[column] for column in self.contents if sample[column] is not None), None)
+        content = next(
+            (sample[column] for column in self.contents if sample[column] is not None), None
+        )
         key, label = key_of(sample, content, index), None
         if self.label_path is not None:
             label = checked_label(reduce(getitem, self.label_path, sample), key)
@@ -256,8 +291,9 @@ def check_labels(dataset: Dataset, label_column: str) -> int:
     if lacking:
         split = f" of the split {str(dataset.split)!r}" if dataset.split else ""
         raise ValueError(
-            f"Every sample must have a label of 0 or more in {label_column!r}; {lacking} of the {len(dataset)} samples"
-            f"{split} have none: leave them out, or say `label_column=None` if labels are not wanted."
+            f"Every sample must have a label of 0 or more in {label_column!r}; {lacking} of the "
+            f"{len(dataset)} samples{split} have none: leave them out, or say `label_column=None` "
+            "if labels are not wanted."
         )
     return max(labels, default=-1)
 
@@ -269,12 +305,17 @@ def checked_label(label: int | None, key: str) -> int:
         ValueError: If it is missing; many data sets on the Hub say so by -1.
     """
     if label is None or label < 0:
-        raise ValueError(f"The sample {key!r} has no label but {label}; without labels: `label_column=None`.")
+        raise ValueError(
+            f"The sample {key!r} has no label but {label}; without labels: `label_column=None`."
+        )
     return label
 
 
-def names_of_classes(features: Features, label_column: str | None, source: str | None = None) -> list[str] | None:
-    """Names of the classes of a column; `None` if it holds plain integers, or labels are not wanted.
+def names_of_classes(
+    features: Features, label_column: str | None, source: str | None = None
+) -> list[str] | None:
+    """Names of the classes of a column; `None` if it holds plain integers, or labels are not
+    wanted.
 
     Raises:
         ValueError: If there is no such column, or it holds neither classes nor integers.
@@ -286,7 +327,9 @@ def names_of_classes(features: Features, label_column: str | None, source: str |
     if isinstance(labels, ClassLabel):
         return list(labels.names)
     if not isinstance(labels, Value) or "int" not in labels.dtype:
-        raise ValueError(f"Labels must be classes or integers, the column {label_column!r} holds {labels}.")
+        raise ValueError(
+            f"Labels must be classes or integers, the column {label_column!r} holds {labels}."
+        )
     return None
 
 
@@ -300,49 +343,61 @@ def open_rows(
 ) -> IndexedRows | ShardedRows:
     """Opens a split of images, or of tokens where there is a column `codes`.
 
-    Samples of tar shards are made of members with the same name up to the first dot, one behind the other: one with
-    the extension of an image, and for the label the class's number in the member `cls`, or as `label` in `json`.
-    Names of the classes are the lines of `classnames.txt` beside the shards, if it is there. Classes without names are
-    called by their numbers, from 0 to the largest label.
+    Samples of tar shards are made of members with the same name up to the first dot, one behind the
+    other: one with the extension of an image, and for the label the class's number in the member
+    `cls`, or as `label` in `json`. Names of the classes are the lines of `classnames.txt` beside
+    the shards, if it is there. Classes without names are called by their numbers, from 0 to the
+    largest label.
 
     Args:
-        source: `"digits"` for the embedded data set; a folder of images, one subfolder a class, or without classes; a
-            folder of tar shards or of Parquet files, or one written by `save_to_disk`; tar shards as a pattern such as
-            `"data/train-{0000..0015}.tar"` or `"data/*.tar"`, which is all `train`; or the name of a data set on the
-            Hub.
-        split: Which one. Of labelled images that are not streamed and have neither `test` nor `validation`, `test` is
-            a fifth and `train` the rest, see `load_image_dataset`, also if labels are not wanted.
-        image_column: Name of the column of images; in tar shards an extension, or `"image"` for that of any image.
-        label_column: Name of the column of labels; in tar shards `"label"` or an integer in the member `json`. `None`
-            if labels are not wanted.
+        source: `"digits"` for the embedded data set; a folder of images, one subfolder a class, or
+            without classes; a folder of tar shards or of Parquet files, or one written by
+            `save_to_disk`; tar shards as a pattern such as `"data/train-{0000..0015}.tar"` or
+            `"data/*.tar"`, which is all `train`; or the name of a data set on the Hub.
+        split: Which one. Of labelled images that are not streamed and have neither `test` nor
+            `validation`, `test` is a fifth and `train` the rest, see `load_image_dataset`, also if
+            labels are not wanted.
+        image_column: Name of the column of images; in tar shards an extension, or `"image"` for
+            that of any image.
+        label_column: Name of the column of labels; in tar shards `"label"` or an integer in the
+            member `json`. `None` if labels are not wanted.
         revision: Branch, tag or commit of a data set on the Hub.
         streaming: Whether to stream Parquet files, rather than to load them; tar shards always are.
 
     Returns:
-        Rows in shards if they are streamed. What the shards hold is counted once, and then kept in the cache of
-        `datasets`; those of tar files on the Hub are read through for it.
+        Rows in shards if they are streamed. What the shards hold is counted once, and then kept in
+        the cache of `datasets`; those of tar files on the Hub are read through for it.
 
     Raises:
         FileNotFoundError: If there is no such folder or data set.
-        ValueError: If there is no such split or column, no image, no label where one is wanted, or nothing to stream.
+        ValueError: If there is no such split or column, no image, no label where one is wanted, or
+            nothing to stream.
     """
     if shards := find_shards(source, revision):
         kind, files, features = shards
         if kind == ".tar":
-            return open_tars(files[split_of(files, split, source)], source, image_column, label_column)
+            return open_tars(
+                files[split_of(files, split, source)], source, image_column, label_column
+            )
         if streaming:
             paths = files[split_of(files, split, source)]
             return open_parquet(paths, features, source, image_column, label_column)
     elif streaming and not is_here(source):
         raise ValueError(
-            f"The data set {source!r} has no tar or Parquet files to stream; load it without `streaming`."
+            f"The data set {source!r} has no tar or Parquet files to stream; load it without "
+            "`streaming`."
         )
     dataset = load_split(source, split, image_column, label_column, revision)
-    return IndexedRows(dataset, image_column, label_column, folder=source if Path(source).is_dir() else None)
+    return IndexedRows(
+        dataset, image_column, label_column, folder=source if Path(source).is_dir() else None
+    )
 
 
 def split_names(
-    source: str, label_column: str | None = "label", revision: str | None = None, streaming: bool = False
+    source: str,
+    label_column: str | None = "label",
+    revision: str | None = None,
+    streaming: bool = False,
 ) -> list[str]:
     """The splits that `open_rows` opens with the same arguments."""
     shards = find_shards(source, revision)
@@ -352,18 +407,24 @@ def split_names(
     return [*dataset, *(["test"] if holds_fifth_out(dataset, label_column) else [])]
 
 
-def find_shards(source: str, revision: str | None = None) -> tuple[str, dict[str, list[str]], Features | None] | None:
+def find_shards(
+    source: str, revision: str | None = None
+) -> tuple[str, dict[str, list[str]], Features | None] | None:
     """The tar or Parquet files of a data set.
 
     Returns:
-        Their extension, the files by split, and the features that the data set declares, if it does; `None` if it is
-        stored otherwise.
+        Their extension, the files by split, and the features that the data set declares, if it
+        does; `None` if it is stored otherwise.
     """
     if is_shard_pattern(source):
         return ".tar", {"train": matching_files(source)}, None
     if is_here(source):
         folder = Path(source)
-        if source == "digits" or (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        if (
+            source == "digits"
+            or (folder / "dataset_dict.json").exists()
+            or (folder / "state.json").exists()
+        ):
             return None
         for suffix in (".tar", ".parquet"):
             if files := files_by_split(folder, suffix):
@@ -372,30 +433,47 @@ def find_shards(source: str, revision: str | None = None) -> tuple[str, dict[str
     builder = load_dataset_builder(source, revision=revision)
     for suffix, kind in ((".tar", WebDataset), (".parquet", Parquet)):
         if isinstance(builder, kind):
-            files = {str(split): list(map(str, paths)) for split, paths in builder.config.data_files.items()}
+            files = {
+                str(split): list(map(str, paths))
+                for split, paths in builder.config.data_files.items()
+            }
             return suffix, files, builder.info.features
     return None
 
 
-def open_tars(paths: list[str], source: str, image_column: str, label_column: str | None) -> ShardedRows:
+def open_tars(
+    paths: list[str], source: str, image_column: str, label_column: str | None
+) -> ShardedRows:
     """Opens tar shards; see `open_rows`."""
     shards, stamps = inspect_shards(paths, inspect_tar)
     check_not_empty(shards, source)
     images = image_extensions(shards, source, image_column)
-    columns = {"__key__": Value("string")} | {name: Value("binary") for name in images}  # which nobody decodes
+    columns = {"__key__": Value("string")} | {
+        name: Value("binary") for name in images
+    }  # which nobody decodes
     label_path, classes = None, None
     if label_column is not None:
         label_path = find_labels(shards, source, label_column)
-        columns |= {label_path[0]: Value("int64") if len(label_path) == 1 else {label_path[1]: Value("int64")}}
+        columns |= {
+            label_path[0]: Value("int64")
+            if len(label_path) == 1
+            else {label_path[1]: Value("int64")}
+        }
         classes = tar_classes(paths, largest_label(shards, paths, label_path[-1]))
     stream = open_stream(WebDataset, paths, features=Features(columns))
-    damaged = {path: shard.damage for path, shard in zip(paths, shards, strict=True) if shard.damage}
+    damaged = {
+        path: shard.damage for path, shard in zip(paths, shards, strict=True) if shard.damage
+    }
     sizes = [shard.samples for shard in shards]
     return ShardedRows(stream, sizes, paths, images, label_path, classes, damaged, stamps)
 
 
 def open_parquet(
-    paths: list[str], features: Features | None, source: str, image_column: str, label_column: str | None
+    paths: list[str],
+    features: Features | None,
+    source: str,
+    image_column: str,
+    label_column: str | None,
 ) -> ShardedRows:
     """Opens Parquet files as shards; see `open_rows`."""
     shards, stamps = inspect_shards(paths, inspect_parquet)
@@ -403,7 +481,9 @@ def open_parquet(
     readable = next(path for path, shard in zip(paths, shards, strict=True) if shard.samples)
     features = features or parquet_features(readable)
     classes = names_of_classes(features, label_column, source)
-    if label_column is not None and all(label_column in shard.labels for shard in shards if shard.samples):
+    if label_column is not None and all(
+        label_column in shard.labels for shard in shards if shard.samples
+    ):
         largest = largest_label(shards, paths, label_column)
         classes = classes or [str(number) for number in range(largest + 1)]
     content = "codes" if "codes" in features else image_column
@@ -412,16 +492,23 @@ def open_parquet(
     stream = open_stream(Parquet, paths, features=features, columns=columns)
     if content != "codes":
         stored = features[content]
-        encoded = isinstance(stored, Value) and stored.dtype.removeprefix("large_") in ("string", "binary")
+        encoded = isinstance(stored, Value) and stored.dtype.removeprefix("large_") in (
+            "string",
+            "binary",
+        )
         if not encoded and not isinstance(stored, Image | dict):
             raise ValueError(f"The column {content!r} of {source!r} holds no images but {stored}.")
         stream = stream.cast_column(content, Image(decode=False))
-    damaged = {path: shard.damage for path, shard in zip(paths, shards, strict=True) if shard.damage}
+    damaged = {
+        path: shard.damage for path, shard in zip(paths, shards, strict=True) if shard.damage
+    }
     sizes = [shard.samples for shard in shards]
     return ShardedRows(stream, sizes, paths, content, label_column, classes, damaged, stamps)
 
 
-def open_stream(builder: type[WebDataset] | type[Parquet], paths: list[str], **arguments: Any) -> IterableDataset:
+def open_stream(
+    builder: type[WebDataset] | type[Parquet], paths: list[str], **arguments: Any
+) -> IterableDataset:
     """A stream with a shard for each file; `load_dataset` would look each of them up first."""
     files = DataFilesDict(train=DataFilesList(paths, origin_metadata=[()] * len(paths)))
     return builder(data_files=files, **arguments).as_streaming_dataset("train")

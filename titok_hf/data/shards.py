@@ -32,11 +32,11 @@ class Shard:
 
     Args:
         samples: How many can be read.
-        layouts: Of a tar file: which members the samples have, by extension, and how many have these, such as
-            `{"cls jpg": 1250}`.
-        labels: For the member `cls` and for each integer in the member `json` of a tar file, or for the columns of
-            integers of a Parquet file, as far as its footer says it: how many samples have a value, the smallest, and
-            the largest.
+        layouts: Of a tar file: which members the samples have, by extension, and how many have
+            these, such as `{"cls jpg": 1250}`.
+        labels: For the member `cls` and for each integer in the member `json` of a tar file, or for
+            the columns of integers of a Parquet file, as far as its footer says it: how many
+            samples have a value, the smallest, and the largest.
         damage: Why it is not read to its end, in a sentence.
     """
 
@@ -46,8 +46,11 @@ class Shard:
     damage: str | None = None
 
 
-def inspect_shards(paths: Sequence[str], inspect: Callable[[str], Shard]) -> tuple[list[Shard], list[list[Any]]]:
-    """Inspects shards: one process of each machine first; the others find its results in the cache of `datasets`.
+def inspect_shards(
+    paths: Sequence[str], inspect: Callable[[str], Shard]
+) -> tuple[list[Shard], list[list[Any]]]:
+    """Inspects shards: one process of each machine first; the others find its results in the cache
+    of `datasets`.
 
     Args:
         paths: Files, or addresses `hf://…` that name a commit.
@@ -64,15 +67,25 @@ def inspect_shards(paths: Sequence[str], inspect: Callable[[str], Shard]) -> tup
         stamps = {path: stamp_of(path) for path in paths}
         found: dict[str, Shard] = {}
         for folder in {os.path.dirname(path) for path in paths}:
-            address = re.sub("^(hf://[^@]+)@[^/]+", r"\1", folder)  # the same files may be in several commits
+            address = re.sub(
+                "^(hf://[^@]+)@[^/]+", r"\1", folder
+            )  # the same files may be in several commits
             name = hashlib.sha256(f"{__version__} {address}".encode()).hexdigest()
             file = Path(datasets.config.HF_DATASETS_CACHE, "titok_shards", f"{name}.json")
             known = json.loads(file.read_text()) if file.exists() else {}
-            members = {os.path.basename(path): path for path in paths if os.path.dirname(path) == folder}
-            new = [name for name, path in members.items() if known.get(name, {}).get("stamp") != stamps[path]]
+            members = {
+                os.path.basename(path): path for path in paths if os.path.dirname(path) == folder
+            }
+            new = [
+                name
+                for name, path in members.items()
+                if known.get(name, {}).get("stamp") != stamps[path]
+            ]
             try:
                 with ThreadPoolExecutor(READERS) as pool:
-                    for name, shard in zip(new, pool.map(inspect, map(members.get, new)), strict=True):
+                    for name, shard in zip(
+                        new, pool.map(inspect, map(members.get, new)), strict=True
+                    ):
                         known[name] = {"stamp": stamps[members[name]], "shard": asdict(shard)}
             finally:
                 if new:
@@ -85,7 +98,8 @@ def inspect_shards(paths: Sequence[str], inspect: Callable[[str], Shard]) -> tup
 
 
 def stamp_of(path: str) -> list[Any]:
-    """What changes when a file does: its size and the time of the last change; on the Hub, size and hash."""
+    """What changes when a file does: its size and the time of the last change; on the Hub, size and
+    hash."""
     if path.startswith("hf://"):
         info = HfFileSystem().info(path)
         return [info["size"], info["lfs"]["sha256"] if info["lfs"] else info["blob_id"]]
@@ -106,10 +120,18 @@ def inspect_parquet(path: str) -> Shard:
             return Shard(samples=0, damage=f"It is no Parquet file, or truncated: {error}")
     labels = {}
     for i in range(metadata.num_columns):
-        groups = [metadata.row_group(group).column(i).statistics for group in range(metadata.num_row_groups)]
-        if not all(group and group.has_null_count and (group.has_min_max or not group.num_values) for group in groups):
+        groups = [
+            metadata.row_group(group).column(i).statistics
+            for group in range(metadata.num_row_groups)
+        ]
+        if not all(
+            group and group.has_null_count and (group.has_min_max or not group.num_values)
+            for group in groups
+        ):
             continue
-        values = [value for group in groups if group.has_min_max for value in (group.min, group.max)]
+        values = [
+            value for group in groups if group.has_min_max for value in (group.min, group.max)
+        ]
         if values and type(values[0]) is int:
             number = metadata.num_rows - sum(group.null_count for group in groups)
             labels[metadata.schema.column(i).path] = [number, min(values), max(values)]
@@ -123,14 +145,17 @@ def parquet_features(path: str) -> datasets.Features:
 
 
 def inspect_tar(path: str) -> Shard:
-    """Walks over the headers of a tar file, without its images, and counts the samples that `datasets` can read.
+    """Walks over the headers of a tar file, without its images, and counts the samples that
+    `datasets` can read.
 
-    These are, of a truncated file, all before the last one that begins in it. Where the file ends between two members,
-    the last one counts, too, if it has all members of the one before. Where it ends behind the content of a member, in
-    the zeros that pad it, `datasets` fails before it gives out the sample, whole as it may be; it does not count.
+    These are, of a truncated file, all before the last one that begins in it. Where the file ends
+    between two members, the last one counts, too, if it has all members of the one before. Where it
+    ends behind the content of a member, in the zeros that pad it, `datasets` fails before it gives
+    out the sample, whole as it may be; it does not count.
 
     Raises:
-        ValueError: If a member `cls` holds no integer, or a member `json` no JSON: `datasets` would fail on these.
+        ValueError: If a member `cls` holds no integer, or a member `json` no JSON: `datasets` would
+            fail on these.
     """
     shard = Shard(samples=0)
     last: dict[str, bytes] = {}
@@ -155,7 +180,9 @@ def inspect_tar(path: str) -> Shard:
     except tarfile.ReadError as error:  # behind the last sample
         if last:
             count(last)
-        shard.damage = f"It is no tar file, or truncated or damaged after {shard.samples} samples: {error}."
+        shard.damage = (
+            f"It is no tar file, or truncated or damaged after {shard.samples} samples: {error}."
+        )
         return shard
     whole = bool(end) and not any(end)  # zeros mark the end
     if last and (whole or (before and before.keys() <= last.keys())):
@@ -167,11 +194,12 @@ def inspect_tar(path: str) -> Shard:
 
 
 def samples_of(archive: tarfile.TarFile) -> Iterator[dict[str, bytes]]:
-    """Members of each sample by extension, as `datasets` groups them; the contents of `cls` and `json`, others empty.
+    """Members of each sample by extension, as `datasets` groups them; the contents of `cls` and
+    `json`, others empty.
 
     Raises:
-        tarfile.ReadError: Where `datasets` fails, too: at the end of a truncated file, or if two members of a sample
-            have the same extension.
+        tarfile.ReadError: Where `datasets` fails, too: at the end of a truncated file, or if two
+            members of a sample have the same extension.
     """
     key, members = None, {}
     while (member := archive.next()) is not None:
@@ -208,7 +236,8 @@ def labels_of(members: dict[str, bytes], path: str) -> dict[str, int]:
             labels["cls"] = int(members["cls"])
         except ValueError as error:
             raise ValueError(
-                f"A member .cls of the shard {path} must hold the number of a class, got {members['cls'][:20]!r}."
+                f"A member .cls of the shard {path} must hold the number of a class, got "
+                f"{members['cls'][:20]!r}."
             ) from error
     return labels
 
@@ -224,7 +253,10 @@ def image_extensions(shards: Sequence[Shard], source: str, image_column: str) ->
     Raises:
         ValueError: If there are no such members, or more than one in a sample.
     """
-    layouts = [set(layout.split(" ")) for layout in sorted(set().union(*(shard.layouts for shard in shards)))]
+    layouts = [
+        set(layout.split(" "))
+        for layout in sorted(set().union(*(shard.layouts for shard in shards)))
+    ]
     members = sorted(set().union(*layouts))
     if image_column != "image":
         images = [image_column] if image_column in members else []
@@ -232,12 +264,17 @@ def image_extensions(shards: Sequence[Shard], source: str, image_column: str) ->
         images = [name for name in members if name.rsplit(".")[-1].lower() in IMAGE_EXTENSIONS]
     if not images:
         there = ", ".join(f".{name}" for name in members)
-        wanted = "images (members such as .jpg)" if image_column == "image" else f"members .{image_column}"
+        wanted = (
+            "images (members such as .jpg)"
+            if image_column == "image"
+            else f"members .{image_column}"
+        )
         raise ValueError(f"The shards of {source!r} hold no {wanted} but {there}.")
     if several := next((layout for layout in layouts if len(layout & set(images)) > 1), None):
         names = ", ".join(sorted(several & set(images)))
         raise ValueError(
-            f"Samples of {source!r} hold several images ({names}); name the extension of the right one with "
+            f"Samples of {source!r} hold several images ({names}); name the extension of the right "
+            "one with "
             "`image_column`."
         )
     return images
@@ -253,7 +290,8 @@ def find_labels(shards: Sequence[Shard], source: str, label_column: str) -> list
     name = "cls" if label_column == "label" and "cls" in names else label_column
     if name not in names:
         raise ValueError(
-            f"The shards of {source!r} hold no labels (members .cls, or the integer {label_column!r} in .json); "
+            f"The shards of {source!r} hold no labels (members .cls, or the integer "
+            f"{label_column!r} in .json); "
             "say `label_column=None` if labels are not wanted."
         )
     return ["cls"] if name == "cls" else ["json", name]
@@ -273,14 +311,16 @@ def largest_label(shards: Sequence[Shard], paths: Sequence[str], label: str) -> 
             lacking = f"{shard.samples - labelled} of its {shard.samples} samples have none"
             raise ValueError(
                 f"Every sample must have a label of 0 or more in {label!r}; of the shard {path} "
-                f"{f'one is {smallest}' if smallest < 0 else lacking}: leave them out, or say `label_column=None` if "
+                f"{f'one is {smallest}' if smallest < 0 else lacking}: leave them out, or say "
+                "`label_column=None` if "
                 "labels are not wanted."
             )
     return largest
 
 
 def tar_classes(paths: Sequence[str], largest: int) -> list[str]:
-    """Names of the classes: the lines of `classnames.txt` beside the shards, or above a folder of a split.
+    """Names of the classes: the lines of `classnames.txt` beside the shards, or above a folder of a
+    split.
 
     This file is the convention of CLIP_benchmark's data sets. Without it, they are numbers.
 
@@ -300,6 +340,8 @@ def tar_classes(paths: Sequence[str], largest: int) -> list[str]:
             with open_shard(file) as lines:
                 names = lines.read().decode().strip().splitlines()
             if len(names) <= largest:
-                raise ValueError(f"{file} names {len(names)} classes, but there is a label {largest}.")
+                raise ValueError(
+                    f"{file} names {len(names)} classes, but there is a label {largest}."
+                )
             return [name.strip() for name in names]
     return [str(number) for number in range(largest + 1)]

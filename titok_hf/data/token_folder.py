@@ -54,7 +54,8 @@ class Batch(NamedTuple):
     Args:
         part: Number of the part among those that are to be done.
         keys, labels: Of the images that are readable.
-        pixel_values: `(B * copies, 3, H, W)`, the copies of an image side by side; `None` if no image is readable.
+        pixel_values: `(B * copies, 3, H, W)`, the copies of an image side by side; `None` if no
+            image is readable.
         unreadable: `key` and `reason` of the others.
     """
 
@@ -111,7 +112,9 @@ class PartWriter:
         columns = {}
         for name in self.features:
             pieces = [batch[name] for batch in self.batches]
-            columns[name] = np.concatenate(pieces) if name in ("codes", "latents") else [*chain(*pieces)]
+            columns[name] = (
+                np.concatenate(pieces) if name in ("codes", "latents") else [*chain(*pieces)]
+            )
         table = Dataset.from_dict(columns, features=self.features).data.table
         self.writer.write_table(table)
         self.num_bytes += table.nbytes
@@ -135,7 +138,8 @@ class PartWriter:
 
 
 def read_part(path: Path) -> dict[str, Any]:
-    """What a finished part says of itself: `rows`, `bytes`, `unreadable` and the `sums` of its latents."""
+    """What a finished part says of itself: `rows`, `bytes`, `unreadable` and the `sums` of its
+    latents."""
     return json.loads(pq.read_metadata(path).metadata[PART_KEY])
 
 
@@ -153,11 +157,14 @@ def channel_sums(latents: np.ndarray, num_copies: int) -> np.ndarray:
         latents = latents.reshape(-1, *latents.shape[2:])
     channels = latents if latents.ndim == 3 else np.moveaxis(latents, 1, -1)
     channels = channels.reshape(-1, channels.shape[-1]).astype(np.float64)  # (n, C)
-    return np.stack([np.full(channels.shape[1], len(channels)), channels.sum(0), np.square(channels).sum(0)])
+    return np.stack(
+        [np.full(channels.shape[1], len(channels)), channels.sum(0), np.square(channels).sum(0)]
+    )
 
 
 class WorkFolder:
-    """The folder of a token data set while it is being made; in its place, by one rename, when it is whole.
+    """The folder of a token data set while it is being made; in its place, by one rename, when it
+    is whole.
 
     Args:
         folder: Where it ends up.
@@ -167,12 +174,18 @@ class WorkFolder:
     """
 
     def __init__(
-        self, folder: str | Path, command: Mapping[str, Any], rows: Mapping[str, Rows], max_unreadable: float
+        self,
+        folder: str | Path,
+        command: Mapping[str, Any],
+        rows: Mapping[str, Rows],
+        max_unreadable: float,
     ):
         self.folder = Path(folder).resolve()
         self.partial = self.folder.with_name(self.folder.name + ".partial")
         self.unfinished = self.partial / "unfinished"
-        self.command = json.loads(json.dumps(command))  # as a record that is read: tuples are lists there
+        self.command = json.loads(
+            json.dumps(command)
+        )  # as a record that is read: tuples are lists there
         self.rows, self.max_unreadable = rows, max_unreadable
         self.num_unreadable = dict.fromkeys(rows, 0)
 
@@ -181,7 +194,8 @@ class WorkFolder:
         return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
 
     def prepare(self, parts: list[Part]) -> list[Part] | None:
-        """What is left to do; `None` if the data set is whole. Of all processes the main one alone calls it.
+        """What is left to do; `None` if the data set is whole. Of all processes the main one alone
+        calls it.
 
         Raises:
             FileExistsError: If the folder holds something else, or what another command made.
@@ -192,7 +206,8 @@ class WorkFolder:
             made_by = json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"]
             if others := [key for key in self.command if made_by.get(key) != self.command[key]]:
                 raise FileExistsError(
-                    f"{folder} holds what another command made (with other {' and '.join(others)}): choose another "
+                    f"{folder} holds what another command made (with other "
+                    f"{' and '.join(others)}): choose another "
                     "folder, or delete it."
                 )
             if folder == self.folder:
@@ -200,7 +215,9 @@ class WorkFolder:
         if self.folder.exists() and (
             self.folder == Path.cwd() or not self.folder.is_dir() or any(self.folder.iterdir())
         ):
-            raise FileExistsError(f"{self.folder} exists already: choose another name, or delete it.")
+            raise FileExistsError(
+                f"{self.folder} exists already: choose another name, or delete it."
+            )
         if not (self.partial / RECORD).exists():
             shutil.rmtree(self.partial, ignore_errors=True)
             (self.partial / "data").mkdir(parents=True)
@@ -219,7 +236,8 @@ class WorkFolder:
         batches: Iterable[tuple[Batch, np.ndarray | None]],
         result: Mapping[str, Any],
     ) -> Iterator[int]:
-        """Writes encoded batches into the files of their parts, and yields the number of samples of each.
+        """Writes encoded batches into the files of their parts, and yields the number of samples of
+        each.
 
         Args:
             parts: What this process writes.
@@ -241,7 +259,9 @@ class WorkFolder:
         for batch, values in batches:
             part = parts[batch.part]
             if batch.part not in open_parts:
-                open_parts[batch.part] = PartWriter(self.path(part), features, self.unfinished, result["copies"])
+                open_parts[batch.part] = PartWriter(
+                    self.path(part), features, self.unfinished, result["copies"]
+                )
             writer = open_parts[batch.part]
             writer.add(batch, values)
             self.count_unreadable(part.split, batch.unreadable)
@@ -259,13 +279,15 @@ class WorkFolder:
         count, total = self.num_unreadable[split], len(self.rows[split])
         if unreadable and count > self.max_unreadable * total:
             raise ValueError(
-                f"{count} of the {total} images of the split {split!r} cannot be read, more than the share of "
-                f"{self.max_unreadable:g} that `max_unreadable` allows; the last is {unreadable[-1]['key']}: "
-                f"{unreadable[-1]['reason']} To go on with what is done, in {self.partial}, allow more."
+                f"{count} of the {total} images of the split {split!r} cannot be read, more than "
+                f"the share of {self.max_unreadable:g} that `max_unreadable` allows; the last is "
+                f"{unreadable[-1]['key']}: {unreadable[-1]['reason']} To go on with what is done, "
+                f"in {self.partial}, allow more."
             )
 
     def finish(self, parts: list[Part], result: Mapping[str, Any]) -> None:
-        """Adds card, statistics and the list of what is unreadable, and moves the folder to its place.
+        """Adds card, statistics and the list of what is unreadable, and moves the folder to its
+        place.
 
         Raises:
             ValueError: If too many images are unreadable.
@@ -275,7 +297,9 @@ class WorkFolder:
         for name, split_rows in self.rows.items():
             files = [self.path(part) for part in parts if part.split == name]
             known = [read_part(path) for path in files]
-            unreadable = damaged_shards(split_rows) + [entry for part in known for entry in part["unreadable"]]
+            unreadable = damaged_shards(split_rows) + [
+                entry for part in known for entry in part["unreadable"]
+            ]
             self.count_unreadable(name, unreadable)
             listed += [{"split": name, **entry} for entry in unreadable]
             splits[name] = {
@@ -293,7 +317,10 @@ class WorkFolder:
             statistics = json.dumps(latent_statistics(sums), indent=2) + "\n"
             (self.partial / STATISTICS).write_text(statistics, encoding="utf-8")
         content = {key: value for key, value in result.items() if key != "features"}
-        record = {"command": self.command, "result": {**content, "splits": splits, "titok_hf": __version__}}
+        record = {
+            "command": self.command,
+            "result": {**content, "splits": splits, "titok_hf": __version__},
+        }
         card = token_card(record, self.folder.name)
         (self.partial / "README.md").write_text(str(card), encoding="utf-8")
         self.write_record(record)
@@ -327,5 +354,6 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
-            f"The disk of {folder} is full. What is done stays there: make room, and start the same command again."
+            f"The disk of {folder} is full. What is done stays there: make room, and start the "
+            "same command again."
         ) from error

@@ -1,4 +1,5 @@
-"""Images to a token data set: in parts that many processes share, and that a killed run need not do again."""
+"""Images to a token data set: in parts that many processes share, and that a killed run need not do
+again."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,7 +34,8 @@ Tokenizer = PreTrainedModel | DiffusersTokenizer
 class PartBatches(IterableDataset):
     """The batches of parts, none across the border of two, so that a part never depends on another.
 
-    Each worker makes every K-th batch, or of shards, which are read one after the other, every K-th shard.
+    Each worker makes every K-th batch, or of shards, which are read one after the other, every K-th
+    shard.
 
     Args:
         rows: Of each split.
@@ -90,7 +92,9 @@ class PartBatches(IterableDataset):
                 batch.unreadable.append({"key": row.key, "reason": str(error)})
                 continue
             numbers = range(self.augmentation.variants)
-            images += [self.augmentation.variant(image, self.processor, number) for number in numbers]
+            images += [
+                self.augmentation.variant(image, self.processor, number) for number in numbers
+            ]
             batch.keys.append(row.key)
             batch.labels.append(row.label)
         return batch._replace(pixel_values=torch.stack(images).to(self.dtype)) if images else batch
@@ -113,52 +117,66 @@ def tokenize_to_folder(
     dtype: str = "float32",
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    """Writes the codes or latents of images as Parquet files that `load_dataset` and `open_rows` read.
+    """Writes the codes or latents of images as Parquet files that `load_dataset` and `open_rows`
+    read.
 
-    Any number of processes share the work; they need a folder that all of them see. Stopped and started again with the
-    same arguments, also by other processes, it does what is missing, and ends with the same files as if it had never
-    been stopped. Until then they wait in `OUTPUT_DIR.partial`.
+    Any number of processes share the work; they need a folder that all of them see. Stopped and
+    started again with the same arguments, also by other processes, it does what is missing, and
+    ends with the same files as if it had never been stopped. Until then they wait in
+    `OUTPUT_DIR.partial`.
 
-    The columns are `key`; `label`, if there are labels; and `codes`, `N` integers of the smallest unsigned type that
-    holds the codebook, or `latents` in float32, `(K, C)` or `(C, h, w)`. With an augmentation of several variants
-    both are of all of them, `(copies, …)`. With latents the folder also holds `latent_statistics.json`: mean and
-    standard deviation of each channel over the split `train`, in float64.
+    The columns are `key`; `label`, if there are labels; and `codes`, `N` integers of the smallest
+    unsigned type that holds the codebook, or `latents` in float32, `(K, C)` or `(C, h, w)`. With an
+    augmentation of several variants both are of all of them, `(copies, …)`. With latents the folder
+    also holds `latent_statistics.json`: mean and standard deviation of each channel over the split
+    `train`, in float64.
 
     Args:
         source: See `open_rows`.
         tokenizer: Folder or Hub repository of a tokenizer of any family.
         output_dir: The folder; appears when it is whole.
         split: Which one; all of them if not given.
-        image_column, label_column: Columns of the images; `label_column=None` if labels are not wanted.
+        image_column, label_column: Columns of the images; `label_column=None` if labels are not
+            wanted.
         revision: Branch, tag or commit of a data set on the Hub.
         streaming: Whether to stream what could also be loaded as a whole.
-        augmentation: Its variants are the copies of an image; the image as the processor cuts it, if not given.
+        augmentation: Its variants are the copies of an image; the image as the processor cuts it,
+            if not given.
         batch_size: Images that are encoded at once.
-        part_size: Samples of a part, which is what a kill can lose; of shards, each shard is a part.
-        num_workers: Processes that decode, for each that encodes; one less than there are cores, at most 8, if not
-            given.
-        max_unreadable: Share of the samples of a split that may be unreadable; those are left out, and listed in
-            `unreadable.jsonl`. A damaged shard counts as one.
+        part_size: Samples of a part, which is what a kill can lose; of shards, each shard is a
+            part.
+        num_workers: Processes that decode, for each that encodes; one less than there are cores, at
+            most 8, if not given.
+        max_unreadable: Share of the samples of a split that may be unreadable; those are left out,
+            and listed in `unreadable.jsonl`. A damaged shard counts as one.
         dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
         device: Where to compute; the accelerator if there is one, if not given.
 
     Returns:
-        The record of the data set, `tokenize.json`: `command` says how it was made, `result` what there is of it.
+        The record of the data set, `tokenize.json`: `command` says how it was made, `result` what
+            there is of it.
 
     Raises:
         FileExistsError: If the folder holds something else, or is being made with other arguments.
         OSError: If tokenizer or images do not load, or the disk is full; what is done stays.
-        ValueError: If they do not fit each other, or too many images are unreadable; what is done stays.
+        ValueError: If they do not fit each other, or too many images are unreadable; what is done
+            stays.
     """
     state = process_state()
     torch_dtype, augmentation = parse_dtype(dtype), augmentation or Augmentation()
     if augmentation.variants is None:
-        raise ValueError(f"An augmentation with a fixed number of variants is expected, got {augmentation}.")
+        raise ValueError(
+            f"An augmentation with a fixed number of variants is expected, got {augmentation}."
+        )
     model, processor = load_tokenizer(tokenizer)
     revision = dataset_commit(source, revision)
     rows = open_splits(source, split, image_column, label_column, revision, streaming)
     parts = plan_parts(rows, part_size)
-    tokenizer_record = {"id": str(tokenizer), "class": type(model).__name__, "weights_sha256": state_sha256(model)}
+    tokenizer_record = {
+        "id": str(tokenizer),
+        "class": type(model).__name__,
+        "weights_sha256": state_sha256(model),
+    }
     model.to(device or default_device(), torch_dtype)
     result = describe_result(model, processor, augmentation, rows, label_column is not None)
     command = {
@@ -169,7 +187,9 @@ def tokenize_to_folder(
         "tokenizer": tokenizer_record,
         "augmentation": asdict(augmentation),
         "dtype": dtype,
-        "parts": {name: [part.stop - part.start for part in parts if part.split == name] for name in rows},
+        "parts": {
+            name: [part.stop - part.start for part in parts if part.split == name] for name in rows
+        },
         "features": result["features"],
     }
     work = WorkFolder(output_dir, command, rows, max_unreadable)
@@ -185,9 +205,13 @@ def tokenize_to_folder(
             pin_memory=model.device.type == "cuda",
         )
         total = sum(part.stop - part.start for part in mine)
-        with tqdm(desc="tokens", total=total, unit="image", disable=not state.is_main_process) as bar:
+        with tqdm(
+            desc="tokens", total=total, unit="image", disable=not state.is_main_process
+        ) as bar:
             encoded = encode_batches(model, batches, augmentation.variants)
-            for num_images in work.write(mine, [part for part in parts if part not in missing], encoded, result):
+            for num_images in work.write(
+                mine, [part for part in parts if part not in missing], encoded, result
+            ):
                 bar.update(num_images)
         state.wait_for_everyone()
         if state.is_main_process:
@@ -210,10 +234,15 @@ def open_splits(
         ValueError: If a split holds tokens already.
     """
     names = [split] if split is not None else split_names(source, label_column, revision, streaming)
-    rows = {name: open_rows(source, name, image_column, label_column, revision, streaming) for name in names}
+    rows = {
+        name: open_rows(source, name, image_column, label_column, revision, streaming)
+        for name in names
+    }
     for name, split_rows in rows.items():
         if split_rows.holds_codes:
-            raise ValueError(f"The split {name!r} of {source!r} holds codes already: images are expected.")
+            raise ValueError(
+                f"The split {name!r} of {source!r} holds codes already: images are expected."
+            )
     return rows
 
 
@@ -232,7 +261,8 @@ def plan_parts(rows: Mapping[str, Rows], part_size: int) -> list[Part]:
 
 
 def default_workers() -> int:
-    """Workers of each process: all cores but one, shared by the processes of this machine, at most 8 each."""
+    """Workers of each process: all cores but one, shared by the processes of this machine, at most
+    8 each."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun says it
     return min(8, max(0, os.cpu_count() // processes - 1))
 
@@ -247,13 +277,15 @@ def describe_result(
     """What comes out: shape of a row, size of the codebook, number of copies, and the columns.
 
     Raises:
-        ValueError: If splits name their classes differently, or the processor does not fit the tokenizer.
+        ValueError: If splits name their classes differently, or the processor does not fit the
+            tokenizer.
     """
     class_names = max((split_rows.class_names or [] for split_rows in rows.values()), key=len)
     for name, split_rows in rows.items():
         if (split_rows.class_names or []) != class_names[: len(split_rows.class_names or [])]:
             raise ValueError(
-                f"The split {name!r} has other classes than the others: tokenize it on its own (`split`)."
+                f"The split {name!r} has other classes than the others: tokenize it on its own "
+                "(`split`)."
             )
     pixel_values = augmentation.variant(Image.new("RGB", (64, 64)), processor, 0)[None]
     with torch.inference_mode():
@@ -263,14 +295,20 @@ def describe_result(
     copies = augmentation.variants
     shape = shape if copies == 1 else (copies, *shape)
     features = token_features(shape, codebook_size, class_names, labelled)
-    return {"shape": shape, "codebook_size": codebook_size, "copies": copies, "features": features.to_dict()}
+    return {
+        "shape": shape,
+        "codebook_size": codebook_size,
+        "copies": copies,
+        "features": features.to_dict(),
+    }
 
 
 @torch.inference_mode()
 def encode_batches(
     model: Tokenizer, batches: Iterable[Batch | Exception], num_copies: int
 ) -> Iterator[tuple[Batch, np.ndarray | None]]:
-    """Codes or latents `(B, …)` of batches, with copies `(B, copies, …)`; `None` if no image is readable.
+    """Codes or latents `(B, …)` of batches, with copies `(B, copies, …)`; `None` if no image is
+    readable.
 
     What is done with a batch is done while an accelerator works on the next.
     """

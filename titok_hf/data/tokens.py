@@ -44,8 +44,10 @@ def token_features(
     """The columns of a token data set.
 
     Args:
-        shape: What one image becomes: codes `(N,)`, or latents `(K, C)` or `(C, h, w)`; with copies one axis before.
-        codebook_size: Of a discrete tokenizer; its codes are in the smallest unsigned type. `None` for latents.
+        shape: What one image becomes: codes `(N,)`, or latents `(K, C)` or `(C, h, w)`; with copies
+            one axis before.
+        codebook_size: Of a discrete tokenizer; its codes are in the smallest unsigned type. `None`
+            for latents.
         class_names: Names of the classes; none if they are not known.
         labelled: Whether there are labels.
     """
@@ -55,7 +57,9 @@ def token_features(
     if codebook_size is None:
         features["latents"] = {2: Array2D, 3: Array3D, 4: Array4D}[len(shape)](shape, "float32")
     else:
-        features["codes"] = Value(next(f"uint{bits}" for bits in (8, 16, 32) if codebook_size <= 2**bits))
+        features["codes"] = Value(
+            next(f"uint{bits}" for bits in (8, 16, 32) if codebook_size <= 2**bits)
+        )
         for length in reversed(shape):
             features["codes"] = List(features["codes"], length=length)
     return features
@@ -69,7 +73,10 @@ def latent_statistics(sums: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """
     count, total, squares = np.sum(sums, axis=0)
     mean = total / count
-    return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()}
+    return {
+        "mean": mean.tolist(),
+        "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist(),
+    }
 
 
 def token_card(
@@ -101,7 +108,9 @@ def token_card(
         download_size=sum(split["download_bytes"] for split in result["splits"].values()),
         dataset_size=sum(split.num_bytes for split in splits.values()),
     )
-    data = DatasetCardData(license=license, tags=["titok", "image-tokens"], source_tokenizer=tokenizer)
+    data = DatasetCardData(
+        license=license, tags=["titok", "image-tokens"], source_tokenizer=tokenizer
+    )
     DatasetInfosDict(default=info).to_dataset_card_data(data)
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     MetadataConfigs(default={"data_files": files}).to_dataset_card_data(data)
@@ -124,7 +133,9 @@ def describe_copies(augmentation: Mapping[str, Any]) -> str:
     """What the copies of an image are, in words, from the fields of an `Augmentation`."""
     if augmentation["crop"] != "ten":
         return "its own crop and that mirrored"
-    enlarged = f" of the image, resized to {augmentation['enlarge']:g} times that size" * (augmentation["enlarge"] > 1)
+    enlarged = f" of the image, resized to {augmentation['enlarge']:g} times that size" * (
+        augmentation["enlarge"] > 1
+    )
     return f"the crops of the four corners and the center{enlarged}, and these mirrored"
 
 
@@ -140,13 +151,15 @@ def push_tokens_to_hub(
 ) -> CommitInfo:
     """Publishes a folder of tokens with its card, in one commit.
 
-    If the connection breaks, nothing has changed; the next call does not send again what had arrived. Files of an
-    earlier push that the folder lacks go. The text of a card that someone wrote or edited, here or there, stays.
+    If the connection breaks, nothing has changed; the next call does not send again what had
+    arrived. Files of an earlier push that the folder lacks go. The text of a card that someone
+    wrote or edited, here or there, stays.
 
     Args:
         folder: Result of `tokenize_to_folder`.
         repo_id: Repository, such as `"user/imagenet-titok-l-32"`; created if it is not there.
-        images: What the images are, such as the name of their data set; where they came from if not given.
+        images: What the images are, such as the name of their data set; where they came from if not
+            given.
         tokenizer: Repository of the tokenizer, if it is not where it was loaded from.
         license: Of the data set.
         private: Whether a new repository is private; if not given, as the account is set up.
@@ -159,12 +172,20 @@ def push_tokens_to_hub(
     """
     folder = Path(folder)
     if not (folder / RECORD).exists():
-        raise FileNotFoundError(f"{folder} is no token data set: a folder that `titok tokenize` wrote is expected.")
+        raise FileNotFoundError(
+            f"{folder} is no token data set: a folder that `titok tokenize` wrote is expected."
+        )
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    local = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     with explain_hub_errors(repo_id):
         api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(
+            repo_id, repo_type="dataset", private=private, exist_ok=True
+        ).repo_id
         if revision is not None:
             api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
         sha = api.dataset_info(repo_id, revision=revision).sha
@@ -173,7 +194,9 @@ def push_tokens_to_hub(
         if edited is None or GENERATED in edited.text:
             try:
                 # by its commit: by the name of a branch, a stale card might come from the cache
-                remote = api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=sha)
+                remote = api.hf_hub_download(
+                    repo_id, "README.md", repo_type="dataset", revision=sha
+                )
                 edited = DatasetCard.load(remote)
             except RemoteEntryNotFoundError:
                 edited = None
@@ -187,7 +210,11 @@ def push_tokens_to_hub(
             repo_type="dataset",
             operations=[
                 *(CommitOperationDelete(path) for path in old),
-                *(CommitOperationAdd(path, file) for path, file in local.items() if path != "README.md"),
+                *(
+                    CommitOperationAdd(path, file)
+                    for path, file in local.items()
+                    if path != "README.md"
+                ),
                 CommitOperationAdd("README.md", str(card).encode()),
             ],
             commit_message="Upload tokens",

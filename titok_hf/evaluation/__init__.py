@@ -8,7 +8,12 @@ from .generation import evaluate_generation, measure_generation
 from .metrics.frechet import frechet_distance
 from .probe import knn_probe, linear_probe, probe_tokenizer, token_features, vision_features
 from .protocol import Protocol
-from .reconstruction import codebook_statistics, evaluate_reconstruction, measure_reconstruction, reconstruct
+from .reconstruction import (
+    codebook_statistics,
+    evaluate_reconstruction,
+    measure_reconstruction,
+    reconstruct,
+)
 from .reference import write_reference
 from .results import Evaluation, compare_results
 from .trainer_metrics import ReconstructionMetrics

@@ -1,4 +1,5 @@
-"""Files of ADM's evaluator (openai/guided-diffusion, `evaluations/`): samples and reference batches, as npz."""
+"""Files of ADM's evaluator (openai/guided-diffusion, `evaluations/`): samples and reference
+batches, as npz."""
 
 import zipfile
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 class ReferenceBatch:
     """Images, statistics of Inception's features, or both, from a file for ADM's evaluator.
 
-    The published ones (`VIRTUAL_imagenet256_labeled.npz`) hold 10,000 images for precision and recall, and statistics
-    of the whole training set for FID and sFID.
+    The published ones (`VIRTUAL_imagenet256_labeled.npz`) hold 10,000 images for precision and
+    recall, and statistics of the whole training set for FID and sFID.
 
     Args:
         path: The file.
@@ -42,7 +43,8 @@ class ReferenceBatch:
         """Reads the statistics, and of the images how many there are. Nothing is unpickled.
 
         Args:
-            path: An npz with `arr_0`, uint8 `(N, H, H, 3)`, `mu` and `sigma`, `mu_s` and `sigma_s`, or some of them.
+            path: An npz with `arr_0`, uint8 `(N, H, H, 3)`, `mu` and `sigma`, `mu_s` and `sigma_s`,
+                or some of them.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -51,7 +53,10 @@ class ReferenceBatch:
         path = Path(path)
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise ValueError(f"{path} is no npz file, or not whole; ADM's evaluator takes what `np.savez` writes.")
+                raise ValueError(
+                    f"{path} is no npz file, or not whole; ADM's evaluator takes what `np.savez` "
+                    "writes."
+                )
         num_images, image_size = 0, None
         with np.load(path, allow_pickle=False) as arrays:
             if IMAGES in arrays:
@@ -60,13 +65,14 @@ class ReferenceBatch:
             found = [read_moments(arrays, *names, path) for names in MOMENTS]
             if num_images == 0 and found == [None, None]:
                 raise ValueError(
-                    f"{path} holds neither images (arr_0) nor statistics (mu and sigma, mu_s and sigma_s), but "
-                    f"{', '.join(arrays.files) or 'nothing'}."
+                    f"{path} holds neither images (arr_0) nor statistics (mu and sigma, mu_s and "
+                    f"sigma_s), but {', '.join(arrays.files) or 'nothing'}."
                 )
         return cls(path, num_images, image_size, *found)
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
-        """The images in order, uint8 `(B, 3, H, H)` with at most `size` of them, read from the file as they come.
+        """The images in order, uint8 `(B, 3, H, H)` with at most `size` of them, read from the file
+        as they come.
 
         Raises:
             ValueError: If there are no images, or fewer than the file says.
@@ -81,14 +87,16 @@ class ReferenceBatch:
                 content = bytearray(stream.read(count * self.image_size**2 * 3))
                 if len(content) < count * self.image_size**2 * 3:
                     raise ValueError(
-                        f"{self.path} ends before its {self.num_images} images do; fetch or write it anew."
+                        f"{self.path} ends before its {self.num_images} images do; fetch or write "
+                        "it anew."
                     )
                 images = torch.frombuffer(content, dtype=torch.uint8).view(count, *shape)
                 yield images.permute(0, 3, 1, 2).contiguous()
 
 
 class SampleWriter:
-    """Writes samples for ADM's evaluator, `arr_0` uint8 `(N, H, H, 3)` in an npz, a batch at a time.
+    """Writes samples for ADM's evaluator, `arr_0` uint8 `(N, H, H, 3)` in an npz, a batch at a
+    time.
 
         with SampleWriter("samples.npz", num_images=50000, image_size=256) as writer:
             writer.write(images)  # uint8 (B, 3, 256, 256)
@@ -115,7 +123,11 @@ class SampleWriter:
         self.partial = partial_path(self.path)
         self.archive = zipfile.ZipFile(self.partial, "w")
         self.stream = self.archive.open(zipfile.ZipInfo(f"{IMAGES}.npy"), "w", force_zip64=True)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, *[self.image_size] * 2, 3)}
+        header = {
+            "descr": "|u1",
+            "fortran_order": False,
+            "shape": (self.num_images, *[self.image_size] * 2, 3),
+        }
         np.lib.format.write_array_header_1_0(self.stream, header)
         return self
 
@@ -130,7 +142,8 @@ class SampleWriter:
             raise TypeError(f"Images must be uint8 in [0, 255], got {images.dtype}.")
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
             raise ValueError(
-                f"Images must have shape (B, 3, {self.image_size}, {self.image_size}), got {tuple(images.shape)}."
+                f"Images must have shape (B, 3, {self.image_size}, {self.image_size}), got "
+                f"{tuple(images.shape)}."
             )
         self.num_written += len(images)
         if self.num_written > self.num_images:
@@ -138,7 +151,10 @@ class SampleWriter:
         self.stream.write(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.stream.close()
         self.archive.close()
@@ -189,15 +205,19 @@ def write_statistics(
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written until it is whole; raises `FileExistsError` if there is something at its place."""
+    """Where a file is written until it is whole; raises `FileExistsError` if there is something at
+    its place."""
     if path.exists():
         raise FileExistsError(f"{path} exists already: choose another name, or delete it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(path.name + ".partial")
 
 
-def read_moments(arrays: np.lib.npyio.NpzFile, mu: str, sigma: str, path: Path) -> GaussianStatistics | None:
-    """Statistics from the arrays of these names, if they are there; raises `ValueError` if they do not fit."""
+def read_moments(
+    arrays: np.lib.npyio.NpzFile, mu: str, sigma: str, path: Path
+) -> GaussianStatistics | None:
+    """Statistics from the arrays of these names, if they are there; raises `ValueError` if they do
+    not fit."""
     present = [name for name in (mu, sigma) if name in arrays]
     if len(present) == 1:
         raise ValueError(f"{path} must hold {mu} and {sigma} or neither, got {present[0]} alone.")
@@ -210,20 +230,30 @@ def read_moments(arrays: np.lib.npyio.NpzFile, mu: str, sigma: str, path: Path) 
 
 
 def read_images_header(stream: IO[bytes], path: Path) -> tuple[int, int]:
-    """Number and side of the images of an array whose first byte is next; raises `ValueError` if it is not of images.
+    """Number and side of the images of an array whose first byte is next; raises `ValueError` if it
+    is not of images.
 
     The stream is left where the values begin.
     """
     version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran_order, dtype = read_header(stream)
     if dtype != np.uint8:
         raise ValueError(
-            f"The images of {path} must be uint8 in [0, 255], got {dtype}; float images in [0, 1] become it by "
+            f"The images of {path} must be uint8 in [0, 255], got {dtype}; float images in [0, 1] "
+            "become it by "
             '`(images * 255).round().astype("uint8")`.'
         )
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
-        raise ValueError(f"The images of {path} must have shape (N, H, H, 3), channels last, got {shape}.")
+        raise ValueError(
+            f"The images of {path} must have shape (N, H, H, 3), channels last, got {shape}."
+        )
     if fortran_order:
-        raise ValueError(f"The images of {path} are in Fortran order; save `np.ascontiguousarray` of them.")
+        raise ValueError(
+            f"The images of {path} are in Fortran order; save `np.ascontiguousarray` of them."
+        )
     return shape[0], shape[1]

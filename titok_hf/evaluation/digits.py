@@ -12,10 +12,12 @@ from .extractors import Extracted, FeatureExtractor
 
 
 class DigitsExtractor(FeatureExtractor):
-    """Sees digits as they were published: images averaged to gray, and over blocks to 8x8 pixels in [0, 1].
+    """Sees digits as they were published: images averaged to gray, and over blocks to 8x8 pixels in
+    [0, 1].
 
-    The classifier is a support vector machine (RBF kernel, gamma 0.001 on the scale of 0 to 16, C 10) fitted to the
-    8x8 training digits. Its logits are the decision function: their order is meant, not their size.
+    The classifier is a support vector machine (RBF kernel, gamma 0.001 on the scale of 0 to 16, C
+    10) fitted to the 8x8 training digits. Its logits are the decision function: their order is
+    meant, not their size.
     """
 
     name = "digits-8x8"
@@ -34,10 +36,16 @@ class DigitsExtractor(FeatureExtractor):
         """Looks at uint8 images `(B, 3, H, W)`."""
         gray = images.cpu().double().mean(1, keepdim=True) / 255  # (B, 1, H, W)
         pixels = F.adaptive_avg_pool2d(gray, self.input_size).flatten(1)  # (B, 64)
-        return Extracted(pixels, logits=torch.from_numpy(self.classifier.decision_function(pixels.numpy() * 16)))
+        return Extracted(
+            pixels, logits=torch.from_numpy(self.classifier.decision_function(pixels.numpy() * 16))
+        )
 
     def identity(self) -> dict[str, Any]:
-        parts = (self.classifier.support_vectors_, self.classifier.dual_coef_, self.classifier.intercept_)
+        parts = (
+            self.classifier.support_vectors_,
+            self.classifier.dual_coef_,
+            self.classifier.intercept_,
+        )
         return {
             "name": self.name,
             "weights": "support vector machine fitted to scikit-learn's digits, see titok_hf.data.digits.split_rows",
@@ -49,7 +57,10 @@ class DigitsExtractor(FeatureExtractor):
 
 
 def nearest_neighbors(
-    extractor: FeatureExtractor, images: torch.Tensor, training: torch.Tensor, held_out: torch.Tensor
+    extractor: FeatureExtractor,
+    images: torch.Tensor,
+    training: torch.Tensor,
+    held_out: torch.Tensor,
 ) -> dict[str, float]:
     """How close images come to their nearest training images, next to what real held-out ones do.
 
@@ -58,9 +69,10 @@ def nearest_neighbors(
         images, training, held_out: uint8 `(n, 3, H, W)`.
 
     Returns:
-        `nearest_neighbor_ratio`: median distance of an image to its nearest training image, divided by the same median
-        of the held-out ones; `share_nearer_than_held_out`: share of the images that are nearer to one than the median
-        held-out one is. Copies would give 0 and 1, new real images 1 and 0.5.
+        `nearest_neighbor_ratio`: median distance of an image to its nearest training image, divided
+        by the same median of the held-out ones; `share_nearer_than_held_out`: share of the images
+        that are nearer to one than the median held-out one is. Copies would give 0 and 1, new real
+        images 1 and 0.5.
     """
     features, known, new = (extractor(part).features for part in (images, training, held_out))
     distances = torch.cdist(features, known).amin(1)

@@ -20,7 +20,8 @@ INCEPTION = "inception-v3-fid"  # the name that results give the network of FID
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extractor sees in a batch of images, in float32 or float64, on the extractor's device.
+    """What an extractor sees in a batch of images, in float32 or float64, on the extractor's
+    device.
 
     Args:
         features: `(B, D)`.
@@ -58,7 +59,8 @@ class FeatureExtractor(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What a result says of it: `name`, `weights` (where they come from), `weights_sha256`, `preprocessing`."""
+        """What a result says of it: `name`, `weights` (where they come from), `weights_sha256`,
+        `preprocessing`."""
 
 
 def check_images(images: torch.Tensor) -> None:
@@ -66,7 +68,9 @@ def check_images(images: torch.Tensor) -> None:
     if images.dtype != torch.uint8:
         raise TypeError(f"Extractors look at uint8 images in [0, 255], got {images.dtype}.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise ValueError(f"Extractors look at images (batch, 3, height, width), got {tuple(images.shape)}.")
+        raise ValueError(
+            f"Extractors look at images (batch, 3, height, width), got {tuple(images.shape)}."
+        )
 
 
 @contextmanager
@@ -87,10 +91,12 @@ def load_extractor(
     """The extractor of a name.
 
     Args:
-        name: `"inception"`, the network of FID, as ADM's and TiTok's evaluations use it; `"inception-pytorch-fid"`,
-            the same with pytorch-fid's resizing; `"digits"`; or a vision model of transformers, folder or Hub
-            repository, such as `"facebook/dinov2-large"`, and maybe its revision, as `"owner/model@revision"`.
-        weights: Inception's: a file, or a file on the Hub as `owner/repo/file`; if not given, see `find_weights`.
+        name: `"inception"`, the network of FID, as ADM's and TiTok's evaluations use it;
+            `"inception-pytorch-fid"`, the same with pytorch-fid's resizing; `"digits"`; or a vision
+            model of transformers, folder or Hub repository, such as `"facebook/dinov2-large"`, and
+            maybe its revision, as `"owner/model@revision"`.
+        weights: Inception's: a file, or a file on the Hub as `owner/repo/file`; if not given, see
+            `find_weights`.
         device: Where to compute; the accelerator if there is one, if not given.
 
     Raises:
@@ -103,7 +109,9 @@ def load_extractor(
 
         names = {"inception": "tensorflow", "inception-pytorch-fid": "pytorch-fid"}
         if name not in names:
-            raise ValueError(f"The extractor must be one of {', '.join(names)}, digits or a model, got {name!r}.")
+            raise ValueError(
+                f"The extractor must be one of {', '.join(names)}, digits or a model, got {name!r}."
+            )
         return InceptionExtractor(weights, names[name], device)
     if name == "digits":
         from .digits import DigitsExtractor
@@ -158,7 +166,9 @@ class Judges:
         )
         named = protocol.classifier if "accuracy" in metrics else None
         return cls(
-            load_extractor(protocol.extractor, weights, device) if on_features & set(metrics) else None,
+            load_extractor(protocol.extractor, weights, device)
+            if on_features & set(metrics)
+            else None,
             load_extractor(named, device=device) if named else None,
             load_lpips().to(device) if "lpips" in metrics else None,
         )

@@ -1,4 +1,5 @@
-"""What metrics on features need of a set of images, gathered batch by batch, on any number of processes."""
+"""What metrics on features need of a set of images, gathered batch by batch, on any number of
+processes."""
 
 import math
 import os
@@ -17,22 +18,30 @@ from .metrics.inception_score import InceptionScore
 from .metrics.kernel import kernel_distance
 from .metrics.manifold import density_coverage, precision_recall
 from .metrics.statistics import BlockedStatistics, GaussianStatistics
-from .protocol import GAUSSIAN_METRICS, KERNEL_METRICS, NEIGHBOR_METRICS, REFERENCE_METRICS, Protocol
+from .protocol import (
+    GAUSSIAN_METRICS,
+    KERNEL_METRICS,
+    NEIGHBOR_METRICS,
+    REFERENCE_METRICS,
+    Protocol,
+)
 from .sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages
 
 
 class FeatureSet:
     """Statistics of a set of images.
 
-    Memory does not grow with the number of images, except for `precision`, `recall`, `density`, `coverage` and
-    `kernel_distance`, which keep all features: 4 bytes each, 8 KiB an image with Inception.
+    Memory does not grow with the number of images, except for `precision`, `recall`, `density`,
+    `coverage` and `kernel_distance`, which keep all features: 4 bytes each, 8 KiB an image with
+    Inception.
 
     Args:
         judges: Those that the metrics need.
         metrics: What is measured; only what these need is computed.
         num_images: Images that will come.
         protocol: Numbers of the metrics.
-        classes: For each label the classifier's class `(L,)`, see `match_classes`; the label itself if not given.
+        classes: For each label the classifier's class `(L,)`, see `match_classes`; the label itself
+            if not given.
     """
 
     def __init__(
@@ -72,7 +81,9 @@ class FeatureSet:
         if classified_apart:
             self.update_accuracy(self.judges.classifier(batch.images).logits, batch.labels)
         on_features = (self.gaussian, self.spatial, self.inception_score, self.kept)
-        if all(part is None for part in on_features) and (self.accuracy is None or classified_apart):
+        if all(part is None for part in on_features) and (
+            self.accuracy is None or classified_apart
+        ):
             return
         extracted = self.judges.extractor(batch.images)
         if self.accuracy is not None and not classified_apart:
@@ -85,11 +96,15 @@ class FeatureSet:
             self.inception_score.update(extracted.logits, batch.indices)
         if self.kept is not None:
             # a copy, since features may be a part of all that a network computes
-            self.kept.append((batch.indices, extracted.features.to("cpu", torch.float32, copy=True)))
+            self.kept.append(
+                (batch.indices, extracted.features.to("cpu", torch.float32, copy=True))
+            )
 
     def update_accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Adds logits `(B, K)` and labels `(B,)`."""
-        self.accuracy.update(logits.argmax(-1).cpu() == (labels if self.classes is None else self.classes[labels]))
+        self.accuracy.update(
+            logits.argmax(-1).cpu() == (labels if self.classes is None else self.classes[labels])
+        )
 
     def reduce(self) -> None:
         """Joins what all processes have seen."""
@@ -122,9 +137,13 @@ class Reference:
             statistics = (source.batch.statistics, source.batch.spatial_statistics)
             named = zip(GAUSSIAN_METRICS, statistics, strict=True)
             self.stored = {name: found for name, found in named if found is not None}
-        self.metrics = [name for name in metrics if name in REFERENCE_METRICS and name not in self.stored]
+        self.metrics = [
+            name for name in metrics if name in REFERENCE_METRICS and name not in self.stored
+        ]
 
-    def gather(self, judges: Judges, protocol: Protocol, batch_size: int, progress_bar: bool) -> FeatureSet | None:
+    def gather(
+        self, judges: Judges, protocol: Protocol, batch_size: int, progress_bar: bool
+    ) -> FeatureSet | None:
         """Statistics of the images, as far as the metrics need them."""
         if not self.metrics:
             return None
@@ -136,7 +155,9 @@ class Reference:
 
     def describe(self, gathered: FeatureSet | None) -> dict[str, Any]:
         """What a result says of it."""
-        return self.source.describe() | ({} if gathered is None else {"fingerprint": gathered.sha256})
+        return self.source.describe() | (
+            {} if gathered is None else {"fingerprint": gathered.sha256}
+        )
 
 
 def feature_metrics(
@@ -155,34 +176,46 @@ def feature_metrics(
         stored: Statistics that take the place of the reference's.
         protocol: Numbers of the metrics.
         metrics: Which ones; those that are not on features are left out.
-        paired: Whether the reference's images are those that became the judged ones, in the same order.
+        paired: Whether the reference's images are those that became the judged ones, in the same
+            order.
     """
     state = process_state()
     if not state.is_main_process:
         return broadcast_object_list([None])[0]
     if state.num_processes > 1:
-        torch.set_num_threads(os.cpu_count())  # torchrun gives each process one, and the others wait
+        torch.set_num_threads(
+            os.cpu_count()
+        )  # torchrun gives each process one, and the others wait
     results: dict[str, Estimate] = {}
     for name, part in zip(GAUSSIAN_METRICS, ("gaussian", "spatial"), strict=True):
         if name in metrics:
             of_reference = stored[name] if name in stored else getattr(reference, part)
-            results[name] = jackknife_frechet(getattr(images, part), of_reference, paired and name not in stored)
+            results[name] = jackknife_frechet(
+                getattr(images, part), of_reference, paired and name not in stored
+            )
     if "inception_score" in metrics:
         results["inception_score"] = images.inception_score.compute()
     if "accuracy" in metrics:
         results["accuracy"] = images.accuracy.compute()
     if set(metrics) & {"precision", "recall"}:
-        results |= precision_recall(images.features, reference.features, protocol.precision_neighbors)
+        results |= precision_recall(
+            images.features, reference.features, protocol.precision_neighbors
+        )
     if set(metrics) & {"density", "coverage"}:
         results |= density_coverage(images.features, reference.features, protocol.density_neighbors)
     if "kernel_distance" in metrics:
         results["kernel_distance"] = kernel_distance(
-            images.features, reference.features, protocol.kernel_subsets, protocol.kernel_subset_size
+            images.features,
+            reference.features,
+            protocol.kernel_subsets,
+            protocol.kernel_subset_size,
         )
     return broadcast_object_list([{name: results[name] for name in metrics if name in results}])[0]
 
 
-def progress(source: ImageSource, batch_size: int, description: str, shown: bool) -> Iterable[ImageBatch]:
+def progress(
+    source: ImageSource, batch_size: int, description: str, shown: bool
+) -> Iterable[ImageBatch]:
     """The batches of a source, with a bar on the main process's screen if it is to be shown."""
     state = process_state()
     total = math.ceil(source.num_images / batch_size / state.num_processes)
@@ -191,19 +224,26 @@ def progress(source: ImageSource, batch_size: int, description: str, shown: bool
 
 
 def match_classes(source: ImageSource, judges: Judges, protocol: Protocol) -> torch.Tensor | None:
-    """For each label of a source the class of the judging classifier `(L,)`; `None` if they are the same.
+    """For each label of a source the class of the judging classifier `(L,)`; `None` if they are the
+    same.
 
     Raises:
         ValueError: If both name their classes, and the classifier lacks one.
     """
     classifier = judges.classifier or judges.extractor
     names, known = source.class_names, list(classifier.class_names or ())
-    if protocol.class_matching == "ids" or not names or not known or list(names) == known[: len(names)]:
+    if (
+        protocol.class_matching == "ids"
+        or not names
+        or not known
+        or list(names) == known[: len(names)]
+    ):
         return None
     if missing := [name for name in names if name not in known]:
         raise ValueError(
-            f"The classes of the images are not those of {classifier.name}: it has no {missing[0]!r}, but "
-            f"{', '.join(map(repr, known[:5]))} and so on. If the ids mean the same, say so by `class_matching=ids`."
+            f"The classes of the images are not those of {classifier.name}: it has no "
+            f"{missing[0]!r}, but {', '.join(map(repr, known[:5]))} and so on. If the ids mean the "
+            "same, say so by `class_matching=ids`."
         )
     return torch.tensor([known.index(name) for name in names])
 
@@ -234,22 +274,28 @@ def check_feasible(
             raise ValueError("accuracy needs labels: name their column, or leave the metric out.")
         if classifier.num_classes is None or classifier.name == INCEPTION:
             raise ValueError(
-                f"accuracy needs a classifier of the data set's classes, which {classifier.name} is not: name one "
+                f"accuracy needs a classifier of the data set's classes, which {classifier.name} "
+                "is not: name one "
                 "with `classifier=owner/model`."
             )
     if reference is None and (comparing := [name for name in metrics if name in REFERENCE_METRICS]):
         raise ValueError(
-            f"{comparing[0]} needs images to compare with: name a file of ADM's, a folder or a data set as reference."
+            f"{comparing[0]} needs images to compare with: name a file of ADM's, a folder or a "
+            "data set as reference."
         )
     for name, smallest in (("ssim", 11), ("lpips", 16)):
         if name in metrics and protocol.image_size < smallest:
-            raise ValueError(f"{name} needs images of at least {smallest} pixels, got {protocol.image_size}.")
+            raise ValueError(
+                f"{name} needs images of at least {smallest} pixels, got {protocol.image_size}."
+            )
     if extractor is None:
         return
     needed = {
         "frechet_distance": extractor.num_features + 1,
         "spatial_frechet_distance": (extractor.num_spatial or 0) + 1,
-        "inception_score": 1 if protocol.inception_score_split_size else protocol.inception_score_splits,
+        "inception_score": 1
+        if protocol.inception_score_split_size
+        else protocol.inception_score_splits,
         "precision": protocol.precision_neighbors + 1,
         "recall": protocol.precision_neighbors + 1,
         "density": protocol.density_neighbors + 1,
@@ -258,14 +304,21 @@ def check_feasible(
     }
     for name in metrics:
         if name == "spatial_frechet_distance" and extractor.num_spatial is None:
-            raise ValueError(f"{name} needs spatial features, which only Inception has, not {extractor.name}.")
+            raise ValueError(
+                f"{name} needs spatial features, which only Inception has, not {extractor.name}."
+            )
         if name == "inception_score" and extractor.num_classes is None:
-            raise ValueError(f"{name} needs an extractor that classifies, which {extractor.name} does not.")
+            raise ValueError(
+                f"{name} needs an extractor that classifies, which {extractor.name} does not."
+            )
         if reference is not None and name in reference.stored:
-            expected = extractor.num_features if name == "frechet_distance" else extractor.num_spatial
+            expected = (
+                extractor.num_features if name == "frechet_distance" else extractor.num_spatial
+            )
             if (got := reference.stored[name].num_features) != expected:
                 raise ValueError(
-                    f"The reference holds statistics of {got} features, and {extractor.name} has {expected}: they are "
+                    f"The reference holds statistics of {got} features, and {extractor.name} has "
+                    f"{expected}: they are "
                     "of another extractor."
                 )
         numbers = {"judged": num_images}
@@ -274,6 +327,7 @@ def check_feasible(
         for which, number in numbers.items():
             if number < needed.get(name, 0):
                 raise ValueError(
-                    f"{name} with {extractor.name} needs at least {needed[name]} {which} images, got {number}. Take "
+                    f"{name} with {extractor.name} needs at least {needed[name]} {which} images, "
+                    f"got {number}. Take "
                     "more images, an extractor with fewer features, or leave the metric out."
                 )

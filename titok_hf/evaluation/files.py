@@ -17,7 +17,9 @@ from .reconstruction import reconstruct
 from .results import command, describe_model, device_name, versions
 
 
-def reconstruct_files(tokenizer: str | Path, images: Sequence[str | Path], output: str | Path) -> None:
+def reconstruct_files(
+    tokenizer: str | Path, images: Sequence[str | Path], output: str | Path
+) -> None:
     """Draws images above their reconstructions.
 
     Args:
@@ -30,9 +32,12 @@ def reconstruct_files(tokenizer: str | Path, images: Sequence[str | Path], outpu
         ValueError: If it is none, or a file is not an image.
     """
     model, processor = load_tokenizer(tokenizer)
-    pixel_values = processor(open_images(images), return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
+    pixel_values = processor(open_images(images), return_tensors="pt")[
+        "pixel_values"
+    ]  # (B, 3, H, W)
     originals, reconstructions = (
-        processor.postprocess(tensor, "pt") for tensor in (pixel_values, reconstruct(model, pixel_values))
+        processor.postprocess(tensor, "pt")
+        for tensor in (pixel_values, reconstruct(model, pixel_values))
     )
     zoom = max(1, 64 // pixel_values.shape[-1])
     reconstruction_grid(originals, reconstructions, pairs=len(images), zoom=zoom).save(output)
@@ -49,7 +54,9 @@ def open_images(paths: Sequence[str | Path]) -> list[Image.Image]:
         try:
             opened.append(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path} must be an image file, but Pillow cannot read it: {error}") from error
+            raise ValueError(
+                f"{path} must be an image file, but Pillow cannot read it: {error}"
+            ) from error
     return opened
 
 
@@ -107,10 +114,12 @@ def probe_files(
 
     Args:
         tokenizer: Folder or Hub repository of a tokenizer of any family.
-        data: Images with labels, see `load_image_dataset`; probes learn from `train` and are measured on `test`.
+        data: Images with labels, see `load_image_dataset`; probes learn from `train` and are
+            measured on `test`.
         features: What is probed, see `token_features`.
         revision: Branch, tag or commit of the tokenizer, if it is on the Hub.
-        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"` or `"vae"`.
+        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"`
+            or `"vae"`.
         data_revision: Branch, tag or commit of the data, if they are on the Hub.
         image_column, label_column: Columns of the data.
         k: Neighbors that vote, see `knn_probe`.
@@ -120,9 +129,10 @@ def probe_files(
         dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Returns:
-        What `probe_tokenizer` does, with all else that it depends on: `tokenizer`, see `describe_model`; `data`, its
-        `id`, `revision` (the commit, if it is on the Hub), columns, and `train` and `test` as `probe_tokenizer`
-        describes them; `image_size`; `device`, `dtype` and `versions`; and the `command` that repeats it.
+        What `probe_tokenizer` does, with all else that it depends on: `tokenizer`, see
+        `describe_model`; `data`, its `id`, `revision` (the commit, if it is on the Hub), columns,
+        and `train` and `test` as `probe_tokenizer` describes them; `image_size`; `device`, `dtype`
+        and `versions`; and the `command` that repeats it.
 
     Raises:
         OSError: If tokenizer or data are not there.
@@ -133,7 +143,9 @@ def probe_files(
     splits = load_image_dataset(data, **columns, revision=data_revision)
     origin = {"id": data, "revision": dataset_commit(data, data_revision), **columns}
     location = {"revision": revision, "subfolder": subfolder}
-    model, processor = load_tokenizer(tokenizer, **{name: value for name, value in location.items() if value})
+    model, processor = load_tokenizer(
+        tokenizer, **{name: value for name, value in location.items() if value}
+    )
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device or default_device(), torch_dtype)
     numbers = {"k": k, "seed": seed, "batch_size": batch_size}

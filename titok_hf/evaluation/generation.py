@@ -20,7 +20,14 @@ from ..modeling.checks import parse_dtype
 from ..pipelines import TiTokPipeline
 from .adm import ReferenceBatch, SampleWriter
 from .extractors import Judges
-from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, match_classes, progress
+from .feature_sets import (
+    FeatureSet,
+    Reference,
+    check_feasible,
+    feature_metrics,
+    match_classes,
+    progress,
+)
 from .metrics.estimate import Estimate
 from .protocol import Protocol
 from .reconstruction import Measured
@@ -38,13 +45,13 @@ from .sources import (
 
 
 class KeptImages(ImageSource):
-    """Generated images, each batch kept in a file as soon as it is made: stopped and started again, only the missing
-    ones are made.
+    """Generated images, each batch kept in a file as soon as it is made: stopped and started again,
+    only the missing ones are made.
 
     Args:
         source: Makes them.
-        path: File of ADM's that `join` writes; until then, there is a folder beside it. What the images were made by
-            stays in a JSON file beside it.
+        path: File of ADM's that `join` writes; until then, there is a folder beside it. What the
+            images were made by stays in a JSON file beside it.
         made_by: What they depend on.
 
     Raises:
@@ -65,19 +72,26 @@ class KeptImages(ImageSource):
             if others := different_parts(json.loads(self.record.read_text()), made_by):
                 raise ValueError(
                     f"{self.record.parent if not self.joined else path} holds samples with another "
-                    f"{', '.join(others)} (see {self.record.name}): choose another name, or delete it."
+                    f"{', '.join(others)} (see {self.record.name}): choose another name, or delete "
+                    "it."
                 )
         elif self.joined:
-            raise FileExistsError(f"{path} exists already: measure it instead, choose another name, or delete it.")
+            raise FileExistsError(
+                f"{path} exists already: measure it instead, choose another name, or delete it."
+            )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.record.with_suffix(f".{process_state().process_index}")  # others read while this one writes
+            partial = self.record.with_suffix(
+                f".{process_state().process_index}"
+            )  # others read while this one writes
             partial.write_text(json.dumps(made_by, indent=2) + "\n")
             partial.rename(self.record)
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         if self.joined:
-            for batch in ReferenceImages(ReferenceBatch.load(self.path), self.source.protocol).batches(batch_size):
+            for batch in ReferenceImages(
+                ReferenceBatch.load(self.path), self.source.protocol
+            ).batches(batch_size):
                 yield dataclasses.replace(batch, labels=self.source.labels(batch.indices))
             return
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
@@ -88,7 +102,9 @@ class KeptImages(ImageSource):
                     with partial.open("wb") as stream:
                         np.save(stream, self.source.make(indices).images.numpy())
                     partial.rename(file)
-                yield ImageBatch(indices, torch.from_numpy(np.load(file)), self.source.labels(indices))
+                yield ImageBatch(
+                    indices, torch.from_numpy(np.load(file)), self.source.labels(indices)
+                )
 
     def describe(self) -> dict[str, Any]:
         return self.source.describe()
@@ -99,7 +115,9 @@ class KeptImages(ImageSource):
         state.wait_for_everyone()
         if state.is_main_process and not self.joined:
             shutil.copy(self.record, record_of(self.path))
-            with SampleWriter(self.path, self.num_images, self.source.protocol.image_size) as writer:
+            with SampleWriter(
+                self.path, self.num_images, self.source.protocol.image_size
+            ) as writer:
                 for file in sorted(self.folder.glob("*.npy")):
                     writer.write(torch.from_numpy(np.load(file)))
         if state.is_main_process:
@@ -136,7 +154,11 @@ def different_parts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[st
 
     def essence(part: Any) -> Any:
         places = ("id", "revision", "subfolder")
-        return {key: value for key, value in part.items() if key not in places} if isinstance(part, dict) else part
+        return (
+            {key: value for key, value in part.items() if key not in places}
+            if isinstance(part, dict)
+            else part
+        )
 
     return [key for key in {**one, **other} if essence(one.get(key)) != essence(other.get(key))]
 
@@ -155,7 +177,8 @@ def measure_generation(
     Runs on all processes, each with its share of the batches; all get the same result.
 
     Args:
-        sets: The images; several sets, such as of several seeds, give means and their standard errors.
+        sets: The images; several sets, such as of several seeds, give means and their standard
+            errors.
         reference: What they are compared with, if a metric compares.
         protocol: What to measure.
         judges: Those of the protocol if not given.
@@ -186,7 +209,9 @@ def measure_generation(
     if len(sets) > 1:
         values = {name: [results[name].value for results in measured] for name in metrics}
         results = {
-            name: Estimate.mean(torch.tensor(of_sets, dtype=torch.float64), f"over {len(sets)} seeds")
+            name: Estimate.mean(
+                torch.tensor(of_sets, dtype=torch.float64), f"over {len(sets)} seeds"
+            )
             for name, of_sets in values.items()
         }
     return Measured(results, seen.sha256, against and against.describe(gathered))
@@ -213,16 +238,19 @@ def evaluate_generation(
     """Measures how good generated images are.
 
     Args:
-        source: Folder or Hub repository of a pipeline that takes `class_labels` or `batch_size`; or images that are
-            there already: a folder, or an ADM sample batch (`.npz`).
+        source: Folder or Hub repository of a pipeline that takes `class_labels` or `batch_size`; or
+            images that are there already: a folder, or an ADM sample batch (`.npz`).
         protocol, overrides: See `Protocol.load`.
-        reference: What the images are compared with: a file of ADM's (`.npz`), or images as in `load_images`.
-        reference_split: Of the reference; if not given, `train` where the protocol says so, else see `load_images`.
+        reference: What the images are compared with: a file of ADM's (`.npz`), or images as in
+            `load_images`.
+        reference_split: Of the reference; if not given, `train` where the protocol says so, else
+            see `load_images`.
         reference_revision: Branch, tag or commit of a reference on the Hub.
         image_column: Column of the images, where there are columns.
         num_samples: Images to generate, each class in turn; the protocol's number if not given.
         seeds: Of the images, 0 if not given; several give means over as many sets.
-        sampler: Arguments of the pipeline's call, such as `num_inference_steps`; its defaults if not given.
+        sampler: Arguments of the pipeline's call, such as `num_inference_steps`; its defaults if
+            not given.
         samples: ADM sample batch (`.npz`) to write. A run that was stopped goes on where it was.
         revision: Branch, tag or commit of the pipeline on the Hub.
         extractor_weights: See `load_extractor`.
@@ -253,23 +281,31 @@ def evaluate_generation(
     if made_here:
         seeds = list(seeds or (0,))
         pipeline = load_pipeline(source, revision)
-        made_by = MadeBy(*describe_pipeline(pipeline, source, revision, sampler or {}), seeds, dtype)
+        made_by = MadeBy(
+            *describe_pipeline(pipeline, source, revision, sampler or {}), seeds, dtype
+        )
         pipeline.to(device, torch_dtype)
         count = loaded_protocol.num_samples
         if count is None:
             raise ValueError("The protocol names no number of images: give `num_samples`.")
         sets: list[ImageSource] = [
-            GeneratedImages(pipeline, count, loaded_protocol, seed, **(sampler or {})) for seed in seeds
+            GeneratedImages(pipeline, count, loaded_protocol, seed, **(sampler or {}))
+            for seed in seeds
         ]
         if samples is not None:
             if len(seeds) > 1:
                 raise ValueError("`samples` takes the images of one seed.")
-            how = {"rounding": loaded_protocol.rounding, "batch_size": batch_size, "num_images": count}
+            how = {
+                "rounding": loaded_protocol.rounding,
+                "batch_size": batch_size,
+                "num_images": count,
+            }
             sets = [KeptImages(sets[0], Path(samples), dataclasses.asdict(made_by) | how)]
     else:
         if samples is not None or sampler or seeds or num_samples:
             raise ValueError(
-                f"{source} holds images already: `num_samples`, `seeds`, `sampler` and `samples` are for a pipeline."
+                f"{source} holds images already: `num_samples`, `seeds`, `sampler` and `samples` "
+                "are for a pipeline."
             )
         sets = [open_samples(str(source), loaded_protocol, metrics, image_column)]
         made_by = MadeBy.of(Path(source))
@@ -313,10 +349,14 @@ def evaluate_generation(
 def is_image_source(source: str | Path) -> bool:
     """Whether this is a file or folder of images, and not a pipeline."""
     path = Path(source)
-    return path.suffix == ".npz" or (path.is_dir() and not (path / DiffusionPipeline.config_name).exists())
+    return path.suffix == ".npz" or (
+        path.is_dir() and not (path / DiffusionPipeline.config_name).exists()
+    )
 
 
-def open_samples(source: str, protocol: Protocol, metrics: Sequence[str], image_column: str) -> ImageSource:
+def open_samples(
+    source: str, protocol: Protocol, metrics: Sequence[str], image_column: str
+) -> ImageSource:
     """Images that are judged as they are: they must have the protocol's size.
 
     Raises:
@@ -324,7 +364,8 @@ def open_samples(source: str, protocol: Protocol, metrics: Sequence[str], image_
     """
     if (Path(source) / "config.json").exists():
         raise ValueError(
-            f"{source} is a model, and no pipeline or images; `evaluate reconstruction` is for tokenizers."
+            f"{source} is a model, and no pipeline or images; `evaluate reconstruction` is for "
+            "tokenizers."
         )
     if source.endswith(".npz"):
         images = ReferenceImages(ReferenceBatch.load(source), protocol)
@@ -352,12 +393,18 @@ def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionP
 
 
 def describe_pipeline(
-    pipeline: DiffusionPipeline, source: str | Path, revision: str | None, arguments: Mapping[str, Any]
+    pipeline: DiffusionPipeline,
+    source: str | Path,
+    revision: str | None,
+    arguments: Mapping[str, Any],
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any]]:
     """What a result says of the tokenizer, the generator and the sampler of a pipeline."""
     parts = []
     for names in (("tokenizer", "vae", "vqvae"), ("generator", "transformer", "unet")):
-        found = next((name for name in names if isinstance(getattr(pipeline, name, None), torch.nn.Module)), None)
+        found = next(
+            (name for name in names if isinstance(getattr(pipeline, name, None), torch.nn.Module)),
+            None,
+        )
         parts.append(found and describe_model(getattr(pipeline, found), source, revision, found))
     parameters = inspect.signature(type(pipeline).__call__).parameters
     defaults = {
@@ -369,7 +416,9 @@ def describe_pipeline(
         names = ("num_inference_steps", "guidance_scale", "guidance_schedule")
         defaults |= {name: getattr(pipeline.config, name) for name in names}
     given = {name: value for name, value in arguments.items() if value is not None}
-    config = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+    config = {
+        name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")
+    }
     sampler = {
         "class": type(pipeline.scheduler).__name__,
         "config": json.loads(json.dumps(config, default=str)),

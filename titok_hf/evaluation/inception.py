@@ -14,7 +14,9 @@ from .extractors import INCEPTION as NAME
 from .extractors import Extracted, FeatureExtractor, check_images, float32_convolutions
 
 INPUT_SIZE = 299
-NUM_SPATIAL_CHANNELS = 7  # of 192: ADM's choice, which keeps the size near that of the other features
+NUM_SPATIAL_CHANNELS = (
+    7  # of 192: ADM's choice, which keeps the size near that of the other features
+)
 PREPROCESSING = {
     "tensorflow": "bilinear resize to 299x299 as in TensorFlow 1 (corners not aligned, no half-pixel centers, no "
     "antialiasing), (x - 128) / 128",
@@ -24,7 +26,9 @@ PREPROCESSING = {
 
 
 class ConvNormReLU(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], **kwargs: Any):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], **kwargs: Any
+    ):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **kwargs)
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
@@ -34,12 +38,14 @@ class ConvNormReLU(nn.Module):
 
 
 def average_pool(x: torch.Tensor) -> torch.Tensor:
-    """The mean of the 3x3 neighborhood, without what lies outside of the image, as TensorFlow counts."""
+    """The mean of the 3x3 neighborhood, without what lies outside of the image, as TensorFlow
+    counts."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class InceptionA(nn.Module):
-    """`(B, C, 35, 35)` to `(B, 224 + pool_channels, 35, 35)`, with 5x5 convolutions and pairs of 3x3."""
+    """`(B, C, 35, 35)` to `(B, 224 + pool_channels, 35, 35)`, with 5x5 convolutions and pairs of
+    3x3."""
 
     def __init__(self, in_channels: int, pool_channels: int):
         super().__init__()
@@ -123,7 +129,8 @@ class InceptionE(nn.Module):
 
     Args:
         in_channels: `C`.
-        max_pool: Whether the pool takes the maximum: in the last block of the graph of 2015, instead of the average.
+        max_pool: Whether the pool takes the maximum: in the last block of the graph of 2015,
+            instead of the average.
     """
 
     def __init__(self, in_channels: int, max_pool: bool = False):
@@ -143,7 +150,9 @@ class InceptionE(nn.Module):
         one = self.branch1x1(x)
         three = self.branch3x3_1(x)
         three_twice = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pool = self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1) if self.max_pool else average_pool(x))
+        pool = self.branch_pool(
+            F.max_pool2d(x, 3, stride=1, padding=1) if self.max_pool else average_pool(x)
+        )
         branches = [
             one,
             self.branch3x3_2a(three),
@@ -156,11 +165,12 @@ class InceptionE(nn.Module):
 
 
 class FIDInceptionV3(nn.Module):
-    """Inception v3 as in TensorFlow's graph of 2015-12-05, `classify_image_graph_def.pb`, with its 1008 classes.
+    """Inception v3 as in TensorFlow's graph of 2015-12-05, `classify_image_graph_def.pb`, with its
+    1008 classes.
 
-    It differs from the paper's network (arXiv 1512.00567) and torchvision's: average pools do not count their padding,
-    and the last block pools by the maximum. Parameters have torchvision's names, as in the file of the ported weights
-    that torch-fidelity and pytorch-fid publish.
+    It differs from the paper's network (arXiv 1512.00567) and torchvision's: average pools do not
+    count their padding, and the last block pools by the maximum. Parameters have torchvision's
+    names, as in the file of the ported weights that torch-fidelity and pytorch-fid publish.
     """
 
     def __init__(self) -> None:
@@ -187,9 +197,10 @@ class FIDInceptionV3(nn.Module):
         """Looks at images `(B, 3, 299, 299)` in [-1, 1].
 
         Returns:
-            The names are those of TensorFlow's graph. `features` `(B, 2048)`, `pool_3`; `spatial` `(B, 2023)`, the
-            first 7 channels of `mixed_6/conv`, in the order height, width, channel (evaluations/evaluator.py of
-            openai/guided-diffusion); `logits` `(B, 1008)`, without the bias (same file, and arXiv 1606.03498's code).
+            The names are those of TensorFlow's graph. `features` `(B, 2048)`, `pool_3`; `spatial`
+            `(B, 2023)`, the first 7 channels of `mixed_6/conv`, in the order height, width, channel
+            (evaluations/evaluator.py of openai/guided-diffusion); `logits` `(B, 1008)`, without the
+            bias (same file, and arXiv 1606.03498's code).
         """
         x = self.Conv2d_1a_3x3(x)  # (B, 32, 149, 149)
         x = self.Conv2d_2a_3x3(x)  # (B, 32, 147, 147)
@@ -218,15 +229,16 @@ class InceptionExtractor(FeatureExtractor):
     """The features of FID, sFID and Inception Score, in float32.
 
     Args:
-        weights: File of the weights, local or `owner/repository/path/of/file` on the Hub; torch-fidelity's, from
-            torch's cache or downloaded, if not given.
-        preprocessing: `"tensorflow"` as TensorFlow, ADM's evaluator and torch-fidelity resize; `"pytorch-fid"` as that
-            package does. FIDs differ by it.
+        weights: File of the weights, local or `owner/repository/path/of/file` on the Hub;
+            torch-fidelity's, from torch's cache or downloaded, if not given.
+        preprocessing: `"tensorflow"` as TensorFlow, ADM's evaluator and torch-fidelity resize;
+            `"pytorch-fid"` as that package does. FIDs differ by it.
         device: Where to compute; the accelerator if there is one, if not given.
 
     Raises:
         OSError: If the weights are not there, see `find_weights`.
-        ValueError: If the file is corrupt or holds another network, or there is no such preprocessing.
+        ValueError: If the file is corrupt or holds another network, or there is no such
+            preprocessing.
     """
 
     name = NAME
@@ -242,7 +254,9 @@ class InceptionExtractor(FeatureExtractor):
         device: str | torch.device | None = None,
     ):
         if preprocessing not in PREPROCESSING:
-            raise ValueError(f"`preprocessing` must be one of {', '.join(PREPROCESSING)}, got {preprocessing!r}.")
+            raise ValueError(
+                f"`preprocessing` must be one of {', '.join(PREPROCESSING)}, got {preprocessing!r}."
+            )
         self.preprocessing = preprocessing
         self.device = torch.device(device or default_device())
         file = find_weights(INCEPTION, weights)
@@ -259,7 +273,9 @@ class InceptionExtractor(FeatureExtractor):
         if self.preprocessing == "tensorflow":
             pixel_values = (resize_like_tensorflow(images, INPUT_SIZE) - 128) / 128
         else:
-            pixel_values = 2 * F.interpolate(images / 255, size=(INPUT_SIZE, INPUT_SIZE), mode="bilinear") - 1
+            pixel_values = (
+                2 * F.interpolate(images / 255, size=(INPUT_SIZE, INPUT_SIZE), mode="bilinear") - 1
+            )
         with float32_convolutions():
             return self.network(pixel_values)
 
@@ -273,10 +289,12 @@ class InceptionExtractor(FeatureExtractor):
 
 
 def resize_like_tensorflow(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bilinear interpolation at `i * length / size`, as TensorFlow 1's `resize_bilinear` with its defaults.
+    """Bilinear interpolation at `i * length / size`, as TensorFlow 1's `resize_bilinear` with its
+    defaults.
 
-    Source: tensorflow/core/kernels/resize_bilinear_op.cc. Pixels lie at integers, not half integers, and the last ones
-    repeat; unlike PyTorch's, the result is shifted by up to half a pixel.
+    Source: tensorflow/core/kernels/resize_bilinear_op.cc. Pixels lie at integers, not half
+    integers, and the last ones repeat; unlike PyTorch's, the result is shifted by up to half a
+    pixel.
 
     Args:
         images: Float images `(B, C, H, W)`.
@@ -287,6 +305,9 @@ def resize_like_tensorflow(images: torch.Tensor, size: int) -> torch.Tensor:
         position = torch.arange(size, dtype=torch.float32, device=images.device) * (length / size)
         low = position.long()
         fraction = (position - low).view(-1, 1) if dim == 2 else position - low
-        below, above = images.index_select(dim, low), images.index_select(dim, (low + 1).clamp_max(length - 1))
+        below, above = (
+            images.index_select(dim, low),
+            images.index_select(dim, (low + 1).clamp_max(length - 1)),
+        )
         images = below + (above - below) * fraction
     return images

@@ -13,9 +13,12 @@ from ..pipelines import TiTokPipeline
 
 
 def token_strip(codes: np.ndarray, codebook_size: int, width: int, height: int) -> Image.Image:
-    """One image's codes `(N,)` as a strip of cells, a color a code; masked tokens (`codebook_size`) stay dark."""
+    """One image's codes `(N,)` as a strip of cells, a color a code; masked tokens (`codebook_size`)
+    stay dark."""
     hues = (codes * 157) % 256  # neighboring codes in unlike colors
-    cells = np.stack([hues, np.full_like(hues, 150), np.full_like(hues, 235)], axis=-1).astype(np.uint8)
+    cells = np.stack([hues, np.full_like(hues, 150), np.full_like(hues, 235)], axis=-1).astype(
+        np.uint8
+    )
     cells[codes == codebook_size] = (0, 0, 60)
     strip = Image.fromarray(cells[None], mode="HSV").convert("RGB")
     return strip.resize((width, height), Image.Resampling.NEAREST)
@@ -26,8 +29,8 @@ def unmasking_grid(
 ) -> Image.Image:
     """How images come about: a row for each label, a column for each step.
 
-    Each cell shows the image decoded from the codes that the step predicts, and under it the tokens, a color a code,
-    those still masked dark.
+    Each cell shows the image decoded from the codes that the step predicts, and under it the
+    tokens, a color a code, those still masked dark.
     """
     steps: list[dict[str, torch.Tensor]] = []
     pipeline(
@@ -41,11 +44,16 @@ def unmasking_grid(
         with torch.no_grad():
             decoded = pipeline.tokenizer.decode_codes(tensors["predicted_codes"]).reconstruction
         column = []
-        for image, codes in zip(pipeline.image_processor.postprocess(decoded), tensors["codes"], strict=True):
+        for image, codes in zip(
+            pipeline.image_processor.postprocess(decoded), tensors["codes"], strict=True
+        ):
             cell = Image.new("RGB", (image.width, image.height + 5), BACKGROUND)
             cell.paste(image, (0, 0))
             codebook_size = pipeline.tokenizer.config.codebook_size
-            cell.paste(token_strip(codes.cpu().numpy(), codebook_size, image.width, 4), (0, image.height + 1))
+            cell.paste(
+                token_strip(codes.cpu().numpy(), codebook_size, image.width, 4),
+                (0, image.height + 1),
+            )
             column.append(cell)
         columns.append(column)
     names = pipeline.generator.config.id2label
@@ -54,7 +62,8 @@ def unmasking_grid(
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
-    """Draws each stage's losses, and below them its accuracies and the use of its codebook; needs matplotlib.
+    """Draws each stage's losses, and below them its accuracies and the use of its codebook; needs
+    matplotlib.
 
     Args:
         histories: The trainer's log of each stage.
@@ -67,7 +76,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     for column, (stage, history) in enumerate(histories.items()):
         entries = [entry for entry in history if "loss" in entry]
         names = sorted({name for entry in entries for name in entry})
-        losses = [name for name in names if name.endswith("loss") and name != "loss"] or (names and ["loss"])
+        losses = [name for name in names if name.endswith("loss") and name != "loss"] or (
+            names and ["loss"]
+        )
         shares = [name for name in names if name.endswith(("accuracy", "usage"))]
         for axis, shown in ((axes[0, column], losses), (axes[1, column], shares)):
             for name in shown:

@@ -37,9 +37,11 @@ def token_features(
         features: Which ones:
             `"tokens"`: all latents of an image in a row, `(n, N * C)` or `(n, C * h * w)`;
             `"mean_token"`: the mean of the latents over tokens or positions, `(n, C)`;
-            `"unquantized"`: as `"tokens"`, before the nearest codes are looked up; discrete tokenizers only;
-            `"encoder"`: the mean of the latent tokens behind the encoder's last layer norm, before their projection to
-            latents, `(n, encoder_hidden_size)`; TiTok only, whose paper (arXiv 2406.07550) probes the frozen encoder.
+            `"unquantized"`: as `"tokens"`, before the nearest codes are looked up; discrete
+                tokenizers only;
+            `"encoder"`: the mean of the latent tokens behind the encoder's last layer norm, before
+            their projection to latents, `(n, encoder_hidden_size)`; TiTok only, whose paper (arXiv
+            2406.07550) probes the frozen encoder.
 
     Returns:
         The features by name, in float32 on the CPU.
@@ -48,16 +50,22 @@ def token_features(
         ValueError: If a feature is unknown, or the tokenizer has no such features.
     """
     if unknown := set(features) - set(get_args(TokenFeature)):
-        raise ValueError(f"Features are {', '.join(get_args(TokenFeature))}; got {', '.join(sorted(unknown))}.")
+        raise ValueError(
+            f"Features are {', '.join(get_args(TokenFeature))}; got {', '.join(sorted(unknown))}."
+        )
     if "encoder" in features and not isinstance(tokenizer, TiTokModel):
-        raise ValueError(f"The feature 'encoder' is that of a TiTokModel, got a {type(tokenizer).__name__}.")
+        raise ValueError(
+            f"The feature 'encoder' is that of a TiTokModel, got a {type(tokenizer).__name__}."
+        )
     collected: dict[str, list[torch.Tensor]] = {name: [] for name in features}
     with ExitStack() as hooks:
         if "encoder" in features:
             # a hook, since `encode` gives only what comes after the projection
             hooks.enter_context(
                 tokenizer.encoder.norm_out.register_forward_hook(
-                    lambda module, inputs, hidden: collected["encoder"].append(hidden.float().mean(1).cpu())  # (B, W)
+                    lambda module, inputs, hidden: collected["encoder"].append(
+                        hidden.float().mean(1).cpu()
+                    )  # (B, W)
                 )
             )
         for images in batches:
@@ -71,7 +79,8 @@ def token_features(
             if "unquantized" in features:
                 if encoded.unquantized is None:
                     raise ValueError(
-                        f"The feature 'unquantized' is that of a discrete tokenizer; this {type(tokenizer).__name__} "
+                        "The feature 'unquantized' is that of a discrete tokenizer; this "
+                        f"{type(tokenizer).__name__} "
                         "is continuous."
                     )
                 collected["unquantized"].append(encoded.unquantized.float().flatten(1).cpu())
@@ -80,14 +89,18 @@ def token_features(
 
 @torch.no_grad()
 def vision_features(
-    model: VTPPreTrainedModel, batches: Iterable[torch.Tensor], num_blocks: int = 4, bottleneck: bool = False
+    model: VTPPreTrainedModel,
+    batches: Iterable[torch.Tensor],
+    num_blocks: int = 4,
+    bottleneck: bool = False,
 ) -> torch.Tensor:
     """Features for a probe: CLS tokens of the last blocks, and the mean of the last patches.
 
     Args:
         model: A VTP.
         batches: Normalized images `(B, 3, H, W)`.
-        num_blocks: Blocks whose CLS tokens are read. Published probes of VTP take the better of 1 and 4.
+        num_blocks: Blocks whose CLS tokens are read. Published probes of VTP take the better of 1
+            and 4.
         bottleneck: Whether to read the mean of the latents behind the bottleneck instead.
 
     Returns:
@@ -98,7 +111,9 @@ def vision_features(
     """
     depth = model.config.vision_num_hidden_layers
     if not bottleneck and not 1 <= num_blocks <= depth:
-        raise ValueError(f"`num_blocks` must be from 1 to the {depth} blocks of the model, got {num_blocks}.")
+        raise ValueError(
+            f"`num_blocks` must be from 1 to the {depth} blocks of the model, got {num_blocks}."
+        )
     features = []
     for images in batches:
         images = images.to(model.device)
@@ -121,9 +136,10 @@ def linear_probe(
 ) -> dict[str, float | None]:
     """Accuracy of a logistic regression on standardized features.
 
-    The features are fixed, where MAE's probes (arXiv 2111.06377), which TiTok's paper follows, normalize by batch and
-    train on augmented crops: compare figures of the same probe only. The weight decay is chosen on a random fifth of
-    the training features; the test features are only measured on.
+    The features are fixed, where MAE's probes (arXiv 2111.06377), which TiTok's paper follows,
+    normalize by batch and train on augmented crops: compare figures of the same probe only. The
+    weight decay is chosen on a random fifth of the training features; the test features are only
+    measured on.
 
     Args:
         train_features, test_features: `(n, D)`.
@@ -132,19 +148,19 @@ def linear_probe(
         seed: Of the split.
 
     Returns:
-        `accuracy` in [0, 1] on the test features, its `standard_error` over them (`None` if there is only one), and
-        the chosen `weight_decay`.
+        `accuracy` in [0, 1] on the test features, its `standard_error` over them (`None` if there
+        is only one), and the chosen `weight_decay`.
 
     Raises:
-        ValueError: If there is one class only, there are fewer than 5 training features, features and labels differ in
-            number, or a feature is not finite.
+        ValueError: If there is one class only, there are fewer than 5 training features, features
+            and labels differ in number, or a feature is not finite.
     """
     check_features(train_features, train_labels)
     check_features(test_features, test_labels)
     if len(train_features) < 5:
         raise ValueError(
-            f"A linear probe needs at least 5 training features, a fifth of which chooses the weight decay, got "
-            f"{len(train_features)}."
+            "A linear probe needs at least 5 training features, a fifth of which chooses the "
+            f"weight decay, got {len(train_features)}."
         )
     if train_labels.unique().numel() < 2:
         raise ValueError("A probe needs at least two classes, got one.")
@@ -169,18 +185,28 @@ def linear_probe(
     )
     probe = fit(train_features, train_labels, num_classes, chosen)
     measured = accuracy(probe, test_features, test_labels)
-    return {"accuracy": measured.value, "standard_error": measured.standard_error, "weight_decay": chosen}
+    return {
+        "accuracy": measured.value,
+        "standard_error": measured.standard_error,
+        "weight_decay": chosen,
+    }
 
 
 def check_features(features: torch.Tensor, labels: torch.Tensor) -> None:
     """Raises `ValueError` unless features are finite, and there is a label for each."""
     if len(features) != len(labels):
-        raise ValueError(f"There must be a label for each of {len(features)} features, got {len(labels)}.")
+        raise ValueError(
+            f"There must be a label for each of {len(features)} features, got {len(labels)}."
+        )
     if wrong := int((~features.isfinite().all(-1)).sum()):
-        raise ValueError(f"Features must be finite, got NaN or infinity in {wrong} of {len(features)}.")
+        raise ValueError(
+            f"Features must be finite, got NaN or infinity in {wrong} of {len(features)}."
+        )
 
 
-def fit(features: torch.Tensor, labels: torch.Tensor, num_classes: int, weight_decay: float) -> nn.Linear:
+def fit(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, weight_decay: float
+) -> nn.Linear:
     """Minimizes cross-entropy plus `weight_decay / 2` times the squared weights."""
     probe = nn.Linear(features.shape[1], num_classes, device=features.device)
     nn.init.zeros_(probe.weight)
@@ -189,7 +215,10 @@ def fit(features: torch.Tensor, labels: torch.Tensor, num_classes: int, weight_d
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(probe(features), labels) + weight_decay / 2 * probe.weight.square().sum()
+        loss = (
+            F.cross_entropy(probe(features), labels)
+            + weight_decay / 2 * probe.weight.square().sum()
+        )
         loss.backward()
         return loss
 
@@ -207,8 +236,8 @@ def knn_probe(
 ) -> dict[str, float | None]:
     """Accuracy of a vote of the nearest training features, weighted by similarity.
 
-    Each of the `k` nearest votes for its class with `exp(cosine / temperature)`, as in DINO's evaluation (arXiv
-    2104.14294, `eval_knn.py`); 20 and 0.07 are its values for published figures.
+    Each of the `k` nearest votes for its class with `exp(cosine / temperature)`, as in DINO's
+    evaluation (arXiv 2104.14294, `eval_knn.py`); 20 and 0.07 are its values for published figures.
 
     Args:
         train_features, test_features: `(n, D)`.
@@ -217,24 +246,32 @@ def knn_probe(
         temperature: Of the weights.
 
     Returns:
-        `accuracy` in [0, 1] on the test features, and its `standard_error` over them (`None` if there is only one).
+        `accuracy` in [0, 1] on the test features, and its `standard_error` over them (`None` if
+        there is only one).
 
     Raises:
-        ValueError: If features and labels differ in number, a feature is not finite, or there are fewer training
-            features than `k`.
+        ValueError: If features and labels differ in number, a feature is not finite, or there are
+            fewer training features than `k`.
     """
     check_features(train_features, train_labels)
     check_features(test_features, test_labels)
     if not 1 <= k <= len(train_features):
-        raise ValueError(f"`k` must be from 1 to the {len(train_features)} training features, got {k}.")
-    train_features, test_features = F.normalize(train_features, dim=-1), F.normalize(test_features, dim=-1)
+        raise ValueError(
+            f"`k` must be from 1 to the {len(train_features)} training features, got {k}."
+        )
+    train_features, test_features = (
+        F.normalize(train_features, dim=-1),
+        F.normalize(test_features, dim=-1),
+    )
     num_classes = int(train_labels.max()) + 1
     correct = []
     # 256 rows of similarities at a time: 1.3 GB for ImageNet's training images
     for features, labels in zip(test_features.split(256), test_labels.split(256), strict=True):
         similarities, nearest = (features @ train_features.T).topk(k)  # (B, k)
         votes = features.new_zeros(len(features), num_classes)
-        votes.scatter_add_(1, train_labels[nearest], (similarities / temperature).exp())  # (B, classes)
+        votes.scatter_add_(
+            1, train_labels[nearest], (similarities / temperature).exp()
+        )  # (B, classes)
         correct.append(votes.argmax(-1) == labels)
     measured = Estimate.mean(torch.cat(correct))
     return {"accuracy": measured.value, "standard_error": measured.standard_error}
@@ -255,7 +292,8 @@ def probe_tokenizer(
     """What a tokenizer knows of the classes of images that it may never have seen a label of.
 
     Args:
-        tokenizer, processor: A tokenizer of any family, and its image processor; see `load_tokenizer`.
+        tokenizer, processor: A tokenizer of any family, and its image processor; see
+            `load_tokenizer`.
         train: Images with labels that the probes learn from.
         test: Images with labels that they are measured on.
         image_column, label_column: Columns of both.
@@ -265,18 +303,20 @@ def probe_tokenizer(
         seed: Of the part of the training images that chooses the weight decay, see `linear_probe`.
 
     Returns:
-        What can be written as JSON: `processor`, the class and settings of the image processor; `train` and `test`,
-        each with `num_images`, `fingerprint` (see `Fingerprint`; of the images as the processor makes them, in uint8)
-        and `labels_sha256` (of the numbers of the classes in the order of the images, int64); `num_classes`;
-        `majority_accuracy`, that of always answering the most frequent class of the training images; `linear`, the
-        `weight_decays` that were tried and the `seed`; `nearest_neighbors`, `k` and `temperature`; and `features`, for
-        each name `dimension`, `linear_accuracy`, `linear_standard_error`, `weight_decay` (see `linear_probe`),
-        `knn_accuracy` and `knn_standard_error`. A standard error is `None` if there is one test image only.
+        What can be written as JSON: `processor`, the class and settings of the image processor;
+        `train` and `test`, each with `num_images`, `fingerprint` (see `Fingerprint`; of the images
+        as the processor makes them, in uint8) and `labels_sha256` (of the numbers of the classes in
+        the order of the images, int64); `num_classes`; `majority_accuracy`, that of always
+        answering the most frequent class of the training images; `linear`, the `weight_decays` that
+        were tried and the `seed`; `nearest_neighbors`, `k` and `temperature`; and `features`, for
+        each name `dimension`, `linear_accuracy`, `linear_standard_error`, `weight_decay` (see
+        `linear_probe`), `knn_accuracy` and `knn_standard_error`. A standard error is `None` if
+        there is one test image only.
 
     Raises:
-        ValueError: If a column is missing, there is one class only, a test image has a class that no training image
-            has, there are no test images or fewer training images than `k` or 5, or the tokenizer has no such
-            features.
+        ValueError: If a column is missing, there is one class only, a test image has a class that
+            no training image has, there are no test images or fewer training images than `k` or 5,
+            or the tokenizer has no such features.
     """
     for split, dataset in (("training", train), ("test", test)):
         if missing := {image_column, label_column} - set(dataset.column_names):
@@ -286,9 +326,13 @@ def probe_tokenizer(
             )
     classes = {label: index for index, label in enumerate(sorted(set(train[label_column])))}
     if len(classes) < 2:
-        raise ValueError(f"A probe needs training images of at least two classes, got {len(classes)}.")
+        raise ValueError(
+            f"A probe needs training images of at least two classes, got {len(classes)}."
+        )
     if unknown := set(test[label_column]) - classes.keys():
-        raise ValueError(f"The test images have a class that no training image has: {sorted(unknown)[0]!r}.")
+        raise ValueError(
+            f"The test images have a class that no training image has: {sorted(unknown)[0]!r}."
+        )
     if not len(test):
         raise ValueError("There are no test images.")
     if len(train) < 5:
@@ -298,7 +342,9 @@ def probe_tokenizer(
 
     def batches(dataset: Dataset, fingerprint: Fingerprint) -> Iterator[torch.Tensor]:
         for batch in dataset.select_columns(image_column).iter(batch_size):
-            pixel_values = processor(batch[image_column], return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
+            pixel_values = processor(batch[image_column], return_tensors="pt")[
+                "pixel_values"
+            ]  # (B, 3, H, W)
             fingerprint.update(to_uint8(processor.postprocess(pixel_values, "pt"), "round"))
             yield pixel_values
 
@@ -320,14 +366,20 @@ def probe_tokenizer(
         "train": described[0],
         "test": described[1],
         "num_classes": len(classes),
-        "majority_accuracy": float((test_labels == train_labels.bincount().argmax()).double().mean()),
+        "majority_accuracy": float(
+            (test_labels == train_labels.bincount().argmax()).double().mean()
+        ),
         "linear": {"weight_decays": list(WEIGHT_DECAYS), "seed": seed},
         "nearest_neighbors": {"k": k, "temperature": TEMPERATURE},
         "features": {},
     }
     for name in features:
-        linear = linear_probe(train_features[name], train_labels, test_features[name], test_labels, seed=seed)
-        neighbors = knn_probe(train_features[name], train_labels, test_features[name], test_labels, k)
+        linear = linear_probe(
+            train_features[name], train_labels, test_features[name], test_labels, seed=seed
+        )
+        neighbors = knn_probe(
+            train_features[name], train_labels, test_features[name], test_labels, k
+        )
         result["features"][name] = {
             "dimension": train_features[name].shape[1],
             "linear_accuracy": linear["accuracy"],

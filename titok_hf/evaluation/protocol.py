@@ -32,26 +32,30 @@ class Protocol:
         name: Its name; ends in `"*"` if it was changed from the named one, or took its name.
         source: What it reproduces.
         image_size: Side of the images, in pixels.
-        crop: How an image becomes square. `"center"`: shorter side resized, center cut out (TiTok); `"adm"`: halved
-            with a box filter while it is twice as large, then resized and cut out (ADM, VTP); `"squash"`: both sides
-            resized; `"none"`: images are of this size already.
-        interpolation: Filter, antialiased: `"bicubic"`, `"bilinear"` or `"lanczos"` for `"center"`, bicubic if not
-            given; `"adm"` is always bicubic and `"squash"` bilinear.
-        rounding: How float images in [0, 1] become uint8: `"truncate"`, the integer part of 255 x, or `"round"`.
+        crop: How an image becomes square. `"center"`: shorter side resized, center cut out (TiTok);
+            `"adm"`: halved with a box filter while it is twice as large, then resized and cut out
+            (ADM, VTP); `"squash"`: both sides resized; `"none"`: images are of this size already.
+        interpolation: Filter, antialiased: `"bicubic"`, `"bilinear"` or `"lanczos"` for `"center"`,
+            bicubic if not given; `"adm"` is always bicubic and `"squash"` bilinear.
+        rounding: How float images in [0, 1] become uint8: `"truncate"`, the integer part of 255 x,
+            or `"round"`.
         extractor: Where features come from, see `load_extractor`.
         classifier: Whose logits give `accuracy`; the extractor's if not given.
-        class_matching: How classes of the images are found among the classifier's: by `"names"`, where both have them,
-            or by `"ids"`.
-        reference: What features are compared with: `"originals"`, the images that are reconstructed; `"train"`, the
-            training images; `"batch"`, a file of ADM's.
+        class_matching: How classes of the images are found among the classifier's: by `"names"`,
+            where both have them, or by `"ids"`.
+        reference: What features are compared with: `"originals"`, the images that are
+            reconstructed; `"train"`, the training images; `"batch"`, a file of ADM's.
         metrics: For each task, the metrics.
         num_samples: Images to generate.
         inception_score_splits: Consecutive equal parts over which Inception Score is averaged.
-        inception_score_split_size: Images of a part, instead of the number of parts; the last one may be smaller.
+        inception_score_split_size: Images of a part, instead of the number of parts; the last one
+            may be smaller.
         precision_neighbors: k of precision and recall (arXiv 1904.06991).
         density_neighbors: k of density and coverage (arXiv 2002.09797).
-        kernel_subsets, kernel_subset_size: Random subsets of the kernel distance (arXiv 1801.01401).
-        encoder_autocast: Data type of autocast around the encoder, such as `"bfloat16"`; none if not given.
+        kernel_subsets, kernel_subset_size: Random subsets of the kernel distance (arXiv
+            1801.01401).
+        encoder_autocast: Data type of autocast around the encoder, such as `"bfloat16"`; none if
+            not given.
 
     Raises:
         ValueError: If a field has a value that is not one of these.
@@ -85,22 +89,32 @@ class Protocol:
                 continue
             kind = kinds[0] if optional else field.type
             if get_origin(kind) is Literal and value not in get_args(kind):
-                raise ValueError(f"`{field.name}` must be one of {', '.join(get_args(kind))}, got {value!r}.")
+                raise ValueError(
+                    f"`{field.name}` must be one of {', '.join(get_args(kind))}, got {value!r}."
+                )
             if kind is str and not isinstance(value, str):
                 raise ValueError(f"`{field.name}` must be text, got {value!r}.")
             if kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{field.name}` must be an integer of at least 1, got {value!r}.")
         if self.kernel_subset_size < 2:
             raise ValueError("`kernel_subset_size` must be at least 2, got 1.")
-        filters = {"center": self.interpolation or "bicubic", "adm": "bicubic", "squash": "bilinear", "none": None}
+        filters = {
+            "center": self.interpolation or "bicubic",
+            "adm": "bicubic",
+            "squash": "bilinear",
+            "none": None,
+        }
         if self.interpolation not in (None, filters[self.crop]):
             raise ValueError(
-                f"`interpolation` is for `crop=center`; `crop={self.crop}` is {filters[self.crop] or 'none'}, got "
-                f"{self.interpolation!r}."
+                f"`interpolation` is for `crop=center`; `crop={self.crop}` is "
+                f"{filters[self.crop] or 'none'}, got {self.interpolation!r}."
             )
         object.__setattr__(self, "interpolation", filters[self.crop])
         if not isinstance(self.metrics, dict) or not self.metrics:
-            raise ValueError(f"`metrics` must name metrics for reconstruction or generation, got {self.metrics!r}.")
+            raise ValueError(
+                "`metrics` must name metrics for reconstruction or generation, got "
+                f"{self.metrics!r}."
+            )
         for task, names in self.metrics.items():
             if task not in METRICS:
                 raise ValueError(f"`metrics` are of reconstruction or generation, got {task!r}.")
@@ -108,16 +122,20 @@ class Protocol:
                 raise ValueError(f"`metrics.{task}` must be a list of metrics, got {names!r}.")
             for name in names:
                 if name not in METRICS[task]:
-                    raise ValueError(f"Unknown metric {name!r} of {task}: {suggestion(name, METRICS[task])}")
+                    raise ValueError(
+                        f"Unknown metric {name!r} of {task}: {suggestion(name, METRICS[task])}"
+                    )
 
     @classmethod
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Protocol":
         """A protocol by name or from a file.
 
         Args:
-            source: `"titok-rfid"`, `"vtp-rfid"`, `"adm-256"`, `"adm-512"`, `"demo"`, or a YAML file with the fields of
-                one, and maybe `base`, the name of the protocol that the others come from.
-            overrides: Changes like `"image_size=512"` or `"metrics.generation=[frechet_distance]"`; values are YAML.
+            source: `"titok-rfid"`, `"vtp-rfid"`, `"adm-256"`, `"adm-512"`, `"demo"`, or a YAML file
+                with the fields of one, and maybe `base`, the name of the protocol that the others
+                come from.
+            overrides: Changes like `"image_size=512"` or `"metrics.generation=[frechet_distance]"`;
+                values are YAML.
 
         Raises:
             FileNotFoundError: If there is no such protocol.
@@ -137,14 +155,19 @@ class Protocol:
             fields = {**named.get(base, {}), "name": path.stem, **fields}
         else:
             names = ", ".join(named)
-            raise FileNotFoundError(f"The protocol must be one of {names} or a YAML file, got {str(source)!r}.")
+            raise FileNotFoundError(
+                f"The protocol must be one of {names} or a YAML file, got {str(source)!r}."
+            )
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
                 raise ValueError(f"A change of the protocol must be `key=value`, got {override!r}.")
             parsed = parse_yaml(value, override)
             if key.startswith("metrics.") and isinstance(fields.get("metrics", {}), dict):
-                fields["metrics"] = {**fields.get("metrics", {}), key.removeprefix("metrics."): parsed}
+                fields["metrics"] = {
+                    **fields.get("metrics", {}),
+                    key.removeprefix("metrics."): parsed,
+                }
             else:
                 fields[key] = parsed
         if overrides or (str(source) not in named and fields["name"] in list(named)):
@@ -161,9 +184,13 @@ class Protocol:
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
-                raise ValueError(f"Unknown field {name!r} of a protocol: {suggestion(name, list(known))}")
+                raise ValueError(
+                    f"Unknown field {name!r} of a protocol: {suggestion(name, list(known))}"
+                )
         if missing := [
-            name for name, field in known.items() if field.default is dataclasses.MISSING and name not in fields
+            name
+            for name, field in known.items()
+            if field.default is dataclasses.MISSING and name not in fields
         ]:
             raise ValueError(f"The protocol lacks {', '.join(missing)}.")
         return cls(**fields)
@@ -180,8 +207,8 @@ class Protocol:
         """
         if task not in self.metrics:
             raise ValueError(
-                f"The protocol {self.name!r} is for {' and '.join(self.metrics)}, not for {task}; choose another one, "
-                f"or name metrics with `metrics.{task}=[...]`."
+                f"The protocol {self.name!r} is for {' and '.join(self.metrics)}, not for {task}; "
+                f"choose another one, or name metrics with `metrics.{task}=[...]`."
             )
         return tuple(self.metrics[task])
 

@@ -16,7 +16,14 @@ from ..modeling.checks import parse_dtype
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .extractors import Judges, float32_convolutions
-from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics, match_classes, progress
+from .feature_sets import (
+    FeatureSet,
+    Reference,
+    check_feasible,
+    feature_metrics,
+    match_classes,
+    progress,
+)
 from .metrics.codebook import CodebookUsage
 from .metrics.estimate import Estimate, RunningMean
 from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
@@ -46,19 +53,25 @@ class Measured:
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: nn.Module, pixel_values: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
+def reconstruct(
+    tokenizer: nn.Module, pixel_values: torch.Tensor, batch_size: int = 128
+) -> torch.Tensor:
     """Images `(B, 3, H, W)` encoded and decoded, on the CPU.
 
-    They are in the range of `pixel_values`, and not clamped: the image processor's `postprocess` does that.
+    They are in the range of `pixel_values`, and not clamped: the image processor's `postprocess`
+        does that.
     """
     batches = pixel_values.split(batch_size)
-    reconstructions = [tokenizer.decode(tokenizer.encode(batch.to(tokenizer.device)).latents) for batch in batches]
+    reconstructions = [
+        tokenizer.decode(tokenizer.encode(batch.to(tokenizer.device)).latents) for batch in batches
+    ]
     return torch.cat([decoded.reconstruction.float().cpu() for decoded in reconstructions])
 
 
 @torch.no_grad()
 def codebook_statistics(tokenizer: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, float]:
-    """How much of its codebook a discrete tokenizer uses on images `(B, 3, H, W)`; see `CodebookUsage`."""
+    """How much of its codebook a discrete tokenizer uses on images `(B, 3, H, W)`; see
+    `CodebookUsage`."""
     codes = CodebookUsage(tokenizer.config.codebook_size)
     for batch in batches:
         codes.update(tokenizer.encode(batch.to(tokenizer.device)).codes)
@@ -91,18 +104,22 @@ def measure_reconstruction(
         progress_bar: Whether to show one.
 
     Raises:
-        ValueError: If the protocol does not fit the tokenizer or the images; before anything is computed.
+        ValueError: If the protocol does not fit the tokenizer or the images; before anything is
+            computed.
         OSError: If weights of the extractor or of LPIPS are not there.
     """
     metrics = protocol.metrics_of("reconstruction")
     judges = judges or Judges.load(protocol, metrics, device=tokenizer.device)
     processor = processor_for(tokenizer, processor, protocol)
     discrete = (
-        getattr(tokenizer.config, "codebook_size", None) and getattr(tokenizer.config, "quantizer", "vq") == "vq"
+        getattr(tokenizer.config, "codebook_size", None)
+        and getattr(tokenizer.config, "quantizer", "vq") == "vq"
     )
     if not discrete:
         metrics = tuple(name for name in metrics if name not in CODE_METRICS)
-    codes = CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
+    codes = (
+        CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
+    )
     against = Reference(images if reference is None else reference, metrics)
     check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
     means = {name: RunningMean() for name in metrics if name in PAIR_METRICS}
@@ -115,13 +132,17 @@ def measure_reconstruction(
     for batch in progress(images, batch_size, "reconstructions", progress_bar):
         pixel_values = processor(list(batch.images), return_tensors="pt")["pixel_values"]
         pixel_values = pixel_values.to(tokenizer.device, tokenizer.dtype)  # (B, 3, H, W)
-        with torch.autocast(tokenizer.device.type, autocast, enabled=protocol.encoder_autocast is not None):
+        with torch.autocast(
+            tokenizer.device.type, autocast, enabled=protocol.encoder_autocast is not None
+        ):
             encoded = tokenizer.encode(pixel_values)
         decoded = tokenizer.decode(encoded.latents.to(tokenizer.dtype)).reconstruction
         reconstructions = to_uint8(processor.postprocess(decoded, "pt"), protocol.rounding)
         if codes is not None:
             codes.update(encoded.codes, batch.indices)
-        for name, values in pair_metrics(means, reconstructions, batch.images, judges.lpips).items():
+        for name, values in pair_metrics(
+            means, reconstructions, batch.images, judges.lpips
+        ).items():
             means[name].update(values)
         originals.update(batch)
         reconstructed.update(batch.with_images(reconstructions))
@@ -130,8 +151,14 @@ def measure_reconstruction(
     reconstructed.reduce()
     for mean in means.values():
         mean.reduce()
-    gathered = originals if reference is None else against.gather(judges, protocol, batch_size, progress_bar)
-    results = feature_metrics(reconstructed, gathered, against.stored, protocol, metrics, paired=reference is None)
+    gathered = (
+        originals
+        if reference is None
+        else against.gather(judges, protocol, batch_size, progress_bar)
+    )
+    results = feature_metrics(
+        reconstructed, gathered, against.stored, protocol, metrics, paired=reference is None
+    )
     results |= {name: mean.compute() for name, mean in means.items()}
     if codes is not None:
         codes.reduce()
@@ -143,7 +170,9 @@ def measure_reconstruction(
     )
 
 
-def processor_for(tokenizer: nn.Module, processor: BaseImageProcessor, protocol: Protocol) -> BaseImageProcessor:
+def processor_for(
+    tokenizer: nn.Module, processor: BaseImageProcessor, protocol: Protocol
+) -> BaseImageProcessor:
     """The processor that gives a tokenizer images of the protocol's size.
 
     Raises:
@@ -155,21 +184,26 @@ def processor_for(tokenizer: nn.Module, processor: BaseImageProcessor, protocol:
     if isinstance(tokenizer, DiffusersTokenizer):
         return type(processor).from_image_size(wanted)
     if isinstance(tokenizer, VTPPreTrainedModel) and wanted % tokenizer.config.patch_size == 0:
-        return type(processor).from_dict(processor.to_dict() | {"size": {"height": wanted, "width": wanted}})
+        return type(processor).from_dict(
+            processor.to_dict() | {"size": {"height": wanted, "width": wanted}}
+        )
     raise ValueError(
-        f"The protocol {protocol.name!r} is for images of {wanted} pixels, the tokenizer for {size}. Choose another "
-        f"protocol, or change this one: `image_size={size}`."
+        f"The protocol {protocol.name!r} is for images of {wanted} pixels, the tokenizer for "
+        f"{size}. Choose another protocol, or change this one: `image_size={size}`."
     )
 
 
 def pair_metrics(
     names: Sequence[str], images: torch.Tensor, targets: torch.Tensor, lpips: nn.Module | None
 ) -> dict[str, torch.Tensor]:
-    """Metrics `(B,)` of pairs of uint8 images `(B, 3, H, W)`; `mean_squared_error` is that of images in [0, 1]."""
+    """Metrics `(B,)` of pairs of uint8 images `(B, 3, H, W)`; `mean_squared_error` is that of
+    images in [0, 1]."""
     computed = {}
     images, targets = images.cpu(), targets.cpu()
     if "mean_squared_error" in names:
-        computed["mean_squared_error"] = ((images.double() - targets.double()) / 255).square().flatten(1).mean(1)
+        computed["mean_squared_error"] = (
+            ((images.double() - targets.double()) / 255).square().flatten(1).mean(1)
+        )
     if "psnr" in names:
         computed["psnr"] = peak_signal_to_noise_ratio(images, targets)
     if "ssim" in names:
@@ -177,7 +211,9 @@ def pair_metrics(
     if lpips is not None:
         device = next(lpips.parameters()).device
         with float32_convolutions():
-            computed["lpips"] = lpips(*(tensor.to(device).float() / 127.5 - 1 for tensor in (images, targets)))
+            computed["lpips"] = lpips(
+                *(tensor.to(device).float() / 127.5 - 1 for tensor in (images, targets))
+            )
     return computed
 
 
@@ -208,11 +244,14 @@ def evaluate_reconstruction(
         data: `"digits"`, a folder of images, or a data set on the Hub.
         protocol, overrides: See `Protocol.load`.
         split: Of the data; see `load_images`.
-        revision, data_revision: Branch, tag or commit of tokenizer and data, if they are on the Hub.
-        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"` or `"vae"`.
+        revision, data_revision: Branch, tag or commit of tokenizer and data, if they are on the
+            Hub.
+        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"`
+            or `"vae"`.
         image_column, label_column: Columns of the data; labels matter to `accuracy` only.
         num_images: How many images, from the start; all if not given.
-        reference: What features are compared with, instead of what the protocol says: a file of ADM's, or as `data`.
+        reference: What features are compared with, instead of what the protocol says: a file of
+            ADM's, or as `data`.
         reference_split, reference_revision: Of the reference; see `load_images`.
         extractor_weights: See `load_extractor`.
         batch_size: Images at once.
@@ -233,19 +272,27 @@ def evaluate_reconstruction(
     device_option, device = device, torch.device(device or default_device())
     dataset, found_split = load_images(data, split, data_revision, image_column)
     origin = {"id": data, "revision": dataset_commit(data, data_revision), "split": found_split}
-    labels = label_column if "accuracy" in metrics and label_column in dataset.column_names else None
+    labels = (
+        label_column if "accuracy" in metrics and label_column in dataset.column_names else None
+    )
     images = DatasetImages(dataset, loaded_protocol, image_column, labels, origin, num_images)
     against = None
     if reference is not None:
-        against = open_source(reference, loaded_protocol, reference_split, reference_revision, image_column)
+        against = open_source(
+            reference, loaded_protocol, reference_split, reference_revision, image_column
+        )
     elif loaded_protocol.reference == "train":
         against = open_source(data, loaded_protocol, "train", data_revision, image_column)
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
     location = {"revision": revision, "subfolder": subfolder}
-    model, processor = load_tokenizer(tokenizer, **{name: value for name, value in location.items() if value})
+    model, processor = load_tokenizer(
+        tokenizer, **{name: value for name, value in location.items() if value}
+    )
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device, torch_dtype)
-    measured = measure_reconstruction(model, processor, images, loaded_protocol, against, judges, batch_size)
+    measured = measure_reconstruction(
+        model, processor, images, loaded_protocol, against, judges, batch_size
+    )
     data_record = origin | {"fingerprint": measured.fingerprint}
     repeat = command(
         "reconstruction",

@@ -33,8 +33,8 @@ def write_reference(
 
     Args:
         data: See `load_images`.
-        output: The file (`.npz`): `mu` and `sigma`, `mu_s` and `sigma_s` if the extractor has spatial features, of all
-            images; and some of the images.
+        output: The file (`.npz`): `mu` and `sigma`, `mu_s` and `sigma_s` if the extractor has
+            spatial features, of all images; and some of the images.
         protocol, overrides: See `Protocol.load`.
         split, revision, image_column: See `load_images`.
         num_kept: Images to keep for precision and recall, evenly spaced; ADM's files have 10,000.
@@ -53,7 +53,9 @@ def write_reference(
     state = process_state()  # first, since it gives each process its device
     loaded = Protocol.load(protocol, overrides)
     source = open_source(data, loaded, split, revision, image_column)
-    judges = Judges.load(loaded, ["frechet_distance"], extractor_weights, device or default_device())
+    judges = Judges.load(
+        loaded, ["frechet_distance"], extractor_weights, device or default_device()
+    )
     metrics = GAUSSIAN_METRICS if judges.extractor.num_spatial else GAUSSIAN_METRICS[:1]
     check_feasible(metrics, loaded, judges, source.num_images, False, Reference(source, metrics))
     gathered = FeatureSet(judges, metrics, source.num_images, loaded)

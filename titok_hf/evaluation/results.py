@@ -20,7 +20,11 @@ from .extractors import INCEPTION
 from .metrics.estimate import Estimate
 
 # What the field calls metrics on the features of the FID's Inception.
-INCEPTION_NAMES = {"frechet_distance": "FID", "spatial_frechet_distance": "sFID", "kernel_distance": "KID"}
+INCEPTION_NAMES = {
+    "frechet_distance": "FID",
+    "spatial_frechet_distance": "sFID",
+    "kernel_distance": "KID",
+}
 NAMES = {
     "frechet_distance": "Fréchet distance",
     "spatial_frechet_distance": "spatial Fréchet distance",
@@ -29,7 +33,8 @@ NAMES = {
     "ssim": "SSIM",
     "lpips": "LPIPS",
 }
-# Fields in which results may differ and still stand in one table: what is compared, and how it was computed.
+# Fields in which results may differ and still stand in one table: what is compared, and how it was
+# computed.
 COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
 COMPUTED = ("device", "processes", "versions")
 
@@ -43,11 +48,11 @@ class Evaluation:
         metrics: Name to estimate.
         protocol: All fields of the `Protocol`.
         num_images: Images that were judged.
-        data: The images: `id`, `revision` and `split` of a data set, and `fingerprint` after cropping; of generated
-            images, of the last seed, how they were drawn.
+        data: The images: `id`, `revision` and `split` of a data set, and `fingerprint` after
+            cropping; of generated images, of the last seed, how they were drawn.
         reference: The same of what they were compared with; `file` and `sha256` of a file of ADM's.
-        judges: Name, preprocessing and hash of the weights of `extractor`, `classifier` and `lpips`, as far as they
-            were needed.
+        judges: Name, preprocessing and hash of the weights of `extractor`, `classifier` and
+            `lpips`, as far as they were needed.
         tokenizer, generator: `id`, `revision`, `class` and hash of the weights.
         sampler: Class, configuration and arguments.
         seeds: Of the samples.
@@ -90,7 +95,9 @@ class Evaluation:
         """
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            metrics = {name: Estimate(**estimate) for name, estimate in fields.pop("metrics").items()}
+            metrics = {
+                name: Estimate(**estimate) for name, estimate in fields.pop("metrics").items()
+            }
             return cls(metrics=metrics, **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a result of `titok evaluate`: {error}") from error
@@ -109,7 +116,8 @@ class Evaluation:
         parts = [
             f"{protocol['name']}: {self.num_images} images",
             f"{protocol['image_size']}x{protocol['image_size']}",
-            f"crop {protocol['crop']}" + (f" ({protocol['interpolation']})" if protocol["interpolation"] else ""),
+            f"crop {protocol['crop']}"
+            + (f" ({protocol['interpolation']})" if protocol["interpolation"] else ""),
             {"truncate": "truncated", "round": "rounded"}[protocol["rounding"]] + " to uint8",
             *(f"{judge['name']} ({judge['weights_sha256'][:8]})" for judge in self.judges.values()),
         ]
@@ -118,13 +126,21 @@ class Evaluation:
         if self.dtype not in (None, "float32"):
             parts.append(self.dtype)
         if self.sampler is not None:
-            arguments = ", ".join(f"{name} {value}" for name, value in self.sampler["arguments"].items())
-            parts.append(f"sampled with {arguments or 'the defaults of the pipeline'}, seeds {self.seeds}")
+            arguments = ", ".join(
+                f"{name} {value}" for name, value in self.sampler["arguments"].items()
+            )
+            parts.append(
+                f"sampled with {arguments or 'the defaults of the pipeline'}, seeds {self.seeds}"
+            )
         return ", ".join(parts)
 
     def card_results(self) -> list[dict[str, Any]]:
         """The metrics as `results` of a provenance, see `titok_hf.hub.cards.render_card`."""
-        task = "image-reconstruction" if self.task == "reconstruction" else "unconditional-image-generation"
+        task = (
+            "image-reconstruction"
+            if self.task == "reconstruction"
+            else "unconditional-image-generation"
+        )
         data = (self.data if self.task == "reconstruction" else self.reference) or {}
         dataset = Path(data["file"]).name if "file" in data else data.get("id", "unknown")
         split = {"split": data["split"]} if data.get("split") else {}
@@ -153,9 +169,9 @@ def place(images: Mapping[str, Any]) -> str:
 def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
     """The fields in which the protocols of results differ, each with its value in every result.
 
-    Compared are the protocol, the images and the reference by their fingerprints, the number of images, and the
-    networks and data types that more than one of them names; not the models, their sampler and seeds, nor device and
-    versions.
+    Compared are the protocol, the images and the reference by their fingerprints, the number of
+    images, and the networks and data types that more than one of them names; not the models, their
+    sampler and seeds, nor device and versions.
     """
     flat = []
     for result in results:
@@ -168,12 +184,19 @@ def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
         if result.task == "generation":  # the images are what is compared
             del fields["data"]
         protocol, judges = fields.pop("protocol"), fields.pop("judges")
-        for name in ("name", "source", "metrics", "num_samples"):  # the last is `num_images` in the end
+        for name in (
+            "name",
+            "source",
+            "metrics",
+            "num_samples",
+        ):  # the last is `num_images` in the end
             protocol.pop(name, None)
         for judge in judges.values():
             judge.pop("weights", None)  # where they lie, not what they are
         maybe = judges | {"dtype": fields.pop("dtype")}
-        flat.append((fields | {f"protocol.{name}": value for name, value in protocol.items()}, maybe))
+        flat.append(
+            (fields | {f"protocol.{name}": value for name, value in protocol.items()}, maybe)
+        )
     different = {}
     for name in dict.fromkeys(name for fields, _ in flat for name in fields):
         values = [fields.get(name) for fields, _ in flat]
@@ -181,7 +204,9 @@ def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
             different[name] = values
     for name in dict.fromkeys(name for _, maybe in flat for name in maybe):
         values = [maybe.get(name) for _, maybe in flat]
-        known = [value for value in values if value is not None]  # one that measured less may not have needed it
+        known = [
+            value for value in values if value is not None
+        ]  # one that measured less may not have needed it
         if any(value != known[0] for value in known):
             different[name] = values
     return different
@@ -206,10 +231,13 @@ def compare_results(
     results = [Evaluation.load(path) for path in paths]
     different = differences(results)
     if different and not different_protocols:
-        listed = "; ".join(f"{name}: {' | '.join(map(str, values))}" for name, values in different.items())
+        listed = "; ".join(
+            f"{name}: {' | '.join(map(str, values))}" for name, values in different.items()
+        )
         raise ValueError(
-            f"These results were not measured by one protocol, so their numbers do not compare. They differ in "
-            f"{listed}. Measure them alike, or ask for the table all the same with `--different-protocols`."
+            "These results were not measured by one protocol, so their numbers do not compare. "
+            f"They differ in {listed}. Measure them alike, or ask for the table all the same with "
+            "`--different-protocols`."
         )
     return results, different
 
@@ -217,7 +245,8 @@ def compare_results(
 def describe_model(
     model: nn.Module, path: str | Path, revision: str | None = None, subfolder: str = ""
 ) -> dict[str, Any]:
-    """What a result says of a model that was just loaded from a folder or Hub repository, or a subfolder of it."""
+    """What a result says of a model that was just loaded from a folder or Hub repository, or a
+    subfolder of it."""
     commit = None
     if not Path(path).is_dir():
         config = f"{subfolder}/config.json" if subfolder else "config.json"
@@ -235,7 +264,8 @@ def describe_model(
 
 
 def command(task: str, source: str | Path, **options: Any) -> str:
-    """The command that repeats an evaluation; an option is left out if it is None, and repeated if it is a list."""
+    """The command that repeats an evaluation; an option is left out if it is None, and repeated if
+    it is a list."""
     words = ["titok", "evaluate", task, str(source)]
     for name, value in options.items():
         for part in value if isinstance(value, list) else [] if value is None else [value]:
@@ -247,7 +277,9 @@ def versions() -> dict[str, str]:
     """Of Python and of the packages that numbers depend on."""
     packages = ("torch", "numpy", "pillow", "transformers", "diffusers", "datasets", "accelerate")
     optional = {"scikit-learn": "sklearn", "torchmetrics": "torchmetrics"}
-    packages += tuple(package for package, module in optional.items() if importlib.util.find_spec(module))
+    packages += tuple(
+        package for package, module in optional.items() if importlib.util.find_spec(module)
+    )
     return {
         "titok_hf": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,5 @@
-"""Where the images of an evaluation come from: data sets, ADM's files, pipelines; always uint8, of one size."""
+"""Where the images of an evaluation come from: data sets, ADM's files, pipelines; always uint8, of
+one size."""
 
 import hashlib
 import inspect
@@ -44,8 +45,8 @@ class ImageBatch:
 
 
 class ImageSource(ABC):
-    """Images in a fixed order. With several processes, each has every so many-th batch, so that batches are the same
-    whatever the number of processes.
+    """Images in a fixed order. With several processes, each has every so many-th batch, so that
+    batches are the same whatever the number of processes.
 
     Args:
         num_images: How many there are.
@@ -65,7 +66,9 @@ class ImageSource(ABC):
         """This process's images, in memory."""
         batches = list(self.batches(batch_size))
         labels = torch.cat([batch.labels for batch in batches]) if self.labelled else None
-        return TensorImages(torch.cat([batch.images for batch in batches]), labels, self.class_names)
+        return TensorImages(
+            torch.cat([batch.images for batch in batches]), labels, self.class_names
+        )
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -105,8 +108,8 @@ class DatasetImages(ImageSource):
         crop: Instead of the protocol's.
 
     Raises:
-        ValueError: If there are fewer images, labels are no integers, or images are not cropped and not of the
-            protocol's size.
+        ValueError: If there are fewer images, labels are no integers, or images are not cropped and
+            not of the protocol's size.
     """
 
     def __init__(
@@ -121,12 +124,18 @@ class DatasetImages(ImageSource):
     ):
         if num_images is not None and not 1 <= num_images <= len(dataset):
             raise ValueError(f"There are {len(dataset)} images, and {num_images} were asked for.")
-        if label_column is not None and "int" not in (found := dataset.features[label_column].dtype):
-            raise ValueError(f"The column {label_column!r} must hold integers or classes, got {found}.")
+        if label_column is not None and "int" not in (
+            found := dataset.features[label_column].dtype
+        ):
+            raise ValueError(
+                f"The column {label_column!r} must hold integers or classes, got {found}."
+            )
         dataset = dataset if num_images is None else dataset.select(range(num_images))
         self.images = dataset.select_columns(image_column)
         self.num_images = len(dataset)
-        self.protocol = protocol if crop is None else replace(protocol, crop=crop, interpolation=None)
+        self.protocol = (
+            protocol if crop is None else replace(protocol, crop=crop, interpolation=None)
+        )
         self.image_column = image_column
         self.labelled = label_column is not None
         if self.labelled:
@@ -138,8 +147,9 @@ class DatasetImages(ImageSource):
             for index in range(self.num_images):
                 if (size := self.open(index).size) != expected:
                     raise ValueError(
-                        f"All images must be {expected[0]}x{expected[1]} pixels, since they are not cropped; image "
-                        f"{index} is {size[0]}x{size[1]}. Resize them, or choose a protocol of their size."
+                        f"All images must be {expected[0]}x{expected[1]} pixels, since they are "
+                        f"not cropped; image {index} is {size[0]}x{size[1]}. Resize them, or "
+                        "choose a protocol of their size."
                     )
 
     def open(self, index: int) -> Image.Image:
@@ -153,7 +163,9 @@ class DatasetImages(ImageSource):
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
             if is_ours(number):
-                images = square_images([self.open(index) for index in indices.tolist()], self.protocol)
+                images = square_images(
+                    [self.open(index) for index in indices.tolist()], self.protocol
+                )
                 yield ImageBatch(indices, images, self.labels[indices] if self.labelled else None)
 
     def describe(self) -> dict[str, Any]:
@@ -170,7 +182,10 @@ class TensorImages(ImageSource):
     """
 
     def __init__(
-        self, images: torch.Tensor, labels: torch.Tensor | None = None, class_names: Sequence[str] | None = None
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        class_names: Sequence[str] | None = None,
     ):
         self.images = images
         self.labels = labels
@@ -181,7 +196,9 @@ class TensorImages(ImageSource):
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
             if is_ours(number):
-                yield ImageBatch(indices, self.images[indices], self.labels[indices] if self.labelled else None)
+                yield ImageBatch(
+                    indices, self.images[indices], self.labels[indices] if self.labelled else None
+                )
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -196,7 +213,9 @@ class ReferenceImages(ImageSource):
 
     def __init__(self, batch: ReferenceBatch, protocol: Protocol):
         if batch.num_images and batch.image_size != protocol.image_size:
-            raise ValueError(size_error(f"{batch.path} holds", (batch.image_size, batch.image_size), protocol))
+            raise ValueError(
+                size_error(f"{batch.path} holds", (batch.image_size, batch.image_size), protocol)
+            )
         self.batch = batch
         self.num_images = batch.num_images
 
@@ -215,13 +234,14 @@ class ReferenceImages(ImageSource):
 class GeneratedImages(ImageSource):
     """Images of a pipeline: of each class in turn, if it takes classes.
 
-    An image depends on the seed and on its position alone, as far as arithmetic does not depend on the batch, and the
-    pipeline gives its generators to its scheduler. `DiTPipeline` does not: with a scheduler that draws noise, such as
-    `DDPMScheduler`, its images depend on the batch that they are in, too.
+    An image depends on the seed and on its position alone, as far as arithmetic does not depend on
+    the batch, and the pipeline gives its generators to its scheduler. `DiTPipeline` does not: with
+    a scheduler that draws noise, such as `DDPMScheduler`, its images depend on the batch that they
+    are in, too.
 
     Args:
-        pipeline: Any with `class_labels` (`TiTokPipeline`, diffusers' `DiTPipeline`) or `batch_size`
-            (`DDPMPipeline`).
+        pipeline: Any with `class_labels` (`TiTokPipeline`, diffusers' `DiTPipeline`) or
+            `batch_size` (`DDPMPipeline`).
         num_images: How many.
         protocol: Says how they are rounded, and their size.
         seed: Of all of them.
@@ -233,7 +253,12 @@ class GeneratedImages(ImageSource):
     """
 
     def __init__(
-        self, pipeline: DiffusionPipeline, num_images: int, protocol: Protocol, seed: int = 0, **arguments: Any
+        self,
+        pipeline: DiffusionPipeline,
+        num_images: int,
+        protocol: Protocol,
+        seed: int = 0,
+        **arguments: Any,
     ):
         parameters = inspect.signature(type(pipeline).__call__).parameters
         if not parameters.keys() & {"class_labels", "batch_size"}:
@@ -243,7 +268,8 @@ class GeneratedImages(ImageSource):
             )
         if others := arguments.keys() - parameters.keys() | arguments.keys() & RESERVED:
             raise ValueError(
-                f"A {type(pipeline).__name__} takes no {', '.join(sorted(others))}, or the evaluation sets it."
+                f"A {type(pipeline).__name__} takes no {', '.join(sorted(others))}, or the "
+                "evaluation sets it."
             )
         tokenizer = getattr(pipeline, "tokenizer", None)
         size = getattr(getattr(tokenizer, "config", None), "image_size", protocol.image_size)
@@ -256,7 +282,9 @@ class GeneratedImages(ImageSource):
         self.arguments = arguments
         self.num_classes = number_of_classes(pipeline) if "class_labels" in parameters else None
         self.labelled = self.num_classes is not None
-        names = getattr(getattr(getattr(pipeline, "generator", None), "config", None), "id2label", None)
+        names = getattr(
+            getattr(getattr(pipeline, "generator", None), "config", None), "id2label", None
+        )
         self.class_names = names and list(names.values())
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
@@ -276,20 +304,27 @@ class GeneratedImages(ImageSource):
         ]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         labels = self.labels(indices)
-        classes = {"batch_size": len(indices)} if labels is None else {"class_labels": labels.tolist()}
+        classes = (
+            {"batch_size": len(indices)} if labels is None else {"class_labels": labels.tolist()}
+        )
         self.pipeline.set_progress_bar_config(disable=True)
         device = self.pipeline.device
         # for schedulers that are given no generator
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seeds[0])
-            output = self.pipeline(**classes, **self.arguments, generator=generators, output_type="np")
+            output = self.pipeline(
+                **classes, **self.arguments, generator=generators, output_type="np"
+            )
         images = torch.from_numpy(np.asarray(output.images)).permute(0, 3, 1, 2)  # (B, 3, H, W)
         if images.shape[2:] != (self.protocol.image_size, self.protocol.image_size):
             raise ValueError(size_error("the pipeline makes", images.shape[2:], self.protocol))
         return ImageBatch(indices, to_uint8(images, self.protocol.rounding), labels)
 
     def describe(self) -> dict[str, Any]:
-        return {"seed": self.seed, "classes": f"{self.num_classes} in turn" if self.num_classes else None}
+        return {
+            "seed": self.seed,
+            "classes": f"{self.num_classes} in turn" if self.num_classes else None,
+        }
 
 
 def open_source(
@@ -321,14 +356,18 @@ def number_of_classes(pipeline: DiffusionPipeline) -> int:
         return pipeline.generator.config.num_labels
     if hasattr(getattr(pipeline, "transformer", None), "config"):
         return pipeline.transformer.config.num_embeds_ada_norm
-    raise TypeError(f"The number of classes of a {type(pipeline).__name__} is not known: a TiTok or DiT is expected.")
+    raise TypeError(
+        f"The number of classes of a {type(pipeline).__name__} is not known: a TiTok or DiT is "
+        "expected."
+    )
 
 
 def size_error(what: str, size: Sequence[int], protocol: Protocol) -> str:
     """The sentence about images that do not fit the protocol."""
     return (
-        f"The protocol {protocol.name!r} is for images of {protocol.image_size}x{protocol.image_size} pixels, {what} "
-        f"{size[0]}x{size[1]}. Choose another protocol, or change this one: `image_size={size[0]}`."
+        f"The protocol {protocol.name!r} is for images of "
+        f"{protocol.image_size}x{protocol.image_size} pixels, {what} {size[0]}x{size[1]}. Choose "
+        f"another protocol, or change this one: `image_size={size[0]}`."
     )
 
 
@@ -337,7 +376,9 @@ def square_images(images: Sequence[Image.Image], protocol: Protocol) -> torch.Te
     if protocol.crop == "center":
         processor = TiTokImageProcessor.from_image_size(protocol.image_size)
         resample = PILImageResampling[protocol.interpolation.upper()]
-        return processor(list(images), resample=resample, do_rescale=False, return_tensors="pt")["pixel_values"]
+        return processor(list(images), resample=resample, do_rescale=False, return_tensors="pt")[
+            "pixel_values"
+        ]
     if protocol.crop == "none":
         arrays = [np.asarray(image.convert("RGB")) for image in images]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
@@ -370,5 +411,6 @@ class Fingerprint:
             self.total += int.from_bytes(hashlib.sha256(image.tobytes()).digest())
 
     def compute(self, totals: Sequence[int]) -> str:
-        """The sum, over all processes' `totals`, of the images' SHA-256, modulo 2^256, in hexadecimal."""
+        """The sum, over all processes' `totals`, of the images' SHA-256, modulo 2^256, in
+        hexadecimal."""
         return f"{sum(totals) % 2**256:064x}"

@@ -11,30 +11,41 @@ from ..modeling.weights import load_lpips
 from .extractors import FeatureExtractor, Judges
 from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
 from .metrics.estimate import RunningMean
-from .protocol import CLASS_METRICS, CODE_METRICS, METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol, suggestion
+from .protocol import (
+    CLASS_METRICS,
+    CODE_METRICS,
+    METRICS,
+    PAIR_METRICS,
+    REFERENCE_METRICS,
+    Protocol,
+    suggestion,
+)
 from .reconstruction import pair_metrics
 from .sources import ImageBatch, TensorImages, to_uint8
 
 
 class ReconstructionMetrics:
-    """Metrics of a trainer's predictions, which are reconstructions, and labels, which are the images themselves.
+    """Metrics of a trainer's predictions, which are reconstructions, and labels, which are the
+    images themselves.
 
-    With `TrainingArguments(batch_eval_metrics=True)` images are seen batch by batch, and memory does not grow with
-    their number, but for metrics that keep features (see `FeatureSet`).
+    With `TrainingArguments(batch_eval_metrics=True)` images are seen batch by batch, and memory
+    does not grow with their number, but for metrics that keep features (see `FeatureSet`).
 
-    Metrics of codes and labels are not for it, since predictions hold neither. A tokenizer's training log has the use
-    of its codebook; `evaluate_reconstruction` measures it, accuracy and Inception Score on a data set, and
-    `evaluate.load(IMAGE_METRICS, "codebook_usage")` on codes, `"accuracy"` on images with labels.
+    Metrics of codes and labels are not for it, since predictions hold neither. A tokenizer's
+    training log has the use of its codebook; `evaluate_reconstruction` measures it, accuracy and
+    Inception Score on a data set, and `evaluate.load(IMAGE_METRICS, "codebook_usage")` on codes,
+    `"accuracy"` on images with labels.
 
     Args:
         processor: Image processor of the tokenizer: turns its range into that of images.
         metrics: Names of `titok_hf.evaluation.protocol`: of pairs, or on features.
         extractor: For metrics on features.
-        protocol: Further fields of a `Protocol`, such as `kernel_subset_size`, or `rounding`, that of reconstructions:
-            `"truncate"` if not given.
+        protocol: Further fields of a `Protocol`, such as `kernel_subset_size`, or `rounding`, that
+            of reconstructions: `"truncate"` if not given.
 
     Raises:
-        ValueError: If a metric is unknown or of labels or codes, there is no extractor for it, or a field is wrong.
+        ValueError: If a metric is unknown or of labels or codes, there is no extractor for it, or a
+            field is wrong.
     """
 
     def __init__(
@@ -44,7 +55,9 @@ class ReconstructionMetrics:
         extractor: FeatureExtractor | None = None,
         **protocol: Any,
     ):
-        known = [name for name in METRICS["reconstruction"] if name not in CLASS_METRICS + CODE_METRICS]
+        known = [
+            name for name in METRICS["reconstruction"] if name not in CLASS_METRICS + CODE_METRICS
+        ]
         for name in metrics:
             if name not in known:
                 raise ValueError(f"Unknown metric {name!r} of a trainer: {suggestion(name, known)}")
@@ -53,8 +66,18 @@ class ReconstructionMetrics:
         self.processor = processor
         self.metrics = tuple(metrics)
         self.judges = Judges(extractor, lpips=load_lpips() if "lpips" in metrics else None)
-        fields = {"name": "trainer", "source": "", "image_size": 1, "crop": "none", "rounding": "truncate"}
-        fields |= {"extractor": "", "reference": "originals", "metrics": {"reconstruction": self.metrics}}
+        fields = {
+            "name": "trainer",
+            "source": "",
+            "image_size": 1,
+            "crop": "none",
+            "rounding": "truncate",
+        }
+        fields |= {
+            "extractor": "",
+            "reference": "originals",
+            "metrics": {"reconstruction": self.metrics},
+        }
         self.protocol = Protocol.from_dict(fields | protocol)
         self.reset()
 
@@ -69,7 +92,8 @@ class ReconstructionMetrics:
         """Adds images `(n, 3, H, W)`.
 
         Args:
-            prediction: Reconstructions, the first of the predictions if there are several, and the images.
+            prediction: Reconstructions, the first of the predictions if there are several, and the
+                images.
             compute_result: Whether these are the last ones.
 
         Returns:
@@ -88,7 +112,9 @@ class ReconstructionMetrics:
             )
             indices = torch.arange(self.num_images, self.num_images + len(images))
             self.num_images += len(images)
-            for name, values in pair_metrics(self.means, images, targets, self.judges.lpips).items():
+            for name, values in pair_metrics(
+                self.means, images, targets, self.judges.lpips
+            ).items():
                 self.means[name].update(values)
             for side, part in zip(self.sides, (images, targets), strict=True):
                 side.update(ImageBatch(indices, part))

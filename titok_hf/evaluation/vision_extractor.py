@@ -1,4 +1,5 @@
-"""Any vision model of transformers as the network that metrics look through, such as DINOv2 for FD-DINOv2."""
+"""Any vision model of transformers as the network that metrics look through, such as DINOv2 for
+FD-DINOv2."""
 
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,19 @@ from .extractors import Extracted, FeatureExtractor, check_images, float32_convo
 class VisionExtractor(FeatureExtractor):
     """Features of a vision model, and logits if it is a classifier, in float32.
 
-    The features are the model's own summary of an image, its `pooler_output`: of DINOv2 the CLS token after the final
-    norm, as FD-DINOv2 takes it (arXiv 2306.04675). Of a model without one they are that token, and without a token the
-    mean over positions. Images are resized as in that paper's code, dgm-eval: whole, to a square, by PIL's bicubic
-    filter. One thing differs from there: transformers' DINOv2 interpolates the 37x37 position embeddings to exactly
-    16x16, where the original code (dinov2/models/vision_transformer.py) scales them by 16.1 / 37.
+    The features are the model's own summary of an image, its `pooler_output`: of DINOv2 the CLS
+    token after the final norm, as FD-DINOv2 takes it (arXiv 2306.04675). Of a model without one
+    they are that token, and without a token the
+    mean over positions. Images are resized as in that paper's code, dgm-eval: whole, to a square,
+        by PIL's bicubic
+    filter. One thing differs from there: transformers' DINOv2 interpolates the 37x37 position
+    embeddings to exactly 16x16, where the original code (dinov2/models/vision_transformer.py)
+    scales them by 16.1 / 37.
 
     Args:
-        model: Folder or Hub repository of the model and its image processor, such as `"facebook/dinov2-large"`. It is
-            loaded as a classifier if its configuration says that it is one.
+        model: Folder or Hub repository of the model and its image processor, such as
+            `"facebook/dinov2-large"`. It is loaded as a classifier if its configuration says that
+            it is one.
         revision: Branch, tag or commit on the Hub.
         device: Where to compute; the accelerator if there is one, if not given.
 
@@ -36,41 +41,63 @@ class VisionExtractor(FeatureExtractor):
         ValueError: If it is no vision model, lacks weights, or its images are not square.
     """
 
-    def __init__(self, model: str | Path, revision: str | None = None, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        model: str | Path,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+    ):
         self.device = torch.device(device or default_device())
         with explain_loading_errors(model):
             config = AutoConfig.from_pretrained(model, revision=revision)
-            classifies = any(name.endswith("ForImageClassification") for name in config.architectures or ())
+            classifies = any(
+                name.endswith("ForImageClassification") for name in config.architectures or ()
+            )
             auto_class = AutoModelForImageClassification if classifies else AutoModel
             network, info = auto_class.from_pretrained(
                 model, revision=revision, dtype=torch.float32, output_loading_info=True
             )
             processor = AutoImageProcessor.from_pretrained(model, revision=revision)
-            snapshot = Path(cached_file(model, "config.json", revision=revision)).parent  # in the cache, by commit
+            snapshot = Path(
+                cached_file(model, "config.json", revision=revision)
+            ).parent  # in the cache, by commit
         if network.main_input_name != "pixel_values":
             raise ValueError(
-                f"{model} must be a vision model, one that takes images alone; it is a {type(network).__name__}, "
-                f"which takes {network.main_input_name!r}."
+                f"{model} must be a vision model, one that takes images alone; it is a "
+                f"{type(network).__name__}, which takes {network.main_input_name!r}."
             )
         missing = sorted(info["missing_keys"])
         if missing and all(name.startswith("pooler.") for name in missing):
-            network.pooler = None  # never trained: of checkpoints from self-supervised training, such as DINO's
+            network.pooler = (
+                None  # never trained: of checkpoints from self-supervised training, such as DINO's
+            )
         elif missing:
-            raise ValueError(f"{len(missing)} weights are missing in {model}, {', '.join(missing[:3])} among them.")
+            raise ValueError(
+                f"{len(missing)} weights are missing in {model}, {', '.join(missing[:3])} among "
+                "them."
+            )
         self.network = network.eval().requires_grad_(False).to(self.device)
-        self.has_cls_token = any(name.endswith("cls_token") for name, _ in network.base_model.named_parameters())
+        self.has_cls_token = any(
+            name.endswith("cls_token") for name, _ in network.base_model.named_parameters()
+        )
         self.input_size = input_size(processor)
         self.scale = processor.rescale_factor
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-        self.mean, self.std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (mean, std))
+        mean, std = (
+            (processor.image_mean, processor.image_std)
+            if processor.do_normalize
+            else ([0.0] * 3, [1.0] * 3)
+        )
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (mean, std)
+        )
 
         folder = Path(model).is_dir()
         self.name = Path(model).name if folder else str(model)
         self.weights = self.name if folder else f"{model}@{snapshot.name}"
         self.weights_sha256 = state_sha256(network)
         self.preprocessing = (
-            f"PIL bicubic resize to {self.input_size}x{self.input_size}, x * {self.scale:.7g}, mean {list(mean)}, "
-            f"standard deviation {list(std)}"
+            f"PIL bicubic resize to {self.input_size}x{self.input_size}, x * {self.scale:.7g}, "
+            f"mean {list(mean)}, standard deviation {list(std)}"
         )
         black = torch.zeros(1, 3, self.input_size, self.input_size, dtype=torch.uint8)
         seen = self(black)
@@ -84,12 +111,18 @@ class VisionExtractor(FeatureExtractor):
         check_images(images)
         size = (self.input_size, self.input_size)
         pictures = (Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy())
-        resized = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures])
-        pixels = torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2).float()  # (B, 3, size, size)
+        resized = np.stack(
+            [np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures]
+        )
+        pixels = (
+            torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2).float()
+        )  # (B, 3, size, size)
         pixel_values = (pixels * self.scale - self.mean) / self.std
 
         outputs: list[ModelOutput] = []  # a classifier keeps its backbone's to itself
-        hook = self.network.base_model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        hook = self.network.base_model.register_forward_hook(
+            lambda _module, _inputs, output: outputs.append(output)
+        )
         with hook, float32_convolutions():
             result = self.network(pixel_values)
         return Extracted(features=self.pool(outputs[0]), logits=result.get("logits"))

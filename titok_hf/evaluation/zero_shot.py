@@ -23,7 +23,10 @@ def clip_templates() -> list[str]:
 
 @torch.no_grad()
 def class_embeddings(
-    model: VTPModel, processor: VTPProcessor, labels: Sequence[str], templates: Sequence[str] | None = None
+    model: VTPModel,
+    processor: VTPProcessor,
+    labels: Sequence[str],
+    templates: Sequence[str] | None = None,
 ) -> torch.Tensor:
     """The embedding of each name: the mean over the prompts, on the unit sphere.
 
@@ -41,13 +44,17 @@ def class_embeddings(
     """
     templates = clip_templates() if templates is None else templates
     if isinstance(labels, str) or len(set(labels)) < max(2, len(labels)) or not all(labels):
-        raise ValueError(f"`labels` must be at least two different names to choose from, got {labels!r}.")
+        raise ValueError(
+            f"`labels` must be at least two different names to choose from, got {labels!r}."
+        )
     if wrong := [template for template in templates if "{}" not in template]:
         raise ValueError(f"A template must have `{{}}` where the name goes, got {wrong[0]!r}.")
     embeddings = []
     for label in labels:
         prompts = [template.format(label) for template in templates]
-        input_ids = processor(text=prompts, return_tensors="pt")["input_ids"].to(model.device)  # (T, 77)
+        input_ids = processor(text=prompts, return_tensors="pt")["input_ids"].to(
+            model.device
+        )  # (T, 77)
         embeddings.append(F.normalize(model.get_text_features(input_ids).float().mean(0), dim=-1))
     return torch.stack(embeddings)
 
@@ -91,13 +98,19 @@ def zero_shot_files(
 
     Raises:
         OSError: If the model is not there.
-        ValueError: If a file is no image, there are fewer than two names, or the model has no text encoder.
+        ValueError: If a file is no image, there are fewer than two names, or the model has no text
+            encoder.
     """
     loaded = VTPModel.from_pretrained(model).eval().to(device or default_device())
     processor = VTPProcessor.from_pretrained(model)
     opened: list[Image.Image] = open_images(images)
-    pixel_values = processor.image_processor(opened, crop="squash", return_tensors="pt")["pixel_values"]
+    pixel_values = processor.image_processor(opened, crop="squash", return_tensors="pt")[
+        "pixel_values"
+    ]
     embeddings = class_embeddings(loaded, processor, labels, templates)
-    batches = [zero_shot_probabilities(loaded, batch, embeddings) for batch in pixel_values.split(batch_size)]
+    batches = [
+        zero_shot_probabilities(loaded, batch, embeddings)
+        for batch in pixel_values.split(batch_size)
+    ]
     probabilities = torch.cat(batches)
     return [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]

@@ -1,4 +1,5 @@
-"""Model and data set cards: what it is, how to use it, where it comes from, how well it does, whom to cite."""
+"""Model and data set cards: what it is, how to use it, where it comes from, how well it does, whom
+to cite."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,15 +55,18 @@ class Description:
 
 
 def render_card(
-    description: Description, provenance: Mapping[str, Any] | None, repo_id: str, revision: str | None = None
+    description: Description,
+    provenance: Mapping[str, Any] | None,
+    repo_id: str,
+    revision: str | None = None,
 ) -> ModelCard:
     """The model card of a thing.
 
     Args:
         description: What it is.
-        provenance: Where it comes from, see `docs/hub.md`: `license`, `base_model`, `datasets`, `training_data`,
-            `recipe`, and `results`, each with `task`, `dataset`, `split`, `metric`, `name`, `value`, `standard_error`,
-            `protocol` and `source`.
+        provenance: Where it comes from, see `docs/hub.md`: `license`, `base_model`, `datasets`,
+            `training_data`, `recipe`, and `results`, each with `task`, `dataset`, `split`,
+            `metric`, `name`, `value`, `standard_error`, `protocol` and `source`.
         repo_id: Repository or folder that the snippet loads.
         revision: Branch that it loads; the main one if not given.
     """
@@ -86,7 +90,9 @@ def render_card(
                 metric_type=result["metric"],
                 metric_name=result.get("name", result["metric"]),
                 metric_value=result["value"],
-                metric_args={key: result[key] for key in ("protocol", "standard_error") if result.get(key)},
+                metric_args={
+                    key: result[key] for key in ("protocol", "standard_error") if result.get(key)
+                },
                 source_name=result.get("source") and "source",
                 source_url=result.get("source"),
             )
@@ -108,7 +114,10 @@ def render_card(
             f"{result.get('split', '')} | {result['protocol']} |"
             for result in results
         )
-        parts.append(f"## Results\n\n| metric | value | data | split | protocol |\n|---|---|---|---|---|\n{rows}")
+        parts.append(
+            "## Results\n\n| metric | value | data | split | protocol "
+            f"|\n|---|---|---|---|---|\n{rows}"
+        )
     parts.append("## Citation\n\n" + code("bibtex", "\n\n".join(description.citations)))
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
@@ -149,7 +158,8 @@ def token_dataset_text(
     Args:
         images: What the images are.
         tokenizer, model_class: Repository and class of the tokenizer.
-        shape: Of a row: codes `(N,)`, or latents `(K, C)` or `(C, h, w)`; with copies one axis before.
+        shape: Of a row: codes `(N,)`, or latents `(K, C)` or `(C, h, w)`; with copies one axis
+            before.
         codebook_size: Of a discrete tokenizer; `None` for latents.
         copies: What the copies of an image are, if there are several.
         labelled: Whether there are labels.
@@ -179,7 +189,8 @@ def token_dataset_text(
         f"# Images as {title}\n\n{GENERATED}\n\n"
         f"{text} Made with `titok_hf`; a generator trains on these instead of on images.\n\n"
         f"## Use\n\n{code('python', usage)}\n\n"
-        f'`{model_class}.from_pretrained("{tokenizer}").{decode}({argument})` makes an image of them again.\n\n'
+        f'`{model_class}.from_pretrained("{tokenizer}").{decode}({argument})` makes an image of '
+        "them again.\n\n"
         f"## Citation\n\n{code('bibtex', TITOK_CITATION)}\n"
     )
 

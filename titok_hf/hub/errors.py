@@ -15,16 +15,19 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-# httpx's base class of all that can happen to a request, from whichever distribution of it the client uses
+# httpx's base class of all that can happen to a request, from whichever distribution of it the
+# client uses
 HTTPError = HfHubHTTPError.__mro__[1]
 
 
 @contextmanager
 def explain_hub_errors(repo_id: str) -> Iterator[None]:
-    """Turns the client's errors into an `OSError` that says what happened to `repo_id` and what to do.
+    """Turns the client's errors into an `OSError` that says what happened to `repo_id` and what to
+    do.
 
     Raises:
-        FileNotFoundError: If the repository, the revision or a file is missing, on the Hub or, offline, in the cache.
+        FileNotFoundError: If the repository, the revision or a file is missing, on the Hub or,
+            offline, in the cache.
         PermissionError: If the token is not accepted, or does not allow it.
         ConnectionError: If the connection broke or the Hub is out of reach.
         OSError: If the Hub refused for another reason.
@@ -33,47 +36,60 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise PermissionError(
-            f"Access to {repo_id} has to be asked for on its page; then log in with `hf auth login`."
+            f"Access to {repo_id} has to be asked for on its page; then log in with `hf auth "
+            "login`."
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"There is no repository {repo_id} on the Hub, or it is private and the token does not open it: check the "
+            f"There is no repository {repo_id} on the Hub, or it is private and the token does not "
+            "open it: check the "
             "name, or log in with `hf auth login` or pass `token`."
         ) from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"The repository {repo_id} has no such revision: {reason(error)}") from error
+        raise FileNotFoundError(
+            f"The repository {repo_id} has no such revision: {reason(error)}"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
-            f"{repo_id} is not in the cache, or not whole, and the Hub is out of reach or not to be asked "
+            f"{repo_id} is not in the cache, or not whole, and the Hub is out of reach or not to "
+            "be asked "
             "(`HF_HUB_OFFLINE`, `local_files_only`): load it once with a connection."
         ) from error
     except EntryNotFoundError as error:
-        raise FileNotFoundError(f"A file is missing in the repository {repo_id}: {reason(error)}") from error
+        raise FileNotFoundError(
+            f"A file is missing in the repository {repo_id}: {reason(error)}"
+        ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
             raise PermissionError(
-                f"The Hub does not accept the token for {repo_id} (status {status}): log in with `hf auth login` or "
-                f"pass another `token`. The Hub says: {reason(error)}"
+                f"The Hub does not accept the token for {repo_id} (status {status}): log in with "
+                f"`hf auth login` or pass another `token`. The Hub says: {reason(error)}"
             ) from error
         if status == 403:
             raise PermissionError(
-                f"The token gives no permission for this on {repo_id} (status {status}): use a token that may write "
-                f"there. The Hub says: {reason(error)}"
+                f"The token gives no permission for this on {repo_id} (status {status}): use a "
+                f"token that may write there. The Hub says: {reason(error)}"
             ) from error
-        raise OSError(f"The Hub refused a request for {repo_id} (status {status}): {reason(error)}") from error
+        raise OSError(
+            f"The Hub refused a request for {repo_id} (status {status}): {reason(error)}"
+        ) from error
     except (HTTPError, ConnectionError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "uploading" not in str(error):  # the client's word for a cut upload
+        if isinstance(error, RuntimeError) and "uploading" not in str(
+            error
+        ):  # the client's word for a cut upload
             raise
         raise ConnectionError(
-            f"The connection to the Hub broke at {repo_id} ({type(error).__name__}: {first_line(error)}). A commit is "
+            f"The connection to the Hub broke at {repo_id} ({type(error).__name__}: "
+            f"{first_line(error)}). A commit is "
             "whole or not there, a download keeps what it has: try again."
         ) from error
 
 
 @contextmanager
 def explain_loading_errors(path: str | Path | None) -> Iterator[None]:
-    """As `explain_hub_errors`, where transformers or diffusers have put the client's error into one of their own."""
+    """As `explain_hub_errors`, where transformers or diffusers have put the client's error into one
+    of their own."""
     try:
         yield
     except (OSError, HTTPError) as error:
@@ -104,4 +120,6 @@ def reason(error: HfHubHTTPError) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )

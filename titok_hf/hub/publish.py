@@ -10,7 +10,8 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from .cards import GENERATED, Description, render_card
 from .errors import explain_hub_errors
 
-# Weights as transformers names them. Those of an earlier push go, since loading might prefer them to the new ones.
+# Weights as transformers names them. Those of an earlier push go, since loading might prefer them
+# to the new ones.
 WEIGHT_PATTERNS = (
     "model.safetensors",
     "model-[0-9]*-of-[0-9]*.safetensors",
@@ -46,13 +47,16 @@ class PublishMixin:
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """As in the base class; with `push_to_hub=True` also published, as `repo_id` or the folder's name."""
+        """As in the base class; with `push_to_hub=True` also published, as `repo_id` or the
+        folder's name."""
         names = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
         publishing = {name: kwargs.pop(name) for name in names if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
         self.complete_folder(Path(save_directory))
         if push_to_hub:
-            self.push_to_hub(publishing.pop("repo_id", Path(save_directory).name), **publishing, **kwargs)
+            self.push_to_hub(
+                publishing.pop("repo_id", Path(save_directory).name), **publishing, **kwargs
+            )
 
     def push_to_hub(
         self,

@@ -41,13 +41,15 @@ def load_tokenizer(
     """Loads a tokenizer of any family, and its image processor.
 
     Args:
-        path: Folder or Hub repository, in our format or the official one, or of an image autoencoder of diffusers.
-            That of a whole pipeline goes with the `subfolder` of its tokenizer, such as `"vae"`.
-        kwargs: For `from_pretrained`; for an autoencoder of diffusers also `image_size`, see `DiffusersTokenizer`.
+        path: Folder or Hub repository, in our format or the official one, or of an image
+            autoencoder of diffusers. That of a whole pipeline goes with the `subfolder` of its
+            tokenizer, such as `"vae"`.
+        kwargs: For `from_pretrained`; for an autoencoder of diffusers also `image_size`, see
+            `DiffusersTokenizer`.
 
     Returns:
-        A model with `encode`, `decode`, and, if it is discrete, `decode_codes`, in evaluation mode; and the processor,
-        made for the model's image size if there is none.
+        A model with `encode`, `decode`, and, if it is discrete, `decode_codes`, in evaluation mode;
+        and the processor, made for the model's image size if there is none.
 
     Raises:
         OSError: If there is no such folder or repository, or it is a whole pipeline.
@@ -57,15 +59,17 @@ def load_tokenizer(
     with explain_loading_errors(path):
         config, _ = PreTrainedConfig.get_config_dict(path, **location)
     if not config and "subfolder" not in location and is_pipeline(path, **location):
-        raise FileNotFoundError(f"{path} is a whole pipeline: name its tokenizer with `subfolder`, such as 'vae'.")
+        raise FileNotFoundError(
+            f"{path} is a whole pipeline: name its tokenizer with `subfolder`, such as 'vae'."
+        )
     if "_class_name" in config:  # of diffusers
         tokenizer = DiffusersTokenizer.from_pretrained(path, **kwargs)
         return tokenizer, TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
     model_type = config.get("model_type", "titok")  # official TiTok configurations name none
     if model_type not in TOKENIZERS:
         raise ValueError(
-            f"{path} must be a tokenizer, one of {', '.join(TOKENIZERS)} or an image autoencoder of diffusers; it is "
-            f"a {model_type!r}."
+            f"{path} must be a tokenizer, one of {', '.join(TOKENIZERS)} or an image autoencoder "
+            f"of diffusers; it is a {model_type!r}."
         )
     model_class, processor_class = TOKENIZERS[model_type]
     model = model_class.from_pretrained(path, **kwargs).eval()

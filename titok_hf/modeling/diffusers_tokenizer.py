@@ -24,7 +24,8 @@ from .loading import LOCATION_ARGUMENTS, refuse_misfit
 from .outputs import TokenizerDecoderOutput, TokenizerEncoderOutput
 from .quantization import DiagonalGaussian
 
-# `ConsistencyDecoderVAE` is not among them: it draws its reconstruction at random, which `decode` must not.
+# `ConsistencyDecoderVAE` is not among them: it draws its reconstruction at random, which `decode`
+# must not.
 AUTOENCODERS: dict[str, type[ModelMixin]] = {
     model_class.__name__: model_class
     for model_class in (
@@ -55,16 +56,18 @@ class DiffusersTokenizerConfig:
 
 
 class DiffusersTokenizer(nn.Module):
-    """An image autoencoder of diffusers as a tokenizer: images `(B, 3, H, W)` in [0, 1] to latents and back.
+    """An image autoencoder of diffusers as a tokenizer: images `(B, 3, H, W)` in [0, 1] to latents
+    and back.
 
-    diffusers' own range [-1, 1] stays inside. The latents are those that the autoencoder itself gives and takes:
-    `scaling_factor` and `shift_factor`, which diffusion models apply to them, are not applied.
+    diffusers' own range [-1, 1] stays inside. The latents are those that the autoencoder itself
+    gives and takes: `scaling_factor` and `shift_factor`, which diffusion models apply to them, are
+    not applied.
 
     Args:
         autoencoder: One of `AUTOENCODERS`.
-        image_size: Side of the images that the image processor makes, a multiple of the downsampling factor; if not
-            given, the `sample_size` of the autoencoder's configuration, or 256 if it has none. An `AutoencoderRAE`
-            takes one size only.
+        image_size: Side of the images that the image processor makes, a multiple of the
+            downsampling factor; if not given, the `sample_size` of the autoencoder's configuration,
+            or 256 if it has none. An `AutoencoderRAE` takes one size only.
 
     Raises:
         TypeError: If it is another model, such as a video autoencoder.
@@ -75,57 +78,81 @@ class DiffusersTokenizer(nn.Module):
         super().__init__()
         if not isinstance(autoencoder, tuple(AUTOENCODERS.values())):
             raise TypeError(
-                f"An image autoencoder of diffusers is expected, one of {', '.join(AUTOENCODERS)}; got a "
-                f"{type(autoencoder).__name__}."
+                f"An image autoencoder of diffusers is expected, one of {', '.join(AUTOENCODERS)}; "
+                f"got a {type(autoencoder).__name__}."
             )
         name, config = type(autoencoder).__name__, autoencoder.config
-        num_channels = config["num_channels" if isinstance(autoencoder, AutoencoderRAE) else "in_channels"]
+        num_channels = config[
+            "num_channels" if isinstance(autoencoder, AutoencoderRAE) else "in_channels"
+        ]
         if num_channels != 3:
-            raise ValueError(f"An autoencoder of RGB images is expected; this {name} takes {num_channels} channels.")
+            raise ValueError(
+                f"An autoencoder of RGB images is expected; this {name} takes {num_channels} "
+                "channels."
+            )
         if isinstance(autoencoder, AutoencoderRAE):
             factor = config.patch_size
             only_size = autoencoder.decoder_image_size
             if image_size not in (None, only_size):
-                raise ValueError(f"This {name} takes images of {only_size} pixels, got `image_size` {image_size}.")
+                raise ValueError(
+                    f"This {name} takes images of {only_size} pixels, got `image_size` "
+                    f"{image_size}."
+                )
             image_size = only_size
         else:
             widths = next(
                 config[key]
-                for key in ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
+                for key in (
+                    "encoder_block_out_channels",
+                    "down_block_out_channels",
+                    "block_out_channels",
+                )
                 if key in config
             )
             factor = 2 ** (len(widths) - 1)
             image_size = image_size or config.get("sample_size") or 256
             if image_size % factor:
-                raise ValueError(f"`image_size` must be a multiple of {factor} for this {name}, got {image_size}.")
+                raise ValueError(
+                    f"`image_size` must be a multiple of {factor} for this {name}, got "
+                    f"{image_size}."
+                )
         self.autoencoder = autoencoder
         self.downsampling_factor = factor
         codebook_size = config.num_vq_embeddings if isinstance(autoencoder, VQModel) else None
-        self.config = DiffusersTokenizerConfig(image_size, (image_size // factor) ** 2, codebook_size)
+        self.config = DiffusersTokenizerConfig(
+            image_size, (image_size // factor) ** 2, codebook_size
+        )
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, image_size: int | None = None, use_safetensors: bool = True, **kwargs: Any
+        cls,
+        path: str | Path,
+        image_size: int | None = None,
+        use_safetensors: bool = True,
+        **kwargs: Any,
     ) -> "DiffusersTokenizer":
         """Loads an autoencoder from a folder or Hub repository, in evaluation mode.
 
         Args:
-            path: The folder or repository; for the autoencoder of a pipeline, the pipeline's, with `subfolder="vae"`.
+            path: The folder or repository; for the autoencoder of a pipeline, the pipeline's, with
+                `subfolder="vae"`.
             image_size: See the class.
-            use_safetensors: Whether to read safetensors or PyTorch's older files, from which only tensors are taken.
+            use_safetensors: Whether to read safetensors or PyTorch's older files, from which only
+                tensors are taken.
             kwargs: For `from_pretrained` of the autoencoder.
 
         Raises:
             OSError: If there is no such folder or repository, or a file is missing there.
-            ValueError: If it is no image autoencoder, is corrupt, lacks weights, or has others or misshapen ones.
+            ValueError: If it is no image autoencoder, is corrupt, lacks weights, or has others or
+                misshapen ones.
         """
         location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
         with explain_loading_errors(path):
             class_name = AutoencoderKL.load_config(path, **location).get("_class_name")
             if class_name not in AUTOENCODERS:
                 raise ValueError(
-                    f"{path} must be an image autoencoder of diffusers, one of {', '.join(AUTOENCODERS)}; it is a "
-                    f"{class_name!r}."
+                    f"{path} must be an image autoencoder of diffusers, one of "
+                    f"{', '.join(AUTOENCODERS)}; it is a {class_name!r}."
                 )
             try:
                 autoencoder, info = AUTOENCODERS[class_name].from_pretrained(
@@ -139,10 +166,13 @@ class DiffusersTokenizer(nn.Module):
                 if "Unable to load weights" not in str(error):
                     raise
                 raise ValueError(
-                    f"The weights of {path} are truncated or corrupt. Copy them again, or download them again with "
+                    f"The weights of {path} are truncated or corrupt. Copy them again, or download "
+                    "them again with "
                     "`force_download=True`."
                 ) from error
-        missing, unexpected, misshapen = (info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+        missing, unexpected, misshapen = (
+            info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")
+        )
         refuse_misfit(class_name, sorted(missing), sorted(unexpected), sorted(misshapen))
         return cls(autoencoder, image_size).eval()
 
@@ -163,25 +193,33 @@ class DiffusersTokenizer(nn.Module):
         """Encodes float images `(B, 3, H, W)` in [0, 1].
 
         Args:
-            pixel_values: The images. Height and width are multiples of the downsampling factor; of an
-                `AutoencoderRAE`, they are its image size.
-            sample_posterior: Whether the latents are a sample of the posterior or its mode, where it is a Gaussian;
-                others are deterministic.
+            pixel_values: The images. Height and width are multiples of the downsampling factor; of
+                an `AutoencoderRAE`, they are its image size.
+            sample_posterior: Whether the latents are a sample of the posterior or its mode, where
+                it is a Gaussian; others are deterministic.
             generator: Source of the sample's noise.
 
         Returns:
-            Latents `(B, C, h, w)`; of a Gaussian posterior its KL divergence as `quantizer_loss`; of a `VQModel` codes
-            `(B, h * w)` in raster order, `unquantized` `(B, C, h, w)` and the quantizer's loss.
+            Latents `(B, C, h, w)`; of a Gaussian posterior its KL divergence as `quantizer_loss`;
+            of a `VQModel` codes `(B, h * w)` in raster order, `unquantized` `(B, C, h, w)` and the
+            quantizer's loss.
 
         Raises:
-            TypeError, ValueError: If the images are not float, not in [0, 1], or of a size that does not fit.
+            TypeError, ValueError: If the images are not float, not in [0, 1], or of a size that
+                does not fit.
         """
         self.check_pixel_values(pixel_values)
-        if isinstance(self.autoencoder, AutoencoderRAE):  # takes [0, 1] and normalizes by ImageNet's statistics
-            return TokenizerEncoderOutput(latents=self.autoencoder.encode(pixel_values.to(self.dtype)).latent)
+        if isinstance(
+            self.autoencoder, AutoencoderRAE
+        ):  # takes [0, 1] and normalizes by ImageNet's statistics
+            return TokenizerEncoderOutput(
+                latents=self.autoencoder.encode(pixel_values.to(self.dtype)).latent
+            )
         encoded = self.autoencoder.encode((2 * pixel_values - 1).to(self.dtype))
         if isinstance(self.autoencoder, VQModel):
-            latents, loss, (_, _, codes) = self.autoencoder.quantize(encoded.latents)  # (B, C, h, w), (), (B * h * w,)
+            latents, loss, (_, _, codes) = self.autoencoder.quantize(
+                encoded.latents
+            )  # (B, C, h, w), (), (B * h * w,)
             codes = codes.view(len(latents), latents.shape[2:].numel())
             return TokenizerEncoderOutput(
                 latents=latents, codes=codes, unquantized=encoded.latents, quantizer_loss=loss
@@ -211,32 +249,36 @@ class DiffusersTokenizer(nn.Module):
         """Decodes codes `(B, h * h)` of square images, in raster order, to images `(B, 3, H, H)`.
 
         Raises:
-            TypeError, ValueError: If the codes are not integers, fill no square, or are outside the codebook, or if
-                this tokenizer is continuous.
+            TypeError, ValueError: If the codes are not integers, fill no square, or are outside the
+                codebook, or if this tokenizer is continuous.
         """
         if self.config.codebook_size is None:
             raise ValueError(
-                f"`decode_codes` needs a discrete tokenizer, a VQModel; this {type(self.autoencoder).__name__} is "
+                "`decode_codes` needs a discrete tokenizer, a VQModel; this "
+                f"{type(self.autoencoder).__name__} is "
                 "continuous."
             )
         check_ids(codes, "codes", self.config.codebook_size, ("batch", "tokens"))
         side = math.isqrt(codes.shape[1])
         if side**2 != codes.shape[1]:
             raise ValueError(
-                f"`codes` must be of square images, a square number of them each, got {codes.shape[1]}; `decode` "
+                "`codes` must be of square images, a square number of them each, got "
+                f"{codes.shape[1]}; `decode` "
                 "takes the latents of other images."
             )
         latents = self.autoencoder.quantize.embedding(codes).transpose(1, 2)  # (B, C, h * h)
         return self.decode(latents.unflatten(-1, (side, side)))
 
     def check_pixel_values(self, pixel_values: torch.Tensor) -> None:
-        """Raises `TypeError` or `ValueError` unless these are float images `(B, 3, H, W)` in [0, 1] of sides that fit.
+        """Raises `TypeError` or `ValueError` unless these are float images `(B, 3, H, W)` in [0, 1]
+        of sides that fit.
 
         Values a tenth outside pass, since interpolation overshoots.
         """
         if not torch.is_floating_point(pixel_values):
             raise TypeError(
-                f"`pixel_values` must be float images in [0, 1], got {pixel_values.dtype}; the image processor "
+                f"`pixel_values` must be float images in [0, 1], got {pixel_values.dtype}; the "
+                "image processor "
                 "converts PIL and uint8 images."
             )
         shape, size = tuple(pixel_values.shape), self.config.image_size
@@ -244,10 +286,14 @@ class DiffusersTokenizer(nn.Module):
             fits, expected = shape[2:] == (size, size), f"of {size} pixels"
         else:
             factor = self.downsampling_factor
-            fits, expected = not any(side % factor for side in shape[2:]), f"that are multiples of {factor}"
+            fits, expected = (
+                not any(side % factor for side in shape[2:]),
+                f"that are multiples of {factor}",
+            )
         if len(shape) != 4 or shape[1] != 3 or not fits:
             raise ValueError(
-                f"`pixel_values` must have shape (batch, 3, height, width) with sides {expected}, got {shape}; the "
+                f"`pixel_values` must have shape (batch, 3, height, width) with sides {expected}, "
+                f"got {shape}; the "
                 "image processor resizes and crops."
             )
         if torch.compiler.is_compiling() or pixel_values.numel() == 0:
@@ -255,7 +301,8 @@ class DiffusersTokenizer(nn.Module):
         low, high = (float(bound) for bound in torch.aminmax(pixel_values.detach()))
         if not (low >= -0.1 and high <= 1.1):
             raise ValueError(
-                f"`pixel_values` must be in [0, 1], got values from {low:.4g} to {high:.4g}; the image processor "
+                f"`pixel_values` must be in [0, 1], got values from {low:.4g} to {high:.4g}; the "
+                "image processor "
                 "rescales and does not normalize."
             )
 

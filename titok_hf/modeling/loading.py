@@ -1,7 +1,8 @@
-"""Loading that refuses what does not fit, where transformers would warn and go on with random weights.
+"""Loading that refuses what does not fit, where transformers would warn and go on with random
+weights.
 
-Official checkpoints load as they are: `titok_hf.conversion` registers, with each configuration class, what it knows of
-their format.
+Official checkpoints load as they are: `titok_hf.conversion` registers, with each configuration
+class, what it knows of their format.
 """
 
 import copy
@@ -23,7 +24,14 @@ from ..hub.publish import PublishMixin
 from ..version import __version__
 
 # What `from_pretrained` takes to find files.
-LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+LOCATION_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+)
 # Names that give a family away, in our checkpoints as in official ones.
 FAMILY_MARKS = {
     "latent_token": "TiTokModel",
@@ -78,7 +86,8 @@ class OfficialFormat(Protocol):
         ignored: Sequence[str] = (),
         **location: Any,
     ) -> dict[str, torch.Tensor]:
-        """The weights of a folder or Hub repository, under our names, but those that match an ignored pattern.
+        """The weights of a folder or Hub repository, under our names, but those that match an
+        ignored pattern.
 
         As stored if the dtype is None or "auto".
         """
@@ -110,12 +119,17 @@ class CheckedConfigMixin:
         official = cls.official_format.find_config(pretrained_model_name_or_path, **location)
         if official is not None:
             origin = cls.official_format.provenance(pretrained_model_name_or_path)
-            kwargs = {name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS}
+            kwargs = {
+                name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS
+            }
             return {**cls.official_format.config_fields(official), "provenance": origin}, kwargs
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
-            raise ValueError(f"{cls.__name__} expects a model of type {cls.model_type!r}, got one of {model_type!r}.")
+            raise ValueError(
+                f"{cls.__name__} expects a model of type {cls.model_type!r}, got one of "
+                f"{model_type!r}."
+            )
         return config_dict, kwargs
 
     @classmethod
@@ -126,17 +140,26 @@ class CheckedConfigMixin:
             ValueError: If there are fields that this version does not know.
         """
         if "model_type" in config_dict and cls.official_format.is_official(config_dict):
-            config_dict = cls.official_format.config_fields(config_dict)  # `AutoConfig` comes here directly
-        if unknown := sorted(config_dict.keys() - {field.name for field in fields(cls)} - KNOWN_TO_TRANSFORMERS):
-            writers = (config_dict.get(f"{name}_version", "unknown") for name in ("titok_hf", "transformers"))
+            config_dict = cls.official_format.config_fields(
+                config_dict
+            )  # `AutoConfig` comes here directly
+        if unknown := sorted(
+            config_dict.keys() - {field.name for field in fields(cls)} - KNOWN_TO_TRANSFORMERS
+        ):
+            writers = (
+                config_dict.get(f"{name}_version", "unknown")
+                for name in ("titok_hf", "transformers")
+            )
             raise ValueError(
                 f"This configuration of a {cls.model_type!r} has fields that are not known here: "
-                f"{', '.join(unknown[:3])}. It was written by titok_hf {' and transformers '.join(writers)}, this is "
-                f"titok_hf {__version__} and transformers {transformers.__version__}: install those or newer ones, or "
+                f"{', '.join(unknown[:3])}. It was written by titok_hf "
+                f"{' and transformers '.join(writers)}, this is titok_hf {__version__} and "
+                f"transformers {transformers.__version__}: install those or newer ones, or "
                 "correct the fields."
             )
         return super().from_dict(
-            {name: value for name, value in config_dict.items() if name != "titok_hf_version"}, **kwargs
+            {name: value for name, value in config_dict.items() if name != "titok_hf_version"},
+            **kwargs,
         )
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -151,7 +174,11 @@ class CheckedLoadingMixin(PublishMixin):
         return self.config.provenance
 
     def save_pretrained(
-        self, save_directory: str | Path, *args: Any, max_shard_size: int | str = "50GB", **kwargs: Any
+        self,
+        save_directory: str | Path,
+        *args: Any,
+        max_shard_size: int | str = "50GB",
+        **kwargs: Any,
     ) -> None:
         """As in transformers, and `push_to_hub=True` publishes with a card.
 
@@ -172,8 +199,9 @@ class CheckedLoadingMixin(PublishMixin):
         """As in transformers, for folders and Hub repositories in our format or the reference's.
 
         Raises:
-            ValueError: If the checkpoint is of another model type, is corrupt or a pickle that would run code, lacks
-                weights, or has others or misshapen ones, or if a folder holds more than one.
+            ValueError: If the checkpoint is of another model type, is corrupt or a pickle that
+                would run code, lacks weights, or has others or misshapen ones, or if a folder holds
+                more than one.
             OSError: If there is no such folder or repository, or a file is missing there.
         """
         path, official_format = pretrained_model_name_or_path, cls.config_class.official_format
@@ -186,23 +214,37 @@ class CheckedLoadingMixin(PublishMixin):
             ):
                 if isinstance(config, PreTrainedConfig):
                     config = copy.deepcopy(config)
-                    config.provenance = config.provenance or official_format.provenance(path)  # none from `AutoConfig`
-                    kwargs = {name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS}
+                    config.provenance = config.provenance or official_format.provenance(
+                        path
+                    )  # none from `AutoConfig`
+                    kwargs = {
+                        name: value
+                        for name, value in kwargs.items()
+                        if name not in LOCATION_ARGUMENTS
+                    }
                 else:
                     config, kwargs = cls.config_class.from_pretrained(
                         config or path, return_unused_kwargs=True, **kwargs
                     )
                 others = cls._keys_to_ignore_on_load_unexpected or ()
-                kwargs["state_dict"] = official_format.load_state_dict(path, config, dtype, others, **location)
+                kwargs["state_dict"] = official_format.load_state_dict(
+                    path, config, dtype, others, **location
+                )
                 path = None
-            if path is not None and kwargs.get("use_safetensors") is None and kwargs.get("variant") is None:
+            if (
+                path is not None
+                and kwargs.get("use_safetensors") is None
+                and kwargs.get("variant") is None
+            ):
                 folder = Path(path) / kwargs.get("subfolder", "")
                 if len(found := [name for name in WEIGHT_FILES if (folder / name).exists()]) > 1:
                     raise ValueError(
-                        f"{folder} holds more than one checkpoint: {' and '.join(found)}. Remove all but one, or pass "
+                        f"{folder} holds more than one checkpoint: {' and '.join(found)}. Remove "
+                        "all but one, or pass "
                         "`use_safetensors=True` or `False`."
                     )
-            # misshapen weights come back in `info` instead of as transformers' own error, and are refused below
+            # misshapen weights come back in `info` instead of as transformers' own error, and are
+            # refused below
             model, info = super().from_pretrained(
                 path,
                 *args,
@@ -242,25 +284,33 @@ def refuse_unreadable(path: str | Path | None) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ValueError(
-            f"The safetensors file of {path} is truncated or corrupt ({error}). Copy it again, or download it again "
+            f"The safetensors file of {path} is truncated or corrupt ({error}). Copy it again, or "
+            "download it again "
             "with `force_download=True`."
         ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"The checkpoint {path} is a pickle that is corrupt or would run code, and was not loaded. Where it can "
+            f"The checkpoint {path} is a pickle that is corrupt or would run code, and was not "
+            "loaded. Where it can "
             "be trusted, in the code that made it, save the tensors alone: "
             "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`."
         ) from error
     except (EOFError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
             raise
-        raise ValueError(f"The checkpoint {path} is truncated or corrupt. Copy or download it again.") from error
+        raise ValueError(
+            f"The checkpoint {path} is truncated or corrupt. Copy or download it again."
+        ) from error
 
 
 def refuse_misfit(
-    model_class: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[Misshapen]
+    model_class: str,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    misshapen: Sequence[Misshapen],
 ) -> None:
-    """Raises `ValueError` if any weight is missing, unexpected or misshapen, with the first names and a guess why.
+    """Raises `ValueError` if any weight is missing, unexpected or misshapen, with the first names
+    and a guess why.
 
     Args:
         model_class: Name of the model's class.
@@ -275,37 +325,58 @@ def refuse_misfit(
     if misshapen:
         name, got, expected = misshapen[0]
         problems.append(
-            f"{len(misshapen)} weights are misshapen, {name} among them: {tuple(got)} instead of {tuple(expected)}"
+            f"{len(misshapen)} weights are misshapen, {name} among them: {tuple(got)} instead of "
+            f"{tuple(expected)}"
         )
     if problems:
         raise ValueError(
-            f"The checkpoint does not fit {model_class} with its configuration: {'; '.join(problems)}."
-            + "".join(f" {guess}" for guess in guess_misfit(model_class, missing, unexpected, misshapen))
+            f"The checkpoint does not fit {model_class} with its configuration: "
+            f"{'; '.join(problems)}."
+            + "".join(
+                f" {guess}" for guess in guess_misfit(model_class, missing, unexpected, misshapen)
+            )
         )
 
 
 def guess_misfit(
-    model_class: str, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[Misshapen]
+    model_class: str,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    misshapen: Sequence[Misshapen],
 ) -> Iterator[str]:
     """What a misfit suggests, as sentences."""
-    families = {family for mark, family in FAMILY_MARKS.items() if any(mark in name for name in unexpected)}
+    families = {
+        family for mark, family in FAMILY_MARKS.items() if any(mark in name for name in unexpected)
+    }
     families.discard("VTPModel" if model_class.startswith("VTP") else model_class)
     if missing and unexpected and families:
         yield f"These are the weights of a {sorted(families)[0]}."
     elif any("text_guidance" in name for name in unexpected):
         yield "This is a text-aware TA-TiTok, which is not supported."
-    elif model_class == "TiTokModel" and missing and all(name.startswith("pixel_") for name in missing):
+    elif (
+        model_class == "TiTokModel"
+        and missing
+        and all(name.startswith("pixel_") for name in missing)
+    ):
         yield (
-            "It is a tokenizer from before decoder fine-tuning, given as a fine-tuned one: its configuration should "
-            "say `head='proxy_codes'`, in the official format `finetune_decoder: false`."
+            "It is a tokenizer from before decoder fine-tuning, given as a fine-tuned one: its "
+            "configuration should say `head='proxy_codes'`, in the official format "
+            "`finetune_decoder: false`."
         )
-    elif model_class == "TiTokModel" and unexpected and all(name.startswith("pixel_") for name in unexpected):
+    elif (
+        model_class == "TiTokModel"
+        and unexpected
+        and all(name.startswith("pixel_") for name in unexpected)
+    ):
         yield (
-            "It is a tokenizer after decoder fine-tuning, given as one from before: its configuration should say "
-            "`head='vqgan_decoder'`, in the official format `finetune_decoder: true`."
+            "It is a tokenizer after decoder fine-tuning, given as one from before: its "
+            "configuration should say `head='vqgan_decoder'`, in the official format "
+            "`finetune_decoder: true`."
         )
     for name, got, expected in misshapen:
-        if name.endswith(("quantizer.codebook.weight", "quantize.embedding.weight", "lm_head.weight")):
+        if name.endswith(
+            ("quantizer.codebook.weight", "quantize.embedding.weight", "lm_head.weight")
+        ):
             yield f"It was made for a codebook of {got[0]} codes; the configuration has {expected[0]}."
         elif name.endswith(("encoder.latent_tokens", "latent_tokens")):
             yield f"It was made for {got[-2]} tokens; the configuration has {expected[-2]}."
@@ -319,7 +390,9 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> No
     Raises:
         ValueError: If a tensor is missing, unexpected or misshapen.
     """
-    expected = {name: tensor for name, tensor in network.state_dict().items() if not is_counter(name)}
+    expected = {
+        name: tensor for name, tensor in network.state_dict().items() if not is_counter(name)
+    }
     given = {name: tensor for name, tensor in tensors.items() if not is_counter(name)}
     problems = [
         f"{len(names)} tensors are {problem}, {', '.join(names[:3])} among them"
@@ -333,10 +406,13 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> No
     if misshapen := [name for name in common if given[name].shape != expected[name].shape]:
         got, wanted = tuple(given[misshapen[0]].shape), tuple(expected[misshapen[0]].shape)
         problems.append(
-            f"{len(misshapen)} tensors are misshapen, {misshapen[0]} among them: {got} instead of {wanted}"
+            f"{len(misshapen)} tensors are misshapen, {misshapen[0]} among them: {got} instead of "
+            f"{wanted}"
         )
     if problems:
-        raise ValueError(f"These are not the weights of {type(network).__name__}: {'; '.join(problems)}.")
+        raise ValueError(
+            f"These are not the weights of {type(network).__name__}: {'; '.join(problems)}."
+        )
     network.load_state_dict(given, strict=False)
 
 

@@ -1,4 +1,5 @@
-"""LPIPS: the perceptual distance of two images, from the features of VGG16 (arXiv 1801.03924, version 0.1)."""
+"""LPIPS: the perceptual distance of two images, from the features of VGG16 (arXiv 1801.03924,
+version 0.1)."""
 
 from collections.abc import Mapping
 
@@ -13,7 +14,8 @@ MIN_SIZE = 16  # four max pools halve it to 1
 
 
 class Head(nn.Module):
-    """What a channel's difference counts. In the reference's file, a dropout stands before the convolution."""
+    """What a channel's difference counts. In the reference's file, a dropout stands before the
+    convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -24,19 +26,25 @@ class Head(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The distance of images to their targets: the weighted squared difference of their normalized VGG16 features.
+    """The distance of images to their targets: the weighted squared difference of their normalized
+    VGG16 features.
 
-    Its parameters are frozen and gradients flow to the images, so that it is a loss as well as a metric. The function
-    is that of the package `lpips` with `net="vgg"`, and of its copy in taming-transformers. Parameters have the names
-    of the published files: `features.N.weight` and `features.N.bias` of VGG16, `lin0.model.1.weight` to
-    `lin4.model.1.weight` of the heads.
+    Its parameters are frozen and gradients flow to the images, so that it is a loss as well as a
+    metric. The function is that of the package `lpips` with `net="vgg"`, and of its copy in
+    taming-transformers. Parameters have the names of the published files: `features.N.weight` and
+    `features.N.bias` of VGG16, `lin0.model.1.weight` to `lin4.model.1.weight` of the heads.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # ImageNet's mean and standard deviation, of images in [-1, 1] (`ScalingLayer` of the reference)
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+        # ImageNet's mean and standard deviation, of images in [-1, 1] (`ScalingLayer` of the
+        # reference)
+        self.register_buffer(
+            "shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False
+        )
         layers: list[nn.Module] = []
         self.ends: list[int] = []  # indices of the last ReLU of each stage
         in_channels = 3
@@ -53,7 +61,9 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     @classmethod
-    def from_state_dicts(cls, backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Tensor]) -> "LPIPS":
+    def from_state_dicts(
+        cls, backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Tensor]
+    ) -> "LPIPS":
         """The network with published weights.
 
         Args:
@@ -63,7 +73,9 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: If a tensor is missing, misshapen, or of another network.
         """
-        features = {name: tensor for name, tensor in backbone.items() if not name.startswith("classifier.")}
+        features = {
+            name: tensor for name, tensor in backbone.items() if not name.startswith("classifier.")
+        }
         network = cls()
         load_strictly(network, {**features, **heads})
         return network
@@ -91,15 +103,26 @@ class LPIPS(nn.Module):
             TypeError, ValueError: If they are not float, of different shapes, or too small.
         """
         if not (torch.is_floating_point(images) and torch.is_floating_point(targets)):
-            raise TypeError(f"LPIPS needs float images in [-1, 1], got {images.dtype} and {targets.dtype}.")
+            raise TypeError(
+                f"LPIPS needs float images in [-1, 1], got {images.dtype} and {targets.dtype}."
+            )
         shape = tuple(images.shape)
-        if shape != tuple(targets.shape) or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < MIN_SIZE:
+        if (
+            shape != tuple(targets.shape)
+            or len(shape) != 4
+            or shape[1] != 3
+            or min(shape[2:]) < MIN_SIZE
+        ):
             raise ValueError(
-                f"LPIPS needs images and targets of one shape (batch, 3, height, width), of at least {MIN_SIZE}x"
-                f"{MIN_SIZE} pixels, got {shape} and {tuple(targets.shape)}."
+                "LPIPS needs images and targets of one shape (batch, 3, height, width), of at "
+                f"least {MIN_SIZE}x{MIN_SIZE} pixels, got {shape} and {tuple(targets.shape)}."
             )
         distance = images.new_zeros(len(images))
-        pairs = zip(self.normalized_features(images), self.normalized_features(targets), strict=True)
+        pairs = zip(
+            self.normalized_features(images), self.normalized_features(targets), strict=True
+        )
         for index, (x, y) in enumerate(pairs):
-            distance = distance + self.get_submodule(f"lin{index}")((x - y).square()).mean((1, 2, 3))  # (B,)
+            distance = distance + self.get_submodule(f"lin{index}")((x - y).square()).mean(
+                (1, 2, 3)
+            )  # (B,)
         return distance

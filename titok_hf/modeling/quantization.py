@@ -13,8 +13,9 @@ from .outputs import TokenizerEncoderOutput
 class VectorQuantizer(nn.Module):
     """Nearest-code quantizer with straight-through gradients (VQ-VAE, arXiv 1711.00937).
 
-    With `normalize`, latents and codes are projected onto the unit sphere first (ViT-VQGAN, arXiv 2110.04627), as
-    TiTok does. Norms, distances and losses are computed in float32 whatever the dtype of the model.
+    With `normalize`, latents and codes are projected onto the unit sphere first (ViT-VQGAN, arXiv
+    2110.04627), as TiTok does. Norms, distances and losses are computed in float32 whatever the
+    dtype of the model.
     """
 
     def __init__(self, codebook_size: int, dim: int, commitment_cost: float, normalize: bool):
@@ -36,7 +37,8 @@ class VectorQuantizer(nn.Module):
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def forward(self, unquantized: torch.Tensor) -> TokenizerEncoderOutput:
-        """Quantizes `unquantized` `(B, N, C)`; `latents` carries the gradient of its input unchanged."""
+        """Quantizes `unquantized` `(B, N, C)`; `latents` carries the gradient of its input
+        unchanged."""
         latents = unquantized.float()  # (B, N, C)
         latents = F.normalize(latents, dim=-1) if self.normalize else latents
         with torch.no_grad():
@@ -44,10 +46,14 @@ class VectorQuantizer(nn.Module):
             codebook = F.normalize(codebook, dim=-1) if self.normalize else codebook
             flat = latents.flatten(0, -2)  # (B * N, C)
             # |z - e|^2 less |z|^2, which is the same for every code
-            distances = torch.addmm(codebook.square().sum(-1), flat, codebook.t(), alpha=-2)  # (B * N, K)
+            distances = torch.addmm(
+                codebook.square().sum(-1), flat, codebook.t(), alpha=-2
+            )  # (B * N, K)
             codes = distances.argmin(-1).view(latents.shape[:-1])  # (B, N)
         quantized = self.vectors(codes)  # (B, N, C)
-        loss = F.mse_loss(quantized, latents.detach()) + self.commitment_cost * F.mse_loss(latents, quantized.detach())
+        loss = F.mse_loss(quantized, latents.detach()) + self.commitment_cost * F.mse_loss(
+            latents, quantized.detach()
+        )
         return TokenizerEncoderOutput(
             latents=(latents + (quantized - latents).detach()).to(unquantized.dtype),
             codes=codes,
@@ -58,7 +64,8 @@ class VectorQuantizer(nn.Module):
 
 @dataclass
 class DiagonalGaussian:
-    """The posterior of a KL-regularized tokenizer; `mean` and `logvar` have one shape, the log-variance clamped."""
+    """The posterior of a KL-regularized tokenizer; `mean` and `logvar` have one shape, the
+    log-variance clamped."""
 
     mean: torch.Tensor
     logvar: torch.Tensor
@@ -69,14 +76,21 @@ class DiagonalGaussian:
         mean, logvar = parameters.chunk(2, dim=-1)
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
-    def sample(self, generator: torch.Generator | None = None, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def sample(
+        self, generator: torch.Generator | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """A sample in the dtype of the mean, from given or drawn standard normal noise in float32."""
         if noise is None:
             source = generator.device if generator is not None else self.mean.device
-            noise = torch.randn(self.mean.shape, generator=generator, device=source).to(self.mean.device)
+            noise = torch.randn(self.mean.shape, generator=generator, device=source).to(
+                self.mean.device
+            )
         return (self.mean.float() + (0.5 * self.logvar.float()).exp() * noise).to(self.mean.dtype)
 
     def kl(self) -> torch.Tensor:
-        """KL divergence from the standard normal: summed over all but the first axis, averaged over the first."""
-        divergence = 0.5 * (self.mean.float().square() + self.logvar.float().exp() - 1.0 - self.logvar.float())
+        """KL divergence from the standard normal: summed over all but the first axis, averaged over
+        the first."""
+        divergence = 0.5 * (
+            self.mean.float().square() + self.logvar.float().exp() - 1.0 - self.logvar.float()
+        )
         return divergence.flatten(1).sum(-1).mean()

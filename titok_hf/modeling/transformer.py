@@ -27,7 +27,8 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 def rotate(x: torch.Tensor, rope: Rotation) -> torch.Tensor:
-    """Rotates the last tokens of `x` `(B, heads, N, D)` by cosines and sines `(n, D)`, in their dtype."""
+    """Rotates the last tokens of `x` `(B, heads, N, D)` by cosines and sines `(n, D)`, in their
+    dtype."""
     cos, sin = rope
     rotated = x.to(cos.dtype)
     prefix, tokens = rotated.split([x.shape[2] - len(cos), len(cos)], dim=2)
@@ -37,7 +38,8 @@ def rotate(x: torch.Tensor, rope: Rotation) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the whole sequence; the kernel is `config._attn_implementation`'s.
+    """Multi-head self-attention over the whole sequence; the kernel is
+    `config._attn_implementation`'s.
 
     With `qk_norm`, queries and keys are RMS-normalized per head; with `rope`, then rotated.
     """
@@ -45,7 +47,12 @@ class Attention(nn.Module):
     is_causal = False
 
     def __init__(
-        self, config: PreTrainedConfig, hidden_size: int, num_heads: int, qkv_bias: bool, qk_norm: bool = False
+        self,
+        config: PreTrainedConfig,
+        hidden_size: int,
+        num_heads: int,
+        qkv_bias: bool,
+        qk_norm: bool = False,
     ):
         super().__init__()
         self.config = config
@@ -56,14 +63,18 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5) if qk_norm else None
         self.key_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5) if qk_norm else None
 
-    def forward(self, x: torch.Tensor, rope: Rotation | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, x: torch.Tensor, rope: Rotation | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, D)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, D) each
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         x, weights = attend(self, query, key, value, None, scaling=self.scaling)  # (B, N, heads, D)
         return self.proj(x.flatten(2)), weights  # (B, N, C)
 
@@ -71,7 +82,8 @@ class Attention(nn.Module):
 class TransformerBlock(GradientCheckpointingLayer):
     """`x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
-    With `skip`, the input is first merged with the output of an earlier block (U-ViT, arXiv 2209.12152).
+    With `skip`, the input is first merged with the output of an earlier block (U-ViT, arXiv
+    2209.12152).
     """
 
     def __init__(

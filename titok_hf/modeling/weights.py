@@ -1,4 +1,5 @@
-"""Where the weights of metrics' networks come from: a given file, torch's cache, or the place of publication."""
+"""Where the weights of metrics' networks come from: a given file, torch's cache, or the place of
+publication."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ class WeightsFile:
     """A published file of weights.
 
     Args:
-        names: What it may be called in torch's cache, `torch.hub.get_dir()/checkpoints`; a download gets the first.
+        names: What it may be called in torch's cache, `torch.hub.get_dir()/checkpoints`; a download
+            gets the first.
         url: Where it is published.
         sha256: The beginning of its SHA-256, in hex, at least 8 digits.
     """
@@ -34,8 +36,11 @@ INCEPTION = WeightsFile(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     "6726825d",
 )
-VGG16 = WeightsFile(("vgg16-397923af.pth",), "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
-# Called `vgg.pth` where it is published, which says too little in a cache that all networks share. BSD-2-Clause.
+VGG16 = WeightsFile(
+    ("vgg16-397923af.pth",), "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"
+)
+# Called `vgg.pth` where it is published, which says too little in a cache that all networks share.
+# BSD-2-Clause.
 LPIPS_HEADS = WeightsFile(
     ("lpips-v0.1-vgg-a78928a0.pth",),
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
@@ -47,12 +52,13 @@ def find_weights(published: WeightsFile, given: str | Path | None = None) -> Pat
     """The local file of a network's weights, downloaded if it has to be.
 
     Args:
-        published: The file to take if none is given: from torch's cache, or else from its place of publication.
+        published: The file to take if none is given: from torch's cache, or else from its place of
+            publication.
         given: A local file, or a file on the Hub as `owner/repository/path/of/file`.
 
     Raises:
-        FileNotFoundError: If the given file is neither here nor on the Hub, or the download failed; the error then
-            says from where to get the file and where to put it.
+        FileNotFoundError: If the given file is neither here nor on the Hub, or the download failed;
+            the error then says from where to get the file and where to put it.
         OSError: If the Hub refused, or is out of reach.
     """
     if given is not None:
@@ -67,7 +73,8 @@ def find_weights(published: WeightsFile, given: str | Path | None = None) -> Pat
         torch.hub.download_url_to_file(published.url, str(target), hash_prefix=published.sha256)
     except (OSError, RuntimeError) as error:  # a RuntimeError if the hash is another
         raise FileNotFoundError(
-            f"{published.url} could not be downloaded ({error}): get it elsewhere and put it at {target}."
+            f"{published.url} could not be downloaded ({error}): get it elsewhere and put it at "
+            f"{target}."
         ) from error
     return target
 
@@ -79,14 +86,17 @@ def find_given(given: str | Path) -> Path:
     parts = str(given).split("/")
     if isinstance(given, Path) or len(parts) < 3 or not all(parts) or parts[0] in (".", "..", "~"):
         raise FileNotFoundError(
-            f"There is no file {given}. Weights are a local file, or one on the Hub: owner/repository/path/of/file."
+            f"There is no file {given}. Weights are a local file, or one on the Hub: "
+            "owner/repository/path/of/file."
         )
     repo_id = "/".join(parts[:2])
     try:
         with explain_hub_errors(repo_id):
             return Path(hf_hub_download(repo_id, "/".join(parts[2:])))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no local file {given}, and on the Hub: {error}") from error
+        raise FileNotFoundError(
+            f"There is no local file {given}, and on the Hub: {error}"
+        ) from error
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -97,7 +107,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If the file is corrupt, of another format, or holds anything but tensors by name.
+        ValueError: If the file is corrupt, of another format, or holds anything but tensors by
+            name.
     """
     with path.open("rb") as file:
         try:
@@ -106,10 +117,12 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises all kinds: KeyError, IndexError, OSError, …
             raise ValueError(
-                f"{path} is corrupt, or no file of tensors: expected safetensors or a state dict saved by torch.save "
-                f"({type(error).__name__}). Get it again."
+                f"{path} is corrupt, or no file of tensors: expected safetensors or a state dict "
+                f"saved by torch.save ({type(error).__name__}). Get it again."
             ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
+    ):
         held = list(tensors)[:5] if isinstance(tensors, dict) else type(tensors).__name__
         raise ValueError(f"{path} must hold a dict of tensors by name, got {held}.")
     return dict(tensors)
@@ -119,7 +132,8 @@ def load_lpips(backbone: str | Path | None = None, heads: str | Path | None = No
     """LPIPS with published weights.
 
     Args:
-        backbone: File of torchvision's VGG16, local or on the Hub, see `find_weights`; torchvision's if not given.
+        backbone: File of torchvision's VGG16, local or on the Hub, see `find_weights`;
+            torchvision's if not given.
         heads: File of the linear heads, `vgg.pth` of version 0.1; the reference's if not given.
 
     Raises:
@@ -137,7 +151,8 @@ def file_sha256(path: Path) -> str:
 
 
 def state_sha256(module: nn.Module) -> str:
-    """The SHA-256 of a network's weights, in hex: of name, dtype, shape and bytes of each tensor, sorted by name."""
+    """The SHA-256 of a network's weights, in hex: of name, dtype, shape and bytes of each tensor,
+    sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -20,7 +20,11 @@ from ..hub.errors import explain_hub_errors
 from ..hub.publish import PublishMixin
 from ..modeling.checks import check_ids
 from ..modeling.loading import LOCATION_ARGUMENTS
-from ..modeling.maskgit.modeling_maskgit import MaskGitModel, MaskGitPreTrainedModel, MaskGitUViTModel
+from ..modeling.maskgit.modeling_maskgit import (
+    MaskGitModel,
+    MaskGitPreTrainedModel,
+    MaskGitUViTModel,
+)
 from ..modeling.maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANModel
 from ..modeling.titok.image_processing_titok import TiTokImageProcessor
 from ..modeling.titok.modeling_titok import TiTokModel
@@ -33,21 +37,28 @@ ClassLabel = int | str
 PIPELINE_MODULE, COMPONENT_MODULE = "pipeline", "component"
 CLASSES = {
     component.__name__: component
-    for component in (TiTokModel, MaskGitVQGANModel, MaskGitModel, MaskGitUViTModel, MaskGitScheduler)
+    for component in (
+        TiTokModel,
+        MaskGitVQGANModel,
+        MaskGitModel,
+        MaskGitUViTModel,
+        MaskGitScheduler,
+    )
 }
 
 
 def guidance_scale_at(
     step: int, num_inference_steps: int, guidance_scale: float, guidance_schedule: GuidanceSchedule
 ) -> float:
-    """The scale `s` of a step in `unconditional + s * (conditional - unconditional)`; 1 is no guidance.
+    """The scale `s` of a step in `unconditional + s * (conditional - unconditional)`; 1 is no
+    guidance.
 
-    With `q = step / num_inference_steps`, counted from 0, so that every schedule but the constant one starts at 1:
-    `"linear"` is `1 + (guidance_scale - 1) * q`, `"power-cosine"` is
-    `1 + (guidance_scale - 1) * (1 - cos(pi * q ** 3)) / 2` (MDT, arXiv 2303.14389).
+    With `q = step / num_inference_steps`, counted from 0, so that every schedule but the constant
+    one starts at 1: `"linear"` is `1 + (guidance_scale - 1) * q`, `"power-cosine"` is `1 +
+    (guidance_scale - 1) * (1 - cos(pi * q ** 3)) / 2` (MDT, arXiv 2303.14389).
 
-    The reference writes `conditional + s * (conditional - unconditional)` for the first two schedules: its scale of
-    4.5 there is 5.5 here.
+    The reference writes `conditional + s * (conditional - unconditional)` for the first two
+    schedules: its scale of 4.5 there is 5.5 here.
 
     Raises:
         ValueError: If the schedule is none of the three.
@@ -60,7 +71,8 @@ def guidance_scale_at(
     if guidance_schedule == "power-cosine":
         return 1 + (guidance_scale - 1) * (1 - math.cos(math.pi * progress**3)) / 2
     raise ValueError(
-        f"`guidance_schedule` must be one of {', '.join(get_args(GuidanceSchedule))}, got {guidance_schedule!r}."
+        f"`guidance_schedule` must be one of {', '.join(get_args(GuidanceSchedule))}, got "
+        f"{guidance_schedule!r}."
     )
 
 
@@ -80,7 +92,8 @@ class TiTokPipelineOutput(BaseOutput):
 
 
 class TiTokPipeline(PublishMixin, DiffusionPipeline):
-    """Generates images of given classes in a few steps (TiTok, arXiv 2406.07550; MaskGIT, arXiv 2202.04200).
+    """Generates images of given classes in a few steps (TiTok, arXiv 2406.07550; MaskGIT, arXiv
+    2202.04200).
 
     Args:
         tokenizer: Decodes the codes.
@@ -105,7 +118,9 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         guidance_schedule: str = "linear",
     ):
         super().__init__()
-        if not hasattr(tokenizer, "decode_codes") or not isinstance(generator, MaskGitPreTrainedModel):
+        if not hasattr(tokenizer, "decode_codes") or not isinstance(
+            generator, MaskGitPreTrainedModel
+        ):
             raise TypeError(
                 "A tokenizer that decodes codes and a masked generator are expected, got a "
                 f"{type(tokenizer).__name__} and a {type(generator).__name__}."
@@ -114,24 +129,31 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             head, quantizer = tokenizer.config.head, tokenizer.config.quantizer
             if head == "proxy_codes" or quantizer != "vq":
                 raise ValueError(
-                    "The tokenizer must decode codes to pixels: `quantizer='vq'` and a head other than 'proxy_codes' "
+                    "The tokenizer must decode codes to pixels: `quantizer='vq'` and a head other "
+                    "than 'proxy_codes' "
                     f"(see `TiTokModel.with_pixel_decoder`), got {quantizer!r} and {head!r}."
                 )
         for name in ("codebook_size", "num_tokens"):
-            of_tokenizer, of_generator = getattr(tokenizer.config, name), getattr(generator.config, name)
+            of_tokenizer, of_generator = (
+                getattr(tokenizer.config, name),
+                getattr(generator.config, name),
+            )
             if of_tokenizer != of_generator:
                 raise ValueError(
-                    f"Tokenizer and generator must have the same `{name}`, got {of_tokenizer} and {of_generator}."
+                    f"Tokenizer and generator must have the same `{name}`, got {of_tokenizer} and "
+                    f"{of_generator}."
                 )
         if scheduler.config.mask_token_id != generator.config.mask_token_id:
             raise ValueError(
-                f"The scheduler's `mask_token_id` must be the generator's, {generator.config.mask_token_id}, got "
-                f"{scheduler.config.mask_token_id}."
+                "The scheduler's `mask_token_id` must be the generator's, "
+                f"{generator.config.mask_token_id}, got {scheduler.config.mask_token_id}."
             )
         guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
         self.register_modules(tokenizer=tokenizer, generator=generator, scheduler=scheduler)
         self.register_to_config(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, guidance_schedule=guidance_schedule
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
         )
         self.image_processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
 
@@ -139,11 +161,12 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         config = self.generator.config
         size = self.tokenizer.config.image_size
         text = (
-            f"Generates {size}x{size} images of {config.num_labels} classes in {self.config.num_inference_steps} "
-            f"steps: a masked generator fills in {config.num_tokens} tokens, a tokenizer decodes them (TiTok, "
+            f"Generates {size}x{size} images of {config.num_labels} classes in "
+            f"{self.config.num_inference_steps} steps: a masked generator fills in "
+            f"{config.num_tokens} tokens, a tokenizer decodes them (TiTok, "
             "[arXiv 2406.07550](https://arxiv.org/abs/2406.07550)).\n\nSampling: guidance "
-            f"`{self.config.guidance_schedule}` with scale {self.config.guidance_scale}, temperature "
-            f"{self.scheduler.config.token_temperature} of the tokens and "
+            f"`{self.config.guidance_schedule}` with scale {self.config.guidance_scale}, "
+            f"temperature {self.scheduler.config.token_temperature} of the tokens and "
             f"{self.scheduler.config.choice_temperature} of the choice of those to keep."
         )
         usage = """from titok_hf import TiTokPipeline
@@ -153,11 +176,18 @@ image = pipe(0).images[0]"""
         usage += f"  # class 0: {config.id2label[0]}"
         citations = (TITOK_CITATION, MASKGIT_CITATION)
         return Description(
-            "TiTok pipeline", text, usage, "diffusers", "unconditional-image-generation", ("maskgit",), citations
+            "TiTok pipeline",
+            text,
+            usage,
+            "diffusers",
+            "unconditional-image-generation",
+            ("maskgit",),
+            citations,
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Both models' together: base models, data and results of both, and what else the generator's says."""
+        """Both models' together: base models, data and results of both, and what else the
+        generator's says."""
         parts = [model.provenance() or {} for model in (self.tokenizer, self.generator)]
         joined = {key: value for part in parts for key, value in part.items()}
         for key in ("base_model", "datasets", "results"):
@@ -165,7 +195,9 @@ image = pipe(0).images[0]"""
             for part in parts:
                 items = part.get(key) or []
                 joined[key] += [
-                    item for item in ([items] if isinstance(items, str) else items) if item not in joined[key]
+                    item
+                    for item in ([items] if isinstance(items, str) else items)
+                    if item not in joined[key]
                 ]
         return {key: value for key, value in joined.items() if value}
 
@@ -178,8 +210,8 @@ image = pipe(0).images[0]"""
         Args:
             pretrained_model_name_or_path: The folder or repository.
             subfolder: Folder of the pipeline in it.
-            kwargs: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` find a repository; the
-                rest goes to diffusers, components and `dtype` among it.
+            kwargs: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` find a
+                repository; the rest goes to diffusers, components and `dtype` among it.
 
         Raises:
             OSError: If there is no such repository, or the connection broke.
@@ -188,24 +220,36 @@ image = pipe(0).images[0]"""
         folder = Path(pretrained_model_name_or_path)
         location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
         if not folder.is_dir():
-            if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith((".", "/", "~")):
+            if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith(
+                (".", "/", "~")
+            ):
                 raise FileNotFoundError(f"There is no folder {pretrained_model_name_or_path}.")
-            repo_id, prefix = str(pretrained_model_name_or_path), f"{subfolder}/" if subfolder else ""
+            repo_id, prefix = (
+                str(pretrained_model_name_or_path),
+                f"{subfolder}/" if subfolder else "",
+            )
             with explain_hub_errors(repo_id):
                 # the index first: where there is none, nothing large is downloaded
-                folder = Path(snapshot_download(repo_id, allow_patterns=prefix + cls.config_name, **location))
+                folder = Path(
+                    snapshot_download(repo_id, allow_patterns=prefix + cls.config_name, **location)
+                )
                 if (folder / subfolder / cls.config_name).exists():
-                    folder = Path(snapshot_download(repo_id, allow_patterns=f"{prefix}*", **location))
+                    folder = Path(
+                        snapshot_download(repo_id, allow_patterns=f"{prefix}*", **location)
+                    )
         if not (folder / subfolder / cls.config_name).exists():
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds no pipeline, which would have a {cls.config_name}. From a "
-                "tokenizer and a generator `titok convert` or `TiTokPipeline(tokenizer, generator, scheduler)` make "
-                "one."
+                f"{pretrained_model_name_or_path} holds no pipeline, which would have a "
+                f"{cls.config_name}. From a "
+                "tokenizer and a generator `titok convert` or `TiTokPipeline(tokenizer, generator, "
+                "scheduler)` make one."
             )
         try:
             return super().from_pretrained(folder / subfolder, **kwargs)
         except OSError as error:
-            raise OSError(f"The pipeline in {pretrained_model_name_or_path} is not whole: {error}") from error
+            raise OSError(
+                f"The pipeline in {pretrained_model_name_or_path} is not whole: {error}"
+            ) from error
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +258,9 @@ image = pipe(0).images[0]"""
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]
-        unknown = {name for name in config if not name.startswith("_")} - set(inspect.signature(cls).parameters)
+        unknown = {name for name in config if not name.startswith("_")} - set(
+            inspect.signature(cls).parameters
+        )
         for name, value in config.items():
             if isinstance(value, list) and value[0] == COMPONENT_MODULE:
                 if value[1] in CLASSES:
@@ -234,15 +280,22 @@ image = pipe(0).images[0]"""
         index = json.loads((folder / self.config_name).read_text())
         index.pop("_name_or_path", None)  # where it was loaded from here means nothing elsewhere
         index["_class_name"] = [PIPELINE_MODULE, type(self).__name__]
-        (folder / f"{PIPELINE_MODULE}.py").write_text(f"from titok_hf import {type(self).__name__}\n")
+        (folder / f"{PIPELINE_MODULE}.py").write_text(
+            f"from titok_hf import {type(self).__name__}\n"
+        )
         for name, component in self.components.items():
             class_name = type(component).__name__
             index[name] = [COMPONENT_MODULE, class_name]
-            (folder / name / f"{COMPONENT_MODULE}.py").write_text(f"from titok_hf import {class_name}\n")
+            (folder / name / f"{COMPONENT_MODULE}.py").write_text(
+                f"from titok_hf import {class_name}\n"
+            )
         (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
 
-    def label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor) -> list[int]:
-        """Ids of classes given by id or name; a name is a whole `id2label` entry or one of its comma-separated parts.
+    def label_ids(
+        self, class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor
+    ) -> list[int]:
+        """Ids of classes given by id or name; a name is a whole `id2label` entry or one of its
+        comma-separated parts.
 
         Raises:
             ValueError: If an id is out of range, or a name unknown or shared by several classes.
@@ -262,13 +315,21 @@ image = pipe(0).images[0]"""
                 ]
                 if len(found) != 1:
                     names = ", ".join(repr(name) for name in list(config.id2label.values())[:10])
-                    problem = f"names the classes {found}: pass one of these ids" if found else "is not among them"
-                    raise ValueError(f"`class_labels` must be ids or names such as {names}; {label!r} {problem}.")
+                    problem = (
+                        f"names the classes {found}: pass one of these ids"
+                        if found
+                        else "is not among them"
+                    )
+                    raise ValueError(
+                        f"`class_labels` must be ids or names such as {names}; {label!r} {problem}."
+                    )
                 ids.append(found[0])
             elif isinstance(label, bool) or not isinstance(label, int | np.integer):
                 raise TypeError(f"`class_labels` must be integers or class names, got {label!r}.")
             elif not 0 <= label < config.num_labels:
-                raise ValueError(f"`class_labels` must be in [0, {config.num_labels}), got {label}.")
+                raise ValueError(
+                    f"`class_labels` must be in [0, {config.num_labels}), got {label}."
+                )
             else:
                 ids.append(int(label))
         return ids
@@ -285,54 +346,71 @@ image = pipe(0).images[0]"""
         codes: torch.Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "codes"] = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[["TiTokPipeline", int, torch.Tensor, dict], dict[str, Any] | None]
+        callback_on_step_end: Callable[
+            ["TiTokPipeline", int, torch.Tensor, dict], dict[str, Any] | None
+        ]
         | None = None,
     ) -> TiTokPipelineOutput | tuple:
         """Generates images.
 
         Args:
-            class_labels: Classes, by id or name; one image each unless `num_images_per_label` says otherwise.
+            class_labels: Classes, by id or name; one image each unless `num_images_per_label` says
+                otherwise.
             num_inference_steps: Steps of the sampler; the pipeline's default if not given.
             guidance_scale: Scale of classifier-free guidance, 1 for none (see `guidance_scale_at`).
-            guidance_schedule: `"constant"`, `"linear"` or `"power-cosine"` (see `guidance_scale_at`).
-            generator: Source of the randomness. With a list, one an image, each image depends on its own generator
-                alone. From a single one a seed is drawn for each image in turn, so that images do not depend on how
-                many are made at once either.
+            guidance_schedule: `"constant"`, `"linear"` or `"power-cosine"` (see
+                `guidance_scale_at`).
+            generator: Source of the randomness. With a list, one an image, each image depends on
+                its own generator alone. From a single one a seed is drawn for each image in turn,
+                so that images do not depend on how many are made at once either.
             num_images_per_label: Images of each label.
-            codes: `(B, N)` codes to complete, with `generator.config.mask_token_id` where a token is to be filled in;
-                the other tokens stay. `B` is the number of images.
-            output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1], `"pt"` for a float
-                tensor `(B, 3, H, W)` in [0, 1], `"codes"` for an int64 tensor `(B, N)`.
+            codes: `(B, N)` codes to complete, with `generator.config.mask_token_id` where a token
+                is to be filled in; the other tokens stay. `B` is the number of images.
+            output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1],
+                `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1], `"codes"` for an int64 tensor
+                `(B, N)`.
             return_dict: Whether to return a `TiTokPipelineOutput` or the tuple `(images,)`.
-            callback_on_step_end: Called after each step with the pipeline, the step, the timestep and a dict of
-                `"codes"` `(B, N)`, some still masked, and `"predicted_codes"` `(B, N)`, the guess at all of them; may
-                return a dict with changed `"codes"`.
+            callback_on_step_end: Called after each step with the pipeline, the step, the timestep
+                and a dict of `"codes"` `(B, N)`, some still masked, and `"predicted_codes"` `(B,
+                N)`, the guess at all of them; may return a dict with changed `"codes"`.
 
         Raises:
-            ValueError, TypeError: If a label, the codes, the number of steps or generators, the output type or the
-                guidance schedule is not valid.
+            ValueError, TypeError: If a label, the codes, the number of steps or generators, the
+                output type or the guidance schedule is not valid.
         """
         config = self.generator.config
         device = self._execution_device
-        num_inference_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        num_inference_steps = (
+            self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        )
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         guidance_schedule = guidance_schedule or self.config.guidance_schedule
         if output_type not in ("pil", "np", "pt", "codes"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'codes', got {output_type!r}.")
+            raise ValueError(
+                f"`output_type` must be 'pil', 'np', 'pt' or 'codes', got {output_type!r}."
+            )
         if num_images_per_label < 1:
-            raise ValueError(f"`num_images_per_label` must be at least 1, got {num_images_per_label}.")
+            raise ValueError(
+                f"`num_images_per_label` must be at least 1, got {num_images_per_label}."
+            )
         guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
-        labels = torch.tensor(self.label_ids(class_labels), device=device).repeat_interleave(num_images_per_label)
+        labels = torch.tensor(self.label_ids(class_labels), device=device).repeat_interleave(
+            num_images_per_label
+        )
         if len(labels) == 0:
             raise ValueError("`class_labels` must name at least one class, got none.")
         if codes is None:
-            codes = torch.full((len(labels), config.num_tokens), config.mask_token_id, device=device)
+            codes = torch.full(
+                (len(labels), config.num_tokens), config.mask_token_id, device=device
+            )
         else:
             check_ids(codes, "codes", config.codebook_size + 1, (len(labels), config.num_tokens))
             codes = codes.to(device, torch.int64)
         if not isinstance(generator, list):
             source = generator.device if generator is not None else "cpu"
-            seeds = (torch.randint(2**63 - 1, (), generator=generator, device=source) for _ in labels)
+            seeds = (
+                torch.randint(2**63 - 1, (), generator=generator, device=source) for _ in labels
+            )
             generator = [torch.Generator(source).manual_seed(int(seed)) for seed in seeds]
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -350,12 +428,16 @@ image = pipe(0).images[0]"""
             codes = output.prev_sample  # (B, N)
             if callback_on_step_end is not None:
                 tensors = {"codes": codes, "predicted_codes": output.pred_original_sample}
-                codes = (callback_on_step_end(self, step, timestep, tensors) or {}).get("codes", codes)
+                codes = (callback_on_step_end(self, step, timestep, tensors) or {}).get(
+                    "codes", codes
+                )
 
         if output_type == "codes":
             images = codes
         else:
-            images = self.image_processor.postprocess(self.tokenizer.decode_codes(codes).reconstruction, output_type)
+            images = self.image_processor.postprocess(
+                self.tokenizer.decode_codes(codes).reconstruction, output_type
+            )
         self.maybe_free_model_hooks()
         return TiTokPipelineOutput(images, codes) if return_dict else (images,)
 

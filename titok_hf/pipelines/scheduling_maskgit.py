@@ -1,4 +1,5 @@
-"""The masked-token scheduler: how many tokens stay masked, which codes are drawn, which of them are kept."""
+"""The masked-token scheduler: how many tokens stay masked, which codes are drawn, which of them are
+kept."""
 
 import inspect
 import math
@@ -28,8 +29,8 @@ def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.
 
     Args:
         progress: In [0, 1], any shape.
-        schedule: `"arccos"`: `2 / pi * arccos(r)`, TiTok's; `"cosine"`: `cos(pi / 2 * r)`, MaskGIT's; `"linear"`:
-            `1 - r`; `"root"`: `1 - sqrt(r)`.
+        schedule: `"arccos"`: `2 / pi * arccos(r)`, TiTok's; `"cosine"`: `cos(pi / 2 * r)`,
+            MaskGIT's; `"linear"`: `1 - r`; `"root"`: `1 - sqrt(r)`.
 
     Returns:
         A float32 tensor of the shape of `progress`, at least float32-exact at both ends.
@@ -46,18 +47,24 @@ def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.
         return 1 - progress
     if schedule == "root":
         return 1 - progress.sqrt()
-    raise ValueError(f"`mask_schedule` must be one of {', '.join(get_args(MaskSchedule))}, got {schedule!r}.")
+    raise ValueError(
+        f"`mask_schedule` must be one of {', '.join(get_args(MaskSchedule))}, got {schedule!r}."
+    )
 
 
 def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
-    """Uniform float32 noise in [0, 1) of `shape`; with a list of generators, row i comes from the i-th alone.
+    """Uniform float32 noise in [0, 1) of `shape`; with a list of generators, row i comes from the
+    i-th alone.
 
     Raises:
         ValueError: If there is not one generator a row.
     """
     if isinstance(generator, list):
         if len(generator) != shape[0]:
-            raise ValueError(f"`generator` must be one, or one for each of {shape[0]} images, got {len(generator)}.")
+            raise ValueError(
+                f"`generator` must be one, or one for each of {shape[0]} images, got "
+                f"{len(generator)}."
+            )
         return torch.stack([uniform(shape[1:], row, device) for row in generator])
     source = generator.device if generator is not None else device
     return torch.rand(shape, generator=generator, device=source).to(device)
@@ -88,23 +95,26 @@ class MaskGitSchedulerOutput(BaseOutput):
 class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
     """Parallel decoding of masked tokens (MaskGIT, arXiv 2202.04200, section 3.2).
 
-    A step draws a code for every masked token, keeps the most confident and masks the others again. Both choices are
-    noisy. With `g` Gumbel noise and `r` the share of steps done after this one:
+    A step draws a code for every masked token, keeps the most confident and masks the others again.
+    Both choices are noisy. With `g` Gumbel noise and `r` the share of steps done after this one:
 
-    - `code = argmax(logits + token_temperature * g)`, which is a draw from `softmax(logits / token_temperature)`;
+    - `code = argmax(logits + token_temperature * g)`, which is a draw from `softmax(logits /
+      token_temperature)`;
     - `confidence = log p(code) + choice_temperature * (1 - r) * g`;
-    - `floor(mask_ratio(r) * M)` of the `M` tokens masked at first stay masked: at least one, and at least one fewer
-      than before; none after the last step.
+    - `floor(mask_ratio(r) * M)` of the `M` tokens masked at first stay masked: at least one, and at
+      least one fewer than before; none after the last step.
 
     Args:
         mask_token_id: Id of a masked token; `config.mask_token_id` of the generator.
         mask_schedule: See `mask_ratio`.
         token_temperature: Randomness of the codes; 0 takes the likeliest.
-        choice_temperature: Randomness of the order in which tokens are kept; fades linearly over the steps.
-        anneal_token_temperature: Whether `token_temperature` fades in the same way, as in TiTok's sampler.
-        confidence: `"log_prob"`, or TiTok's `"logit"`: the unnormalized logit of the code.
-        softmax_temperature_annealing: Whether logits are divided by `0.5 + 0.8 * (1 - r)` first, as in TiTok's
+        choice_temperature: Randomness of the order in which tokens are kept; fades linearly over
+            the steps.
+        anneal_token_temperature: Whether `token_temperature` fades in the same way, as in TiTok's
             sampler.
+        confidence: `"log_prob"`, or TiTok's `"logit"`: the unnormalized logit of the code.
+        softmax_temperature_annealing: Whether logits are divided by `0.5 + 0.8 * (1 - r)` first, as
+            in TiTok's sampler.
 
     Raises:
         ValueError: If the mask schedule is unknown or a temperature negative.
@@ -126,7 +136,8 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         mask_ratio(0.0, mask_schedule)
         if min(token_temperature, choice_temperature) < 0:
             raise ValueError(
-                f"Temperatures must not be negative, got {token_temperature} for tokens and {choice_temperature} for "
+                f"Temperatures must not be negative, got {token_temperature} for tokens and "
+                f"{choice_temperature} for "
                 "the choice."
             )
         if confidence not in ("log_prob", "logit"):
@@ -147,25 +158,31 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+    def extract_init_dict(
+        cls, config_dict: dict[str, Any], **kwargs: Any
+    ) -> tuple[dict, dict, dict]:
         """As in diffusers.
 
         Raises:
             ValueError: If there are fields that this version does not know.
         """
         known = set(inspect.signature(cls).parameters)
-        if unknown := sorted(name for name in config_dict if not name.startswith("_") and name not in known):
+        if unknown := sorted(
+            name for name in config_dict if not name.startswith("_") and name not in known
+        ):
             raise ValueError(
-                f"This scheduler has fields that titok_hf {__version__} does not know: {', '.join(unknown)}. Install "
+                f"This scheduler has fields that titok_hf {__version__} does not know: "
+                f"{', '.join(unknown)}. Install "
                 "a newer version."
             )
         return super().extract_init_dict(config_dict, **kwargs)
 
     def describe(self) -> Description:
         text = (
-            "How a masked generator samples ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)): the schedule "
-            f"`{self.config.mask_schedule}`, temperature {self.config.token_temperature} of the tokens and "
-            f"{self.config.choice_temperature} of the choice of those to keep."
+            "How a masked generator samples ([arXiv "
+            "2202.04200](https://arxiv.org/abs/2202.04200)): the schedule "
+            f"`{self.config.mask_schedule}`, temperature {self.config.token_temperature} of the "
+            f"tokens and {self.config.choice_temperature} of the choice of those to keep."
         )
         usage = """from titok_hf import MaskGitScheduler
 
@@ -173,21 +190,32 @@ scheduler = MaskGitScheduler.from_pretrained("{repo_id}")
 scheduler.set_timesteps(8)"""
         citations = (MASKGIT_CITATION,)
         return Description(
-            "MaskGIT scheduler", text, usage, "diffusers", "unconditional-image-generation", ("maskgit",), citations
+            "MaskGIT scheduler",
+            text,
+            usage,
+            "diffusers",
+            "unconditional-image-generation",
+            ("maskgit",),
+            citations,
         )
 
     def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
         """A scheduler goes along with a generator, whose card stays."""
         return not api.file_exists(repo_id, "README.md", revision=revision)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device | None = None
+    ) -> None:
         """Plans `num_inference_steps` steps; `timesteps` counts them from 0.
 
         Raises:
             ValueError: If the number of steps is not an integer, or there is not at least one.
         """
         if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be an integer of at least 1, got {num_inference_steps}.")
+            raise ValueError(
+                "`num_inference_steps` must be an integer of at least 1, got "
+                f"{num_inference_steps}."
+            )
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.arange(num_inference_steps, device=device)
 
@@ -200,29 +228,33 @@ scheduler.set_timesteps(8)"""
         generator: Generators = None,
         return_dict: bool = True,
     ) -> MaskGitSchedulerOutput | tuple[torch.Tensor]:
-        """Draws codes for the masked tokens of `sample` and masks the least confident of them again.
+        """Draws codes for the masked tokens of `sample` and masks the least confident of them
+        again.
 
         Args:
             logits: `(B, N, codebook_size)` for `sample`, guidance applied.
             timestep: Element of `timesteps`.
             sample: Codes `(B, N)`, masked ones `mask_token_id`. The others never change.
-            num_masked_at_first: `(B,)` masked tokens of each image before the first step; all N if not given. The
-                reference takes the first image's mask length for the whole batch, which is the same only if all
-                images start with as many masked tokens.
+            num_masked_at_first: `(B,)` masked tokens of each image before the first step; all N if
+                not given. The reference takes the first image's mask length for the whole batch,
+                which is the same only if all images start with as many masked tokens.
             generator: Source of the noise: one, or one an image.
             return_dict: Whether to return a `MaskGitSchedulerOutput` or a tuple of its first field.
 
         Raises:
-            ValueError: If `set_timesteps` was not called, the timestep is not one of its, or shapes do not match.
+            ValueError: If `set_timesteps` was not called, the timestep is not one of its, or shapes
+                do not match.
         """
         if self.num_inference_steps is None:
             raise ValueError("Call `set_timesteps` before `step`.")
         if not 0 <= int(timestep) < self.num_inference_steps:
-            raise ValueError(f"`timestep` must be in [0, {self.num_inference_steps}), got {int(timestep)}.")
+            raise ValueError(
+                f"`timestep` must be in [0, {self.num_inference_steps}), got {int(timestep)}."
+            )
         if logits.shape[:-1] != sample.shape:
             raise ValueError(
-                f"`logits` must be (B, N, codebook_size) for a sample (B, N) of {tuple(sample.shape)}, "
-                f"got {tuple(logits.shape)}."
+                "`logits` must be (B, N, codebook_size) for a sample (B, N) of "
+                f"{tuple(sample.shape)}, got {tuple(logits.shape)}."
             )
         config, device = self.config, sample.device
         masked = sample == config.mask_token_id  # (B, N)
@@ -232,27 +264,40 @@ scheduler.set_timesteps(8)"""
         logits = logits.float()
         if config.softmax_temperature_annealing:
             logits = logits / (0.5 + 0.8 * fade)
-        token_temperature = config.token_temperature * (fade if config.anneal_token_temperature else 1)
+        token_temperature = config.token_temperature * (
+            fade if config.anneal_token_temperature else 1
+        )
         noise = gumbel(logits.shape, generator, device)
-        drawn = torch.where(masked, (logits + token_temperature * noise).argmax(-1), sample)  # (B, N)
+        drawn = torch.where(
+            masked, (logits + token_temperature * noise).argmax(-1), sample
+        )  # (B, N)
         if int(timestep) == self.num_inference_steps - 1:
             return MaskGitSchedulerOutput(drawn, drawn) if return_dict else (drawn,)
 
         scores = logits.log_softmax(-1) if config.confidence == "log_prob" else logits
-        confidence = scores.gather(-1, drawn.clamp(max=logits.shape[-1] - 1)[..., None])[..., 0]  # (B, N)
-        confidence = confidence + config.choice_temperature * fade * gumbel(sample.shape, generator, device)
+        confidence = scores.gather(-1, drawn.clamp(max=logits.shape[-1] - 1)[..., None])[
+            ..., 0
+        ]  # (B, N)
+        confidence = confidence + config.choice_temperature * fade * gumbel(
+            sample.shape, generator, device
+        )
         confidence = confidence.masked_fill(~masked, math.inf)
         num_masked = masked.sum(-1)  # (B,)
         if num_masked_at_first is None:
             num_masked_at_first = torch.full_like(num_masked, sample.shape[1])
-        stay = (num_masked_at_first * mask_ratio(progress, config.mask_schedule).to(device)).floor().long()
+        stay = (
+            (num_masked_at_first * mask_ratio(progress, config.mask_schedule).to(device))
+            .floor()
+            .long()
+        )
         stay = torch.minimum(stay.clamp_min(1), num_masked - 1)  # (B,)
         rank = confidence.argsort(-1).argsort(-1)  # (B, N), least confident first
         remasked = torch.where(rank < stay[:, None], config.mask_token_id, drawn)
         return MaskGitSchedulerOutput(remasked, drawn) if return_dict else (remasked,)
 
     def num_masked(self, progress: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """How many of `num_tokens` tokens training masks: `max(1, round(mask_ratio(progress) * num_tokens))`."""
+        """How many of `num_tokens` tokens training masks: `max(1, round(mask_ratio(progress) *
+        num_tokens))`."""
         return (mask_ratio(progress, self.config.mask_schedule) * num_tokens).round().clamp_min(1)
 
     def add_noise(
@@ -266,7 +311,8 @@ scheduler.set_timesteps(8)"""
 
         Args:
             original_samples: Codes `(B, N)`.
-            progress: `(B,)` in [0, 1]; see `num_masked` for how many tokens of each image are masked.
+            progress: `(B,)` in [0, 1]; see `num_masked` for how many tokens of each image are
+                masked.
             generator: Source of the noise: one, or one an image.
             noise: `(B, N)`; the tokens where it is lowest are masked. Drawn if not given.
 

@@ -1,4 +1,5 @@
-"""The paper's claims in miniature: variants of a recipe, each trained with several seeds, measured and compared."""
+"""The paper's claims in miniature: variants of a recipe, each trained with several seeds, measured
+and compared."""
 
 from .run import run_study
 from .study import Study, study_names

@@ -21,8 +21,8 @@ class HeldOut:
     Args:
         dataset: Splits `train` and `test`; of `train` only the Fréchet distance knows.
         image_size: Side of the images, in pixels.
-        extractor: Whose features give the Fréchet distance, see `load_extractor`; that of the digits also gives
-            accuracy. Neither is measured if not given.
+        extractor: Whose features give the Fréchet distance, see `load_extractor`; that of the
+            digits also gives accuracy. Neither is measured if not given.
         image_column, label_column: Columns of the data set.
 
     Raises:
@@ -40,7 +40,9 @@ class HeldOut:
     ):
         fields, metrics = {"image_size": image_size}, {"reconstruction": RECONSTRUCTED}
         if extractor is not None:
-            judged = ("accuracy", "frechet_distance") if extractor == "digits" else ("frechet_distance",)
+            judged = (
+                ("accuracy", "frechet_distance") if extractor == "digits" else ("frechet_distance",)
+            )
             metrics = {"reconstruction": judged + RECONSTRUCTED, "generation": judged}
             fields["extractor"] = extractor
         self.protocol = dataclasses.replace(Protocol.load("demo"), **fields, metrics=metrics)
@@ -50,7 +52,9 @@ class HeldOut:
             self.train = DatasetImages(dataset["train"], self.protocol, image_column, label_column)
             self.judges = Judges.load(self.protocol, judged)
             reference = Reference(self.train, judged)
-            check_feasible(judged, self.protocol, self.judges, self.test.num_images, True, reference)
+            check_feasible(
+                judged, self.protocol, self.judges, self.test.num_images, True, reference
+            )
 
     def measure(self, run: RecipeRun, images_per_class: int) -> dict[str, float]:
         """Trains what a run has not trained yet, and measures its last stage.
@@ -67,7 +71,9 @@ class HeldOut:
         if "generator" in run.recipe.stages:
             number = images_per_class * result.generator.config.num_labels
             images = [GeneratedImages(result, number, protocol, run.seed)]
-            return measure_generation(images, train, protocol, judges, batch_size=256, progress_bar=False).values
+            return measure_generation(
+                images, train, protocol, judges, batch_size=256, progress_bar=False
+            ).values
         if result.config.head == "proxy_codes":
             result = result.with_pixel_decoder(run.vqgan()).eval()
         return measure_reconstruction(

@@ -27,16 +27,20 @@ def summarize(study: Study, runs: Sequence[dict[str, Any]]) -> list[dict[str, An
         runs: Those of `results.json`.
 
     Returns:
-        For each variant that has been run, in the study's order: its `values`, the number of `runs`, the mean
-        `seconds`, and for each of the study's metrics that was measured the `mean` and the standard deviation `std`
-        with `n - 1` in its denominator, `None` of one run.
+        For each variant that has been run, in the study's order: its `values`, the number of
+        `runs`, the mean `seconds`, and for each of the study's metrics that was measured the `mean`
+        and the standard deviation `std` with `n - 1` in its denominator, `None` of one run.
     """
     rows = []
     for variant in study.variants():
         own = [run for run in runs if run["variant"] == variant.values]
         if not own:
             continue
-        row = {"values": variant.values, "runs": len(own), "seconds": float(np.mean([run["seconds"] for run in own]))}
+        row = {
+            "values": variant.values,
+            "runs": len(own),
+            "seconds": float(np.mean([run["seconds"] for run in own])),
+        }
         for metric in study.metrics:
             if metric in own[0]["values"]:
                 values = [run["values"][metric] for run in own]
@@ -56,16 +60,19 @@ def markdown_table(study: Study, rows: Sequence[dict[str, Any]]) -> str:
         for metric in metrics:
             form = METRICS[metric][1]
             mean, std = row[metric]["mean"], row[metric]["std"]
-            cells.append(form.format(mean) if std is None else f"{form.format(mean)} ± {form.format(std)}")
+            cells.append(
+                form.format(mean) if std is None else f"{form.format(mean)} ± {form.format(std)}"
+            )
         lines.append([*cells, str(row["runs"]), f"{row['seconds']:.0f}"])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def plot(study: Study, rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the rows of `summarize`: a panel a metric, a curve for each value of the axes other than the study's `x`.
+    """Draws the rows of `summarize`: a panel a metric, a curve for each value of the axes other
+    than the study's `x`.
 
-    Bars are the standard deviation over the seeds. Values of `x` that are numbers stand on a logarithmic axis. Needs
-    matplotlib.
+    Bars are the standard deviation over the seeds. Values of `x` that are numbers stand on a
+    logarithmic axis. Needs matplotlib.
     """
     from matplotlib.figure import Figure
 
@@ -99,6 +106,11 @@ def plot(study: Study, rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_title(METRICS[metric][0], fontsize=10)
         axis.grid(alpha=0.3)
     if len(curves) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves), fontsize=9)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(curves),
+            fontsize=9,
+        )
     figure.suptitle(study.title, fontsize=11)
     figure.savefig(path, dpi=80)

@@ -30,30 +30,32 @@ def run_study(
 ) -> dict[str, Any]:
     """Trains and measures all variants of a study with several seeds, and compares them.
 
-    Called again with the same folder, it goes on where it was, and finished runs are not trained again; other seeds
-    are added to those that are there.
+    Called again with the same folder, it goes on where it was, and finished runs are not trained
+    again; other seeds are added to those that are there.
 
     Args:
         name: One of `study_names()`.
-        output_dir: The folder. It ends with `results.json`, which grows run by run, `table.md`, `plot.png`, and a
-            folder for each seed with one run of a recipe for each variant.
+        output_dir: The folder. It ends with `results.json`, which grows run by run, `table.md`,
+            `plot.png`, and a folder for each seed with one run of a recipe for each variant.
         data: See `load_image_dataset`. Accuracy is measured of `"digits"` only.
         seeds: Of all that is random; the study's if not given.
         overrides: Changes of the recipe of all variants, `key=value`.
-        quick: Whether every stage takes a few steps only, with one seed, to see that everything works.
-        extractor: Whose features give the Fréchet distance, see `load_extractor`; if not given, the digits' for
-            `"digits"`, and for other data there is none.
+        quick: Whether every stage takes a few steps only, with one seed, to see that everything
+            works.
+        extractor: Whose features give the Fréchet distance, see `load_extractor`; if not given, the
+            digits' for `"digits"`, and for other data there is none.
         image_column, label_column: Columns of the data set.
         callbacks: For the trainers.
 
     Returns:
-        The content of `results.json`: `configuration`, and `runs` with their `variant`, `seed`, SHA-256 of the
-        `recipe`, `seconds` of training without the shared stages, and measured `values`.
+        The content of `results.json`: `configuration`, and `runs` with their `variant`, `seed`,
+        SHA-256 of the `recipe`, `seconds` of training without the shared stages, and measured
+        `values`.
 
     Raises:
         OSError: If the extractor's weights are not there.
-        ValueError: If there is no such study, it needs an extractor and gets none, or the folder holds another study
-            or configuration.
+        ValueError: If there is no such study, it needs an extractor and gets none, or the folder
+            holds another study or configuration.
     """
     study = Study.load(name, overrides, quick)
     variants = study.variants()
@@ -61,7 +63,8 @@ def run_study(
         extractor = "digits"
     if extractor is None and any("generator" in variant.recipe.stages for variant in variants):
         raise ValueError(
-            f"The study {name!r} measures generated images by their Fréchet distance, which needs an extractor: name "
+            f"The study {name!r} measures generated images by their Fréchet distance, which needs "
+            "an extractor: name "
             "one, such as 'inception', or take 'digits' as `data`."
         )
     output_dir = Path(output_dir)
@@ -78,7 +81,8 @@ def run_study(
         results = json.loads(record.read_text())
         if results["configuration"] != configuration:
             raise ValueError(
-                f"{output_dir} holds another study, or one with another configuration (see {record.name}); choose "
+                f"{output_dir} holds another study, or one with another configuration (see "
+                f"{record.name}); choose "
                 "another folder, or delete it."
             )
     dataset = load_image_dataset(data, image_column, label_column)
@@ -120,7 +124,8 @@ def run_study(
 
 
 def link_shared(run: RecipeRun, shared: RecipeRun) -> None:
-    """Puts links to the results of shared stages where a run would put its own, so that it finds them finished."""
+    """Puts links to the results of shared stages where a run would put its own, so that it finds
+    them finished."""
     for stage in shared.recipe.stages:
         link = run.folder(stage)
         if stage in run.recipe.stages and not link.exists():
@@ -130,4 +135,6 @@ def link_shared(run: RecipeRun, shared: RecipeRun) -> None:
 
 def seconds(run: RecipeRun) -> float:
     """Seconds that a run has trained, in the last go of each of its own stages."""
-    return sum(json.loads(path.read_text())["seconds"] for path in (run.work_dir / "logs").glob("*.json"))
+    return sum(
+        json.loads(path.read_text())["seconds"] for path in (run.work_dir / "logs").glob("*.json")
+    )

@@ -53,7 +53,9 @@ class Variant:
 
     def recipe_hash(self) -> str:
         """SHA-256 of the recipe."""
-        return hashlib.sha256(json.dumps(self.recipe.to_dict(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.recipe.to_dict(), sort_keys=True).encode()
+        ).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +67,18 @@ class Study:
         title: What the picture is called.
         recipe: Plain data as of a `Recipe`; it may hold stages that are not run.
         stages: Stages that a variant trains.
-        shared: Those of them that are trained once a seed, for all variants; their keys must not vary.
+        shared: Those of them that are trained once a seed, for all variants; their keys must not
+            vary.
         seeds: Of all that is random.
-        axes: Each axis' values, and what each value changes. The variants are all combinations; of two changes of one
-            key, the later axis' counts.
+        axes: Each axis' values, and what each value changes. The variants are all combinations; of
+            two changes of one key, the later axis' counts.
         x: The axis that runs along the picture's x axis; the others tell its curves apart.
         metrics: Those in the table, see `HeldOut.measure`.
         panels: Those in the picture.
-        images_per_class: Images that are generated for the measures, if there is a generator; see `run_demo`.
-        set_last: Changes of the recipe of all variants, `key=value`, that count more than those of the axes.
+        images_per_class: Images that are generated for the measures, if there is a generator; see
+            `run_demo`.
+        set_last: Changes of the recipe of all variants, `key=value`, that count more than those of
+            the axes.
     """
 
     name: str
@@ -95,7 +100,8 @@ class Study:
 
         Args:
             name: One of `study_names()`.
-            overrides: Changes of the recipe of all variants, `key=value`; they count more than those of the axes.
+            overrides: Changes of the recipe of all variants, `key=value`; they count more than
+                those of the axes.
             quick: Whether every stage takes two steps only, with one seed.
 
         Raises:
@@ -106,7 +112,8 @@ class Study:
         content = {"name": name}
         for file in ("base", name):
             content |= yaml.safe_load((FOLDER / f"{file}.yaml").read_text())
-        # through JSON, since YAML's aliases are shared dicts, and a change must be of one of them only
+        # through JSON, since YAML's aliases are shared dicts, and a change must be of one of them
+        # only
         content["recipe"] = json.loads(json.dumps(content["recipe"]))
         of_quick = content.pop("quick")
         if quick:

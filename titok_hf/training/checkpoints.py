@@ -1,4 +1,5 @@
-"""Checkpoints that are whole or ignored: killed at any moment, a run goes on from the newest whole one."""
+"""Checkpoints that are whole or ignored: killed at any moment, a run goes on from the newest whole
+one."""
 
 import json
 import logging
@@ -24,12 +25,16 @@ TORCH_WRITER = ("inline_container", "iostream error")
 
 
 class WholeCheckpoints:
-    """Mixin of `Trainer` whose checkpoints end with a manifest, which is written when all else is on the disk.
+    """Mixin of `Trainer` whose checkpoints end with a manifest, which is written when all else is
+    on the disk.
 
-    Old checkpoints are deleted only after that, so that once there is a whole checkpoint, there is always one.
+    Old checkpoints are deleted only after that, so that once there is a whole checkpoint, there is
+    always one.
     """
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
         """As in `Trainer`; `True` goes on from the newest whole checkpoint.
 
         Raises:
@@ -39,13 +44,15 @@ class WholeCheckpoints:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(
-                    f"There is no whole checkpoint in {self.args.output_dir} to go on from; start without "
+                    f"There is no whole checkpoint in {self.args.output_dir} to go on from; start "
+                    "without "
                     "`resume_from_checkpoint`."
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes the checkpoint of this step, and then deletes those that are more than `save_total_limit`.
+        """Writes the checkpoint of this step, and then deletes those that are more than
+        `save_total_limit`.
 
         The process that cannot write says so and ends; the launcher ends those that wait for it.
 
@@ -69,7 +76,9 @@ class WholeCheckpoints:
             if isinstance(error, RuntimeError):
                 if not any(words in reason for words in TORCH_WRITER):
                     raise
-                reason = f"a file could not be written, as on a full disk ({reason.splitlines()[0]})"
+                reason = (
+                    f"a file could not be written, as on a full disk ({reason.splitlines()[0]})"
+                )
             free = shutil.disk_usage(run_dir).free
             if self.args.should_save:
                 delete_checkpoint(folder)
@@ -84,15 +93,21 @@ class WholeCheckpoints:
 def unwritten(step: int, folder: Path, reason: str, free: int) -> OSError:
     """The error of a checkpoint that could not be written, where `free` bytes were left."""
     last = newest_whole_checkpoint(folder.parent)
-    good = f"goes on from the last good checkpoint, {last}" if last else "starts anew, as there is no earlier one"
+    good = (
+        f"goes on from the last good checkpoint, {last}"
+        if last
+        else "starts anew, as there is no earlier one"
+    )
     return OSError(
-        f"The checkpoint of step {step} could not be written to {folder}, with {free / 2**30:.2f} GiB free there: "
-        f"{reason}. Make room and start again with the same command: training {good}."
+        f"The checkpoint of step {step} could not be written to {folder}, with {free / 2**30:.2f} "
+        f"GiB free there: {reason}. Make room and start again with the same command: training "
+        f"{good}."
     )
 
 
 def checkpoints(folder: str | Path) -> dict[int, Path]:
-    """The checkpoints in a trainer's folder by their steps, from the first to the last, whole or not."""
+    """The checkpoints in a trainer's folder by their steps, from the first to the last, whole or
+    not."""
     found = {}
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name):
@@ -106,7 +121,9 @@ def write_manifest(folder: Path) -> None:
     for path in [*files, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         flush(path)
     partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps({str(path.relative_to(folder)): path.stat().st_size for path in files}, indent=1))
+    partial.write_text(
+        json.dumps({str(path.relative_to(folder)): path.stat().st_size for path in files}, indent=1)
+    )
     flush(partial)
     partial.rename(folder / MANIFEST)
     flush(folder)
@@ -140,7 +157,8 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole checkpoint in a trainer's folder, as this process sees it; warns of newer ones that are not."""
+    """The newest whole checkpoint in a trainer's folder, as this process sees it; warns of newer
+    ones that are not."""
     for path in reversed(checkpoints(folder).values()):
         if (wrong := damage(path)) is None:
             return str(path)
@@ -149,7 +167,8 @@ def newest_whole_checkpoint(folder: str | Path) -> str | None:
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole checkpoint in a trainer's folder, the same one in all processes, each of which must ask."""
+    """The newest whole checkpoint in a trainer's folder, the same one in all processes, each of
+    which must ask."""
     found = [newest_whole_checkpoint(folder) if process_state().is_main_process else None]
     return broadcast_object_list(found)[0]
 
@@ -163,7 +182,8 @@ def delete_checkpoint(folder: Path) -> None:
 def delete_old_checkpoints(folder: Path, limit: int, step: int, keep: set[Path]) -> None:
     """Deletes checkpoints that are not whole, and then the oldest, until `limit` are left.
 
-    Those of later steps are of an earlier run in the same folder, and count as older than all of this one.
+    Those of later steps are of an earlier run in the same folder, and count as older than all of
+    this one.
 
     Args:
         folder: The trainer's.

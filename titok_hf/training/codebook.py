@@ -8,11 +8,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 class CodebookRevival(nn.Module):
     """Watches how often each code is used and re-seeds dead codes with encoder outputs.
 
-    A code is dead when its share of all tokens, averaged over the last optimizer steps, has fallen below a fraction of
-    the fair share `1 / codebook_size`. It is replaced by the encoder's output for a random token of the last step, as
-    in Jukebox (arXiv 2005.00341, section 3.1) and CVQ-VAE (arXiv 2307.15139), so that the next steps use it again.
-    Tokens of all processes and accumulated batches count, in the order of their images, so that neither changes what
-    happens.
+    A code is dead when its share of all tokens, averaged over the last optimizer steps, has fallen
+    below a fraction of the fair share `1 / codebook_size`. It is replaced by the encoder's output
+    for a random token of the last step, as in Jukebox (arXiv 2005.00341, section 3.1) and CVQ-VAE
+    (arXiv 2307.15139), so that the next steps use it again. Tokens of all processes and accumulated
+    batches count, in the order of their images, so that neither changes what happens.
 
     Args:
         codebook: `(K, C)` embedding of a vector quantizer.
@@ -21,7 +21,13 @@ class CodebookRevival(nn.Module):
         decay: Of the moving average of the shares, per optimizer step.
     """
 
-    def __init__(self, codebook: nn.Embedding, interval: int = 10, threshold: float = 0.1, decay: float = 0.98):
+    def __init__(
+        self,
+        codebook: nn.Embedding,
+        interval: int = 10,
+        threshold: float = 0.1,
+        decay: float = 0.98,
+    ):
         super().__init__()
         # in a list, so that the codebook does not become a submodule here too
         self.codebook = [codebook]
@@ -38,13 +44,16 @@ class CodebookRevival(nn.Module):
 
     @torch.no_grad()
     def after_optimizer_step(self, step: int) -> None:
-        """Counts the codes that were seen since the last call, and re-seeds dead ones every `interval` steps.
+        """Counts the codes that were seen since the last call, and re-seeds dead ones every
+        `interval` steps.
 
         Args:
             step: How many optimizer steps there have been.
         """
         size = len(self.shares)
-        codes, outputs = (torch.stack(tensors) for tensors in zip(*self.seen, strict=True))  # (A, n), (A, n, C)
+        codes, outputs = (
+            torch.stack(tensors) for tensors in zip(*self.seen, strict=True)
+        )  # (A, n), (A, n, C)
         self.seen.clear()
         counts = torch.bincount(codes.flatten(), minlength=size).float()
         if distributed.is_initialized():
@@ -61,15 +70,18 @@ class CodebookRevival(nn.Module):
         dead = self.shares < self.threshold / size  # (K,)
         self.shares.masked_fill_(dead, 1 / size)
         weight = self.codebook[0].weight
-        replaced, candidates = dead[:, None], outputs[picks.to(outputs.device)].to(weight.dtype)  # (K, 1), (K, C)
+        replaced, candidates = (
+            dead[:, None],
+            outputs[picks.to(outputs.device)].to(weight.dtype),
+        )  # (K, 1), (K, C)
         if isinstance(weight, DTensor):  # FSDP
             replaced = distribute_tensor(replaced, weight.device_mesh, weight.placements)
             candidates = distribute_tensor(candidates, weight.device_mesh, weight.placements)
         weight.copy_(torch.where(replaced, candidates, weight))
 
     def statistics(self) -> dict[str, torch.Tensor]:
-        """`codebook_usage`, the share of codes that are not dead, and `codebook_perplexity`, the exponential of the
-        entropy of the moving average of the shares."""
+        """`codebook_usage`, the share of codes that are not dead, and `codebook_perplexity`, the
+        exponential of the entropy of the moving average of the shares."""
         size = len(self.shares)
         shares = self.shares / self.shares.sum()
         entropy = -(shares * shares.clamp_min(1e-10).log()).sum()

@@ -18,14 +18,16 @@ class BlurDownsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         channels = x.shape[1]
-        return F.conv2d(x, self.kernel.expand(channels, -1, -1, -1), stride=2, padding=1, groups=channels)
+        return F.conv2d(
+            x, self.kernel.expand(channels, -1, -1, -1), stride=2, padding=1, groups=channels
+        )
 
 
 class PatchDiscriminator(nn.Module):
     """Images `(B, 3, H, W)` to a map `(B, 1, h, w)` of logits, positive for real.
 
-    The convolutional discriminator of the reference's decoder fine-tuning (`modeling/modules/discriminator.py` of
-    bytedance/1d-tokenizer).
+    The convolutional discriminator of the reference's decoder fine-tuning
+    (`modeling/modules/discriminator.py` of bytedance/1d-tokenizer).
 
     Args:
         num_channels: Channels of the images.
@@ -34,7 +36,13 @@ class PatchDiscriminator(nn.Module):
         logits_size: Side of the map, to which features are max-pooled where they are larger.
     """
 
-    def __init__(self, num_channels: int = 3, hidden_channels: int = 128, num_stages: int = 3, logits_size: int = 16):
+    def __init__(
+        self,
+        num_channels: int = 3,
+        hidden_channels: int = 128,
+        num_stages: int = 3,
+        logits_size: int = 16,
+    ):
         super().__init__()
         self.logits_size = logits_size
         self.conv_in = nn.Conv2d(num_channels, hidden_channels, 5, padding=2)

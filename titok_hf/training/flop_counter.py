@@ -12,25 +12,40 @@ aten = torch.ops.aten
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts the floating point operations of what runs inside it, by the formulas of `FlopCounterMode`.
+    """Counts the floating point operations of what runs inside it, by the formulas of
+    `FlopCounterMode`.
 
-    That one also takes operations apart, which changes the last bits of the results. It does not know attention on
-    CPUs, and counts products that attention computes again in the backward pass, which here do not count.
+    That one also takes operations apart, which changes the last bits of the results. It does not
+    know attention on CPUs, and counts products that attention computes again in the backward pass,
+    which here do not count.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
         formulas: dict[Any, Any] = {aten.convolution_backward: convolution_backward_flops}
-        for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"):
+        for kernel in (
+            "flash_attention",
+            "flash_attention_for_cpu",
+            "efficient_attention",
+            "cudnn_attention",
+        ):
             formulas[getattr(aten, f"_scaled_dot_product_{kernel}")] = attention_flops
         for kernel in ("flash_attention", "efficient_attention", "cudnn_attention"):
-            formulas[getattr(aten, f"_scaled_dot_product_{kernel}_backward")] = attention_backward_flops
-        formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = attention_backward_flops
+            formulas[getattr(aten, f"_scaled_dot_product_{kernel}_backward")] = (
+                attention_backward_flops
+            )
+        formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = (
+            attention_backward_flops
+        )
         self.formulas = FlopCounterMode(display=False, custom_mapping=formulas).flop_registry
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
@@ -60,8 +75,9 @@ def convolution_backward_flops(
     out_shape: Any = None,
     **kwargs: Any,
 ) -> int:
-    """Of the gradients of a convolution, as many each as the convolution took. torch's own formula counts the weights'
-    gradient of a convolution in groups as often too many as there are groups."""
+    """Of the gradients of a convolution, as many each as the convolution took. torch's own formula
+    counts the weights' gradient of a convolution in groups as often too many as there are groups.
+    """
     transposed, output_mask = arguments[4], arguments[-1]
     positions = math.prod((x_shape if transposed else grad_shape)[2:])
     return sum(output_mask[:2]) * 2 * grad_shape[0] * positions * math.prod(weight_shape)

@@ -1,4 +1,5 @@
-"""What goes wrong in training, found and said: numbers that are not finite, codebooks and discriminators that fail."""
+"""What goes wrong in training, found and said: numbers that are not finite, codebooks and
+discriminators that fail."""
 
 import itertools
 import logging
@@ -21,10 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class Finiteness:
-    """Finds the first step whose loss or gradient is not finite, without waiting for the device at each step.
+    """Finds the first step whose loss or gradient is not finite, without waiting for the device at
+    each step.
 
-    The steps are noted on the device, and looked at when there is something to log or to save, in all processes
-    together: all of them stop.
+    The steps are noted on the device, and looked at when there is something to log or to save, in
+    all processes together: all of them stop.
 
     Args:
         accelerator: The trainer's.
@@ -39,8 +41,8 @@ class Finiteness:
 
         Args:
             step: The one that is being taken, from 1.
-            values: `"loss"` and its parts, or the gradient norms `"grad_norm_…"`. The norms need not be finite where
-                a gradient scaler skips such steps.
+            values: `"loss"` and its parts, or the gradient norms `"grad_norm_…"`. The norms need
+                not be finite where a gradient scaler skips such steps.
         """
         names = tuple(values)
         scalars = torch.stack([value.detach().float() for value in values.values()])  # (n,)
@@ -56,18 +58,25 @@ class Finiteness:
             model: Its weights and buffers must be finite, too: to be given before it is saved.
 
         Raises:
-            FloatingPointError: With the step, what is not finite, the last good checkpoint, and what to try.
+            FloatingPointError: With the step, what is not finite, the last good checkpoint, and
+                what to try.
         """
         names = list(itertools.chain.from_iterable(self.first_steps))
         firsts = [*self.first_steps.values()]
         if model is not None:
             names.append("the weights")
-            firsts.append(torch.where(weights_are_finite(model, self.accelerator.device), -1, step)[None])
+            firsts.append(
+                torch.where(weights_are_finite(model, self.accelerator.device), -1, step)[None]
+            )
         if not names:
             return
         by_process = self.accelerator.gather(torch.cat(firsts)[None])  # (processes, n)
-        found = {name: [s for s in steps if s >= 0] for name, steps in zip(names, by_process.T.tolist(), strict=True)}
-        # a part of the log may well be no number, such as the share of right tokens where none is masked
+        found = {
+            name: [s for s in steps if s >= 0]
+            for name, steps in zip(names, by_process.T.tolist(), strict=True)
+        }
+        # a part of the log may well be no number, such as the share of right tokens where none is
+        # masked
         decisive = [
             min(steps)
             for name, steps in found.items()
@@ -81,38 +90,48 @@ class Finiteness:
         last = newest_whole_checkpoint(output_dir)
         raise FloatingPointError(
             f"Training has failed at step {first}: not finite are {culprits}. "
-            + (f"The last good checkpoint is {last}. " if last else "There is no checkpoint from before. ")
+            + (
+                f"The last good checkpoint is {last}. "
+                if last
+                else "There is no checkpoint from before. "
+            )
             + "Started again as it was, it would fail at the same step: try a lower learning rate, a longer warm-up, "
-            "a lower `max_grad_norm`, a lower `adversarial_weight` if it is the discriminator, or `bf16` instead of "
-            "`fp16`."
+            "a lower `max_grad_norm`, a lower `adversarial_weight` if it is the discriminator, or "
+            "`bf16` instead of `fp16`."
         )
 
 
 def weights_are_finite(model: nn.Module, device: torch.device) -> torch.Tensor:
-    """Whether all weights and buffers that this process holds are finite: a boolean scalar on a device."""
+    """Whether all weights and buffers that this process holds are finite: a boolean scalar on a
+    device."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return torch.stack([tensor.detach().isfinite().all().to(device) for tensor in local]).all()
 
 
 class HealthWarnings(TrainerCallback):
-    """Warns of a codebook that collapses, and of a discriminator that wins, sees nothing, or explodes.
+    """Warns of a codebook that collapses, and of a discriminator that wins, sees nothing, or
+    explodes.
 
-    Each warning comes once, when its condition has held for some logs in a row, and again only after it was over. The
-    first ten logs are let pass, as losses move most there. The conditions:
+    Each warning comes once, when its condition has held for some logs in a row, and again only
+    after it was over. The first ten logs are let pass, as losses move most there. The conditions:
 
-    - The codebook collapses: in the mean of 10 logs, the perplexity is below a tenth of the number of codes, or less
-      than a tenth of them are in use. A trained codebook ends above a half. The perplexity is the surer sign:
-      `CodebookRevival` makes a dead code count as used for about a hundred steps more, so that with all tokens on 3 of
-      4,096 codes 94% of them are in use on average, and the perplexity is 1% of their number (7% of 256). In the
-      demo's warm-up, which begins with a few codes, it does not fall below 17% before it rises.
-    - The discriminator wins: its hinge loss is below 0.1, and the logits of real and made images are more than 2
-      apart, in 5 logs. The hinge asks for 1 and -1, a distance of 2; beyond it, with no loss left, it learns nothing
-      more, and what it tells the decoder is only that all is wrong.
-    - The discriminator sees nothing: its hinge loss is above 0.95, and the logits are less than 0.1 apart, in 20 logs
-      since it has begun to learn. The loss is 1 where the logits are 0 whatever the image.
-    - Something explodes: a gradient norm, or a logit beyond 10 (ten times what the hinge asks for), is more than 10
-      times its median in the last 50 logs. Steady training varies by a factor of 2 or 3.
+    - The codebook collapses: in the mean of 10 logs, the perplexity is below a tenth of the number
+      of codes, or less than a tenth of them are in use. A trained codebook ends above a half. The
+      perplexity is the surer sign: `CodebookRevival` makes a dead code count as used for about a
+      hundred steps more, so that with all tokens on 3 of 4,096 codes 94% of them are in use on
+      average, and the perplexity is 1% of their number (7% of 256). In the demo's warm-up, which
+      begins with a few codes, it does not fall below 17% before it rises.
+    - The discriminator wins: its hinge loss is below 0.1, and the logits of real and made images
+      are more than 2 apart, in 5 logs. The hinge asks for 1 and -1, a distance of 2; beyond it,
+      with no loss left, it learns nothing more, and what it tells the decoder is only that all is
+      wrong.
+    - The discriminator sees nothing: its hinge loss is above 0.95, and the logits are less than 0.1
+      apart, in 20 logs since it has begun to learn. The loss is 1 where the logits are 0 whatever
+      the image.
+    - Something explodes: a gradient norm, or a logit beyond 10 (ten times what the hinge asks for),
+      is more than 10 times its median in the last 50 logs. Steady training varies by a factor of 2
+      or 3.
     """
 
     WARM_UP = 10
@@ -130,9 +149,15 @@ class HealthWarnings(TrainerCallback):
         self.recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=self.MEMORY))
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs: Any,
     ) -> None:
-        """Goes through the log of a run that goes on, so that it warns as if it had not been interrupted."""
+        """Goes through the log of a run that goes on, so that it warns as if it had not been
+        interrupted."""
         revival = getattr(model, "codebook_revival", None)
         self.reset(0 if revival is None else len(revival.shares))
         for entry in state.log_history:
@@ -160,7 +185,9 @@ class HealthWarnings(TrainerCallback):
         if self.num_logs <= self.WARM_UP:
             return []
         self.lasting = Counter({name: self.lasting[name] + 1 for name in found})
-        return [text for name, text in found.items() if self.lasting[name] == self.PATIENCE.get(name, 1)]
+        return [
+            text for name, text in found.items() if self.lasting[name] == self.PATIENCE.get(name, 1)
+        ]
 
     def collapse(self, logs: Mapping[str, float]) -> dict[str, str]:
         """What to say if the codebook collapses."""
@@ -174,20 +201,26 @@ class HealthWarnings(TrainerCallback):
         if usage >= 0.1 and perplexity >= 0.1 * self.codebook_size:
             return {}
         text = (
-            f"the codebook collapses: codebook_usage is {usage:.2f} in the last logs, codebook_perplexity "
-            f"{perplexity:.3g} of {self.codebook_size}. Lower the learning rate or lengthen its warm-up; if that does "
+            f"the codebook collapses: codebook_usage is {usage:.2f} in the last logs, "
+            f"codebook_perplexity {perplexity:.3g} of {self.codebook_size}. Lower the learning "
+            "rate or lengthen its warm-up; if that does "
             "not help, take fewer codes or a smaller `latent_dim`."
         )
         return {"collapse": text}
 
     def failing_discriminator(self, logs: Mapping[str, float]) -> dict[str, str]:
-        """What to say if the discriminator, which has a gradient as soon as it learns, has nothing more to learn."""
+        """What to say if the discriminator, which has a gradient as soon as it learns, has nothing
+        more to learn."""
         if not logs.get("grad_norm_discriminator"):
             return {}
-        loss, real, fake = (logs[name] for name in ("discriminator_loss", "real_logit", "fake_logit"))
+        loss, real, fake = (
+            logs[name] for name in ("discriminator_loss", "real_logit", "fake_logit")
+        )
         values = f"discriminator_loss is {loss:.3g}, real_logit {real:.3g}, fake_logit {fake:.3g}"
         if loss < 0.1 and real - fake > 2:
-            advice = "Lower `discriminator_learning_rate`, raise `lecam_weight`, or let it start later."
+            advice = (
+                "Lower `discriminator_learning_rate`, raise `lecam_weight`, or let it start later."
+            )
             return {"winning": f"the discriminator wins: {values}. {advice}"}
         if loss > 0.95 and abs(real - fake) < 0.1:
             advice = "Raise `discriminator_learning_rate`, or lower `lecam_weight`."
@@ -195,8 +228,8 @@ class HealthWarnings(TrainerCallback):
         return {}
 
     def explosions(self, logs: Mapping[str, float]) -> dict[str, str]:
-        """What to say of each size that explodes; networks that do not learn yet have no gradient, and steps whose
-        gradients float16 cannot hold are skipped."""
+        """What to say of each size that explodes; networks that do not learn yet have no gradient,
+        and steps whose gradients float16 cannot hold are skipped."""
         found = {}
         for name in ("grad_norm_model", "grad_norm_discriminator", "real_logit", "fake_logit"):
             size = abs(logs.get(name, 0.0))
@@ -209,8 +242,9 @@ class HealthWarnings(TrainerCallback):
                 if name != "grad_norm_model":
                     network, rate = ("discriminator", "discriminator_learning_rate")
                 found[f"explosion of {name}"] = (
-                    f"the {network} explodes: {name} is {logs[name]:.3g}, where the median of the last logs was "
-                    f"{median:.3g}. If it does not come down, go back to a checkpoint from before, and lower `{rate}` "
+                    f"the {network} explodes: {name} is {logs[name]:.3g}, where the median of the "
+                    f"last logs was {median:.3g}. If it does not come down, go back to a "
+                    f"checkpoint from before, and lower `{rate}` "
                     "or `max_grad_norm`."
                 )
             earlier.append(size)

@@ -19,7 +19,8 @@ def full_precision(device: torch.device) -> AbstractContextManager:
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over all processes; the gradient is that of this process's part.
 
-    Distributed training averages gradients over processes, which makes that of a function of such a mean whole.
+    Distributed training averages gradients over processes, which makes that of a function of such a
+    mean whole.
     """
     if not distributed.is_initialized():
         return values
@@ -29,14 +30,19 @@ def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
 
 
 def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """Hinge loss that raises the logits of real images over 1 and pushes those of fake ones under -1."""
+    """Hinge loss that raises the logits of real images over 1 and pushes those of fake ones under
+    -1."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
 def lecam_loss(
-    real_mean: torch.Tensor, fake_mean: torch.Tensor, real_average: torch.Tensor, fake_average: torch.Tensor
+    real_mean: torch.Tensor,
+    fake_mean: torch.Tensor,
+    real_average: torch.Tensor,
+    fake_average: torch.Tensor,
 ) -> torch.Tensor:
-    """LeCam regularization (arXiv 2104.03310): keeps each side's mean logit near the other side's moving average.
+    """LeCam regularization (arXiv 2104.03310): keeps each side's mean logit near the other side's
+    moving average.
 
     Args:
         real_mean, fake_mean: Mean logits of this batch, scalars.
@@ -48,11 +54,12 @@ def lecam_loss(
 def adaptive_weight(
     reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer: torch.Tensor
 ) -> torch.Tensor:
-    """What the adversarial loss is multiplied by so that it pulls on the last layer as the reconstruction does.
+    """What the adversarial loss is multiplied by so that it pulls on the last layer as the
+    reconstruction does.
 
-    The ratio of the gradients' norms (Taming Transformers, arXiv 2012.09841, equation 7), at most 10,000; gradients
-    are averaged over all processes first. They are those of multiplied losses: the gradient of a mean over all pixels
-    would be 0 in float16.
+    The ratio of the gradients' norms (Taming Transformers, arXiv 2012.09841, equation 7), at most
+    10,000; gradients are averaged over all processes first. They are those of multiplied losses:
+    the gradient of a mean over all pixels would be 0 in float16.
 
     Args:
         reconstruction_loss: Scalar, perceptual part included.
@@ -63,7 +70,9 @@ def adaptive_weight(
         A scalar without gradient.
     """
     losses = (GRADIENT_SCALE * loss.float() for loss in (reconstruction_loss, adversarial_loss))
-    gradients = torch.stack([torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in losses])
+    gradients = torch.stack(
+        [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in losses]
+    )
     gradients = gradients / GRADIENT_SCALE
     reconstruction, adversarial = mean_over_processes(gradients).flatten(1).norm(dim=1)
     return (reconstruction / (adversarial + 1e-4)).clamp(max=1e4)

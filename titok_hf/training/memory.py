@@ -8,7 +8,8 @@ from pathlib import Path
 class PeakMemory:
     """Context manager that measures the process's largest resident memory inside it.
 
-    `gib` is the peak in GiB. Linux can reset its counter; elsewhere the peak since the process started is reported.
+    `gib` is the peak in GiB. Linux can reset its counter; elsewhere the peak since the process
+    started is reported.
     """
 
     gib: float = 0.0

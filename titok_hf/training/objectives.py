@@ -1,11 +1,14 @@
-"""What each stage minimizes: networks, frozen helpers and moving averages in one module that `Trainer` can hold.
+"""What each stage minimizes: networks, frozen helpers and moving averages in one module that
+`Trainer` can hold.
 
-An objective maps a batch to a loss and its parts, says which parameters are optimized together, and is told after
-each optimizer step. One backward pass serves a generator and its discriminator: the generator's loss sees the
-discriminator with detached parameters, the discriminator's loss sees the reconstruction detached.
+An objective maps a batch to a loss and its parts, says which parameters are optimized together, and
+is told after each optimizer step. One backward pass serves a generator and its discriminator: the
+generator's loss sees the discriminator with detached parameters, the discriminator's loss sees the
+reconstruction detached.
 
-The random numbers that a sample needs, such as those that mask its tokens, come with the batch as `draws`, uniform in
-[0, 1), so that they do not depend on how samples are spread over processes and accumulated batches.
+The random numbers that a sample needs, such as those that mask its tokens, come with the batch as
+`draws`, uniform in [0, 1), so that they do not depend on how samples are spread over processes and
+accumulated batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +29,13 @@ from ..modeling.titok import TiTokModel
 from ..pipelines.scheduling_maskgit import MaskGitScheduler
 from .codebook import CodebookRevival
 from .discriminator import PatchDiscriminator
-from .losses import adaptive_weight, full_precision, hinge_discriminator_loss, lecam_loss, mean_over_processes
+from .losses import (
+    adaptive_weight,
+    full_precision,
+    hinge_discriminator_loss,
+    lecam_loss,
+    mean_over_processes,
+)
 from .perceptual import PerceptualLoss
 
 
@@ -53,8 +62,8 @@ def standard_normal(draws: torch.Tensor) -> torch.Tensor:
 class Objective(nn.Module):
     """Base of all objectives.
 
-    `num_draws` is how many random numbers a sample needs; `starts` holds the optimizer step at which a network's
-    training begins, where that is not 0.
+    `num_draws` is how many random numbers a sample needs; `starts` holds the optimizer step at
+    which a network's training begins, where that is not 0.
 
     Args:
         model: The network that the stage trains.
@@ -65,16 +74,24 @@ class Objective(nn.Module):
 
     def __init__(self, model: PreTrainedModel, ema_decay: float = 0.0):
         super().__init__()
-        if provenance := getattr(model.config, "provenance", None):  # trained on, it is not what was measured any more
-            model.config.provenance = {key: value for key, value in provenance.items() if key != "results"}
+        if provenance := getattr(
+            model.config, "provenance", None
+        ):  # trained on, it is not what was measured any more
+            model.config.provenance = {
+                key: value for key, value in provenance.items() if key != "results"
+            }
         self.model = model
         self.ema = None
         if ema_decay:
-            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
+            self.ema = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)
+            ).requires_grad_(False)
         self.codebook_revival = None
         self.starts: dict[str, int] = {}
         classes = {type(module).__name__ for module in model.modules()}  # of which FSDP's units are
-        self._no_split_modules = [name for name in getattr(model, "_no_split_modules", None) or () if name in classes]
+        self._no_split_modules = [
+            name for name in getattr(model, "_no_split_modules", None) or () if name in classes
+        ]
 
     @property
     def result(self) -> PreTrainedModel:
@@ -82,7 +99,8 @@ class Objective(nn.Module):
         return (self.model if self.ema is None else self.ema.module).eval()
 
     def networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name and module of each network that has an optimizer's learning rate and gradient clipping of its own."""
+        """Name and module of each network that has an optimizer's learning rate and gradient
+        clipping of its own."""
         yield "model", self.model
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
@@ -90,7 +108,8 @@ class Objective(nn.Module):
         self.model.activation_checkpointing_enable(**kwargs)
 
     def batch_weights(self, batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor | None:
-        """How much the loss of each of some batches counts in their mean; `None` if all count the same."""
+        """How much the loss of each of some batches counts in their mean; `None` if all count the
+        same."""
         return None
 
     def after_optimizer_step(self, step: int) -> None:
@@ -105,7 +124,8 @@ class Objective(nn.Module):
             self.ema.update_parameters(self.model)
 
     def statistics(self) -> dict[str, torch.Tensor]:
-        """Scalars for the log that belong to no batch: usage and perplexity of a codebook that is trained."""
+        """Scalars for the log that belong to no batch: usage and perplexity of a codebook that is
+        trained."""
         return {} if self.codebook_revival is None else self.codebook_revival.statistics()
 
     def observe_codes(self, encoded: TokenizerEncoderOutput) -> None:
@@ -121,14 +141,20 @@ class Objective(nn.Module):
 def posterior_size(model: TiTokModel | MaskGitVQGANModel) -> int:
     """Random numbers that a sample of the posterior takes, if the tokenizer has one."""
     config = model.config
-    return config.num_latent_tokens * config.latent_dim if getattr(config, "quantizer", "vq") == "kl" else 0
+    return (
+        config.num_latent_tokens * config.latent_dim
+        if getattr(config, "quantizer", "vq") == "kl"
+        else 0
+    )
 
 
 def posterior_noise(model: TiTokModel, draws: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """The noise of the posterior's sample from draws `(B, K * C)`, as an argument of `encode`."""
     if draws is None:
         return {}
-    return {"noise": standard_normal(draws).unflatten(1, (model.config.num_latent_tokens, -1))}  # (B, K, C)
+    return {
+        "noise": standard_normal(draws).unflatten(1, (model.config.num_latent_tokens, -1))
+    }  # (B, K, C)
 
 
 class WarmupObjective(Objective):
@@ -147,7 +173,9 @@ class WarmupObjective(Objective):
         if model.config.quantizer == "vq":
             self.codebook_revival = CodebookRevival(model.quantizer.codebook)
 
-    def forward(self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0) -> ObjectiveOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
+    ) -> ObjectiveOutput:
         """Images `(B, 3, H, W)` in [0, 1] to cross-entropy plus the quantizer's loss."""
         with torch.no_grad():
             proxy_codes = self.vqgan.encode(pixel_values).codes  # (B, P)
@@ -163,22 +191,27 @@ class WarmupObjective(Objective):
 
 
 class ReconstructionObjective(Objective):
-    """Stages `decoder_finetuning` and `single_stage`, and the VQGAN's own training: images from images.
+    """Stages `decoder_finetuning` and `single_stage`, and the VQGAN's own training: images from
+    images.
 
-    `reconstruction + perceptual_weight * perceptual + adversarial_weight * adversarial + quantizer_weight * quantizer`
-    for the tokenizer; hinge loss plus `lecam_weight * LeCam` for the discriminator. Of several processes, LeCam sees
-    the mean logits of all; of accumulated batches, each has its own.
+    `reconstruction + perceptual_weight * perceptual + adversarial_weight * adversarial +
+    quantizer_weight * quantizer` for the tokenizer; hinge loss plus `lecam_weight * LeCam` for the
+    discriminator. Of several processes, LeCam sees the mean logits of all; of accumulated batches,
+    each has its own.
 
     Args:
         model: The tokenizer: TiTok ending in pixels, or a VQGAN.
-        freeze_encoder: Whether encoder and quantizer keep their weights, as in `decoder_finetuning`.
+        freeze_encoder: Whether encoder and quantizer keep their weights, as in
+            `decoder_finetuning`.
         perceptual: Needed if `perceptual_weight` is not 0.
         discriminator: Needed if `adversarial_weight` is not 0.
         distance: The reconstruction loss: mean squared (`"l2"`) or mean absolute error (`"l1"`).
-        reconstruction_weight, perceptual_weight, adversarial_weight, quantizer_weight, lecam_weight: Weights.
-        discriminator_start: Optimizer step from which the adversarial losses count; the discriminator's schedule of
-            the learning rate, warm-up included, begins there.
-        adaptive_weight: Whether `adversarial_weight` is also multiplied by `titok_hf.training.losses.adaptive_weight`.
+        reconstruction_weight, perceptual_weight, adversarial_weight, quantizer_weight,
+            lecam_weight: Weights.
+        discriminator_start: Optimizer step from which the adversarial losses count; the
+            discriminator's schedule of the learning rate, warm-up included, begins there.
+        adaptive_weight: Whether `adversarial_weight` is also multiplied by
+            `titok_hf.training.losses.adaptive_weight`.
         lecam_decay: Of the moving averages of the discriminator's mean logits.
         ema_decay: See `Objective`.
 
@@ -236,8 +269,11 @@ class ReconstructionObjective(Objective):
         if self.discriminator is not None:
             yield "discriminator", self.discriminator
 
-    def forward(self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0) -> ObjectiveOutput:
-        """Images `(B, 3, H, W)` in [0, 1] to the loss of tokenizer and discriminator; `step` counts from 0."""
+    def forward(
+        self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
+    ) -> ObjectiveOutput:
+        """Images `(B, 3, H, W)` in [0, 1] to the loss of tokenizer and discriminator; `step` counts
+        from 0."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             encoded = self.model.encode(pixel_values, **posterior_noise(self.model, draws))
         self.observe_codes(encoded)
@@ -248,17 +284,29 @@ class ReconstructionObjective(Objective):
             parts["perceptual_loss"] = self.perceptual(reconstruction, pixel_values)
             loss = loss + self.perceptual_weight * parts["perceptual_loss"]
         if self.discriminator is not None:
-            # a factor, not a branch: every parameter must get a gradient in every step of distributed training
+            # a factor, not a branch: every parameter must get a gradient in every step of
+            # distributed training
             started = float(step >= self.starts["discriminator"])
-            frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-            parts["adversarial_loss"] = -torch.func.functional_call(self.discriminator, frozen, reconstruction).mean()
+            frozen = {
+                name: parameter.detach()
+                for name, parameter in self.discriminator.named_parameters()
+            }
+            parts["adversarial_loss"] = -torch.func.functional_call(
+                self.discriminator, frozen, reconstruction
+            ).mean()
             weight = self.adversarial_weight * started
             if self.adaptive_weight and torch.is_grad_enabled():
-                last_layer = [p for p in self.model.parameters() if p.ndim == 4 and p.requires_grad][-1]
-                parts["adaptive_weight"] = adaptive_weight(loss, parts["adversarial_loss"], last_layer)
+                last_layer = [
+                    p for p in self.model.parameters() if p.ndim == 4 and p.requires_grad
+                ][-1]
+                parts["adaptive_weight"] = adaptive_weight(
+                    loss, parts["adversarial_loss"], last_layer
+                )
                 weight = weight * parts["adaptive_weight"]
             loss = loss + weight * parts["adversarial_loss"]
-            loss = loss + started * self.discriminator_loss(pixel_values, reconstruction.detach(), started, parts)
+            loss = loss + started * self.discriminator_loss(
+                pixel_values, reconstruction.detach(), started, parts
+            )
         if not self.freeze_encoder:
             parts["quantizer_loss"] = encoded.quantizer_loss
             loss = loss + self.quantizer_weight * encoded.quantizer_loss
@@ -270,7 +318,9 @@ class ReconstructionObjective(Objective):
         """Hinge and LeCam loss of real and fake images `(B, 3, H, W)`; adds the parts to the log."""
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).chunk(2)
         parts["discriminator_loss"] = hinge_discriminator_loss(real_logits, fake_logits)
-        mean_logits = mean_over_processes(torch.stack([real_logits.mean(), fake_logits.mean()]).float())  # (2,)
+        mean_logits = mean_over_processes(
+            torch.stack([real_logits.mean(), fake_logits.mean()]).float()
+        )  # (2,)
         parts["real_logit"], parts["fake_logit"] = mean_logits
         parts["lecam_loss"] = lecam_loss(*mean_logits, self.real_average, self.fake_average)
         if self.training and started:
@@ -287,7 +337,8 @@ class ReconstructionObjective(Objective):
 
 
 class MaskedTokenObjective(Objective):
-    """The generator's training: codes of a frozen tokenizer, some of them masked, to the codes that were masked.
+    """The generator's training: codes of a frozen tokenizer, some of them masked, to the codes that
+    were masked.
 
     Args:
         model: The generator.
@@ -312,7 +363,10 @@ class MaskedTokenObjective(Objective):
         """The sum of the tokens' weights in each batch, since the loss is their weighted mean."""
         config = self.model.config
         masked = torch.stack(
-            [self.scheduler.num_masked(batch["draws"][:, 0], config.num_tokens).sum() for batch in batches]
+            [
+                self.scheduler.num_masked(batch["draws"][:, 0], config.num_tokens).sum()
+                for batch in batches
+            ]
         )  # (batches,)
         tokens = torch.tensor([batch["draws"].shape[0] * config.num_tokens for batch in batches])
         return masked + config.unmasked_weight * (tokens - masked)
@@ -325,9 +379,11 @@ class MaskedTokenObjective(Objective):
         draws: torch.Tensor | None = None,
         step: int = 0,
     ) -> ObjectiveOutput:
-        """Images `(B, 3, H, W)` in [0, 1], or their codes `(B, N)`, and labels `(B,)` to the masked-token loss.
+        """Images `(B, 3, H, W)` in [0, 1], or their codes `(B, N)`, and labels `(B,)` to the
+        masked-token loss.
 
-        Of a sample's draws, one says how many tokens are masked, N which, and one whether its label is dropped.
+        Of a sample's draws, one says how many tokens are masked, N which, and one whether its label
+        is dropped.
         """
         if codes is None:  # in the tokenizer's own precision, as a data set of tokens is made
             with torch.no_grad(), full_precision(pixel_values.device):
@@ -344,7 +400,8 @@ class MaskedTokenObjective(Objective):
 
 
 class ClassifierObjective(Objective):
-    """Cross-entropy of an image classifier, for a perceptual loss where no pretrained classifier fits.
+    """Cross-entropy of an image classifier, for a perceptual loss where no pretrained classifier
+    fits.
 
     Images are normalized with `MEAN` and `STD`.
     """
@@ -364,4 +421,6 @@ class ClassifierObjective(Objective):
         std = pixel_values.new_tensor(self.STD).view(1, -1, 1, 1)
         logits = self.model((pixel_values - mean) / std).logits  # (B, num_labels)
         accuracy = (logits.argmax(-1) == class_labels).float().mean()
-        return ObjectiveOutput(loss=F.cross_entropy(logits, class_labels), parts={"accuracy": accuracy})
+        return ObjectiveOutput(
+            loss=F.cross_entropy(logits, class_labels), parts={"accuracy": accuracy}
+        )

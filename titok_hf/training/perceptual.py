@@ -16,25 +16,29 @@ class PerceptualLoss(nn.Module):
 
     With `classifier_mse` the mean squared error of the logits of both images,
 
-    `(classifier_weight * classifier_mse + lpips_weight * LPIPS) / (classifier_weight + lpips_weight)`,
+    `(classifier_weight * classifier_mse + lpips_weight * LPIPS) / (classifier_weight +
+    lpips_weight)`,
 
-    as in `modeling/modules/perceptual_loss.py` of bytedance/1d-tokenizer: its `convnext_s`, of TiTok's decoder
-    fine-tuning, is a ConvNeXt-S alone; its `lpips-convnext_s-1.0-0.1`, of single-stage training, has
-    `lpips_weight=1.0, classifier_weight=0.1`, and counts 1.1 times in the sum of the losses.
+    as in `modeling/modules/perceptual_loss.py` of bytedance/1d-tokenizer: its `convnext_s`, of
+    TiTok's decoder fine-tuning, is a ConvNeXt-S alone; its `lpips-convnext_s-1.0-0.1`, of
+    single-stage training, has `lpips_weight=1.0, classifier_weight=0.1`, and counts 1.1 times in
+    the sum of the losses.
 
     Everything is computed in float32, under autocast too, as there.
 
     Args:
-        classifier: Any image classifier of transformers, taking `pixel_values` and returning `logits`; needed if
-            `classifier_weight` is not 0.
-        image_size: Side to which images are resized for the classifier (bilinear, antialiased); as they are if not
-            given.
-        image_mean, image_std: Normalization of images in [0, 1] for the classifier; ImageNet's if not given.
+        classifier: Any image classifier of transformers, taking `pixel_values` and returning
+            `logits`; needed if `classifier_weight` is not 0.
+        image_size: Side to which images are resized for the classifier (bilinear, antialiased); as
+            they are if not given.
+        image_mean, image_std: Normalization of images in [0, 1] for the classifier; ImageNet's if
+            not given.
         lpips: Needed if `lpips_weight` is not 0. It sees the images at their own size.
         classifier_weight, lpips_weight: Weights in the mean.
 
     Raises:
-        ValueError: If a weight is negative or none is positive, or if a network with a weight is missing.
+        ValueError: If a weight is negative or none is positive, or if a network with a weight is
+            missing.
     """
 
     def __init__(
@@ -50,10 +54,14 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         if min(classifier_weight, lpips_weight) < 0 or classifier_weight + lpips_weight == 0:
             raise ValueError(
-                "`classifier_weight` and `lpips_weight` must not be negative, and one must be positive, got "
+                "`classifier_weight` and `lpips_weight` must not be negative, and one must be "
+                "positive, got "
                 f"{classifier_weight} and {lpips_weight}."
             )
-        for name, network, weight in (("classifier", classifier, classifier_weight), ("lpips", lpips, lpips_weight)):
+        for name, network, weight in (
+            ("classifier", classifier, classifier_weight),
+            ("lpips", lpips, lpips_weight),
+        ):
             if weight and network is None:
                 raise ValueError(f"`{name}_weight` is {weight}, so `{name}` must be given.")
         self.classifier = classifier if classifier_weight else None
@@ -86,7 +94,9 @@ class PerceptualLoss(nn.Module):
             if self.classifier is not None:
                 with torch.no_grad():
                     target = self.logits(pixel_values)
-                loss = loss + self.classifier_weight * F.mse_loss(self.logits(reconstruction), target)
+                loss = loss + self.classifier_weight * F.mse_loss(
+                    self.logits(reconstruction), target
+                )
             if self.lpips is not None:
                 distance = self.lpips(2 * reconstruction - 1, 2 * pixel_values - 1)  # (B,)
                 loss = loss + self.lpips_weight * distance.mean()

@@ -31,11 +31,14 @@ def load_pretrained(recipe: Recipe, stage: str) -> Any:
         return load_vqgan(source, recipe.image_size, **location)
     if stage == "classifier":
         return load_classifier(source, **location)
-    return load_titok(source, stage, recipe.image_size, generates="generator" in recipe.stages, **location)
+    return load_titok(
+        source, stage, recipe.image_size, generates="generator" in recipe.stages, **location
+    )
 
 
 def load_vqgan(source: str, image_size: int, **location: Any) -> MaskGitVQGANModel:
-    """A VQGAN for the images of a recipe. It is convolutional: those of its own training may have had another size."""
+    """A VQGAN for the images of a recipe. It is convolutional: those of its own training may have
+    had another size."""
     return MaskGitVQGANModel.from_pretrained(source, image_size=image_size, **location).eval()
 
 
@@ -43,10 +46,13 @@ def load_classifier(source: str, **location: Any) -> Classifier:
     """Any image classifier of transformers, with size and normalization of its image processor.
 
     Raises:
-        ValueError: If it is no image classifier, lacks weights, or has an image processor without a size.
+        ValueError: If it is no image classifier, lacks weights, or has an image processor without a
+            size.
     """
     with explain_loading_errors(source):
-        model, info = AutoModelForImageClassification.from_pretrained(source, output_loading_info=True, **location)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            source, output_loading_info=True, **location
+        )
         processor = AutoImageProcessor.from_pretrained(source, **location)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
@@ -56,14 +62,18 @@ def load_classifier(source: str, **location: Any) -> Classifier:
     size = (getattr(processor, "do_center_crop", None) and processor.crop_size) or processor.size
     side = size.get("height") or size.get("shortest_edge")
     if side is None:
-        raise ValueError(f"The image processor of {source} must say the size of its images, got {size}.")
+        raise ValueError(
+            f"The image processor of {source} must say the size of its images, got {size}."
+        )
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if processor.do_normalize:
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     return Classifier(model.eval(), side, mean, std)
 
 
-def load_titok(source: str, stage: str, image_size: int, generates: bool, **location: Any) -> TiTokModel:
+def load_titok(
+    source: str, stage: str, image_size: int, generates: bool, **location: Any
+) -> TiTokModel:
     """A TiTok as the result of a stage.
 
     Args:
@@ -80,10 +90,14 @@ def load_titok(source: str, stage: str, image_size: int, generates: bool, **loca
     config = model.config
     if config.image_size != image_size:
         raise ValueError(
-            f"{source} is a tokenizer of images of {config.image_size} pixels, the recipe's have {image_size}."
+            f"{source} is a tokenizer of images of {config.image_size} pixels, the recipe's have "
+            f"{image_size}."
         )
     if stage == "warmup" and config.head != "proxy_codes":
-        raise ValueError(f"{source} must be a tokenizer that ends in proxy codes, got one with head {config.head!r}.")
+        raise ValueError(
+            f"{source} must be a tokenizer that ends in proxy codes, got one with head "
+            f"{config.head!r}."
+        )
     if stage != "warmup" and generates:
         check_tokenizer(model)
     return model

@@ -1,4 +1,5 @@
-"""Pictures of what a network in training does: reconstructions under their images, samples a row a class."""
+"""Pictures of what a network in training does: reconstructions under their images, samples a row a
+class."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -21,29 +22,39 @@ from .trainer import TiTokTrainer
 
 
 class Previews(TrainerCallback):
-    """Draws a picture at intervals, writes it as a PNG, and sends it where `report_to` sends the log.
+    """Draws a picture at intervals, writes it as a PNG, and sends it where `report_to` sends the
+    log.
 
-    The main process draws, and the others go on until they need it. Training goes on as if nothing had been drawn:
-    random numbers and the modes of the networks are left as they were, and the time does not count.
+    The main process draws, and the others go on until they need it. Training goes on as if nothing
+    had been drawn: random numbers and the modes of the networks are left as they were, and the time
+    does not count.
 
     Args:
-        trainer: The trainer, to which the callback is added by `trainer.add_callback(Previews(trainer, …))`.
+        trainer: The trainer, to which the callback is added by
+            `trainer.add_callback(Previews(trainer, …))`.
         every_steps: Steps from one picture to the next.
         folder: Where they are written, as `step-….png`.
-        draw: Draws what the trainer's objective does: `reconstruction_preview` or `sample_preview` with all arguments
-            but the objective.
+        draw: Draws what the trainer's objective does: `reconstruction_preview` or `sample_preview`
+            with all arguments but the objective.
 
     Raises:
-        ValueError: If `every_steps` is not at least 1, or the network is in shards on several processes (FSDP).
+        ValueError: If `every_steps` is not at least 1, or the network is in shards on several
+            processes (FSDP).
     """
 
     def __init__(
-        self, trainer: TiTokTrainer, every_steps: int, folder: str | Path, draw: Callable[[Any], Image.Image]
+        self,
+        trainer: TiTokTrainer,
+        every_steps: int,
+        folder: str | Path,
+        draw: Callable[[Any], Image.Image],
     ):
         if every_steps < 1:
             raise ValueError(f"`every_steps` must be at least 1, got {every_steps}.")
         if trainer.is_fsdp_enabled:
-            raise ValueError("Previews need the whole network on the main process, which it has not under FSDP.")
+            raise ValueError(
+                "Previews need the whole network on the main process, which it has not under FSDP."
+            )
         self.trainer = trainer
         self.every_steps = every_steps
         self.folder = Path(folder)
@@ -68,14 +79,21 @@ class Previews(TrainerCallback):
             self.send(picture, state.global_step)
 
     def send(self, picture: Image.Image, step: int) -> None:
-        """Sends a picture to TensorBoard, Trackio and Weights & Biases, as far as the trainer's log goes there."""
+        """Sends a picture to TensorBoard, Trackio and Weights & Biases, as far as the trainer's log
+        goes there."""
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback):
-                callback.tb_writer.add_image("preview", np.asarray(picture), step, dataformats="HWC")
+                callback.tb_writer.add_image(
+                    "preview", np.asarray(picture), step, dataformats="HWC"
+                )
             elif isinstance(callback, TrackioCallback):
-                callback._trackio.log({"preview": callback._trackio.Image(picture), "train/global_step": step})
+                callback._trackio.log(
+                    {"preview": callback._trackio.Image(picture), "train/global_step": step}
+                )
             elif isinstance(callback, WandbCallback):
-                callback._wandb.log({"preview": callback._wandb.Image(picture), "train/global_step": step})
+                callback._wandb.log(
+                    {"preview": callback._wandb.Image(picture), "train/global_step": step}
+                )
 
 
 def first_images(rows: IndexedRows | ShardedRows, count: int = 24) -> list[Image.Image]:
@@ -92,10 +110,12 @@ def first_images(rows: IndexedRows | ShardedRows, count: int = 24) -> list[Image
 def reconstruction_preview(
     objective: ReconstructionObjective | WarmupObjective, pixel_values: torch.Tensor
 ) -> Image.Image:
-    """Images above what the tokenizer in training, the averaged one if there is an average, makes of them.
+    """Images above what the tokenizer in training, the averaged one if there is an average, makes
+    of them.
 
     Args:
-        objective: Of a tokenizer; of a stage that ends in proxy codes the most likely ones are decoded.
+        objective: Of a tokenizer; of a stage that ends in proxy codes the most likely ones are
+            decoded.
         pixel_values: Images `(B, 3, H, W)` in [0, 1].
     """
     tokenizer = objective.result
@@ -103,7 +123,9 @@ def reconstruction_preview(
     decoded = tokenizer.decode(tokenizer.encode(images).latents)
     if isinstance(objective, WarmupObjective):
         decoded = objective.vqgan.decode_codes(decoded.proxy_logits.argmax(-1))  # (B, P)
-    return reconstruction_grid(images, decoded.reconstruction, columns=8, zoom=zoom_of(images.shape[-1]))
+    return reconstruction_grid(
+        images, decoded.reconstruction, columns=8, zoom=zoom_of(images.shape[-1])
+    )
 
 
 def sample_preview(
@@ -120,9 +142,12 @@ def sample_preview(
         class_labels: Classes.
         num_images_per_label: Images of each.
         seed: Of the noise, the same in each picture.
-        sampling: `num_inference_steps`, `guidance_scale` and `guidance_schedule`, see `TiTokPipeline`.
+        sampling: `num_inference_steps`, `guidance_scale` and `guidance_schedule`, see
+            `TiTokPipeline`.
     """
-    pipeline = TiTokPipeline(objective.tokenizer, objective.result, copy.deepcopy(objective.scheduler), **sampling)
+    pipeline = TiTokPipeline(
+        objective.tokenizer, objective.result, copy.deepcopy(objective.scheduler), **sampling
+    )
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         class_labels,
@@ -130,7 +155,9 @@ def sample_preview(
         num_images_per_label=num_images_per_label,
     ).images
     names = [pipeline.generator.config.id2label[label] for label in class_labels]
-    return generation_grid(images, names, columns=num_images_per_label, zoom=zoom_of(images[0].width))
+    return generation_grid(
+        images, names, columns=num_images_per_label, zoom=zoom_of(images[0].width)
+    )
 
 
 def zoom_of(side: int) -> int:

@@ -62,7 +62,9 @@ class RecipeLoader(yaml.SafeLoader):
 
 
 RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), [*"-+0123456789"]
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    [*"-+0123456789"],
 )
 
 
@@ -73,17 +75,18 @@ class Recipe:
     Args:
         name: The recipe's name.
         image_size: Side of the images, in pixels.
-        stages: What trains each stage, or where its result comes from. Any of `STAGES` that have what they need:
-            `warmup` a `vqgan`; `decoder_finetuning` a `vqgan` and a `warmup`; a perceptual loss a `classifier`, unless
-            it is LPIPS alone; `generator` a tokenizer with pixels, from `decoder_finetuning` or `single_stage`, of
-            which there may be one.
+        stages: What trains each stage, or where its result comes from. Any of `STAGES` that have
+            what they need: `warmup` a `vqgan`; `decoder_finetuning` a `vqgan` and a `warmup`; a
+            perceptual loss a `classifier`, unless it is LPIPS alone; `generator` a tokenizer with
+            pixels, from `decoder_finetuning` or `single_stage`, of which there may be one.
 
-            A stage is trained by its `model` (fields of the network's config; for TiTok also `size`, see
-            `TiTokConfig.from_size`), `objective` (for images from images also `classifier_weight` and `lpips_weight`,
-            see `PerceptualLoss`), `discriminator`, `lpips` (files of its weights, see `load_lpips`), `augmentation`
-            and `training` (fields of `TiTokTrainingArguments`, and `global_batch_size`: images of an optimizer step,
-            from which the number of accumulated batches follows). Or it is `pretrained`: a folder or Hub repository,
-            of which `revision` is a branch, tag or commit.
+            A stage is trained by its `model` (fields of the network's config; for TiTok also
+            `size`, see `TiTokConfig.from_size`), `objective` (for images from images also
+            `classifier_weight` and `lpips_weight`, see `PerceptualLoss`), `discriminator`, `lpips`
+            (files of its weights, see `load_lpips`), `augmentation` and `training` (fields of
+            `TiTokTrainingArguments`, and `global_batch_size`: images of an optimizer step, from
+            which the number of accumulated batches follows). Or it is `pretrained`: a folder or Hub
+            repository, of which `revision` is a branch, tag or commit.
         scheduler: Arguments of the `MaskGitScheduler`; needed with a generator.
         sampling: Default arguments of the `TiTokPipeline`; needed with a generator.
     """
@@ -98,11 +101,12 @@ class Recipe:
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
         """Reads a recipe.
 
-        A recipe may name another as its `base` and say only what differs: mappings are merged, key by key; other
-        values take the place of the base's; `null` takes a key away.
+        A recipe may name another as its `base` and say only what differs: mappings are merged, key
+        by key; other values take the place of the base's; `null` takes a key away.
 
         Args:
-            source: A YAML file, or the name of a recipe that comes with the package, such as `"digits"`.
+            source: A YAML file, or the name of a recipe that comes with the package, such as
+                `"digits"`.
             overrides: Changes like `"stages.warmup.training.max_steps=100"`; values are YAML.
 
         Raises:
@@ -172,21 +176,27 @@ def read_recipe(source: str | Path, derived: tuple[Path, ...] = ()) -> dict[str,
     if not path.is_file():
         if str(source) not in recipe_names():
             names = ", ".join(recipe_names())
-            raise FileNotFoundError(f"The recipe must be a YAML file or one of {names}, got {str(source)!r}.")
+            raise FileNotFoundError(
+                f"The recipe must be a YAML file or one of {names}, got {str(source)!r}."
+            )
         path = FOLDER / f"{source}.yaml"
     if path.resolve() in derived:
         raise ValueError(f"The recipe {path} is its own `base`.")
-    # through JSON, since YAML's aliases are shared dicts, and an override must change one of them only
+    # through JSON, since YAML's aliases are shared dicts, and an override must change one of them
+    # only
     content = json.loads(json.dumps(parse_yaml(path.read_text(), str(path))))
     if not isinstance(content, dict) or "base" not in content:
         return content
     base = content.pop("base")
     beside = path.parent / str(base)
-    return merge(read_recipe(beside if beside.is_file() else base, (*derived, path.resolve())), content)
+    return merge(
+        read_recipe(beside if beside.is_file() else base, (*derived, path.resolve())), content
+    )
 
 
 def merge(base: Any, changes: Any) -> Any:
-    """Plain data with changes: mappings key by key, where `None` takes a key away, anything else as a whole."""
+    """Plain data with changes: mappings key by key, where `None` takes a key away, anything else as
+    a whole."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     merged = base | {key: merge(base.get(key), value) for key, value in changes.items()}
@@ -229,8 +239,9 @@ def check_stage(name: str, stage: Any) -> None:
         source = stage.get("pretrained")
         if name == "generator" or others or not isinstance(source, str) or not source:
             raise ValueError(
-                f"`{where}` must either be trained, by {', '.join(parts)}, or, if it is not the generator, have "
-                f"`pretrained`, a folder or Hub repository, and maybe `revision`; got {stage}."
+                f"`{where}` must either be trained, by {', '.join(parts)}, or, if it is not the "
+                "generator, have `pretrained`, a folder or Hub repository, and maybe `revision`; "
+                f"got {stage}."
             )
         return
     for part, arguments in stage.items():
@@ -238,7 +249,8 @@ def check_stage(name: str, stage: Any) -> None:
     training = stage.get("training", {})
     if "global_batch_size" in training and "gradient_accumulation_steps" in training:
         raise ValueError(
-            f"`{where}.training` must have one of `global_batch_size` and `gradient_accumulation_steps`, got both."
+            f"`{where}.training` must have one of `global_batch_size` and "
+            "`gradient_accumulation_steps`, got both."
         )
 
 
@@ -250,15 +262,28 @@ def check_stages(stages: dict[str, dict[str, Any]]) -> None:
     """
     trained = {name: stage for name, stage in stages.items() if "pretrained" not in stage}
     if not trained:
-        raise ValueError(f"The recipe needs at least one of the stages {', '.join(STAGES)} to train.")
+        raise ValueError(
+            f"The recipe needs at least one of the stages {', '.join(STAGES)} to train."
+        )
     if "decoder_finetuning" in stages and "single_stage" in stages:
-        raise ValueError("The recipe must have one of the stages decoder_finetuning and single_stage, got both.")
-    for name, needed in (("warmup", "vqgan"), ("decoder_finetuning", "warmup"), ("decoder_finetuning", "vqgan")):
+        raise ValueError(
+            "The recipe must have one of the stages decoder_finetuning and single_stage, got both."
+        )
+    for name, needed in (
+        ("warmup", "vqgan"),
+        ("decoder_finetuning", "warmup"),
+        ("decoder_finetuning", "vqgan"),
+    ):
         if name in trained and needed not in stages:
             raise ValueError(f"The stage {name} needs the stage {needed}, which the recipe lacks.")
-    if "generator" in trained and "decoder_finetuning" not in stages and "single_stage" not in stages:
+    if (
+        "generator" in trained
+        and "decoder_finetuning" not in stages
+        and "single_stage" not in stages
+    ):
         raise ValueError(
-            "The stage generator needs the stage decoder_finetuning or single_stage, and the recipe has neither."
+            "The stage generator needs the stage decoder_finetuning or single_stage, and the "
+            "recipe has neither."
         )
     for name, stage in trained.items():
         objective = stage.get("objective", {})
@@ -266,17 +291,20 @@ def check_stages(stages: dict[str, dict[str, Any]]) -> None:
         if objective.get("perceptual_weight"):
             if not any(weights.values()):
                 raise ValueError(
-                    f"The stage {name} has a `perceptual_weight` but no network for it: `classifier_weight` and "
+                    f"The stage {name} has a `perceptual_weight` but no network for it: "
+                    "`classifier_weight` and "
                     "`lpips_weight` are 0."
                 )
             if weights["classifier_weight"] and "classifier" not in stages:
                 raise ValueError(
-                    f"The stage {name} has a `perceptual_weight` but the recipe lacks the stage classifier; for LPIPS "
+                    f"The stage {name} has a `perceptual_weight` but the recipe lacks the stage "
+                    "classifier; for LPIPS "
                     "alone, set `classifier_weight: 0` and a `lpips_weight`."
                 )
         elif any(key in objective for key in weights):
             raise ValueError(
-                f"The stage {name} has a {' and a '.join(f'`{key}`' for key in weights if key in objective)} but no "
+                f"The stage {name} has a "
+                f"{' and a '.join(f'`{key}`' for key in weights if key in objective)} but no "
                 "`perceptual_weight`, by which the perceptual loss counts."
             )
 
@@ -290,7 +318,8 @@ def perceptual_weights(objective: dict[str, Any]) -> dict[str, float]:
 
 
 def settable(target: Callable) -> list[str]:
-    """Names of the parameters that a recipe may set: all but networks, which have no default or None.
+    """Names of the parameters that a recipe may set: all but networks, which have no default or
+    None.
 
     A configuration may also be given its `model_type`, and see `EXTRA_KEYS`.
     """
@@ -300,7 +329,14 @@ def settable(target: Callable) -> list[str]:
         return ["model_type", *(parameter.name for parameter in parameters), *extra]
     if target in (TiTokTrainingArguments, load_lpips):
         return [*(parameter.name for parameter in parameters), *extra]
-    return [*(parameter.name for parameter in parameters if parameter.default not in (parameter.empty, None)), *extra]
+    return [
+        *(
+            parameter.name
+            for parameter in parameters
+            if parameter.default not in (parameter.empty, None)
+        ),
+        *extra,
+    ]
 
 
 def parse_yaml(text: str, where: str) -> Any:

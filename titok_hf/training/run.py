@@ -1,4 +1,5 @@
-"""Running a recipe: stage after stage, each one resumable, each result a folder that `from_pretrained` loads."""
+"""Running a recipe: stage after stage, each one resumable, each result a folder that
+`from_pretrained` loads."""
 
 import copy
 import json
@@ -68,27 +69,29 @@ FOLDERS = {
     "generator": "pipeline",
 }
 LABELLED = ("classifier", "generator")
-# Parts of a stage that may be changed until it is finished, such as a learning rate that was too high.
+# Parts of a stage that may be changed until it is finished, such as a learning rate that was too
+# high.
 CHANGEABLE = ("training", "objective")
 
 
 class RecipeRun:
     """Trains what a recipe says on a data set.
 
-    Each method trains its stage, going on from its last checkpoint if there is one, or loads the result if it is
-    there or pretrained. A stage starts from the seed, whatever ran before it. The folder ends with `vqgan/`,
-    `tokenizer/` and `pipeline/`, as far as the recipe trains their stages; `work/` holds checkpoints, logs, and what
-    only later stages need.
+    Each method trains its stage, going on from its last checkpoint if there is one, or loads the
+    result if it is there or pretrained. A stage starts from the seed, whatever ran before it. The
+    folder ends with `vqgan/`, `tokenizer/` and `pipeline/`, as far as the recipe trains their
+    stages; `work/` holds checkpoints, logs, and what only later stages need.
 
-    Until a stage is finished, its `training` and `objective` may be changed: it goes on from its last checkpoint with
-    the new ones.
+    Until a stage is finished, its `training` and `objective` may be changed: it goes on from its
+    last checkpoint with the new ones.
 
-    Started by `torchrun`, all processes train together; the folder must be one that all of them see.
+    Started by `torchrun`, all processes train together; the folder must be one that all of them
+    see.
 
     Args:
         recipe: The recipe.
-        dataset: A data set whose split `train` trains, or rows of `titok_hf.data.open_rows`. Those of a data set of
-            tokens train a generator alone, and no image is encoded.
+        dataset: A data set whose split `train` trains, or rows of `titok_hf.data.open_rows`. Those
+            of a data set of tokens train a generator alone, and no image is encoded.
         output_dir: The folder.
         image_column, label_column: Columns of the data set; rows know their own.
         seed: Of all that is random.
@@ -96,8 +99,8 @@ class RecipeRun:
         data_name: Name of the data set, for the model cards.
 
     Raises:
-        ValueError: If the folder holds a run of a recipe that differs in more, of another seed, or on data of another
-            name.
+        ValueError: If the folder holds a run of a recipe that differs in more, of another seed, or
+            on data of another name.
     """
 
     def __init__(
@@ -132,16 +135,20 @@ class RecipeRun:
             self.write_record({"seed": seed, "data": data_name, **recipe.to_dict()})
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Writes `recipe.yaml`, if nothing has been trained yet, or nothing but what may change has changed."""
+        """Writes `recipe.yaml`, if nothing has been trained yet, or nothing but what may change has
+        changed."""
         path = self.output_dir / "recipe.yaml"
-        earlier = yaml.safe_load(path.read_text()) if path.exists() and self.work_dir.exists() else None
+        earlier = (
+            yaml.safe_load(path.read_text()) if path.exists() and self.work_dir.exists() else None
+        )
         if earlier == record:
             return
         if earlier is not None:
             if self.lasting(earlier) != self.lasting(record):
                 raise ValueError(
-                    f"{self.output_dir} holds a run of another recipe or seed, or on other data (see {path.name}); "
-                    f"only {' and '.join(CHANGEABLE)} of a stage that is not finished may change: choose another "
+                    f"{self.output_dir} holds a run of another recipe or seed, or on other data "
+                    f"(see {path.name}); only {' and '.join(CHANGEABLE)} of a stage that is not "
+                    "finished may change: choose another "
                     "folder, or delete this one."
                 )
             logger.warning("%s goes on with changes of its recipe.", self.output_dir)
@@ -156,11 +163,14 @@ class RecipeRun:
         stages = {}
         for name, stage in record["stages"].items():
             changeable = () if self.folder(name).exists() else CHANGEABLE
-            stages[name] = {part: arguments for part, arguments in stage.items() if part not in changeable}
+            stages[name] = {
+                part: arguments for part, arguments in stage.items() if part not in changeable
+            }
         return record | {"stages": stages}
 
     def train(self) -> PreTrainedModel | TiTokPipeline:
-        """Runs the stages of the recipe, the classifier only if a perceptual loss needs it or it is the only one.
+        """Runs the stages of the recipe, the classifier only if a perceptual loss needs it or it is
+        the only one.
 
         Returns:
             The result of the last stage: the pipeline, if there is a generator.
@@ -186,31 +196,44 @@ class RecipeRun:
         return result
 
     def prepare(self) -> None:
-        """Checks what would otherwise stop a run days after its start: that the data have what the stages need, that
-        what is pretrained is there and fits, and that all arguments are valid.
+        """Checks what would otherwise stop a run days after its start: that the data have what the
+        stages need, that what is pretrained is there and fits, and that all arguments are valid.
 
         Raises:
             OSError: If something pretrained is not there.
             ValueError: If something does not fit, or an argument is not valid.
         """
         ahead = [stage for stage in self.recipe.trained_stages() if not self.folder(stage).exists()]
-        if self.rows.holds_codes and (of_images := [stage for stage in ahead if stage != "generator"]):
+        if self.rows.holds_codes and (
+            of_images := [stage for stage in ahead if stage != "generator"]
+        ):
             raise ValueError(
-                f"The data set holds codes, on which the stage generator alone can train, and the recipe also trains "
-                f"{', '.join(of_images)}: give a data set of images, or `{{pretrained: FOLDER}}` for these stages."
+                "The data set holds codes, on which the stage generator alone can train, and the "
+                f"recipe also trains {', '.join(of_images)}: give a data set of images, or "
+                f"`{{pretrained: FOLDER}}` for these stages."
             )
-        if self.rows.class_names is None and (labelled := [stage for stage in ahead if stage in LABELLED]):
-            raise ValueError(f"The stage {labelled[0]} trains on class labels, which the data set does not have.")
+        if self.rows.class_names is None and (
+            labelled := [stage for stage in ahead if stage in LABELLED]
+        ):
+            raise ValueError(
+                f"The stage {labelled[0]} trains on class labels, which the data set does not have."
+            )
         for stage in ahead:
             self.training_arguments(stage)
-        needed = {stage: partial(self.load, stage) for stage in self.recipe.stages if self.recipe.is_pretrained(stage)}
+        needed = {
+            stage: partial(self.load, stage)
+            for stage in self.recipe.stages
+            if self.recipe.is_pretrained(stage)
+        }
         needed |= {
             f"LPIPS of {stage}": partial(self.lpips, stage)
             for stage in ahead
             if "lpips" in sees_through(self.recipe, stage)
         }
         errors: dict[str, OSError | ValueError] = {}
-        with process_state().local_main_process_first():  # one process downloads, the others find it in the cache
+        with (
+            process_state().local_main_process_first()
+        ):  # one process downloads, the others find it in the cache
             for name, load in needed.items():
                 try:
                     load()
@@ -219,13 +242,15 @@ class RecipeRun:
         if errors:
             missing = any(isinstance(error, OSError) for error in errors.values())
             raise (OSError if missing else ValueError)(
-                "Nothing has been trained, since what the recipe needs pretrained is not there or does not fit. "
-                + " ".join(f"{name}: {error}" for name, error in errors.items())
+                "Nothing has been trained, since what the recipe needs pretrained is not there or "
+                "does not fit. " + " ".join(f"{name}: {error}" for name, error in errors.items())
             )
         for stage in ahead:
             Augmentation(**self.recipe.part(stage, "augmentation"))
         with torch.device("meta"):
-            for stage, objective in recipe_objectives(self.recipe, self.blank, self.rows.class_names or ()):
+            for stage, objective in recipe_objectives(
+                self.recipe, self.blank, self.rows.class_names or ()
+            ):
                 if stage == "generator":
                     self.pipeline(objective.tokenizer, objective.model)
                     if self.rows.holds_codes:
@@ -234,11 +259,14 @@ class RecipeRun:
     def vqgan(self) -> MaskGitVQGANModel:
         """Stage `vqgan`: the 2D tokenizer of the proxy codes."""
         return self.stage(
-            "vqgan", MaskGitVQGANModel, lambda: vqgan_objective(self.recipe, **self.perceptual_networks("vqgan"))
+            "vqgan",
+            MaskGitVQGANModel,
+            lambda: vqgan_objective(self.recipe, **self.perceptual_networks("vqgan")),
         )
 
     def classifier(self) -> ConvNextForImageClassification:
-        """Stage `classifier`: the net of the perceptual loss, for images that no pretrained one fits."""
+        """Stage `classifier`: the net of the perceptual loss, for images that no pretrained one
+        fits."""
         if self.recipe.is_pretrained("classifier"):
             return self.load("classifier").model
         return self.stage(
@@ -261,9 +289,12 @@ class RecipeRun:
         )
 
     def single_stage(self) -> TiTokModel:
-        """Stage `single_stage`: the whole 1D tokenizer learns from pixels at once, without proxy codes."""
+        """Stage `single_stage`: the whole 1D tokenizer learns from pixels at once, without proxy
+        codes."""
         networks = self.perceptual_networks("single_stage")
-        return self.stage("single_stage", TiTokModel, lambda: single_stage_objective(self.recipe, **networks))
+        return self.stage(
+            "single_stage", TiTokModel, lambda: single_stage_objective(self.recipe, **networks)
+        )
 
     def generator(self, tokenizer: TiTokModel) -> TiTokPipeline:
         """Stage `generator`: the masked transformer over the tokenizer's codes."""
@@ -272,7 +303,9 @@ class RecipeRun:
             "generator",
             TiTokPipeline,
             lambda: generator_objective(self.recipe, tokenizer, self.rows.class_names),
-            save=lambda generator, folder: self.pipeline(tokenizer, generator).save_pretrained(folder),
+            save=lambda generator, folder: self.pipeline(tokenizer, generator).save_pretrained(
+                folder
+            ),
         )
 
     def pipeline(self, tokenizer: TiTokModel, generator: MaskGitPreTrainedModel) -> TiTokPipeline:
@@ -306,7 +339,8 @@ class RecipeRun:
         return self.pretrained[name]
 
     def perceptual_networks(self, stage: str) -> dict[str, Classifier | LPIPS]:
-        """The networks that the perceptual loss of a stage needs; a classifier is trained, if it has to be."""
+        """The networks that the perceptual loss of a stage needs; a classifier is trained, if it
+        has to be."""
         if self.recipe.is_pretrained(stage) or self.folder(stage).exists():
             return {}
         needed, networks = sees_through(self.recipe, stage), {}
@@ -314,7 +348,11 @@ class RecipeRun:
             if self.recipe.is_pretrained("classifier"):
                 networks["classifier"] = self.load("classifier")
             else:
-                size, mean, std = self.recipe.image_size, ClassifierObjective.MEAN, ClassifierObjective.STD
+                size, mean, std = (
+                    self.recipe.image_size,
+                    ClassifierObjective.MEAN,
+                    ClassifierObjective.STD,
+                )
                 networks["classifier"] = Classifier(self.classifier(), size, mean, std)
         if "lpips" in needed:
             networks["lpips"] = self.lpips(stage)
@@ -324,8 +362,9 @@ class RecipeRun:
         """The trainer's arguments of a stage.
 
         Raises:
-            ValueError: If one is not valid, or `global_batch_size` is no multiple of what all processes take at once,
-                or images are to be evaluated, of which a run holds out none.
+            ValueError: If one is not valid, or `global_batch_size` is no multiple of what all
+                processes take at once, or images are to be evaluated, of which a run holds out
+                none.
         """
         fields = dict(self.recipe.part(stage, "training"))
         global_batch_size = fields.pop("global_batch_size", None)
@@ -340,16 +379,18 @@ class RecipeRun:
         args = TiTokTrainingArguments(**{**defaults, **fields, **own})
         if args.eval_strategy != "no":
             raise ValueError(
-                f"`stages.{stage}.training.eval_strategy` must be 'no', got {args.eval_strategy.value!r}: a run holds "
+                f"`stages.{stage}.training.eval_strategy` must be 'no', got "
+                f"{args.eval_strategy.value!r}: a run holds "
                 "no images out; `titok evaluate` measures what the stage leaves."
             )
         if global_batch_size is not None:
             at_once = args.train_batch_size * args.world_size
             if global_batch_size % at_once:
                 raise ValueError(
-                    f"`stages.{stage}.training.global_batch_size` {global_batch_size} must be a multiple of the "
-                    f"{at_once} images that {args.world_size} processes take at once: change "
-                    f"`per_device_train_batch_size` {args.per_device_train_batch_size}, or the number of processes."
+                    f"`stages.{stage}.training.global_batch_size` {global_batch_size} must be a "
+                    f"multiple of the {at_once} images that {args.world_size} processes take at "
+                    "once: change `per_device_train_batch_size` "
+                    f"{args.per_device_train_batch_size}, or the number of processes."
                 )
             args.gradient_accumulation_steps = global_batch_size // at_once
         return args
@@ -361,7 +402,8 @@ class RecipeRun:
         make_objective: Callable[[], Objective],
         save: Callable[[PreTrainedModel, Path], None] | None = None,
     ) -> Any:
-        """The result of a stage: loaded if it is pretrained, else from its folder; trains it if that is not there.
+        """The result of a stage: loaded if it is pretrained, else from its folder; trains it if
+        that is not there.
 
         The folder appears in one rename, when it is whole, and then the checkpoints go.
         """
@@ -385,7 +427,8 @@ class RecipeRun:
         make_objective: Callable[[], Objective],
         save: Callable[[PreTrainedModel, Path], None] | None,
     ) -> None:
-        """Trains a stage to its end, from its last checkpoint if there is one, and writes its folder.
+        """Trains a stage to its end, from its last checkpoint if there is one, and writes its
+        folder.
 
         Raises:
             OSError: If a checkpoint or the folder cannot be written.
@@ -396,7 +439,9 @@ class RecipeRun:
             set_seed(self.seed)
             trainer = self.trainer(name, make_objective())
             checkpoint = last_checkpoint(trainer.args.output_dir)
-            state = checkpoint and TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            state = checkpoint and TrainerState.load_from_json(
+                str(Path(checkpoint) / "trainer_state.json")
+            )
             if state and state.global_step >= trainer.args.max_steps:
                 # stopped after the last step: Trainer would take one more
                 trainer._load_from_checkpoint(checkpoint)
@@ -415,8 +460,15 @@ class RecipeRun:
             try:
                 with whole_folder(folder) as partial_folder:
                     if isinstance(result, PublishMixin):
-                        stages = dict(list(self.recipe.stages.items())[: list(self.recipe.stages).index(name) + 1])
-                        result.config.provenance = {"training_data": self.data_name, "recipe": stages}
+                        stages = dict(
+                            list(self.recipe.stages.items())[
+                                : list(self.recipe.stages).index(name) + 1
+                            ]
+                        )
+                        result.config.provenance = {
+                            "training_data": self.data_name,
+                            "recipe": stages,
+                        }
                     if save is None:
                         result.save_pretrained(partial_folder)
                         self.image_processor(name).save_pretrained(partial_folder)
@@ -427,7 +479,8 @@ class RecipeRun:
                     (logs / f"{name}.json").write_text(json.dumps(log, indent=1))
             except (OSError, SafetensorError) as error:
                 raise OSError(
-                    f"The stage {name} is trained, but could not be written to {folder}: {error}. Make room and start "
+                    f"The stage {name} is trained, but could not be written to {folder}: {error}. "
+                    "Make room and start "
                     "again with the same command: it goes on from the last checkpoint."
                 ) from error
         trainer.accelerator.wait_for_everyone()
@@ -442,7 +495,11 @@ class RecipeRun:
             Augmentation(**self.recipe.part(stage, "augmentation")),
         )
         trainer = TiTokTrainer(
-            objective, args, train_dataset=self.rows, data_collator=collator, callbacks=self.callbacks
+            objective,
+            args,
+            train_dataset=self.rows,
+            data_collator=collator,
+            callbacks=self.callbacks,
         )
         if self.callbacks:
             trainer.remove_callback(PrinterCallback)
@@ -452,19 +509,25 @@ class RecipeRun:
         return trainer
 
     def image_processor(self, stage: str) -> TiTokImageProcessor:
-        """The image processor to save with the result of a stage; a classifier's normalizes, as its training did."""
+        """The image processor to save with the result of a stage; a classifier's normalizes, as its
+        training did."""
         processor = TiTokImageProcessor.from_image_size(self.recipe.image_size)
         if stage == "classifier":
             processor.do_normalize = True
-            processor.image_mean, processor.image_std = list(ClassifierObjective.MEAN), list(ClassifierObjective.STD)
+            processor.image_mean, processor.image_std = (
+                list(ClassifierObjective.MEAN),
+                list(ClassifierObjective.STD),
+            )
         return processor
 
     def preview(self, stage: str) -> Callable[[Any], Image.Image]:
-        """What draws a preview of a stage: samples of the first classes, or reconstructions of the first images that
-        are held out, of training images if none are."""
+        """What draws a preview of a stage: samples of the first classes, or reconstructions of the
+        first images that are held out, of training images if none are."""
         if stage == "generator":
             return partial(
-                sample_preview, class_labels=[*range(len(self.rows.class_names))][:8], **self.recipe.sampling
+                sample_preview,
+                class_labels=[*range(len(self.rows.class_names))][:8],
+                **self.recipe.sampling,
             )
         images = self.processor(first_images(self.preview_rows), return_tensors="pt")
         return partial(reconstruction_preview, pixel_values=images.pixel_values)
@@ -483,14 +546,16 @@ def train_recipe(
     seed: int = 0,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> PreTrainedModel | TiTokPipeline:
-    """Trains a recipe on images, or on tokens, from wherever they are; goes on with a run that was stopped.
+    """Trains a recipe on images, or on tokens, from wherever they are; goes on with a run that was
+    stopped.
 
     Args:
         recipe: A YAML file, or the name of a recipe that comes with the package.
         data: See `titok_hf.data.open_rows`; the split `train` trains.
         output_dir: See `RecipeRun`.
         overrides: Changes of the recipe, `key=value`.
-        image_column, label_column: Columns of the data; without a stage that needs labels, there need be none.
+        image_column, label_column: Columns of the data; without a stage that needs labels, there
+            need be none.
         revision: Branch, tag or commit of data on the Hub.
         streaming: Whether to stream data that could also be downloaded as a whole.
         seed: Of all that is random.
@@ -504,6 +569,10 @@ def train_recipe(
     """
     loaded = Recipe.load(recipe, overrides)
     labelled = any(stage in LABELLED for stage in loaded.trained_stages())
-    rows = open_rows(data, "train", image_column, label_column if labelled else None, revision, streaming)
+    rows = open_rows(
+        data, "train", image_column, label_column if labelled else None, revision, streaming
+    )
     name = Path(data).name
-    return RecipeRun(loaded, rows, output_dir, image_column, label_column, seed, callbacks, name).train()
+    return RecipeRun(
+        loaded, rows, output_dir, image_column, label_column, seed, callbacks, name
+    ).train()

@@ -1,11 +1,18 @@
-"""The objectives of a recipe's stages, from what the recipe says and the networks that earlier stages have left."""
+"""The objectives of a recipe's stages, from what the recipe says and the networks that earlier
+stages have left."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, AutoModel, ConvNextConfig, ConvNextForImageClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    PreTrainedModel,
+)
 
 from ..modeling.lpips import LPIPS
 from ..modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
@@ -42,7 +49,8 @@ class Classifier:
 def recipe_objectives(
     recipe: Recipe, load: Callable[[str], Any], class_names: Sequence[str]
 ) -> Iterator[tuple[str, Objective]]:
-    """Name and objective of each stage that a recipe trains, its networks new, on torch's default device.
+    """Name and objective of each stage that a recipe trains, its networks new, on torch's default
+    device.
 
     To be used one after another: an objective freezes the networks of those before it.
 
@@ -65,7 +73,9 @@ def recipe_objectives(
         elif stage == "warmup":
             objective = warmup_objective(recipe, results["vqgan"])
         elif stage == "decoder_finetuning":
-            objective = decoder_finetuning_objective(recipe, results["vqgan"], results["warmup"], **networks)
+            objective = decoder_finetuning_objective(
+                recipe, results["vqgan"], results["warmup"], **networks
+            )
         elif stage == "single_stage":
             objective = single_stage_objective(recipe, **networks)
         else:
@@ -82,13 +92,19 @@ def vqgan_objective(
     recipe: Recipe, classifier: Classifier | None = None, lpips: LPIPS | None = None
 ) -> ReconstructionObjective:
     """Of the 2D tokenizer of the proxy codes."""
-    config = MaskGitVQGANConfig(**{"image_size": recipe.image_size, **recipe.part("vqgan", "model")})
+    config = MaskGitVQGANConfig(
+        **{"image_size": recipe.image_size, **recipe.part("vqgan", "model")}
+    )
     return painting_objective(recipe, "vqgan", MaskGitVQGANModel(config), classifier, lpips)
 
 
 def classifier_objective(recipe: Recipe, num_labels: int) -> ClassifierObjective:
     """Of a classifier for images that no pretrained one fits."""
-    fields = {"image_size": recipe.image_size, "num_labels": num_labels, **recipe.part("classifier", "model")}
+    fields = {
+        "image_size": recipe.image_size,
+        "num_labels": num_labels,
+        **recipe.part("classifier", "model"),
+    }
     model = ConvNextForImageClassification(ConvNextConfig(**fields))
     return ClassifierObjective(model, **recipe.part("classifier", "objective"))
 
@@ -108,7 +124,9 @@ def decoder_finetuning_objective(
 ) -> ReconstructionObjective:
     """Of the decoder that learns to paint, with the VQGAN's at its end."""
     model = warm.with_pixel_decoder(vqgan)
-    return painting_objective(recipe, "decoder_finetuning", model, classifier, lpips, freeze_encoder=True)
+    return painting_objective(
+        recipe, "decoder_finetuning", model, classifier, lpips, freeze_encoder=True
+    )
 
 
 def single_stage_objective(
@@ -119,7 +137,9 @@ def single_stage_objective(
     return painting_objective(recipe, "single_stage", model, classifier, lpips)
 
 
-def generator_objective(recipe: Recipe, tokenizer: TiTokModel, class_names: Sequence[str]) -> MaskedTokenObjective:
+def generator_objective(
+    recipe: Recipe, tokenizer: TiTokModel, class_names: Sequence[str]
+) -> MaskedTokenObjective:
     """Of the masked transformer over the tokenizer's codes.
 
     Raises:
@@ -136,7 +156,9 @@ def generator_objective(recipe: Recipe, tokenizer: TiTokModel, class_names: Sequ
     )
     scheduler = MaskGitScheduler(config.mask_token_id, **recipe.scheduler)
     model = AutoModel.from_config(config)
-    return MaskedTokenObjective(model, tokenizer, scheduler, **recipe.part("generator", "objective"))
+    return MaskedTokenObjective(
+        model, tokenizer, scheduler, **recipe.part("generator", "objective")
+    )
 
 
 def painting_objective(
@@ -147,7 +169,8 @@ def painting_objective(
     lpips: LPIPS | None,
     freeze_encoder: bool = False,
 ) -> ReconstructionObjective:
-    """Of a tokenizer that learns to paint, with the perceptual and adversarial losses of the recipe."""
+    """Of a tokenizer that learns to paint, with the perceptual and adversarial losses of the
+    recipe."""
     arguments = {"freeze_encoder": freeze_encoder, **recipe.part(stage, "objective")}
     weights = perceptual_weights(arguments)
     for name in weights:
@@ -165,11 +188,14 @@ def painting_objective(
         perceptual = PerceptualLoss(**of_classifier, lpips=lpips, **weights)
     if arguments.get("adversarial_weight"):
         discriminator = PatchDiscriminator(**recipe.part(stage, "discriminator"))
-    return ReconstructionObjective(model, perceptual=perceptual, discriminator=discriminator, **arguments)
+    return ReconstructionObjective(
+        model, perceptual=perceptual, discriminator=discriminator, **arguments
+    )
 
 
 def sees_through(recipe: Recipe, stage: str) -> set[str]:
-    """The networks of a stage's perceptual loss: of `"classifier"` and `"lpips"` those that have a weight."""
+    """The networks of a stage's perceptual loss: of `"classifier"` and `"lpips"` those that have a
+    weight."""
     objective = recipe.part(stage, "objective")
     if not objective.get("perceptual_weight"):
         return set()
@@ -189,15 +215,18 @@ def check_tokenizer(tokenizer: TiTokModel) -> None:
     head, quantizer = tokenizer.config.head, tokenizer.config.quantizer
     if head == "proxy_codes" or quantizer != "vq":
         raise ValueError(
-            "The generator needs a tokenizer with codes that decode to pixels: `quantizer='vq'` and a head other than "
+            "The generator needs a tokenizer with codes that decode to pixels: `quantizer='vq'` "
+            "and a head other than "
             f"'proxy_codes', got {quantizer!r} and {head!r}."
         )
 
 
 def check_codes(codes: np.ndarray, config: TiTokConfig) -> None:
-    """Raises `ValueError` unless codes `(N,)` or `(copies, N)` of a data set may be those of a tokenizer."""
+    """Raises `ValueError` unless codes `(N,)` or `(copies, N)` of a data set may be those of a
+    tokenizer."""
     if codes.shape[-1] != config.num_tokens or codes.max() >= config.codebook_size:
         raise ValueError(
-            f"The data set has {codes.shape[-1]} tokens an image and codes up to {codes.max()}, the tokenizer "
-            f"{config.num_tokens} tokens of {config.codebook_size} codes: tokenize the images with it."
+            f"The data set has {codes.shape[-1]} tokens an image and codes up to {codes.max()}, "
+            f"the tokenizer {config.num_tokens} tokens of {config.codebook_size} codes: tokenize "
+            "the images with it."
         )

@@ -1,4 +1,5 @@
-"""How fast a run is: images a second, and the share of what its devices reach in a plain matrix product."""
+"""How fast a run is: images a second, and the share of what its devices reach in a plain matrix
+product."""
 
 import functools
 import time
@@ -18,7 +19,8 @@ PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 class Throughput(TrainerCallback):
     """Counts images and time for the log, and keeps the learning rates of each step for it.
 
-    Nothing waits for the device, except around a pause; at a log it has been waited for, as the loss was read.
+    Nothing waits for the device, except around a pause; at a log it has been waited for, as the
+    loss was read.
 
     Args:
         accelerator: The trainer's.
@@ -59,17 +61,20 @@ class Throughput(TrainerCallback):
 
     @contextmanager
     def batch(self, num_images: int) -> Iterator[None]:
-        """Around the forward and backward pass of a batch of this process; those of the first one are counted.
+        """Around the forward and backward pass of a batch of this process; those of the first one
+        are counted.
 
-        They are counted as they run, in matrix products, convolutions and attention, those of frozen networks and
-        what gradient checkpointing computes again included.
+        They are counted as they run, in matrix products, convolutions and attention, those of
+        frozen networks and what gradient checkpointing computes again included.
         """
         self.num_images += num_images
         if self.flops_per_image is not None:
             yield
             return
         with self.paused():
-            self.peak = matmul_flops(self.accelerator.device, PRECISIONS[self.accelerator.mixed_precision])
+            self.peak = matmul_flops(
+                self.accelerator.device, PRECISIONS[self.accelerator.mixed_precision]
+            )
         with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
             yield
         self.flops_per_image = counter.flops / num_images
@@ -93,9 +98,9 @@ class Throughput(TrainerCallback):
         """For the log, since the last one; all processes must ask.
 
         Returns:
-            `images_per_second` of all processes, `peak_share`, the floating point operations a second of this process
-            as a share of those that `matmul_flops` measured on its device, and `learning_rate_…` of each network but
-            the model, whose learning rate `Trainer` logs.
+            `images_per_second` of all processes, `peak_share`, the floating point operations a
+            second of this process as a share of those that `matmul_flops` measured on its device,
+            and `learning_rate_…` of each network but the model, whose learning rate `Trainer` logs.
         """
         now = time.perf_counter()
         seconds = self.seconds + now - self.since
@@ -104,7 +109,11 @@ class Throughput(TrainerCallback):
             "images_per_second": int(self.accelerator.gather(num_images).sum()) / seconds,
             "peak_share": self.num_images * self.flops_per_image / seconds / self.peak,
         }
-        entries |= {f"learning_rate_{name}": rate for name, rate in self.learning_rates.items() if name != "model"}
+        entries |= {
+            f"learning_rate_{name}": rate
+            for name, rate in self.learning_rates.items()
+            if name != "model"
+        }
         self.reset()
         self.since = now
         return entries
@@ -112,8 +121,8 @@ class Throughput(TrainerCallback):
 
 @functools.cache
 def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Floating point operations a second that a large matrix product reaches on a device: measured, so that it is what
-    this device does in this process, and not the figure of its vendor.
+    """Floating point operations a second that a large matrix product reaches on a device: measured,
+    so that it is what this device does in this process, and not the figure of its vendor.
 
     Args:
         device: On which to measure.
@@ -122,7 +131,9 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2)
     """
     size = 1024 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)
-    first, second = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
+    first, second = (
+        torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
+    )
     best, end = float("inf"), time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < end:
         started = time.perf_counter()

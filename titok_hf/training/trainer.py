@@ -1,5 +1,5 @@
-"""HF `Trainer` for objectives: data in an order that can be resumed, an optimizer group and a gradient norm for each
-network, and the parts in the log."""
+"""HF `Trainer` for objectives: data in an order that can be resumed, an optimizer group and a
+gradient norm for each network, and the parts in the log."""
 
 import itertools
 import json
@@ -46,25 +46,38 @@ logger = logging.getLogger(__name__)
 class TiTokTrainingArguments(TrainingArguments):
     """`TrainingArguments` with what a second network and long streams of images need.
 
-    The defaults are the reference's. `torch_compile` compiles transformer blocks, each by itself; the first batch of
-    each go runs uncompiled, to count its operations. `logging_strategy`, `eval_strategy` and `save_strategy` go by
-    steps, as an epoch may end within one.
+    The defaults are the reference's. `torch_compile` compiles transformer blocks, each by itself;
+    the first batch of each go runs uncompiled, to count its operations. `logging_strategy`,
+    `eval_strategy` and `save_strategy` go by steps, as an epoch may end within one.
 
     Args:
         discriminator_learning_rate: Peak learning rate of the discriminator.
         shuffle_buffer: Samples that a stream's shuffle buffer holds, in each process and worker.
         max_unreadable: Share of the images that may be unreadable before training stops.
-        preview_steps: Steps between pictures of what the network does, which a `RecipeRun` draws; 0 for none.
+        preview_steps: Steps between pictures of what the network does, which a `RecipeRun` draws; 0
+            for none.
     """
 
-    discriminator_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the discriminator."})
-    shuffle_buffer: int = field(default=1000, metadata={"help": "Samples in a stream's shuffle buffer."})
-    max_unreadable: float = field(default=0.01, metadata={"help": "Share of the images that may be unreadable."})
+    discriminator_learning_rate: float = field(
+        default=1e-4, metadata={"help": "Learning rate of the discriminator."}
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Samples in a stream's shuffle buffer."}
+    )
+    max_unreadable: float = field(
+        default=0.01, metadata={"help": "Share of the images that may be unreadable."}
+    )
     preview_steps: int = field(default=0, metadata={"help": "Steps between pictures; 0 for none."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the images."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "The collator reads the images."}
+    )
     adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's second moment decay."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All of them are used."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is said."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "All of them are used."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "A loss that is not finite is said."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,12 +85,17 @@ class TiTokTrainingArguments(TrainingArguments):
             if getattr(self, name) == "epoch":
                 raise ValueError(f"`{name}` must be 'no' or 'steps', got 'epoch'.")
         if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"`max_unreadable` must be a share in [0, 1], got {self.max_unreadable}.")
+            raise ValueError(
+                f"`max_unreadable` must be a share in [0, 1], got {self.max_unreadable}."
+            )
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices and kernels, not to gains, biases, embeddings, tokens and codes."""
-    return parameter.ndim >= 2 and not any(word in name for word in ("embedding", "token", "codebook", "norm"))
+    """Whether weight decay applies: to matrices and kernels, not to gains, biases, embeddings,
+    tokens and codes."""
+    return parameter.ndim >= 2 and not any(
+        word in name for word in ("embedding", "token", "codebook", "norm")
+    )
 
 
 class Steps(TrainerCallback):
@@ -87,14 +105,22 @@ class Steps(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(
-        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TiTokTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         self.trainer.loader.start_batch = state.global_step * args.gradient_accumulation_steps
         # what is drawn in the networks, such as dropout, differs from process to process
         torch.manual_seed(args.seed + args.process_index)
 
     def on_pre_optimizer_step(
-        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TiTokTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         objective = self.trainer.model
         for name, network in objective.networks():
@@ -102,17 +128,29 @@ class Steps(TrainerCallback):
                 network.zero_grad()  # so that the optimizer does not see it yet
 
     def on_optimizer_step(
-        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TiTokTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         self.trainer.model.after_optimizer_step(state.global_step + 1)
 
     def on_step_end(
-        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TiTokTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         state.epoch = state.global_step * self.trainer.global_batch_size / len(self.trainer.rows)
 
     def on_train_end(
-        self, args: TiTokTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TiTokTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         # the last steps may have been neither logged nor saved
         self.trainer.finiteness.check(state.global_step, args.output_dir, self.trainer.model)
@@ -121,18 +159,19 @@ class Steps(TrainerCallback):
 class TiTokTrainer(WholeCheckpoints, Trainer):
     """Trains an `Objective`.
 
-    The order of the images is a function of the seed and the step: a run that goes on from a checkpoint sees what it
-    would have seen, and with images that can be read in any order the number of processes and of accumulated batches
-    makes no difference. An image that cannot be read is replaced by the next one; `unreadable.jsonl` in the output
-    folder lists them, and shards that cannot be read to their end, of which each counts as one.
+    The order of the images is a function of the seed and the step: a run that goes on from a
+    checkpoint sees what it would have seen, and with images that can be read in any order the
+    number of processes and of accumulated batches makes no difference. An image that cannot be read
+    is replaced by the next one; `unreadable.jsonl` in the output folder lists them, and shards that
+    cannot be read to their end, of which each counts as one.
 
     Args:
         model: The objective.
         args: `TiTokTrainingArguments`.
-        data_collator: Makes batches, with its random changes of the images; they are the arguments of the objective's
-            `forward`.
-        train_dataset: A data set with the collator's columns, or rows of `titok_hf.data.open_rows`; not needed to
-            evaluate.
+        data_collator: Makes batches, with its random changes of the images; they are the arguments
+            of the objective's `forward`.
+        train_dataset: A data set with the collator's columns, or rows of `titok_hf.data.open_rows`;
+            not needed to evaluate.
         kwargs: Those of `transformers.Trainer`. `compute_metrics` measures reconstructions, see
             `titok_hf.evaluation.ReconstructionMetrics`.
 
@@ -151,25 +190,41 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         train_dataset: Dataset | IndexedRows | ShardedRows | None = None,
         **kwargs: Any,
     ):
-        if kwargs.get("compute_metrics") is not None and not isinstance(model, ReconstructionObjective):
+        if kwargs.get("compute_metrics") is not None and not isinstance(
+            model, ReconstructionObjective
+        ):
             raise TypeError(
-                "`compute_metrics` measures reconstructions, which a ReconstructionObjective makes, got a "
+                "`compute_metrics` measures reconstructions, which a ReconstructionObjective "
+                "makes, got a "
                 f"{type(model).__name__}."
             )
         self.rows = train_dataset
         if isinstance(train_dataset, Dataset):
-            self.rows = IndexedRows(train_dataset, data_collator.image_column, data_collator.label_column)
-        self.global_batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            self.rows = IndexedRows(
+                train_dataset, data_collator.image_column, data_collator.label_column
+            )
+        self.global_batch_size = (
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
         if args.max_steps <= 0 and self.rows is not None:
-            args.max_steps = math.ceil(args.num_train_epochs * len(self.rows) / self.global_batch_size)
+            args.max_steps = math.ceil(
+                args.num_train_epochs * len(self.rows) / self.global_batch_size
+            )
         args.ignore_data_skip = True  # the loader starts where the run is
         if args.torch_compile:
             for module in model.model.modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-            # or accelerate would compile the objective as a whole, which the adversarial losses do not allow
-            args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
-        super().__init__(model, args, train_dataset=self.rows, data_collator=data_collator, **kwargs)
+            # or accelerate would compile the objective as a whole, which the adversarial losses do
+            # not allow
+            args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = (
+                False,
+                None,
+                None,
+            )
+        super().__init__(
+            model, args, train_dataset=self.rows, data_collator=data_collator, **kwargs
+        )
         self.unreadable: dict[str, str] = {}
         self.unreadable_file = Path(args.output_dir) / "unreadable.jsonl"
         if self.unreadable_file.exists():  # of an earlier go
@@ -201,19 +256,28 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         return self.loader
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+        self,
+        epoch_iterator: Iterator[dict[str, torch.Tensor]],
+        num_batches: int,
+        device: torch.device,
     ) -> tuple[list[dict[str, torch.Tensor]], None]:
-        """The batches of an optimizer step, each with the weight of its loss where they do not count the same."""
+        """The batches of an optimizer step, each with the weight of its loss where they do not
+        count the same."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         weights = self.model.batch_weights(batches)
         if weights is not None:
             weights = weights.to(device)
             weights = weights / self.accelerator.gather(weights).mean()
-            batches = [batch | {"weight": weight} for batch, weight in zip(batches, weights, strict=True)]
+            batches = [
+                batch | {"weight": weight} for batch, weight in zip(batches, weights, strict=True)
+            ]
         return batches, None
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """As in `Trainer`, for each network by itself: if its training begins later, so does its schedule."""
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """As in `Trainer`, for each network by itself: if its training begins later, so does its
+        schedule."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if isinstance(scheduler, LambdaLR):
             schedules = []
@@ -240,7 +304,9 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
                     {
                         "network": network,
                         "params": [p for n, p in parameters if is_decayed(n, p) == decayed],
-                        "lr": getattr(self.args, f"{network}_learning_rate", self.args.learning_rate),
+                        "lr": getattr(
+                            self.args, f"{network}_learning_rate", self.args.learning_rate
+                        ),
                         "weight_decay": self.args.weight_decay if decayed else 0.0,
                     }
                 )
@@ -249,10 +315,11 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As in `Trainer`, but learning rates, weight decay and betas are those of `args`, which may be others than
-        the checkpoint's."""
+        """As in `Trainer`, but learning rates, weight decay and betas are those of `args`, which
+        may be others than the checkpoint's."""
         own = [
-            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
         ]
         super()._load_optimizer_and_scheduler(checkpoint)
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
@@ -274,20 +341,28 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         for network, group in groups:
             parameters = [parameter for part in group for parameter in part["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
-            norms[f"grad_norm_{network}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm  # with FSDP
+            norms[f"grad_norm_{network}"] = (
+                norm.full_tensor() if isinstance(norm, DTensor) else norm
+            )  # with FSDP
         if self.accelerator.scaler is None:  # which skips steps whose gradients are not finite
             self.finiteness.observe(self.state.global_step + 1, norms)
         self.add_parts(norms)
         return torch.stack([*norms.values()]).norm()
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        **kwargs: Any,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         weight = inputs.pop("weight", 1.0)
         output = model(**inputs, step=self.state.global_step)
         if model.training:
             self.add_parts(output.parts)
-            self.finiteness.observe(self.state.global_step + 1, {"loss": output.loss, **output.parts})
+            self.finiteness.observe(
+                self.state.global_step + 1, {"loss": output.loss, **output.parts}
+            )
         loss = weight * output.loss
         return (loss, output) if return_outputs else loss
 
@@ -304,8 +379,8 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The loss; for `compute_metrics` also what the tokenizer, the averaged one if there is an average, makes of
-        the images, and the images."""
+        """The loss; for `compute_metrics` also what the tokenizer, the averaged one if there is an
+        average, makes of the images, and the images."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
@@ -315,15 +390,22 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
             return loss, tokenizer.decode(tokenizer.encode(images).latents).reconstruction, images
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         with self.throughput.batch(self.args.train_batch_size):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `Trainer`, with the same random numbers each time, and none taken from the training."""
+        """As in `Trainer`, with the same random numbers each time, and none taken from the
+        training."""
         device = self.accelerator.device
-        with self.throughput.paused(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with (
+            self.throughput.paused(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             torch.manual_seed(self.args.seed)
             return super().evaluate(*args, **kwargs)
 
@@ -346,25 +428,30 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         super().log(logs, start_time)
 
     def check_unreadable(self, logs: dict[str, float]) -> None:
-        """Lists the images that could not be read, counts them in the log, and stops if they are too many."""
+        """Lists the images that could not be read, counts them in the log, and stops if they are
+        too many."""
         for found in gather_object([self.loader.unreadable]):
             self.unreadable |= found
         if not self.unreadable:
             return
         logs["unreadable_images"] = len(self.unreadable)
         if self.is_world_process_zero():
-            lines = [json.dumps({"key": key, "reason": reason}) for key, reason in sorted(self.unreadable.items())]
+            lines = [
+                json.dumps({"key": key, "reason": reason})
+                for key, reason in sorted(self.unreadable.items())
+            ]
             self.unreadable_file.write_text("\n".join(lines) + "\n")
         if len(self.unreadable) > self.args.max_unreadable * len(self.rows):
             key, reason = next(iter(self.unreadable.items()))
             raise ValueError(
-                f"{len(self.unreadable)} of {len(self.rows)} images could not be read, more than the share of "
-                f"{self.args.max_unreadable:g} that `max_unreadable` allows; {self.unreadable_file} "
-                f"lists them, such as {key}: {reason}"
+                f"{len(self.unreadable)} of {len(self.rows)} images could not be read, more than "
+                f"the share of {self.args.max_unreadable:g} that `max_unreadable` allows; "
+                f"{self.unreadable_file} lists them, such as {key}: {reason}"
             )
 
     def result(self) -> PreTrainedModel | None:
-        """The network to keep, see `Objective.result`; under FSDP a copy that is whole, on the main process alone."""
+        """The network to keep, see `Objective.result`; under FSDP a copy that is whole, on the main
+        process alone."""
         network = self.model.result
         if not self.is_fsdp_enabled:
             return network
@@ -384,7 +471,8 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         revision: str | None = None,
         private: bool | None = None,
     ) -> CommitInfo | None:
-        """Publishes what the stage keeps, with its card, and the image processor, in `args.hub_model_id`.
+        """Publishes what the stage keeps, with its card, and the image processor, in
+        `args.hub_model_id`.
 
         Args:
             commit_message: Of the commit.
@@ -413,8 +501,8 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         return commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Publishes at each checkpoint, if `args.push_to_hub` and the strategy is not `"end"`; a Hub out of reach does
-        not stop the training."""
+        """Publishes at each checkpoint, if `args.push_to_hub` and the strategy is not `"end"`; a
+        Hub out of reach does not stop the training."""
         if self.args.hub_strategy != HubStrategy.END:
             try:
                 self.push_to_hub(f"Training in progress, step {self.state.global_step}")

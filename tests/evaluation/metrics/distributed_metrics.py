@@ -1,4 +1,5 @@
-"""Metrics of which each of several processes sees a part of the images: each runs this file, and so does the test."""
+"""Metrics of which each of several processes sees a part of the images: each runs this file, and so
+does the test."""
 
 import json
 import sys
@@ -7,7 +8,12 @@ from pathlib import Path
 import torch
 
 from titok_hf.data.processes import process_state
-from titok_hf.evaluation.metrics import BlockedStatistics, CodebookUsage, GaussianStatistics, InceptionScore
+from titok_hf.evaluation.metrics import (
+    BlockedStatistics,
+    CodebookUsage,
+    GaussianStatistics,
+    InceptionScore,
+)
 
 NUM_IMAGES = 230
 BATCH_SIZE = 20
@@ -17,7 +23,10 @@ def measure() -> dict[str, list]:
     """Each metric of this process's batches, joined with the others'."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(NUM_IMAGES, 5, generator=generator) + torch.linspace(1000, 1010, NUM_IMAGES)[:, None]
+    features = (
+        torch.randn(NUM_IMAGES, 5, generator=generator)
+        + torch.linspace(1000, 1010, NUM_IMAGES)[:, None]
+    )
     codes = torch.randint(0, 40, (NUM_IMAGES, 4), generator=generator) ** 2 // 40
     state = process_state()
     gaussian, blocked = GaussianStatistics(5), BlockedStatistics(5)
@@ -37,7 +46,11 @@ def measure() -> dict[str, list]:
         "count": [gaussian.count, blocked.total().count, *blocked.counts],
         "mean": gaussian.mean.tolist(),
         "covariance": gaussian.covariance.flatten().tolist(),
-        "blocks": [value for block in range(10) for value in blocked.merged([block]).covariance.flatten().tolist()],
+        "blocks": [
+            value
+            for block in range(10)
+            for value in blocked.merged([block]).covariance.flatten().tolist()
+        ],
         "inception_score": [*inception_score.scores().tolist(), *of_one_process.scores().tolist()],
         "codebook": list(usage.compute().values()),
     }

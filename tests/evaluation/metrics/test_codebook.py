@@ -51,7 +51,9 @@ def test_the_standard_error_is_the_jackknifes():
         without.append((len(counts) / 16, entropy(counts, base=2), np.exp(entropy(counts))))
     errors = np.sqrt(3 / 4 * ((np.array(without) - np.mean(without, axis=0)) ** 2).sum(0))
     found = usage.estimates()
-    assert [found[name].standard_error for name in ("usage", "entropy", "perplexity")] == pytest.approx(list(errors))
+    assert [
+        found[name].standard_error for name in ("usage", "entropy", "perplexity")
+    ] == pytest.approx(list(errors))
     assert {name: estimate.value for name, estimate in found.items()} == usage.compute()
     assert found["entropy"].method == "jackknife over 4 blocks of images"
 

@@ -19,7 +19,9 @@ def targets(images):
 
 def test_psnr_is_the_definition_of_each_image(images, targets):
     errors = ((images.numpy().astype(float) - targets.numpy()) ** 2).mean((1, 2, 3))
-    np.testing.assert_allclose(peak_signal_to_noise_ratio(images, targets), 10 * np.log10(255**2 / errors), rtol=1e-12)
+    np.testing.assert_allclose(
+        peak_signal_to_noise_ratio(images, targets), 10 * np.log10(255**2 / errors), rtol=1e-12
+    )
 
 
 def test_psnr_of_black_against_white_is_0():
@@ -30,7 +32,10 @@ def test_psnr_of_black_against_white_is_0():
 def test_psnr_of_equal_images_is_that_of_the_smallest_difference(images):
     other = images.clone()
     other[0, 0, 0, 0] ^= 1
-    equal, nearly = peak_signal_to_noise_ratio(images, images), peak_signal_to_noise_ratio(images, other)
+    equal, nearly = (
+        peak_signal_to_noise_ratio(images, images),
+        peak_signal_to_noise_ratio(images, other),
+    )
     assert equal[0] == nearly[0] == pytest.approx(10 * np.log10(255**2 * 3 * 16 * 20))
     assert (equal == equal[0]).all()
 
@@ -57,7 +62,9 @@ def ssim(image, target):
 
 def test_ssim_is_the_definition_of_each_image(images, targets):
     pairs = zip(images.numpy() / 255, targets.numpy() / 255, strict=True)
-    expected = [np.mean([ssim(a, b) for a, b in zip(image, target, strict=True)]) for image, target in pairs]
+    expected = [
+        np.mean([ssim(a, b) for a, b in zip(image, target, strict=True)]) for image, target in pairs
+    ]
     np.testing.assert_allclose(structural_similarity(images, targets), expected, atol=1e-5)
     np.testing.assert_allclose(structural_similarity(images, images), np.ones(4), atol=1e-6)
 

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from titok_hf.evaluation.metrics import BlockedStatistics, GaussianStatistics, frechet_distance, jackknife_frechet
+from titok_hf.evaluation.metrics import (
+    BlockedStatistics,
+    GaussianStatistics,
+    frechet_distance,
+    jackknife_frechet,
+)
 
 
 def corners(scales):
@@ -57,7 +62,9 @@ def test_shift_and_scale_add_up():
 
 def test_scaling_all_features_scales_the_distance_squared(features):
     reference = np.random.default_rng(1).normal(1, 2, size=(40, 6))
-    assert frechet_distance(5 * features, 5 * reference) == pytest.approx(25 * frechet_distance(features, reference))
+    assert frechet_distance(5 * features, 5 * reference) == pytest.approx(
+        25 * frechet_distance(features, reference)
+    )
 
 
 def test_it_is_the_formula_with_a_matrix_root(features):
@@ -74,9 +81,13 @@ def test_statistics_and_features_give_the_same(features):
     reference = np.random.default_rng(1).normal(1, 2, size=(40, 6))
     expected = frechet_distance(features, reference)
     moments = GaussianStatistics.from_moments(reference.mean(0), np.cov(reference.T))
-    assert frechet_distance(GaussianStatistics.from_features(features), moments) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(GaussianStatistics.from_features(features), moments) == pytest.approx(
+        expected, rel=1e-12
+    )
     assert frechet_distance(features, moments) == pytest.approx(expected, rel=1e-12)
-    assert frechet_distance(torch.tensor(features), torch.tensor(reference)) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(torch.tensor(features), torch.tensor(reference)) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("num_features", [5, 300])
@@ -90,7 +101,10 @@ def test_it_is_the_matrix_root_of_well_conditioned_covariances(num_features):
     means = rng.normal(size=(2, num_features))
     expected = ((means[0] - means[1]) ** 2).sum() + np.trace(sum(covariances))
     expected -= 2 * np.trace(sqrtm(covariances[0] @ covariances[1])).real
-    sides = [GaussianStatistics.from_moments(*moments) for moments in zip(means, covariances, strict=True)]
+    sides = [
+        GaussianStatistics.from_moments(*moments)
+        for moments in zip(means, covariances, strict=True)
+    ]
     assert frechet_distance(*sides) == pytest.approx(expected, rel=1e-8)
     assert frechet_distance(*reversed(sides)) == pytest.approx(expected, rel=1e-8)
 
@@ -107,7 +121,8 @@ def test_it_is_the_matrix_root_of_well_conditioned_covariances(num_features):
     ],
 )
 def test_near_singular_and_singular_covariances_of_the_same_axes(variances, reference_variances):
-    """The sum of squared differences of standard deviations, off by what rounding hides in the covariances alone."""
+    """The sum of squared differences of standard deviations, off by what rounding hides in the
+    covariances alone."""
     axes, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(300, 300)))
     sides = [
         GaussianStatistics.from_moments(np.zeros(300), (axes * spectrum) @ axes.T)
@@ -127,7 +142,8 @@ def test_fewer_rows_than_features_give_a_finite_distance(num_rows):
 
 
 def test_fewer_rows_than_features_give_the_nuclear_norm_of_inner_products():
-    """Roots of the eigenvalues of `C1 C2` are singular values of the centered `X1 X2^T / sqrt((n - 1) (m - 1))`."""
+    """Roots of the eigenvalues of `C1 C2` are singular values of the centered `X1 X2^T / sqrt((n -
+    1) (m - 1))`."""
     rng = np.random.default_rng(7)
     features, reference = rng.normal(size=(40, 90)), rng.normal(0.2, 1.5, size=(60, 90))
     centered, reference_centered = features - features.mean(0), reference - reference.mean(0)
@@ -145,7 +161,9 @@ def test_a_constant_set_differs_by_its_mean_and_the_others_variance():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(2, 8), st.integers(2, 8))
-def test_it_is_symmetric_not_negative_and_blind_to_rotations(seed, num_features, num_rows, num_reference_rows):
+def test_it_is_symmetric_not_negative_and_blind_to_rotations(
+    seed, num_features, num_rows, num_reference_rows
+):
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(num_rows, num_features))
     reference = rng.normal(size=(num_reference_rows, num_features))
@@ -153,7 +171,9 @@ def test_it_is_symmetric_not_negative_and_blind_to_rotations(seed, num_features,
     rotation, _ = np.linalg.qr(rng.normal(size=(num_features, num_features)))
     assert distance > -1e-6
     assert frechet_distance(reference, points) == pytest.approx(distance, abs=1e-6)
-    assert frechet_distance(points @ rotation, reference @ rotation) == pytest.approx(distance, abs=1e-6)
+    assert frechet_distance(points @ rotation, reference @ rotation) == pytest.approx(
+        distance, abs=1e-6
+    )
 
 
 def test_single_precision_is_computed_in_double(features):
@@ -193,7 +213,9 @@ def blocked(features):
 
 
 def frechet_1d(values, reference):
-    return (values.mean() - reference.mean()) ** 2 + (values.std(ddof=1) - reference.std(ddof=1)) ** 2
+    return (values.mean() - reference.mean()) ** 2 + (
+        values.std(ddof=1) - reference.std(ddof=1)
+    ) ** 2
 
 
 def jackknife_error(distances):
@@ -206,13 +228,17 @@ def test_jackknife_leaves_out_a_block_at_a_time():
     rng = np.random.default_rng(6)
     values, reference = rng.normal(1, 2, 500), rng.normal(0, 1, 500)
     blocks = np.floor(10 * (np.arange(500) * (math.sqrt(5) - 1) / 2 % 1))
-    statistics, of_reference = (blocked(torch.tensor(side)[:, None]) for side in (values, reference))
+    statistics, of_reference = (
+        blocked(torch.tensor(side)[:, None]) for side in (values, reference)
+    )
     without = [blocks != block for block in range(10)]
     one_sided = jackknife_error([frechet_1d(values[kept], reference) for kept in without])
     other_sided = jackknife_error([frechet_1d(values, reference[kept]) for kept in without])
     together = jackknife_error([frechet_1d(values[kept], reference[kept]) for kept in without])
 
-    fixed = GaussianStatistics.from_moments(reference.mean(keepdims=True), reference.var(ddof=1).reshape(1, 1))
+    fixed = GaussianStatistics.from_moments(
+        reference.mean(keepdims=True), reference.var(ddof=1).reshape(1, 1)
+    )
     for measured, error in (
         (jackknife_frechet(statistics, fixed), one_sided),
         (jackknife_frechet(statistics, of_reference), math.hypot(one_sided, other_sided)),
@@ -233,7 +259,9 @@ def test_the_standard_error_is_that_of_other_images(num_features, num_rows, pair
         features = (reference + 0.5 * noise if paired else 1.3 * noise) + 0.2
         estimates.append(jackknife_frechet(blocked(features), blocked(reference), paired))
     spread = np.std([estimate.value for estimate in estimates], ddof=1)
-    assert np.mean([estimate.standard_error for estimate in estimates]) == pytest.approx(spread, rel=0.3)
+    assert np.mean([estimate.standard_error for estimate in estimates]) == pytest.approx(
+        spread, rel=0.3
+    )
 
 
 def test_too_few_images_have_no_standard_error():
@@ -248,7 +276,9 @@ def test_too_few_images_have_no_standard_error():
 
 def test_blocked_statistics_that_do_not_fit_are_errors():
     statistics = blocked(torch.randn(50, 2))
-    with pytest.raises(ValueError, match=r"as many images in each block.* and statistics without blocks"):
+    with pytest.raises(
+        ValueError, match=r"as many images in each block.* and statistics without blocks"
+    ):
         jackknife_frechet(statistics, statistics.total(), paired=True)
     with pytest.raises(ValueError, match="as many images in each block"):
         jackknife_frechet(statistics, blocked(torch.randn(40, 2)), paired=True)

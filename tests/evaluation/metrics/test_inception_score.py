@@ -44,7 +44,9 @@ def test_one_part_has_no_standard_error(logits):
 
 def test_order_and_batches_do_not_matter(logits):
     expected = measure(logits, 5).scores()
-    torch.testing.assert_close(measure(logits, 5, torch.randperm(100), 33).scores(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        measure(logits, 5, torch.randperm(100), 33).scores(), expected, rtol=1e-12, atol=0
+    )
 
 
 def test_parts_differ_by_one_image_where_they_cannot_be_equal(logits):
@@ -67,7 +69,9 @@ def test_bad_input_is_refused(logits):
     score = InceptionScore(100, 7, 5)
     with pytest.raises(ValueError, match=r"shape \(B, 7\), got \(7,\)"):
         score.update(torch.zeros(7), torch.arange(7))
-    with pytest.raises(ValueError, match=r"`indices` must be in \[0, 100\), got values from 98 to 100"):
+    with pytest.raises(
+        ValueError, match=r"`indices` must be in \[0, 100\), got values from 98 to 100"
+    ):
         score.update(torch.zeros(3, 7), torch.arange(98, 101))
     with pytest.raises(ValueError, match="finite"):
         score.update(torch.full((1, 7), torch.nan), torch.arange(1))

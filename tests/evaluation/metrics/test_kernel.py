@@ -45,7 +45,8 @@ def test_subsets_of_two_average_to_all_pairs():
 
 def test_a_seed_gives_the_same_subsets(features, reference):
     first, again, other = (
-        kernel_distances(features, reference, num_subsets=5, subset_size=10, seed=seed) for seed in (0, 0, 1)
+        kernel_distances(features, reference, num_subsets=5, subset_size=10, seed=seed)
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -59,20 +60,26 @@ def test_the_standard_error_is_that_of_other_images():
         reference = torch.randn(400, 4, generator=generator)
         estimates.append(kernel_distance(features, reference, num_subsets=50, subset_size=50))
     spread = np.std([estimate.value for estimate in estimates], ddof=1)
-    assert np.mean([estimate.standard_error for estimate in estimates]) == pytest.approx(spread, rel=0.3)
+    assert np.mean([estimate.standard_error for estimate in estimates]) == pytest.approx(
+        spread, rel=0.3
+    )
 
 
 def test_the_same_distribution_is_at_0_on_average():
     features = torch.randn(2000, 8)
     distances = kernel_distances(features[:1000], features[1000:], num_subsets=50, subset_size=100)
-    assert abs(float(distances.mean())) < 0.1 * float(kernel_distances(features, features + 1, 10, 100).mean())
+    assert abs(float(distances.mean())) < 0.1 * float(
+        kernel_distances(features, features + 1, 10, 100).mean()
+    )
     assert distances.min() < 0 < distances.max()
 
 
 def test_sets_that_do_not_fit_are_errors(features):
     with pytest.raises(ValueError, match=r"got \(30, 4\) and \(30, 3\)"):
         kernel_distance(features, features[:, :3])
-    with pytest.raises(ValueError, match=r"Subsets of 1000 images .* got 30 and 30; choose a smaller"):
+    with pytest.raises(
+        ValueError, match=r"Subsets of 1000 images .* got 30 and 30; choose a smaller"
+    ):
         kernel_distance(features, features)
     with pytest.raises(ValueError, match="finite"):
         kernel_distance(features, features * torch.nan, subset_size=10)

@@ -15,7 +15,10 @@ def radii(points, k):
 
 def in_manifold(points, centers, k):
     return np.array(
-        [any(d <= r for d, r in zip(row, radii(centers, k), strict=True)) for row in cdist(points, centers)]
+        [
+            any(d <= r for d, r in zip(row, radii(centers, k), strict=True))
+            for row in cdist(points, centers)
+        ]
     )
 
 
@@ -38,7 +41,9 @@ def test_precision_and_recall_are_their_definitions(features, reference, k):
     ):
         assert 0 < shares.mean() < 1
         assert measured[name].value == pytest.approx(shares.mean())
-        assert measured[name].standard_error == pytest.approx(shares.std(ddof=1) / len(shares) ** 0.5)
+        assert measured[name].standard_error == pytest.approx(
+            shares.std(ddof=1) / len(shares) ** 0.5
+        )
         assert measured[name].method == "over images, the other set given"
 
 
@@ -48,7 +53,9 @@ def test_density_and_coverage_are_their_definitions(features, reference, k):
     measured = density_coverage(features, reference, k)
     for name, values in (("density", inside.sum(1) / k), ("coverage", inside.any(0))):
         assert measured[name].value == pytest.approx(values.mean(), rel=1e-12)
-        assert measured[name].standard_error == pytest.approx(values.std(ddof=1) / len(values) ** 0.5)
+        assert measured[name].standard_error == pytest.approx(
+            values.std(ddof=1) / len(values) ** 0.5
+        )
 
 
 def test_more_images_than_a_block(features):
@@ -74,7 +81,8 @@ def test_equal_and_distant_sets(features):
 
 @pytest.mark.parametrize("offset", [0, 1000])
 def test_duplicates_have_no_distance(offset):
-    """Of a radius of 0, too: the comparison of precision and recall includes it, that of density does not."""
+    """Of a radius of 0, too: the comparison of precision and recall includes it, that of density
+    does not."""
     torch.manual_seed(1)
     points = torch.randn(5, 300) + offset
     four_times = points.repeat(4, 1)

@@ -15,7 +15,14 @@ from .distributed_metrics import NUM_IMAGES, measure
 def test_two_processes_measure_as_one(tmp_path):
     script = Path(__file__).with_name("distributed_metrics.py")
     root = str(Path(titok_hf.__file__).parents[1])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     subprocess.run(
         [*torchrun, script, tmp_path, "2"],
         env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},

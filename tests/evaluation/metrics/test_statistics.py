@@ -34,14 +34,18 @@ def test_batches_give_the_moments_of_all_rows(batch_size):
 def test_more_columns_than_a_product_takes_at_once():
     features = correlated(2100, 300)
     assert_moments(GaussianStatistics.from_features(features), features, rtol=1e-9, atol=1e-9)
-    assert_moments(GaussianStatistics.from_features(torch.tensor(features)), features, rtol=1e-9, atol=1e-9)
+    assert_moments(
+        GaussianStatistics.from_features(torch.tensor(features)), features, rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("batch_size", [3, 40])
 def test_features_far_from_0_lose_no_digits(batch_size):
     features = np.random.default_rng(0).integers(-8, 8, size=(40, 5)).astype(float)
     statistics = in_batches(features + 2.0**30, batch_size)  # squares would need 60 bits and more
-    np.testing.assert_allclose(statistics.covariance, np.cov(features, rowvar=False), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        statistics.covariance, np.cov(features, rowvar=False), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_single_precision_is_summed_in_double():
@@ -114,14 +118,20 @@ def test_blocks_depend_on_the_index_alone():
         assert statistics.counts == np.bincount(expected).tolist()
         assert_moments(statistics.total(), features, rtol=1e-11, atol=1e-11)
         for block in range(10):
-            assert_moments(statistics.merged([block]), features[expected == block], rtol=1e-11, atol=1e-11)
+            assert_moments(
+                statistics.merged([block]), features[expected == block], rtol=1e-11, atol=1e-11
+            )
 
 
-@pytest.mark.parametrize("classes", [np.arange(5000) // 50, np.arange(5000) % 100, np.arange(5000) % 10])
+@pytest.mark.parametrize(
+    "classes", [np.arange(5000) // 50, np.arange(5000) % 100, np.arange(5000) % 10]
+)
 def test_each_block_has_its_share_of_each_class(classes):
     """Of 100 or 10 classes, whether images are sorted by class or classes take turns."""
     statistics = BlockedStatistics(1 + classes.max())
-    statistics.update(torch.nn.functional.one_hot(torch.tensor(classes)).float(), torch.arange(5000))
+    statistics.update(
+        torch.nn.functional.one_hot(torch.tensor(classes)).float(), torch.arange(5000)
+    )
     expected = 1 / (1 + classes.max())
     for block in range(10):
         shares = statistics.merged([block]).mean

@@ -30,10 +30,14 @@ def test_shapes_follow_the_image(any_vtp, size):
 
     shapes = {name: tuple(tensor.shape) for name, tensor in features.items()}
     assert shapes == {"cls_token": (2, 32), "patch_tokens": (2, height * width, 32)}
-    assert {name: tuple(tensor.shape) for name, tensor in latents.items()} == {"latents": (2, 8, height, width)}
+    assert {name: tuple(tensor.shape) for name, tensor in latents.items()} == {
+        "latents": (2, 8, height, width)
+    }
     if not isinstance(any_vtp, VTPVisionModel):
         decoded = any_vtp.decode(latents.latents)
-        assert {name: tuple(tensor.shape) for name, tensor in decoded.items()} == {"reconstruction": (2, 3, *size)}
+        assert {name: tuple(tensor.shape) for name, tensor in decoded.items()} == {
+            "reconstruction": (2, 3, *size)
+        }
     if isinstance(any_vtp, VTPModel):
         assert any_vtp.get_image_features(pixel_values).shape == (2, 16)
 
@@ -111,13 +115,17 @@ def test_registers_take_part(make_model, pixel_values):
     assert model.vision_encoder.register_tokens.shape == (1, 2, 32)
 
 
-def test_encoder_sees_the_class_token_the_registers_and_the_patches(make_model, pixel_values, inputs_and_outputs):
+def test_encoder_sees_the_class_token_the_registers_and_the_patches(
+    make_model, pixel_values, inputs_and_outputs
+):
     encoder = (model := make_model(VTPVisionModel, num_register_tokens=2)).vision_encoder
     [seen] = inputs_and_outputs(encoder.blocks[0])
     model(pixel_values)
 
     sequence = seen[0]
-    patches = pixel_values.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(3, 16, 192)
+    patches = (
+        pixel_values.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(3, 16, 192)
+    )
     embedded = patches @ encoder.patch_embedding.weight.flatten(1).T + encoder.patch_embedding.bias
     assert torch.equal(sequence[:, :1], encoder.cls_token.expand(3, 1, 32))
     assert torch.equal(sequence[:, 1:3], encoder.register_tokens.expand(3, 2, 32))
@@ -139,7 +147,10 @@ def reference_norm(norm, x):
     if isinstance(norm, torch.nn.RMSNorm):
         return norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     centered = x - x.mean(-1, keepdim=True)
-    return norm.weight * centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt() + norm.bias
+    return (
+        norm.weight * centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        + norm.bias
+    )
 
 
 def reference_block(block, x, rope):
@@ -149,14 +160,21 @@ def reference_block(block, x, rope):
         return x @ layer.weight.double().T + layer.bias
 
     heads, length = block.attention.num_heads, x.shape[1]
-    qkv = linear(block.attention.qkv, reference_norm(block.attention_norm, x)).view(len(x), length, 3, heads, -1)
+    qkv = linear(block.attention.qkv, reference_norm(block.attention_norm, x)).view(
+        len(x), length, 3, heads, -1
+    )
     query, key, value = qkv.unbind(2)  # (B, N, heads, D)
     if block.attention.query_norm is not None:
         query = reference_norm(block.attention.query_norm, query)
         key = reference_norm(block.attention.key_norm, key)
-    query, key = (rotate(states.transpose(1, 2).float(), rope).transpose(1, 2).double() for states in (query, key))
+    query, key = (
+        rotate(states.transpose(1, 2).float(), rope).transpose(1, 2).double()
+        for states in (query, key)
+    )
     weights = (torch.einsum("bnhd,bmhd->bhnm", query, key) / query.shape[-1] ** 0.5).softmax(-1)
-    attended = linear(block.attention.proj, torch.einsum("bhnm,bmhd->bnhd", weights, value).flatten(2))
+    attended = linear(
+        block.attention.proj, torch.einsum("bhnm,bmhd->bnhd", weights, value).flatten(2)
+    )
     x = x + attended * (1 if block.attention_scale is None else block.attention_scale)
     hidden, mlp = reference_norm(block.mlp_norm, x), block.mlp
     if hasattr(mlp, "gate"):
@@ -170,21 +188,30 @@ def reference_block(block, x, rope):
 
 def test_blocks_do_what_the_configuration_says(any_variant):
     config = any_variant.config
-    for part, module in (("vision", any_variant.vision_encoder), ("decoder", any_variant.pixel_decoder)):
+    for part, module in (
+        ("vision", any_variant.vision_encoder),
+        ("decoder", any_variant.pixel_decoder),
+    ):
         block = module.blocks[1]
         for name, parameter in block.named_parameters():
             torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
         x = torch.randn(2, 1 + 6, getattr(config, f"{part}_hidden_size"))
         rope = axial_rotation(2, 3, module.head_dim, x.device)
         # queries and keys are rounded to bfloat16, at times in the other direction
-        torch.testing.assert_close(block(x, rope).double(), reference_block(block, x, rope), rtol=0.01, atol=0.03)
+        torch.testing.assert_close(
+            block(x, rope).double(), reference_block(block, x, rope), rtol=0.01, atol=0.03
+        )
 
         gated = hasattr(block.mlp, "gate")
         assert gated == (getattr(config, f"{part}_mlp") != "mlp")
-        norm = torch.nn.RMSNorm if getattr(config, f"{part}_norm") == "rmsnorm" else torch.nn.LayerNorm
+        norm = (
+            torch.nn.RMSNorm if getattr(config, f"{part}_norm") == "rmsnorm" else torch.nn.LayerNorm
+        )
         assert type(block.attention_norm) is type(block.mlp_norm) is type(module.norm) is norm
         assert (block.attention.query_norm is not None) == getattr(config, f"{part}_qk_norm")
-        assert (block.attention_scale is not None) == (getattr(config, f"{part}_layer_scale") is not None)
+        assert (block.attention_scale is not None) == (
+            getattr(config, f"{part}_layer_scale") is not None
+        )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +226,9 @@ def test_blocks_do_what_the_configuration_says(any_variant):
     ],
 )
 def test_widths_of_the_perceptrons(make_model, mlp, ratio, width):
-    model = make_model(vision_mlp=mlp, vision_mlp_ratio=ratio, decoder_mlp=mlp, decoder_mlp_ratio=ratio)
+    model = make_model(
+        vision_mlp=mlp, vision_mlp_ratio=ratio, decoder_mlp=mlp, decoder_mlp_ratio=ratio
+    )
     for module in (model.vision_encoder, model.pixel_decoder):
         layer = getattr(module.blocks[0].mlp, "mlp_in" if mlp == "mlp" else "up")
         assert (layer.in_features, layer.out_features) == (32, width)
@@ -232,7 +261,9 @@ def reference_rotation(height, width, head_dim):
     return torch.from_numpy(cos), torch.from_numpy(sin)
 
 
-@pytest.mark.parametrize(("height", "width", "head_dim"), [(4, 6, 16), (16, 16, 64), (1, 7, 8), (32, 32, 64)])
+@pytest.mark.parametrize(
+    ("height", "width", "head_dim"), [(4, 6, 16), (16, 16, 64), (1, 7, 8), (32, 32, 64)]
+)
 def test_rotation_is_axial_and_rounded_to_bfloat16(height, width, head_dim):
     rotation = axial_rotation(height, width, head_dim, torch.device("cpu"))
     for actual, expected in zip(rotation, reference_rotation(height, width, head_dim), strict=True):
@@ -246,7 +277,9 @@ def test_periods_are_those_of_the_released_models():
     assert rotary_periods(16, torch.device("cpu")).tolist() == [1.0, 3.15625, 10.0, 31.625]
     periods = rotary_periods(64, torch.device("cpu"))
     assert periods.dtype == torch.bfloat16
-    torch.testing.assert_close(periods.double(), 100 ** (torch.arange(16).double() / 16), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        periods.double(), 100 ** (torch.arange(16).double() / 16), rtol=0.01, atol=0
+    )
 
 
 def test_only_the_last_tokens_turn():
@@ -255,7 +288,10 @@ def test_only_the_last_tokens_turn():
 
     assert rotated.dtype == torch.float32
     assert torch.equal(rotated[:, :, :2], x[:, :, :2].bfloat16().float())
-    turned = torch.complex(x[:, :, 2:, :8], x[:, :, 2:, 8:]) * torch.complex(rope[0].float(), rope[1].float())[:, :8]
+    turned = (
+        torch.complex(x[:, :, 2:, :8], x[:, :, 2:, 8:])
+        * torch.complex(rope[0].float(), rope[1].float())[:, :8]
+    )
     expected = torch.cat([turned.real, turned.imag], dim=-1)
     torch.testing.assert_close(rotated[:, :, 2:], expected, rtol=0.02, atol=0.04)
     assert not torch.allclose(rotated[:, :, 2:], x[:, :, 2:], atol=0.1)
@@ -345,7 +381,11 @@ def test_text_encoder_is_clip_with_the_configured_sizes(make_model, input_ids, a
     model = make_model(text_hidden_act=activation, text_projection_bias=True)
     config = model.text_encoder.config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 2, 2)
-    assert (config.vocab_size, config.max_position_embeddings, config.hidden_act) == (50, 10, activation)
+    assert (config.vocab_size, config.max_position_embeddings, config.hidden_act) == (
+        50,
+        10,
+        activation,
+    )
 
     model.text_projection.bias.data.normal_()
     end = model.text_encoder(input_ids).last_hidden_state[torch.arange(3), torch.tensor([4, 9, 6])]
@@ -378,9 +418,14 @@ def test_models_without_decoder(make_model, vision, pixel_values, input_ids):
     assert model(pixel_values, input_ids).logits_per_image.shape == (3, 3)
     for without in (model, vision):
         name = type(without).__name__
-        with pytest.raises(ValueError, match=f"This {name} has no pixel decoder; see `VTPForImageReconstruction`"):
+        with pytest.raises(
+            ValueError, match=f"This {name} has no pixel decoder; see `VTPForImageReconstruction`"
+        ):
             without.decode(torch.randn(1, 8, 4, 4))
-    with pytest.raises(ValueError, match="`VTPForImageReconstruction` needs a configuration with `has_decoder=True`"):
+    with pytest.raises(
+        ValueError,
+        match="`VTPForImageReconstruction` needs a configuration with `has_decoder=True`",
+    ):
         make_model(VTPForImageReconstruction, has_decoder=False)
 
 
@@ -436,5 +481,7 @@ def test_an_empty_mask_is_none(vision, pixel_values):
 )
 def test_masks_are_checked(any_vtp, pixel_values, patch_mask):
     got = re.escape(f"got {patch_mask.dtype} of {tuple(patch_mask.shape)}")
-    with pytest.raises(ValueError, match=rf"`patch_mask` must be a bool tensor of shape \(3, 16\), {got}"):
+    with pytest.raises(
+        ValueError, match=rf"`patch_mask` must be a bool tensor of shape \(3, 16\), {got}"
+    ):
         any_vtp.get_vision_features(pixel_values, patch_mask)

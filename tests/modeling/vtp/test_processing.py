@@ -24,7 +24,9 @@ from .variants import END, START
 def adm_center_crop(picture, size):
     """`center_crop_arr` of guided-diffusion, by which reconstructions are published."""
     while min(*picture.size) >= 2 * size:
-        picture = picture.resize(tuple(side // 2 for side in picture.size), resample=Image.Resampling.BOX)
+        picture = picture.resize(
+            tuple(side // 2 for side in picture.size), resample=Image.Resampling.BOX
+        )
     scale = size / min(*picture.size)
     fitted = tuple(round(side * scale) for side in picture.size)
     array = np.array(picture.resize(fitted, resample=Image.Resampling.BICUBIC))
@@ -39,7 +41,9 @@ def normalized(pixels):
 
 
 def make_picture(width, height, mode="RGB"):
-    pixels = np.random.default_rng(0).integers(0, 256, (height // 4 + 1, width // 4 + 1, 4), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (height // 4 + 1, width // 4 + 1, 4), dtype=np.uint8
+    )
     picture = Image.fromarray(pixels, "RGBA").resize((width, height), Image.Resampling.BICUBIC)
     if mode == "RGBA":
         return picture
@@ -50,7 +54,9 @@ def make_picture(width, height, mode="RGB"):
 def as_rgb(picture):
     """What is transparent becomes white."""
     if picture.mode == "RGBA":
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(
+            "RGB"
+        )
     return picture.convert("RGB")
 
 
@@ -63,7 +69,18 @@ def preprocess(processor, images, **kwargs):
     return processor(images, return_tensors="pt", **kwargs)["pixel_values"]
 
 
-SIZES = [(32, 32), (64, 64), (40, 50), (63, 65), (64, 200), (127, 64), (257, 131), (20, 33), (31, 95), (500, 375)]
+SIZES = [
+    (32, 32),
+    (64, 64),
+    (40, 50),
+    (63, 65),
+    (64, 200),
+    (127, 64),
+    (257, 131),
+    (20, 33),
+    (31, 95),
+    (500, 375),
+]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -77,7 +94,9 @@ def test_crop_is_that_of_published_reconstructions(image_processor, size):
 @pytest.mark.parametrize("crop", ["adm", "squash"])
 def test_pictures_of_any_mode_become_rgb(mode, crop):
     picture = make_picture(90, 70, mode)
-    pixel_values = preprocess(VTPImageProcessor(size={"height": 32, "width": 32}, crop=crop), picture)
+    pixel_values = preprocess(
+        VTPImageProcessor(size={"height": 32, "width": 32}, crop=crop), picture
+    )
     expected = as_rgb(picture)
     if crop == "squash":
         expected = np.asarray(expected.resize((32, 32), Image.Resampling.BILINEAR))
@@ -184,8 +203,15 @@ def test_unknown_crop_is_refused(image_processor):
 
 
 def test_model_takes_what_the_processor_gives(image_processor, reconstructor):
-    fog = Image.fromarray(np.linspace(130, 150, 1024).round().astype(np.uint8).reshape(32, 32))  # 0.11 to 0.81
-    for picture in (make_picture(40, 50), Image.new("RGB", (40, 40), "white"), Image.new("RGB", (40, 40)), fog):
+    fog = Image.fromarray(
+        np.linspace(130, 150, 1024).round().astype(np.uint8).reshape(32, 32)
+    )  # 0.11 to 0.81
+    for picture in (
+        make_picture(40, 50),
+        Image.new("RGB", (40, 40), "white"),
+        Image.new("RGB", (40, 40)),
+        fog,
+    ):
         pixel_values = preprocess(image_processor, picture)
         assert reconstructor(pixel_values).reconstruction.shape == (1, 3, 32, 32)
 
@@ -267,8 +293,12 @@ def test_images_and_texts_go_into_the_model(processor, vtp):
 
 def test_options_reach_images_and_texts(processor):
     picture = make_picture(60, 33)
-    inputs = processor(images=picture, text=["cat", "a dog"], crop="squash", padding=True, return_tensors="pt")
-    assert torch.equal(inputs["pixel_values"], preprocess(processor.image_processor, picture, crop="squash"))
+    inputs = processor(
+        images=picture, text=["cat", "a dog"], crop="squash", padding=True, return_tensors="pt"
+    )
+    assert torch.equal(
+        inputs["pixel_values"], preprocess(processor.image_processor, picture, crop="squash")
+    )
     assert inputs["input_ids"].tolist() == [[START, CAT, END, END], [START, 7, DOG, END]]
 
 
@@ -276,7 +306,9 @@ def test_too_long_texts_are_cut_on_request_only(processor, vtp):
     text = "a cat and a dog and a cat and a dog"
     ids = processor(text=[text], return_tensors="pt")["input_ids"]
     assert ids.shape[1] > 10
-    with pytest.raises(ValueError, match=rf"at most 10 tokens a text, got {ids.shape[1]}; .*truncation=True"):
+    with pytest.raises(
+        ValueError, match=rf"at most 10 tokens a text, got {ids.shape[1]}; .*truncation=True"
+    ):
         vtp.get_text_features(ids)
 
     cut = processor(text=[text], truncation=True, return_tensors="pt")["input_ids"]
@@ -297,7 +329,9 @@ def assert_same_processor(loaded, processor):
 @pytest.mark.parametrize("with_model", [False, True])
 @pytest.mark.parametrize("crop", ["adm", "squash"])
 def test_folder_keeps_the_processor(tokenizer, vtp, tmp_path, processor_class, with_model, crop):
-    processor = VTPProcessor(VTPImageProcessor(size={"height": 32, "width": 32}, crop=crop), tokenizer)
+    processor = VTPProcessor(
+        VTPImageProcessor(size={"height": 32, "width": 32}, crop=crop), tokenizer
+    )
     processor.save_pretrained(tmp_path / "ours")
     if with_model:
         vtp.save_pretrained(tmp_path / "ours")
@@ -310,7 +344,11 @@ def test_folder_keeps_the_processor(tokenizer, vtp, tmp_path, processor_class, w
 def released(hub, vtp, clip_files, tmp_path):
     """An official repository, which has neither a processor nor a tokenizer, and that of CLIP's."""
     official_format = vtp.config.official_format
-    save_file(official_format.to_official(vtp), tmp_path / "official.safetensors", metadata={"format": "pt"})
+    save_file(
+        official_format.to_official(vtp),
+        tmp_path / "official.safetensors",
+        metadata={"format": "pt"},
+    )
     files = {
         "config.json": json.dumps(official_format.official_config(vtp.config)).encode(),
         "model.safetensors": (tmp_path / "official.safetensors").read_bytes(),

@@ -30,25 +30,37 @@ def test_loss_reaches_what_takes_part(any_variant, pixel_values, input_ids, para
     loss = any_variant(pixel_values, input_ids, return_loss=True).loss
     missing = without_gradient(parameter_gradients(any_variant, loss))
 
-    absent = {name for name, _ in any_variant.named_parameters() if name.startswith("pixel_decoder.")}
+    absent = {
+        name for name, _ in any_variant.named_parameters() if name.startswith("pixel_decoder.")
+    }
     absent.add("vision_encoder.mask_token")
     if not any_variant.config.bottleneck_everywhere:
         absent.add("vision_encoder.bottleneck.weight")
     # a bias of all logits or of all keys does not change a softmax
-    indifferent = {name for name, _ in any_variant.named_parameters() if name.endswith(("k_proj.bias", "logit_bias"))}
+    indifferent = {
+        name
+        for name, _ in any_variant.named_parameters()
+        if name.endswith(("k_proj.bias", "logit_bias"))
+    }
     assert missing - indifferent == absent
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_reconstruction_reaches_every_parameter(make_model, pixel_values, parameter_gradients, variant):
+def test_reconstruction_reaches_every_parameter(
+    make_model, pixel_values, parameter_gradients, variant
+):
     model = make_model(VTPForImageReconstruction, **VARIANTS[variant])
-    assert without_gradient(parameter_gradients(model, model(pixel_values).loss)) == {"vision_encoder.mask_token"}
+    assert without_gradient(parameter_gradients(model, model(pixel_values).loss)) == {
+        "vision_encoder.mask_token"
+    }
 
 
 def test_masked_features_reach_the_mask_token(vision, pixel_values, parameter_gradients):
     patch_mask = torch.rand(3, 16) < 0.5
     masked = vision(pixel_values, patch_mask).patch_tokens.square().sum()
-    assert without_gradient(parameter_gradients(vision, masked)) == {"vision_encoder.bottleneck.weight"}
+    assert without_gradient(parameter_gradients(vision, masked)) == {
+        "vision_encoder.bottleneck.weight"
+    }
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
@@ -59,15 +71,21 @@ def test_gradient_checkpointing_recomputes_blocks_and_keeps_gradients(
     calls = []
     model.vision_encoder.blocks[1].mlp_norm.register_forward_hook(lambda *_: calls.append("vision"))
     if model_class is VTPForImageReconstruction:
-        model.pixel_decoder.blocks[0].mlp_norm.register_forward_hook(lambda *_: calls.append("decoder"))
+        model.pixel_decoder.blocks[0].mlp_norm.register_forward_hook(
+            lambda *_: calls.append("decoder")
+        )
     if model_class is VTPModel:
-        model.text_encoder.encoder.layers[0].layer_norm2.register_forward_hook(lambda *_: calls.append("text"))
+        model.text_encoder.encoder.layers[0].layer_norm2.register_forward_hook(
+            lambda *_: calls.append("text")
+        )
 
     def gradients():
         calls.clear()
         if model_class is VTPVisionModel:
             return parameter_gradients(model, model(pixel_values).patch_tokens.square().sum())
-        return parameter_gradients(model, call(model, pixel_values, input_ids, return_loss=True).loss)
+        return parameter_gradients(
+            model, call(model, pixel_values, input_ids, return_loss=True).loss
+        )
 
     expected, once = gradients(), sorted(calls)
     model.activation_checkpointing_enable()
@@ -131,7 +149,10 @@ def test_compiles_without_a_break(make_model, pixel_values, variant):
     vision = make_model(VTPVisionModel, **VARIANTS[variant])
     reconstructor = make_model(VTPForImageReconstruction, **VARIANTS[variant])
     patch_mask = torch.rand(3, 16) < 0.5
-    for model, inputs in ((vision, [pixel_values, patch_mask, True]), (reconstructor, [pixel_values])):
+    for model, inputs in (
+        (vision, [pixel_values, patch_mask, True]),
+        (reconstructor, [pixel_values]),
+    ):
         expected = model(*inputs)
         output = torch.compile(model, fullgraph=True, backend="eager")(*inputs)
         assert output.keys() == expected.keys()
@@ -143,9 +164,13 @@ def test_compiles_without_a_break(make_model, pixel_values, variant):
 def test_compiled_encode_and_decode(reconstructor, pixel_values):
     torch.compiler.reset()
     with torch.no_grad():
-        encode = torch.compile(lambda images: reconstructor.encode(images).latents, fullgraph=True, backend="eager")
+        encode = torch.compile(
+            lambda images: reconstructor.encode(images).latents, fullgraph=True, backend="eager"
+        )
         decode = torch.compile(
-            lambda latents: reconstructor.decode(latents).reconstruction, fullgraph=True, backend="eager"
+            lambda latents: reconstructor.decode(latents).reconstruction,
+            fullgraph=True,
+            backend="eager",
         )
         expected = reconstructor(pixel_values)
         torch.testing.assert_close(encode(pixel_values), expected.latents)
@@ -157,7 +182,9 @@ def test_compiled_encode_and_decode(reconstructor, pixel_values):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_folder_keeps_every_bit(make_model, save_and_load, assert_same_tensors, pixel_values, input_ids, variant):
+def test_folder_keeps_every_bit(
+    make_model, save_and_load, assert_same_tensors, pixel_values, input_ids, variant
+):
     model = make_model(**VARIANTS[variant])
     loaded = save_and_load(model)
 
@@ -176,19 +203,25 @@ def test_folder_of_every_class(make_model, assert_same_tensors, tmp_path, model_
     model.save_pretrained(tmp_path)
     loaded = model_class.from_pretrained(tmp_path, dtype=dtype)
     assert_same_tensors(model.to(dtype or torch.float32), loaded)
-    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [model_class.__name__]
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [
+        model_class.__name__
+    ]
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "no text", "no decoder"])
 def test_config_survives_a_folder(make_config, tmp_path, variant):
-    fields = {**VARIANTS, "no text": {"has_text": False}, "no decoder": {"has_decoder": False}}[variant]
+    fields = {**VARIANTS, "no text": {"has_text": False}, "no decoder": {"has_decoder": False}}[
+        variant
+    ]
     config = make_config(**fields)
     config.save_pretrained(tmp_path / "first")
     loaded = AutoConfig.from_pretrained(tmp_path / "first")
     loaded.save_pretrained(tmp_path / "second")
 
     assert type(loaded) is VTPConfig
-    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second"))
+    first, second = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second")
+    )
     assert first == second
     assert all(getattr(loaded, name) == value for name, value in fields.items())
 
@@ -259,18 +292,34 @@ def test_same_seed_makes_the_same_model(make_config, assert_same_tensors):
 # what is refused
 
 BAD_IMAGES = {
-    "height": (torch.randn(2, 3, 36, 32), ValueError, r"multiples of 8, got \(2, 3, 36, 32\); the image processor"),
+    "height": (
+        torch.randn(2, 3, 36, 32),
+        ValueError,
+        r"multiples of 8, got \(2, 3, 36, 32\); the image processor",
+    ),
     "width": (torch.randn(2, 3, 32, 4), ValueError, r"multiples of 8, got \(2, 3, 32, 4\)"),
     "no height": (torch.randn(2, 3, 0, 32), ValueError, r"multiples of 8, got \(2, 3, 0, 32\)"),
-    "channels last": (torch.randn(2, 32, 32, 3), ValueError, r"channels first, .* got \(2, 32, 32, 3\)"),
+    "channels last": (
+        torch.randn(2, 32, 32, 3),
+        ValueError,
+        r"channels first, .* got \(2, 32, 32, 3\)",
+    ),
     "gray": (
         torch.randn(2, 1, 32, 32),
         ValueError,
         r"must have shape \(batch, 3, height, width\), .*\(2, 1, 32, 32\)",
     ),
     "no batch": (torch.randn(3, 32, 32), ValueError, r"must have shape .* got \(3, 32, 32\)"),
-    "uint8": (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "normalized float images, got torch.uint8"),
-    "int64": (torch.zeros(2, 3, 32, 32, dtype=torch.int64), TypeError, "normalized float images, got torch.int64"),
+    "uint8": (
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+        TypeError,
+        "normalized float images, got torch.uint8",
+    ),
+    "int64": (
+        torch.zeros(2, 3, 32, 32, dtype=torch.int64),
+        TypeError,
+        "normalized float images, got torch.int64",
+    ),
     "in [0, 1]": (
         torch.linspace(0, 1, 6144).view(2, 3, 32, 32),
         ValueError,
@@ -281,14 +330,22 @@ BAD_IMAGES = {
         ValueError,
         "normalized by ImageNet's .* got values from 0 to 255; the image processor normalizes",
     ),
-    "not a number": (torch.full((2, 3, 32, 32), torch.nan), ValueError, "normalized by .* got values from nan"),
+    "not a number": (
+        torch.full((2, 3, 32, 32), torch.nan),
+        ValueError,
+        "normalized by .* got values from nan",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
 def test_pixel_values_are_checked(any_vtp, input_ids, kind):
     images, error, sentence = BAD_IMAGES[kind]
-    for method in (any_vtp.encode, any_vtp.get_vision_features, lambda images: call(any_vtp, images, input_ids[:2])):
+    for method in (
+        any_vtp.encode,
+        any_vtp.get_vision_features,
+        lambda images: call(any_vtp, images, input_ids[:2]),
+    ):
         with pytest.raises(error, match=sentence):
             method(images)
 
@@ -302,17 +359,35 @@ def test_nearly_uniform_images_pass(any_vtp, value):
 @pytest.mark.parametrize("shape", [(2, 7, 4, 4), (2, 8, 16), (8, 4, 4), (2, 4, 4, 8)])
 def test_latents_are_checked(reconstructor, shape):
     got = re.escape(f"got {shape}")
-    with pytest.raises(ValueError, match=rf"`latents` must have shape \(batch, 8, height, width\), {got}"):
+    with pytest.raises(
+        ValueError, match=rf"`latents` must have shape \(batch, 8, height, width\), {got}"
+    ):
         reconstructor.decode(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
     ("ids", "error", "sentence"),
     [
-        (torch.zeros(2, 11, dtype=torch.int64), ValueError, r"at most 10 tokens a text, got 11; .*truncation=True"),
-        (torch.full((2, 5), 50), ValueError, r"`input_ids` must be in \[0, 50\), got values from 50 to 50"),
-        (torch.full((2, 5), -1), ValueError, r"`input_ids` must be in \[0, 50\), got values from -1 to -1"),
-        (torch.zeros(5, dtype=torch.int64), ValueError, r"`input_ids` must have shape \(batch, length\), got \(5,\)"),
+        (
+            torch.zeros(2, 11, dtype=torch.int64),
+            ValueError,
+            r"at most 10 tokens a text, got 11; .*truncation=True",
+        ),
+        (
+            torch.full((2, 5), 50),
+            ValueError,
+            r"`input_ids` must be in \[0, 50\), got values from 50 to 50",
+        ),
+        (
+            torch.full((2, 5), -1),
+            ValueError,
+            r"`input_ids` must be in \[0, 50\), got values from -1 to -1",
+        ),
+        (
+            torch.zeros(5, dtype=torch.int64),
+            ValueError,
+            r"`input_ids` must have shape \(batch, length\), got \(5,\)",
+        ),
         (torch.zeros(2, 5), TypeError, "`input_ids` must be an int64 tensor, got torch.float32"),
     ],
 )
@@ -327,16 +402,34 @@ def test_ids_are_checked(vtp, pixel_values, ids, error, sentence):
     ("fields", "sentence"),
     [
         ({"patch_size": 5}, "`patch_size` must divide the image size 32, got 5"),
-        ({"vision_hidden_size": 36}, "`vision_hidden_size` must be a multiple of 4 times the 2 .*, got 36"),
-        ({"vision_num_attention_heads": 3}, "`vision_hidden_size` must be a multiple of 4 times the 3 .*, got 32"),
-        ({"decoder_hidden_size": 44}, "`decoder_hidden_size` must be a multiple of 4 times the 2 .*, got 44"),
-        ({"text_num_attention_heads": 3}, "`text_hidden_size` must be a multiple of 1 times the 3 .*, got 16"),
+        (
+            {"vision_hidden_size": 36},
+            "`vision_hidden_size` must be a multiple of 4 times the 2 .*, got 36",
+        ),
+        (
+            {"vision_num_attention_heads": 3},
+            "`vision_hidden_size` must be a multiple of 4 times the 3 .*, got 32",
+        ),
+        (
+            {"decoder_hidden_size": 44},
+            "`decoder_hidden_size` must be a multiple of 4 times the 2 .*, got 44",
+        ),
+        (
+            {"text_num_attention_heads": 3},
+            "`text_hidden_size` must be a multiple of 1 times the 3 .*, got 16",
+        ),
         ({"latent_dim": 0}, "`latent_dim` must be at least 1, got 0"),
         ({"vision_num_hidden_layers": 0}, "`vision_num_hidden_layers` must be at least 1, got 0"),
         ({"vision_mlp": "gelu"}, "'vision_mlp' expected one of .*'swiglu64'.*, got gelu"),
-        ({"decoder_norm": "batchnorm"}, "'decoder_norm' expected one of .*'rmsnorm'.*, got batchnorm"),
+        (
+            {"decoder_norm": "batchnorm"},
+            "'decoder_norm' expected one of .*'rmsnorm'.*, got batchnorm",
+        ),
         ({"image_pooling": "max"}, "'image_pooling' expected one of .*'cls', 'mean'.*, got max"),
-        ({"text_hidden_act": "relu"}, "'text_hidden_act' expected one of .*'quick_gelu'.*, got relu"),
+        (
+            {"text_hidden_act": "relu"},
+            "'text_hidden_act' expected one of .*'quick_gelu'.*, got relu",
+        ),
         ({"latent_dim": "8"}, "'latent_dim' expected int, got str"),
         ({"num_register_tokens": -1}, "`num_register_tokens` must be at least 0, got -1"),
         ({"vision_mlp_ratio": 0}, "`vision_mlp_ratio` must be .* got 0"),

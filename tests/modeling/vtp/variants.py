@@ -19,10 +19,18 @@ VARIANTS = {
     "widths": {"vision_mlp_ratio": 2, "decoder_mlp_ratio": 3.5, "decoder_hidden_size": 48},
     "mean": {"image_pooling": "mean"},
     "bottleneck everywhere": {"bottleneck_everywhere": True},
-    "logit bias": {"logit_bias": True, "text_projection_bias": True, "text_hidden_act": "quick_gelu"},
+    "logit bias": {
+        "logit_bias": True,
+        "text_projection_bias": True,
+        "text_hidden_act": "quick_gelu",
+    },
 }
 
 
 def call(model, pixel_values, input_ids, **kwargs):
     """`forward` of whichever class."""
-    return model(pixel_values, input_ids, **kwargs) if isinstance(model, VTPModel) else model(pixel_values, **kwargs)
+    return (
+        model(pixel_values, input_ids, **kwargs)
+        if isinstance(model, VTPModel)
+        else model(pixel_values, **kwargs)
+    )

@@ -22,7 +22,9 @@ NAMES = (*METRICS["generation"], *PAIR_METRICS, *CODE_METRICS)
 IMAGES = "images, PIL with 8 bits a channel or uint8 arrays (H, W, 3)"
 CLASSES = "classes, integers"
 CODES = "sequences of codes, integers"
-DESCRIPTION = "One metric of images, by its configuration name. All images must be squares of one size."
+DESCRIPTION = (
+    "One metric of images, by its configuration name. All images must be squares of one size."
+)
 INPUTS = """
 Args:
     predictions: Images, PIL with 8 bits a channel or uint8 arrays (H, W, 3); for `codebook_...` the codes of images, a
@@ -43,7 +45,9 @@ class ImageMetrics(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name not in NAMES:
-            raise ValueError(f"Name the metric, one of {', '.join(NAMES)}, got {self.config_name!r}.")
+            raise ValueError(
+                f"Name the metric, one of {', '.join(NAMES)}, got {self.config_name!r}."
+            )
         features = {"predictions": datasets.Image()}
         if self.config_name in CODE_METRICS:
             features["predictions"] = datasets.List(datasets.Value("int64"))
@@ -52,7 +56,10 @@ class ImageMetrics(evaluate.Metric):
         elif self.config_name != "inception_score":
             features["references"] = datasets.Image()
         return evaluate.MetricInfo(
-            description=DESCRIPTION, citation="", inputs_description=INPUTS, features=datasets.Features(features)
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=datasets.Features(features),
         )
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
@@ -73,21 +80,24 @@ class ImageMetrics(evaluate.Metric):
         self.add_batch(predictions=[prediction], references=[reference], **kwargs)
 
     def _compute(self, predictions: Sequence[Any], **arguments: Any) -> dict[str, float | None]:
-        estimate = (self.of_codes if self.config_name in CODE_METRICS else self.of_images)(predictions, **arguments)
+        estimate = (self.of_codes if self.config_name in CODE_METRICS else self.of_images)(
+            predictions, **arguments
+        )
         return {self.config_name: estimate.value, "standard_error": estimate.standard_error}
 
     def of_codes(self, codes: Sequence[Sequence[int]], **arguments: Any) -> Estimate:
         """A metric of codes.
 
         Raises:
-            ValueError: If there is no codebook size, or another argument, or a code is out of range.
+            ValueError: If there is no codebook size, or another argument, or a code is out of
+                range.
         """
         size = arguments.get("codebook_size")
         if set(arguments) != {"codebook_size"} or not isinstance(size, int) or size < 1:
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise ValueError(
-                f"{self.config_name} needs the number of codes, `codebook_size=4096`, and no other argument, got "
-                f"{given or 'none'}."
+                f"{self.config_name} needs the number of codes, `codebook_size=4096`, and no other "
+                f"argument, got {given or 'none'}."
             )
         lengths = torch.tensor([len(row) for row in codes])
         flat = torch.tensor([code for row in codes for code in row])[:, None]  # (codes, 1)
@@ -106,26 +116,41 @@ class ImageMetrics(evaluate.Metric):
         """A metric of images; see `INPUTS`.
 
         Raises:
-            ValueError: If the images are not squares of one size, a class is none of the classifier's, or the
-                protocol does not fit.
+            ValueError: If the images are not squares of one size, a class is none of the
+                classifier's, or the protocol does not fit.
         """
-        pictures = [image for image in (*predictions, *(references or ())) if isinstance(image, Image.Image)]
+        pictures = [
+            image for image in (*predictions, *(references or ())) if isinstance(image, Image.Image)
+        ]
         sizes = {picture.size for picture in pictures}
         size = predictions[0].width
         if sizes != {(size, size)}:
             listed = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
             raise ValueError(f"All images must be squares of one size, got {listed}.")
-        fields = {"source": "evaluate", "crop": "none", "rounding": "round", "reference": "originals"}
+        fields = {
+            "source": "evaluate",
+            "crop": "none",
+            "rounding": "round",
+            "reference": "originals",
+        }
         metrics = {"generation": [self.config_name]}
         if self.config_name in PAIR_METRICS:
             metrics = {"reconstruction": [self.config_name]}
-        fields |= {"name": self.config_name, "image_size": size, "extractor": extractor, "metrics": metrics}
+        fields |= {
+            "name": self.config_name,
+            "image_size": size,
+            "extractor": extractor,
+            "metrics": metrics,
+        }
         loaded = Protocol.from_dict(fields | protocol)
         images = square_images(predictions, loaded)
         if self.config_name in PAIR_METRICS:
             lpips = load_lpips() if self.config_name == "lpips" else None
             pairs = zip(images.split(64), square_images(references, loaded).split(64), strict=True)
-            values = [pair_metrics(metrics["reconstruction"], *pair, lpips)[self.config_name] for pair in pairs]
+            values = [
+                pair_metrics(metrics["reconstruction"], *pair, lpips)[self.config_name]
+                for pair in pairs
+            ]
             return Estimate.mean(torch.cat(values))
         labels = against = None
         if self.config_name == "accuracy":
@@ -134,12 +159,18 @@ class ImageMetrics(evaluate.Metric):
             against = TensorImages(square_images(references, loaded))
         judges = Judges(load_extractor(extractor, extractor_weights))
         num_classes = judges.extractor.num_classes
-        if labels is not None and num_classes and not (labels.min() >= 0 and labels.max() < num_classes):
+        if (
+            labels is not None
+            and num_classes
+            and not (labels.min() >= 0 and labels.max() < num_classes)
+        ):
             raise ValueError(
-                f"`references` must be the classes of {judges.extractor.name}, in [0, {num_classes}), got values from "
-                f"{labels.min()} to {labels.max()}."
+                f"`references` must be the classes of {judges.extractor.name}, in [0, "
+                f"{num_classes}), got values from {labels.min()} to {labels.max()}."
             )
-        measured = measure_generation([TensorImages(images, labels)], against, loaded, judges, progress_bar=False)
+        measured = measure_generation(
+            [TensorImages(images, labels)], against, loaded, judges, progress_bar=False
+        )
         return measured.metrics[self.config_name]
 
 
@@ -157,19 +188,31 @@ def check_inputs(name: str, values: Any, expected: str) -> list[Any]:
     try:
         rows = list(values)
     except TypeError:
-        raise ValueError(f"`{name}` must be a list of {expected}, got {described(values)}.") from None
+        raise ValueError(
+            f"`{name}` must be a list of {expected}, got {described(values)}."
+        ) from None
     if not rows:
         raise ValueError(f"`{name}` must be a list of {expected}, got an empty one.")
-    checked = [as_picture(row) if expected == IMAGES else as_integers(row, int(expected == CODES)) for row in rows]
+    checked = [
+        as_picture(row) if expected == IMAGES else as_integers(row, int(expected == CODES))
+        for row in rows
+    ]
     for index, value in enumerate(checked):
         if value is None:
-            raise ValueError(f"`{name}` must be {expected}, got {described(rows[index])} at index {index}.")
+            raise ValueError(
+                f"`{name}` must be {expected}, got {described(rows[index])} at index {index}."
+            )
     return checked
 
 
 def as_picture(value: Any) -> Image.Image | None:
     """A PIL image; `None` if the value is no image with 8 bits a channel."""
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
+    if (
+        isinstance(value, np.ndarray)
+        and value.dtype == np.uint8
+        and value.ndim == 3
+        and value.shape[2] == 3
+    ):
         return Image.fromarray(value)
     return value if isinstance(value, Image.Image) and value.mode[0] not in "FI" else None
 
@@ -180,7 +223,9 @@ def as_integers(value: Any, ndim: int) -> int | list[int] | None:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
         return None
-    return array.tolist() if array.ndim == ndim and array.size and array.dtype.kind in "iu" else None
+    return (
+        array.tolist() if array.ndim == ndim and array.size and array.dtype.kind in "iu" else None
+    )
 
 
 def described(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""Metrics: from features or pairs of images to numbers with their uncertainty; they know no networks."""
+"""Metrics: from features or pairs of images to numbers with their uncertainty; they know no
+networks."""
 
 from .codebook import CodebookUsage
 from .estimate import Estimate

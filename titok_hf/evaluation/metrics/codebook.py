@@ -26,7 +26,8 @@ class CodebookUsage:
 
         Args:
             codes: Integers in [0, codebook_size), `(B, N)` or, without indices, of any shape.
-            indices: Positions of the images in the whole evaluation, int64 `(B,)`; needed by `estimates` only.
+            indices: Positions of the images in the whole evaluation, int64 `(B,)`; needed by
+                `estimates` only.
 
         Raises:
             TypeError: If the codes are no integers.
@@ -37,14 +38,18 @@ class CodebookUsage:
         cells = codes.cpu().long()
         if indices is not None:
             cells = cells + codebook_size * block_of(indices.cpu(), num_blocks)[:, None]
-        self.counts += torch.bincount(cells.flatten(), minlength=self.counts.numel()).view_as(self.counts)
+        self.counts += torch.bincount(cells.flatten(), minlength=self.counts.numel()).view_as(
+            self.counts
+        )
 
     def reduce(self) -> None:
-        """Adds the codes of all other processes, in every process; to be called once, after the last batch."""
+        """Adds the codes of all other processes, in every process; to be called once, after the
+        last batch."""
         self.counts = sum_over_processes(self.counts)
 
     def compute(self) -> dict[str, float]:
-        """`usage`, the share of the codes that occur; `entropy` of their shares in bits; `perplexity`, 2 to its power.
+        """`usage`, the share of the codes that occur; `entropy` of their shares in bits;
+        `perplexity`, 2 to its power.
 
         Raises:
             ValueError: If there are no codes.
@@ -54,7 +59,8 @@ class CodebookUsage:
         return statistics_of(self.counts.sum(0))
 
     def estimates(self) -> dict[str, Estimate]:
-        """`compute` with standard errors, which the jackknife finds over blocks of images, see `jackknife_frechet`."""
+        """`compute` with standard errors, which the jackknife finds over blocks of images, see
+        `jackknife_frechet`."""
         values = self.compute()
         total, blocks = self.counts.sum(0), [counts for counts in self.counts if counts.any()]
         if len(blocks) < 2:
@@ -62,7 +68,9 @@ class CodebookUsage:
         without = [statistics_of(total - counts) for counts in blocks]
         method = f"jackknife over {len(blocks)} blocks of images"
         return {
-            name: Estimate(value, jackknife_variance([other[name] for other in without]) ** 0.5, method)
+            name: Estimate(
+                value, jackknife_variance([other[name] for other in without]) ** 0.5, method
+            )
             for name, value in values.items()
         }
 

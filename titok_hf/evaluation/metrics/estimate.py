@@ -12,9 +12,10 @@ class Estimate:
 
     Args:
         value: The value.
-        standard_error: Standard deviation of the value over repetitions of the measurement, as far as it can be told;
-            `None` where it cannot.
-        method: How the standard error was found, such as `"over images"` or `"bootstrap of 10 blocks of images"`.
+        standard_error: Standard deviation of the value over repetitions of the measurement, as far
+            as it can be told; `None` where it cannot.
+        method: How the standard error was found, such as `"over images"` or `"bootstrap of 10
+            blocks of images"`.
     """
 
     value: float
@@ -38,13 +39,21 @@ class RunningMean:
     """The mean of values that come in batches, in float64, and its standard error."""
 
     def __init__(self) -> None:
-        self.moments = torch.zeros(3, dtype=torch.float64)  # count, mean, sum of squares about the mean
+        self.moments = torch.zeros(
+            3, dtype=torch.float64
+        )  # count, mean, sum of squares about the mean
 
     def update(self, values: torch.Tensor) -> None:
         """Adds values `(n,)`."""
         values = values.double().cpu()
         self.merge(
-            torch.stack([torch.tensor(len(values)).double(), values.mean(), values.var(correction=0) * len(values)])
+            torch.stack(
+                [
+                    torch.tensor(len(values)).double(),
+                    values.mean(),
+                    values.var(correction=0) * len(values),
+                ]
+            )
         )
 
     def merge(self, moments: torch.Tensor) -> None:

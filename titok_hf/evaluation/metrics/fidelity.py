@@ -8,8 +8,8 @@ import torch
 def peak_signal_to_noise_ratio(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio of each image in dB, `10 log10(255^2 / mean squared error)`.
 
-    Equal images, whose ratio is infinite, count as if one value of all differed by 1, which is the largest ratio that
-    other images can have: 101 dB at 256x256. A mean over images stays finite so.
+    Equal images, whose ratio is infinite, count as if one value of all differed by 1, which is the
+    largest ratio that other images can have: 101 dB at 256x256. A mean over images stays finite so.
 
     Args:
         images, targets: uint8 `(B, 3, H, W)`.
@@ -27,9 +27,11 @@ def peak_signal_to_noise_ratio(images: torch.Tensor, targets: torch.Tensor) -> t
 
 
 def structural_similarity(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Structural similarity (SSIM) of each image, as torchmetrics computes it, on which VTP's evaluation is built.
+    """Structural similarity (SSIM) of each image, as torchmetrics computes it, on which VTP's
+    evaluation is built.
 
-    On values in [0, 1], with a Gaussian window of 11x11 pixels and standard deviation 1.5, the edges reflected.
+    On values in [0, 1], with a Gaussian window of 11x11 pixels and standard deviation 1.5, the
+    edges reflected.
 
     Args:
         images, targets: uint8 `(B, 3, H, W)`, sides of at least 11.
@@ -46,7 +48,10 @@ def structural_similarity(images: torch.Tensor, targets: torch.Tensor) -> torch.
     check_images(images, targets)
     if min(images.shape[2:]) < 11:
         height, width = images.shape[2:]
-        raise ValueError(f"SSIM needs images of at least 11x11 pixels, the size of its window, got {height}x{width}.")
+        raise ValueError(
+            "SSIM needs images of at least 11x11 pixels, the size of its window, got "
+            f"{height}x{width}."
+        )
     return ssim(images.float() / 255, targets.float() / 255, reduction="none", data_range=1.0)
 
 
@@ -55,14 +60,18 @@ def import_ssim() -> Callable[..., torch.Tensor]:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise ImportError('SSIM comes with torchmetrics: pip install "titok_hf[evaluation]".') from error
+        raise ImportError(
+            'SSIM comes with torchmetrics: pip install "titok_hf[evaluation]".'
+        ) from error
     return structural_similarity_index_measure
 
 
 def check_images(images: torch.Tensor, targets: torch.Tensor) -> None:
     """Raises `TypeError` or `ValueError` unless these are uint8 images `(B, 3, H, W)` of one shape."""
     if images.dtype != torch.uint8 or targets.dtype != torch.uint8:
-        raise TypeError(f"Images must be uint8 in [0, 255], got {images.dtype} and {targets.dtype}.")
+        raise TypeError(
+            f"Images must be uint8 in [0, 255], got {images.dtype} and {targets.dtype}."
+        )
     if images.ndim != 4 or images.shape[1] != 3 or images.shape != targets.shape:
         raise ValueError(
             "Images and targets must have the same shape (B, 3, H, W), got "

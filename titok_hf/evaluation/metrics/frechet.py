@@ -16,22 +16,28 @@ def frechet_distance(
     statistics: GaussianStatistics | np.ndarray | torch.Tensor,
     reference: GaussianStatistics | np.ndarray | torch.Tensor,
 ) -> float:
-    """Fréchet distance between the Gaussians fitted to two sets of features, as in FID (arXiv 1706.08500).
+    """Fréchet distance between the Gaussians fitted to two sets of features, as in FID (arXiv
+    1706.08500).
 
-    `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` in float64, with the trace of the root from real eigenvalues, see
-    `FrechetReference`. It is symmetric.
+    `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` in float64, with the trace of the root from real
+    eigenvalues, see `FrechetReference`. It is symmetric.
 
     Args:
-        statistics, reference: Statistics of either set, or its features `(n, D)` and `(m, D)`; at least two rows each.
+        statistics, reference: Statistics of either set, or its features `(n, D)` and `(m, D)`; at
+            least two rows each.
 
     Raises:
         ValueError: If the shapes do not match, rows are too few, or values are not finite.
     """
     sides = (statistics, reference)
-    shapes = [(s.count, s.num_features) if isinstance(s, GaussianStatistics) else tuple(s.shape) for s in sides]
+    shapes = [
+        (s.count, s.num_features) if isinstance(s, GaussianStatistics) else tuple(s.shape)
+        for s in sides
+    ]
     check_shapes(*shapes)
     statistics, reference = (
-        s if isinstance(s, GaussianStatistics) else GaussianStatistics.from_features(s) for s in sides
+        s if isinstance(s, GaussianStatistics) else GaussianStatistics.from_features(s)
+        for s in sides
     )
     return FrechetReference(reference).distance(statistics)
 
@@ -39,12 +45,13 @@ def frechet_distance(
 class FrechetReference:
     """One side of Fréchet distances to several others; what depends on it alone is computed once.
 
-    With the Cholesky factor `L` of this side's covariance, the trace of the root is the sum of the roots of the
-    eigenvalues of the symmetric `L^T C L`. Rounding moves each of them by about `eps` times the largest, and its root
-    by far more if it is that small. So if one is below `D * eps` times the largest, or there is no such factor, the
-    trace is computed as the sum of the singular values of `F1^T F2`, with `C = F F^T` from the eigenvectors; these
-    are off by `eps` times the largest only, but take six times as long. Directions whose variance is below
-    `D * eps` times the largest count as constant there.
+    With the Cholesky factor `L` of this side's covariance, the trace of the root is the sum of the
+    roots of the eigenvalues of the symmetric `L^T C L`. Rounding moves each of them by about `eps`
+    times the largest, and its root by far more if it is that small. So if one is below `D * eps`
+    times the largest, or there is no such factor, the trace is computed as the sum of the singular
+    values of `F1^T F2`, with `C = F F^T` from the eigenvectors; these are off by `eps` times the
+    largest only, but take six times as long. Directions whose variance is below `D * eps` times the
+    largest count as constant there.
 
     Args:
         statistics: At least two rows, or moments.
@@ -57,7 +64,10 @@ class FrechetReference:
 
     def distance(self, statistics: GaussianStatistics) -> float:
         """The distance to other statistics of as many features."""
-        mean, covariance = statistics.mean.to(self.mean.device), statistics.covariance.to(self.mean.device)
+        mean, covariance = (
+            statistics.mean.to(self.mean.device),
+            statistics.covariance.to(self.mean.device),
+        )
         squares = (mean - self.mean).square().sum() + covariance.trace() + self.covariance.trace()
         return float(squares - 2 * self.trace_of_root(covariance))
 
@@ -80,38 +90,49 @@ class FrechetReference:
 
 
 def jackknife_frechet(
-    statistics: BlockedStatistics, reference: BlockedStatistics | GaussianStatistics, paired: bool = False
+    statistics: BlockedStatistics,
+    reference: BlockedStatistics | GaussianStatistics,
+    paired: bool = False,
 ) -> Estimate:
-    """Fréchet distance with the standard error that the jackknife finds, leaving out one block of images at a time.
+    """Fréchet distance with the standard error that the jackknife finds, leaving out one block of
+    images at a time.
 
-    With `d_b` the distance without block `b` of `B`, the variance is `(B - 1) / B * sum_b (d_b - mean(d))^2` (Efron &
-    Tibshirani 1993, "An Introduction to the Bootstrap", section 11.5). Resampling blocks with replacement, as the
-    bootstrap does, would be far off: a Fréchet distance has a bias that depends on the number of different images
-    (arXiv 1911.07023), which varies between its samples. With 24 images a feature, as in FID of 50,000, its standard
-    errors are 7 to 20 times too large, those of the jackknife at most 1.5 times (Gaussian features; largest where
+    With `d_b` the distance without block `b` of `B`, the variance is `(B - 1) / B * sum_b (d_b -
+    mean(d))^2` (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 11.5).
+    Resampling blocks with replacement, as the bootstrap does, would be far off: a Fréchet distance
+    has a bias that depends on the number of different images (arXiv 1911.07023), which varies
+    between its samples. With 24 images a feature, as in FID of 50,000, its standard errors are 7 to
+    20 times too large, those of the jackknife at most 1.5 times (Gaussian features; largest where
     both sides have the same distribution).
 
     Args:
         statistics: Of the images that are judged.
-        reference: Of those that they are compared with; without blocks it counts as exact. With blocks that are not
-            paired, the variances of both sides add up.
-        paired: Whether images of the same index belong together, such as an image and its reconstruction: a block is
-            left out on both sides at once.
+        reference: Of those that they are compared with; without blocks it counts as exact. With
+            blocks that are not paired, the variances of both sides add up.
+        paired: Whether images of the same index belong together, such as an image and its
+            reconstruction: a block is left out on both sides at once.
 
     Returns:
         The distance of all images; no standard error if less than two blocks have images.
 
     Raises:
-        ValueError: If the numbers of features differ, rows are too few, or paired sides differ in their images.
+        ValueError: If the numbers of features differ, rows are too few, or paired sides differ in
+            their images.
     """
     blocks_of_reference = isinstance(reference, BlockedStatistics)
     if paired and (not blocks_of_reference or statistics.counts != reference.counts):
         raise ValueError(
             "Paired statistics must have as many images in each block, got "
-            f"{statistics.counts} and {reference.counts if blocks_of_reference else 'statistics without blocks'}."
+            f"{statistics.counts} and "
+            f"{reference.counts if blocks_of_reference else 'statistics without blocks'}."
         )
-    total, reference_total = statistics.total(), reference.total() if blocks_of_reference else reference
-    check_shapes((total.count, total.num_features), (reference_total.count, reference_total.num_features))
+    total, reference_total = (
+        statistics.total(),
+        reference.total() if blocks_of_reference else reference,
+    )
+    check_shapes(
+        (total.count, total.num_features), (reference_total.count, reference_total.num_features)
+    )
     whole = FrechetReference(reference_total)
     value = whole.distance(total)
     resampled = [statistics, reference] if blocks_of_reference else [statistics]
@@ -119,12 +140,16 @@ def jackknife_frechet(
         return Estimate(value)
     if paired:
         pairs = zip(leave_one_out(statistics), leave_one_out(reference), strict=True)
-        variance = jackknife_variance([FrechetReference(other).distance(part) for part, other in pairs])
+        variance = jackknife_variance(
+            [FrechetReference(other).distance(part) for part, other in pairs]
+        )
     else:
         variance = jackknife_variance([whole.distance(part) for part in leave_one_out(statistics)])
         if blocks_of_reference:
             whole = FrechetReference(total)
-            variance += jackknife_variance([whole.distance(part) for part in leave_one_out(reference)])
+            variance += jackknife_variance(
+                [whole.distance(part) for part in leave_one_out(reference)]
+            )
     num_blocks = sum(count > 0 for count in statistics.counts)
     return Estimate(value, variance**0.5, f"jackknife over {num_blocks} blocks of images")
 
@@ -143,8 +168,13 @@ def root_of(covariance: torch.Tensor) -> torch.Tensor:
 
 
 def check_shapes(shape: tuple[int | None, ...], reference_shape: tuple[int | None, ...]) -> None:
-    """Raises `ValueError` unless these are `(n, D)` and `(m, D)` with at least two rows each; `None` is unknown."""
+    """Raises `ValueError` unless these are `(n, D)` and `(m, D)` with at least two rows each;
+    `None` is unknown."""
     if len(shape) != 2 or len(reference_shape) != 2 or shape[1] != reference_shape[1]:
-        raise ValueError(f"Features must have shapes (n, D) and (m, D), got {shape} and {reference_shape}.")
+        raise ValueError(
+            f"Features must have shapes (n, D) and (m, D), got {shape} and {reference_shape}."
+        )
     if any(rows is not None and rows < 2 for rows in (shape[0], reference_shape[0])):
-        raise ValueError(f"At least two rows of features are needed, got {shape[0]} and {reference_shape[0]}.")
+        raise ValueError(
+            f"At least two rows of features are needed, got {shape[0]} and {reference_shape[0]}."
+        )

@@ -8,10 +8,12 @@ from .estimate import Estimate
 
 
 class InceptionScore:
-    """Inception Score (arXiv 1606.03498): `exp(mean KL(p(y|x) || p(y)))`, averaged over equal parts of the images.
+    """Inception Score (arXiv 1606.03498): `exp(mean KL(p(y|x) || p(y)))`, averaged over equal parts
+    of the images.
 
-    The parts are consecutive, as in ADM's evaluator (openai/guided-diffusion, `evaluations/evaluator.py`), which takes
-    5000 of 50,000 images in the order of the file. Only sums are kept, in float64.
+    The parts are consecutive, as in ADM's evaluator (openai/guided-diffusion,
+    `evaluations/evaluator.py`), which takes 5000 of 50,000 images in the order of the file. Only
+    sums are kept, in float64.
 
     Args:
         num_images: Images of the whole evaluation.
@@ -23,12 +25,14 @@ class InceptionScore:
         ValueError: If there are less images than parts.
     """
 
-    def __init__(self, num_images: int, num_classes: int, num_splits: int = 10, split_size: int | None = None) -> None:
+    def __init__(
+        self, num_images: int, num_classes: int, num_splits: int = 10, split_size: int | None = None
+    ) -> None:
         num_splits = num_splits if split_size is None else -(-num_images // split_size)
         if not 1 <= num_splits <= num_images:
             raise ValueError(
-                f"Inception Score needs an image at least in each of its parts, got {num_images} images and "
-                f"{num_splits} parts; choose fewer splits."
+                f"Inception Score needs an image at least in each of its parts, got {num_images} "
+                f"images and {num_splits} parts; choose fewer splits."
             )
         self.num_images = num_images
         self.split_size = split_size
@@ -46,11 +50,14 @@ class InceptionScore:
 
         Raises:
             TypeError: If the indices are no integers.
-            ValueError: If the shapes are others, an index is out of range, or logits are NaN or infinite.
+            ValueError: If the shapes are others, an index is out of range, or logits are NaN or
+                infinite.
         """
         num_classes = self.probabilities.shape[1]
         if logits.ndim != 2 or logits.shape[1] != num_classes:
-            raise ValueError(f"Logits must have shape (B, {num_classes}), got {tuple(logits.shape)}.")
+            raise ValueError(
+                f"Logits must have shape (B, {num_classes}), got {tuple(logits.shape)}."
+            )
         check_ids(indices, "indices", self.num_images, (len(logits),))
         if not logits.isfinite().all():
             raise ValueError("Logits must be finite, got NaN or infinity.")
@@ -61,29 +68,38 @@ class InceptionScore:
         else:
             splits = indices // self.split_size
         self.counts += torch.bincount(splits, minlength=self.num_splits)
-        self.negative_entropies.index_add_(0, splits, torch.xlogy(probabilities, probabilities).sum(-1))
+        self.negative_entropies.index_add_(
+            0, splits, torch.xlogy(probabilities, probabilities).sum(-1)
+        )
         self.probabilities.index_add_(0, splits, probabilities)
 
     def reduce(self) -> None:
-        """Adds the images of all other processes, in every process; to be called once, after the last batch."""
+        """Adds the images of all other processes, in every process; to be called once, after the
+        last batch."""
         self.counts = sum_over_processes(self.counts)
         self.negative_entropies = sum_over_processes(self.negative_entropies)
         self.probabilities = sum_over_processes(self.probabilities)
 
     def scores(self) -> torch.Tensor:
-        """The score of each part, `(num_splits,)` in float64; papers quote their standard deviation, by `n`, as +-.
+        """The score of each part, `(num_splits,)` in float64; papers quote their standard
+        deviation, by `n`, as +-.
 
         Raises:
             ValueError: If not all images have come, or some more than once.
         """
         if int(self.counts.sum()) != self.num_images:
-            raise ValueError(f"Logits of {self.num_images} images are expected, got {int(self.counts.sum())}.")
+            raise ValueError(
+                f"Logits of {self.num_images} images are expected, got {int(self.counts.sum())}."
+            )
         marginals = self.probabilities / self.counts[:, None]
-        divergences = self.negative_entropies / self.counts - torch.xlogy(marginals, marginals).sum(-1)
+        divergences = self.negative_entropies / self.counts - torch.xlogy(marginals, marginals).sum(
+            -1
+        )
         return divergences.clamp_min(0).exp()  # rounding could make it negative
 
     def compute(self) -> Estimate:
-        """The mean of the parts' scores; its standard error is their standard deviation over the root of their number.
+        """The mean of the parts' scores; its standard error is their standard deviation over the
+        root of their number.
 
         Raises:
             ValueError: If not all images have come, or some more than once.

@@ -1,7 +1,8 @@
 """Precision, recall, density and coverage: metrics on nearest neighbours of features.
 
-All keep the features of both sets, `4 D` bytes an image, and compute distances in float64 a block of images at a time,
-so memory grows with `n`, not with `n^2`: a block holds 512 distances to each image, 8 bytes each.
+All keep the features of both sets, `4 D` bytes an image, and compute distances in float64 a block
+of images at a time, so memory grows with `n`, not with `n^2`: a block holds 512 distances to each
+image, 8 bytes each.
 """
 
 from collections.abc import Iterator
@@ -14,21 +15,27 @@ ROWS = 512
 METHOD = "over images, the other set given"
 
 
-def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3) -> dict[str, Estimate]:
-    """Improved precision and recall (arXiv 1904.06991), as ADM's evaluator computes them, though not in float16.
+def precision_recall(
+    features: torch.Tensor, reference: torch.Tensor, k: int = 3
+) -> dict[str, Estimate]:
+    """Improved precision and recall (arXiv 1904.06991), as ADM's evaluator computes them, though
+    not in float16.
 
-    An image is in the manifold of a set if it is not farther from one of its images than that one's `k`-th neighbour.
+    An image is in the manifold of a set if it is not farther from one of its images than that one's
+    `k`-th neighbour.
 
     Args:
         features: `(n, D)` of the judged images, n > k.
-        reference: `(m, D)` of the real ones, m > k. ADM compares 10,000 real images with 50,000 samples.
+        reference: `(m, D)` of the real ones, m > k. ADM compares 10,000 real images with 50,000
+            samples.
         k: Which neighbour gives the radius; an image is not its own.
 
     Returns:
         `precision`, the share of `features` in the manifold of `reference`; `recall`, the reverse.
 
     Raises:
-        ValueError: If the shapes do not match, a set has not more than `k` images, or values are not finite.
+        ValueError: If the shapes do not match, a set has not more than `k` images, or values are
+            not finite.
     """
     check_sets(features, reference, k)
     radii, reference_radii = neighbor_radii(features, k), neighbor_radii(reference, k)
@@ -40,8 +47,11 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3
     return {"precision": Estimate.mean(precise, METHOD), "recall": Estimate.mean(recalled, METHOD)}
 
 
-def density_coverage(features: torch.Tensor, reference: torch.Tensor, k: int = 5) -> dict[str, Estimate]:
-    """Density and coverage (arXiv 2002.09797), with the strict comparison of the authors' package `prdc`.
+def density_coverage(
+    features: torch.Tensor, reference: torch.Tensor, k: int = 5
+) -> dict[str, Estimate]:
+    """Density and coverage (arXiv 2002.09797), with the strict comparison of the authors' package
+    `prdc`.
 
     Args:
         features: `(n, D)` of the judged images.
@@ -49,11 +59,13 @@ def density_coverage(features: torch.Tensor, reference: torch.Tensor, k: int = 5
         k: Which neighbour gives the radius of a real image; an image is not its own.
 
     Returns:
-        `density`, the mean over `features` of the number of real images whose radius they are within, divided by `k`,
-        which may exceed 1; `coverage`, the share of `reference` with one of `features` within its radius.
+        `density`, the mean over `features` of the number of real images whose radius they are
+        within, divided by `k`, which may exceed 1; `coverage`, the share of `reference` with one of
+        `features` within its radius.
 
     Raises:
-        ValueError: If the shapes do not match, there are not more than `k` real images, or values are not finite.
+        ValueError: If the shapes do not match, there are not more than `k` real images, or values
+            are not finite.
     """
     check_sets(features, reference, k)
     radii = neighbor_radii(reference, k)
@@ -75,11 +87,15 @@ def neighbor_radii(features: torch.Tensor, k: int) -> torch.Tensor:
     return radii
 
 
-def distance_blocks(features: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Squared distances of a block of features to all others at a time, as rows and distances `(b, m)` in float64.
+def distance_blocks(
+    features: torch.Tensor, others: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Squared distances of a block of features to all others at a time, as rows and distances `(b,
+    m)` in float64.
 
-    They are `|x|^2 - 2 x.y + |y|^2`, and 0 where that is below its rounding error, `D * eps * (|x|^2 + |y|^2)`: equal
-    features have no distance, nor have those that differ by a millionth of their length.
+    They are `|x|^2 - 2 x.y + |y|^2`, and 0 where that is below its rounding error, `D * eps *
+    (|x|^2 + |y|^2)`: equal features have no distance, nor have those that differ by a millionth of
+    their length.
     """
     rounding = features.shape[1] * torch.finfo(torch.float64).eps
     for start in range(0, len(features), ROWS):
@@ -98,12 +114,13 @@ def check_sets(features: torch.Tensor, reference: torch.Tensor, k: int) -> None:
     """Raises `ValueError` unless these are finite `(n, D)` and `(m, D)` of more than `k` rows each."""
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
         raise ValueError(
-            f"Features must have shapes (n, D) and (m, D), got {tuple(features.shape)} and {tuple(reference.shape)}."
+            f"Features must have shapes (n, D) and (m, D), got {tuple(features.shape)} and "
+            f"{tuple(reference.shape)}."
         )
     if min(len(features), len(reference)) <= k:
         raise ValueError(
-            f"The {k}-th nearest neighbour needs more than {k} images in each set, got {len(features)} and "
-            f"{len(reference)}."
+            f"The {k}-th nearest neighbour needs more than {k} images in each set, got "
+            f"{len(features)} and {len(reference)}."
         )
     if not (features.isfinite().all() and reference.isfinite().all()):
         raise ValueError("Features must be finite, got NaN or infinity.")

@@ -14,8 +14,9 @@ ROWS = 512  # that are worth a product: fewer cost as much, more fall out of the
 class GaussianStatistics:
     """Count, mean and scatter matrix of features, in float64.
 
-    Each batch is centered on its own mean and merged by the formula of Chan, Golub & LeVeque (1979, "Updating
-    formulae and a pairwise algorithm for computing sample variances"), so features far from 0 lose no digits.
+    Each batch is centered on its own mean and merged by the formula of Chan, Golub & LeVeque (1979,
+    "Updating formulae and a pairwise algorithm for computing sample variances"), so features far
+    from 0 lose no digits.
 
     Args:
         num_features: `D`.
@@ -24,8 +25,8 @@ class GaussianStatistics:
     Attributes:
         count: Rows so far; `None` if only mean and covariance are known.
         mean: `(D,)`.
-        scatter: `(D, D)`, the sum of outer products about the mean, of which only the upper triangle is kept up; the
-            covariance itself, whole, if there is no count.
+        scatter: `(D, D)`, the sum of outer products about the mean, of which only the upper
+            triangle is kept up; the covariance itself, whole, if there is no count.
     """
 
     def __init__(self, num_features: int, device: str | torch.device = "cpu") -> None:
@@ -53,7 +54,8 @@ class GaussianStatistics:
     def from_moments(
         cls, mean: np.ndarray | torch.Tensor, covariance: np.ndarray | torch.Tensor
     ) -> "GaussianStatistics":
-        """Statistics of unknown count, to compare with, from a mean `(D,)` and a covariance `(D, D)`.
+        """Statistics of unknown count, to compare with, from a mean `(D,)` and a covariance `(D,
+        D)`.
 
         Raises:
             ValueError: If the shapes do not match, or values are not finite.
@@ -104,7 +106,9 @@ class GaussianStatistics:
         check_finite(mean)
         difference = mean - self.mean
         rows[:-1] -= mean
-        rows[-1] = difference * (self.count * len(features) / total) ** 0.5  # what the means add is one row more
+        rows[-1] = (
+            difference * (self.count * len(features) / total) ** 0.5
+        )  # what the means add is one row more
         for start in range(0, self.num_features, COLUMNS):
             stop = start + COLUMNS
             self.scatter[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
@@ -129,34 +133,41 @@ class GaussianStatistics:
         self.count = total
 
     def reduce(self) -> None:
-        """Adds the rows of all other processes, in every process; to be called once, after the last batch."""
+        """Adds the rows of all other processes, in every process; to be called once, after the last
+        batch."""
         total = int(sum_over_processes(torch.tensor(self.count)))
         mean = sum_over_processes(self.mean * (self.count / max(total, 1)))
         difference = self.mean - mean
-        self.scatter = sum_over_processes(self.scatter.addr(difference, difference, alpha=self.count))
+        self.scatter = sum_over_processes(
+            self.scatter.addr(difference, difference, alpha=self.count)
+        )
         self.mean, self.count = mean, total
 
     def check_count(self) -> None:
         """Raises `ValueError` if the count is unknown."""
         if self.count is None:
-            raise ValueError("Statistics that were made of a mean and a covariance cannot be joined with others.")
+            raise ValueError(
+                "Statistics that were made of a mean and a covariance cannot be joined with others."
+            )
 
 
 def block_of(indices: torch.Tensor, num_blocks: int) -> torch.Tensor:
-    """The block `(B,)` of the images at the positions `indices` `(B,)`: `floor(num_blocks * frac(index * 0.618...))`.
+    """The block `(B,)` of the images at the positions `indices` `(B,)`: `floor(num_blocks *
+    frac(index * 0.618...))`.
 
-    This is Fibonacci hashing (Knuth, The Art of Computer Programming 3, section 6.4). Consecutive images, and images
-    at equal steps, are spread evenly over the blocks, so each has its share of each class whether images are sorted by
-    class or classes take turns.
+    This is Fibonacci hashing (Knuth, The Art of Computer Programming 3, section 6.4). Consecutive
+    images, and images at equal steps, are spread evenly over the blocks, so each has its share of
+    each class whether images are sorted by class or classes take turns.
     """
     return (indices * 2654435769 % 2**32) * num_blocks // 2**32
 
 
 class BlockedStatistics:
-    """Statistics of features in several blocks of images, from which the spread of what is computed on them is told.
+    """Statistics of features in several blocks of images, from which the spread of what is computed
+    on them is told.
 
-    The block of an image depends on its index alone, see `block_of`. Each block takes `8 D^2` bytes: 10 blocks of 2048
-    features 336 MB.
+    The block of an image depends on its index alone, see `block_of`. Each block takes `8 D^2`
+    bytes: 10 blocks of 2048 features 336 MB.
 
     Args:
         num_features: `D`.
@@ -164,7 +175,9 @@ class BlockedStatistics:
         device: Where the sums are.
     """
 
-    def __init__(self, num_features: int, num_blocks: int = 10, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, num_features: int, num_blocks: int = 10, device: str | torch.device = "cpu"
+    ) -> None:
         self.blocks = [GaussianStatistics(num_features, device) for _ in range(num_blocks)]
         self.waiting: list[list[torch.Tensor]] = [[] for _ in range(num_blocks)]
 
@@ -175,10 +188,14 @@ class BlockedStatistics:
     @property
     def counts(self) -> list[int]:
         """Rows of each block."""
-        return [block.count + sum(map(len, rows)) for block, rows in zip(self.blocks, self.waiting, strict=True)]
+        return [
+            block.count + sum(map(len, rows))
+            for block, rows in zip(self.blocks, self.waiting, strict=True)
+        ]
 
     def update(self, features: torch.Tensor, indices: torch.Tensor) -> None:
-        """Adds features `(B, D)` of images at the positions `indices` `(B,)`, int64, in the whole evaluation.
+        """Adds features `(B, D)` of images at the positions `indices` `(B,)`, int64, in the whole
+        evaluation.
 
         Raises:
             ValueError: If the shapes are others, or values are not finite.
@@ -187,7 +204,8 @@ class BlockedStatistics:
         check_finite(features)
         if indices.shape != features.shape[:1]:
             raise ValueError(
-                f"There must be an index for each of {len(features)} rows of features, got {tuple(indices.shape)}."
+                f"There must be an index for each of {len(features)} rows of features, got "
+                f"{tuple(indices.shape)}."
             )
         blocks = block_of(indices, len(self.blocks))
         for block in blocks.unique().tolist():
@@ -196,7 +214,8 @@ class BlockedStatistics:
                 self.multiply(block)
 
     def multiply(self, block: int) -> None:
-        """Adds the rows that wait to their block: few large products take less time than many small ones."""
+        """Adds the rows that wait to their block: few large products take less time than many small
+        ones."""
         if self.waiting[block]:
             self.blocks[block].update(torch.cat(self.waiting[block]))
             self.waiting[block] = []
@@ -214,7 +233,8 @@ class BlockedStatistics:
         return merged
 
     def reduce(self) -> None:
-        """Adds the rows of all other processes, in every process; to be called once, after the last batch."""
+        """Adds the rows of all other processes, in every process; to be called once, after the last
+        batch."""
         for number, block in enumerate(self.blocks):
             self.multiply(number)
             block.reduce()
@@ -223,7 +243,9 @@ class BlockedStatistics:
 def check_shape(features: torch.Tensor, num_features: int) -> None:
     """Raises `ValueError` unless these are features `(B, num_features)`."""
     if features.ndim != 2 or features.shape[1] != num_features:
-        raise ValueError(f"Features must have shape (B, {num_features}), got {tuple(features.shape)}.")
+        raise ValueError(
+            f"Features must have shape (B, {num_features}), got {tuple(features.shape)}."
+        )
 
 
 def check_finite(values: torch.Tensor) -> None:

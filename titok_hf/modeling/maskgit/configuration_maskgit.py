@@ -10,7 +10,8 @@ from ..loading import CheckedConfigMixin
 
 @strict
 class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
-    """Configuration of a `MaskGitModel`. The defaults are the generator of TiTok-L-32 (arXiv 2406.07550).
+    """Configuration of a `MaskGitModel`. The defaults are the generator of TiTok-L-32 (arXiv
+    2406.07550).
 
     Class names are the usual `id2label`; `num_labels` counts them.
 
@@ -20,15 +21,18 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
         num_labels: Number of classes.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: The transformer.
         hidden_dropout, attention_dropout: Dropout in training.
-        label_dropout: Share of the labels that training replaces by "no class", for classifier-free guidance.
+        label_dropout: Share of the labels that training replaces by "no class", for classifier-free
+            guidance.
         label_smoothing: Of the loss.
         unmasked_weight: Weight in the loss of the tokens that were not masked; masked ones have 1.
-        initializer_range: Standard deviation of the weights at the start; narrow models want more than the default.
+        initializer_range: Standard deviation of the weights at the start; narrow models want more
+            than the default.
         provenance: Where the weights come from and how well they do, for the model card; see
             `titok_hf.hub.cards.render_card`.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes contradict each other.
+        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
+            contradict each other.
     """
 
     model_type = "maskgit"
@@ -66,13 +70,15 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
         super().validate_architecture()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got {self.num_attention_heads}."
+                f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got "
+                f"{self.num_attention_heads}."
             )
 
 
 @strict
 class MaskGitUViTConfig(MaskGitConfig):
-    """Configuration of a `MaskGitUViTModel`. The defaults are the generator of TiTok-S-128 (arXiv 2406.07550).
+    """Configuration of a `MaskGitUViTModel`. The defaults are the generator of TiTok-S-128 (arXiv
+    2406.07550).
 
     Args:
         num_hidden_layers: Blocks on both sides of the middle one together; even.
@@ -95,8 +101,8 @@ class MaskGitUViTConfig(MaskGitConfig):
             raise ValueError(f"`num_hidden_layers` must be even, got {self.num_hidden_layers}.")
         if self.hidden_dropout or self.attention_dropout:
             raise ValueError(
-                f"`hidden_dropout` and `attention_dropout` must be 0, as a U-ViT has no dropout, got "
-                f"{self.hidden_dropout} and {self.attention_dropout}."
+                "`hidden_dropout` and `attention_dropout` must be 0, as a U-ViT has no dropout, "
+                f"got {self.hidden_dropout} and {self.attention_dropout}."
             )
 
 

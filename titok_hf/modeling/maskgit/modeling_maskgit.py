@@ -48,14 +48,18 @@ def masked_token_loss(
         unmasked_weight: Weight of a token that was not masked; masked tokens have 1.
     """
     losses = F.cross_entropy(
-        logits.flatten(0, 1), target_codes.flatten().long(), label_smoothing=label_smoothing, reduction="none"
+        logits.flatten(0, 1),
+        target_codes.flatten().long(),
+        label_smoothing=label_smoothing,
+        reduction="none",
     )  # (B * N,)
     weights = torch.where(masked.flatten(), 1.0, unmasked_weight)
     return (losses * weights).sum() / weights.sum().clamp_min(1e-8)
 
 
 class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
-    """The shared frame: `[label, codes]` as one sequence of ids, through a backbone, to logits of the codes.
+    """The shared frame: `[label, codes]` as one sequence of ids, through a backbone, to logits of
+    the codes.
 
     Ids are the codes, the mask token, the labels and "no class", in this order.
     """
@@ -73,8 +77,10 @@ class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     def describe(self) -> Description:
         config, name = self.config, type(self).__name__
         text = (
-            "A masked generator ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)) of images as "
-            f"{config.num_tokens} TiTok tokens of {config.codebook_size} codes, given one of {config.num_labels} "
+            "A masked generator ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)) of images "
+            "as "
+            f"{config.num_tokens} TiTok tokens of {config.codebook_size} codes, given one of "
+            f"{config.num_labels} "
             "classes. With the tokenizer of these codes it makes a `TiTokPipeline`."
         )
         usage = f"""import torch
@@ -86,7 +92,13 @@ codes = torch.full((1, {config.num_tokens}), generator.config.mask_token_id)  # 
 logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, {config.codebook_size})"""
         citations = (TITOK_CITATION, MASKGIT_CITATION)
         return Description(
-            "Masked generator", text, usage, "transformers", "unconditional-image-generation", ("maskgit",), citations
+            "Masked generator",
+            text,
+            usage,
+            "transformers",
+            "unconditional-image-generation",
+            ("maskgit",),
+            citations,
         )
 
     def backbone(self, ids: torch.Tensor) -> torch.Tensor:
@@ -103,12 +115,13 @@ logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, 
         """Logits of every token's code.
 
         Args:
-            codes: `(B, N)` in [0, codebook_size], where `codebook_size`, which is `config.mask_token_id`, is a masked
-                token.
-            class_labels: `(B,)` in [0, num_labels], where `num_labels`, which is `config.null_label`, is "no class".
+            codes: `(B, N)` in [0, codebook_size], where `codebook_size`, which is
+                `config.mask_token_id`, is a masked token.
+            class_labels: `(B,)` in [0, num_labels], where `num_labels`, which is
+                `config.null_label`, is "no class".
             target_codes: `(B, N)` in [0, codebook_size), for the loss.
-            drop_labels: `(B,)`, true for labels to be replaced by "no class"; if not given, in training a random share
-                of `config.label_dropout` of them.
+            drop_labels: `(B,)`, true for labels to be replaced by "no class"; if not given, in
+                training a random share of `config.label_dropout` of them.
 
         Raises:
             TypeError, ValueError: If ids have another dtype, shape or range.
@@ -117,23 +130,32 @@ logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, 
         check_ids(codes, "codes", config.codebook_size + 1, ("batch", config.num_tokens))
         check_ids(class_labels, "class_labels", config.num_labels + 1, (len(codes),))
         if drop_labels is None and self.training:
-            drop_labels = torch.rand(class_labels.shape, device=class_labels.device) < config.label_dropout
+            drop_labels = (
+                torch.rand(class_labels.shape, device=class_labels.device) < config.label_dropout
+            )
         if drop_labels is not None:
             class_labels = class_labels.masked_fill(drop_labels, config.null_label)
         label_ids = config.codebook_size + 1 + class_labels
-        hidden_states = self.backbone(torch.cat([label_ids[:, None], codes], dim=1))  # (B, 1 + N, W)
+        hidden_states = self.backbone(
+            torch.cat([label_ids[:, None], codes], dim=1)
+        )  # (B, 1 + N, W)
         logits = self.lm_head(hidden_states[:, 1:])  # (B, N, codebook_size)
         loss = None
         if target_codes is not None:
             check_ids(target_codes, "target_codes", config.codebook_size, tuple(codes.shape))
             loss = masked_token_loss(
-                logits, target_codes, codes == config.mask_token_id, config.label_smoothing, config.unmasked_weight
+                logits,
+                target_codes,
+                codes == config.mask_token_id,
+                config.label_smoothing,
+                config.unmasked_weight,
             )
         return MaskGitOutput(loss=loss, logits=logits)
 
 
 class MaskGitModel(MaskGitPreTrainedModel):
-    """The bidirectional transformer of MaskGIT (arXiv 2202.04200), in TiTok's size: a BERT over 1D tokens."""
+    """The bidirectional transformer of MaskGIT (arXiv 2202.04200), in TiTok's size: a BERT over 1D
+    tokens."""
 
     def __init__(self, config: MaskGitConfig):
         super().__init__(config)
@@ -186,8 +208,12 @@ class MaskGitUViTModel(MaskGitPreTrainedModel):
             )
 
         half = config.num_hidden_layers // 2
-        self.embeddings = nn.Embedding(config.codebook_size + 1 + config.num_labels + 1, config.hidden_size)
-        self.position_embedding = nn.Parameter(torch.empty(1, 1 + config.num_tokens, config.hidden_size))
+        self.embeddings = nn.Embedding(
+            config.codebook_size + 1 + config.num_labels + 1, config.hidden_size
+        )
+        self.position_embedding = nn.Parameter(
+            torch.empty(1, 1 + config.num_tokens, config.hidden_size)
+        )
         self.in_blocks = nn.ModuleList(block() for _ in range(half))
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(half))

@@ -8,26 +8,30 @@ from ..loading import CheckedConfigMixin
 
 @strict
 class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
-    """Configuration of a `MaskGitVQGANModel`. The defaults are the ImageNet tokenizer of MaskGIT (arXiv 2202.04200).
+    """Configuration of a `MaskGitVQGANModel`. The defaults are the ImageNet tokenizer of MaskGIT
+    (arXiv 2202.04200).
 
     Args:
         image_size: Side of the square images, in pixels.
         num_channels: Channels of the images.
         hidden_channels: Channels at full resolution.
-        channel_multipliers: Channels of each resolution, in multiples of `hidden_channels`. Each resolution but the
-            last halves the image, so the codes form a grid of side `image_size / 2 ** (len(channel_multipliers) - 1)`.
+        channel_multipliers: Channels of each resolution, in multiples of `hidden_channels`. Each
+            resolution but the last halves the image, so the codes form a grid of side `image_size /
+            2 ** (len(channel_multipliers) - 1)`.
         num_res_blocks: Residual blocks of each resolution, and in the middle.
         norm_num_groups: Groups of the group norms; divides every number of channels.
         latent_channels: Channels of the latents and of the code vectors.
         codebook_size: Number of codes.
         commitment_cost: Weight of the commitment loss.
-        shortcut_of_output: Compatibility with the official weights: where a residual block changes the number of
-            channels, its shortcut is computed from the block's own output instead of its input.
+        shortcut_of_output: Compatibility with the official weights: where a residual block changes
+            the number of channels, its shortcut is computed from the block's own output instead of
+            its input.
         provenance: Where the weights come from and how well they do, for the model card; see
             `titok_hf.hub.cards.render_card`.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes contradict each other.
+        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
+            contradict each other.
     """
 
     model_type = "maskgit_vqgan"
@@ -58,14 +62,15 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
         super().validate_architecture()
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"`image_size` must be a multiple of {self.patch_size}, as {len(self.channel_multipliers)} "
-                f"`channel_multipliers` downsample by that much, got {self.image_size}."
+                f"`image_size` must be a multiple of {self.patch_size}, as "
+                f"{len(self.channel_multipliers)} `channel_multipliers` downsample by that much, "
+                f"got {self.image_size}."
             )
         for multiplier in self.channel_multipliers:
             if (self.hidden_channels * multiplier) % self.norm_num_groups:
                 raise ValueError(
-                    f"`norm_num_groups` must divide the {self.hidden_channels * multiplier} channels of every "
-                    f"resolution, got {self.norm_num_groups}."
+                    f"`norm_num_groups` must divide the {self.hidden_channels * multiplier} "
+                    f"channels of every resolution, got {self.norm_num_groups}."
                 )
 
 

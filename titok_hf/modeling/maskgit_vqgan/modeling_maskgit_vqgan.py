@@ -41,13 +41,20 @@ class MaskGitVQGANEncoder(nn.Module):
     def __init__(self, config: MaskGitVQGANConfig):
         super().__init__()
         widths = [config.hidden_channels * multiplier for multiplier in config.channel_multipliers]
-        self.conv_in = nn.Conv2d(config.num_channels, config.hidden_channels, 3, padding=1, bias=False)
+        self.conv_in = nn.Conv2d(
+            config.num_channels, config.hidden_channels, 3, padding=1, bias=False
+        )
         self.down = nn.ModuleList(
             nn.Sequential(
                 ResidualBlock(config, in_channels, out_channels),
-                *(ResidualBlock(config, out_channels, out_channels) for _ in range(config.num_res_blocks - 1)),
+                *(
+                    ResidualBlock(config, out_channels, out_channels)
+                    for _ in range(config.num_res_blocks - 1)
+                ),
             )
-            for in_channels, out_channels in zip([config.hidden_channels, *widths], widths, strict=False)
+            for in_channels, out_channels in zip(
+                [config.hidden_channels, *widths], widths, strict=False
+            )
         )
         self.mid = nn.Sequential(
             *(ResidualBlock(config, widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
@@ -68,17 +75,27 @@ class MaskGitVQGANDecoder(nn.Module):
 
     def __init__(self, config: MaskGitVQGANConfig):
         super().__init__()
-        widths = [config.hidden_channels * multiplier for multiplier in reversed(config.channel_multipliers)]
+        widths = [
+            config.hidden_channels * multiplier
+            for multiplier in reversed(config.channel_multipliers)
+        ]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid = nn.Sequential(*(ResidualBlock(config, widths[0], widths[0]) for _ in range(config.num_res_blocks)))
+        self.mid = nn.Sequential(
+            *(ResidualBlock(config, widths[0], widths[0]) for _ in range(config.num_res_blocks))
+        )
         self.up = nn.ModuleList(
             nn.Sequential(
                 ResidualBlock(config, in_channels, out_channels),
-                *(ResidualBlock(config, out_channels, out_channels) for _ in range(config.num_res_blocks - 1)),
+                *(
+                    ResidualBlock(config, out_channels, out_channels)
+                    for _ in range(config.num_res_blocks - 1)
+                ),
             )
             for in_channels, out_channels in zip([widths[0], *widths], widths, strict=False)
         )
-        self.upsample = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in widths[:-1])
+        self.upsample = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1) for width in widths[:-1]
+        )
         self.norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.num_channels, 3, padding=1)
 
@@ -90,7 +107,8 @@ class MaskGitVQGANDecoder(nn.Module):
 
 
 class MaskGitVQGANModel(CheckedLoadingMixin, PreTrainedModel):
-    """A 2D VQGAN (MaskGIT, arXiv 2202.04200): images `(B, 3, H, W)` in [0, 1] to a raster of codes and back."""
+    """A 2D VQGAN (MaskGIT, arXiv 2202.04200): images `(B, 3, H, W)` in [0, 1] to a raster of codes
+    and back."""
 
     config: MaskGitVQGANConfig
     config_class = MaskGitVQGANConfig
@@ -121,8 +139,9 @@ class MaskGitVQGANModel(CheckedLoadingMixin, PreTrainedModel):
     def describe(self) -> Description:
         config = self.config
         text = (
-            f"A VQGAN ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)): {config.image_size}x{config.image_size} "
-            f"images to a raster of {config.num_tokens} tokens of {config.codebook_size} codes, and back. Its codes "
+            "A VQGAN ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)): "
+            f"{config.image_size}x{config.image_size} images to a raster of {config.num_tokens} "
+            f"tokens of {config.codebook_size} codes, and back. Its codes "
             "are what TiTok's tokenizers learn to predict first."
         )
         usage = f"""from PIL import Image
@@ -135,13 +154,16 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
 codes = vqgan.encode(pixel_values).codes  # (1, {config.num_tokens})
 image = processor.postprocess(vqgan.decode_codes(codes).reconstruction)[0]"""
         citations = (MASKGIT_CITATION,)
-        return Description("MaskGIT-VQGAN", text, usage, "transformers", "image-feature-extraction", (), citations)
+        return Description(
+            "MaskGIT-VQGAN", text, usage, "transformers", "image-feature-extraction", (), citations
+        )
 
     def encode(self, pixel_values: torch.Tensor) -> TokenizerEncoderOutput:
         """Encodes float images `(B, 3, H, W)` in [0, 1].
 
         Returns:
-            Latents and `unquantized` `(B, C, h, w)`, codes `(B, h * w)` in raster order, and the quantizer's loss.
+            Latents and `unquantized` `(B, C, h, w)`, codes `(B, h * w)` in raster order, and the
+            quantizer's loss.
 
         Raises:
             TypeError, ValueError: If the images are not float or not of the configured size.
@@ -164,18 +186,26 @@ image = processor.postprocess(vqgan.decode_codes(codes).reconstruction)[0]"""
         """Decodes codes `(B, h * w)`, in raster order, to images `(B, 3, H, W)`.
 
         Raises:
-            TypeError, ValueError: If the codes are not integers, too many or too few, or outside the codebook.
+            TypeError, ValueError: If the codes are not integers, too many or too few, or outside
+                the codebook.
         """
         check_ids(codes, "codes", self.config.codebook_size, ("batch", self.config.num_tokens))
         side = self.config.image_size // self.config.patch_size
-        latents = self.quantizer.lookup(codes).transpose(1, 2).unflatten(-1, (side, side))  # (B, C, h, w)
+        latents = (
+            self.quantizer.lookup(codes).transpose(1, 2).unflatten(-1, (side, side))
+        )  # (B, C, h, w)
         return self.decode(latents)
 
     def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> TokenizerOutput:
-        """Reconstructs float images `(B, 3, H, W)` in [0, 1]; the loss is mean squared error plus the quantizer's."""
+        """Reconstructs float images `(B, 3, H, W)` in [0, 1]; the loss is mean squared error plus
+        the quantizer's."""
         encoded = self.encode(pixel_values)
         reconstruction = self.decode(encoded.latents).reconstruction  # (B, 3, H, W)
-        loss = F.mse_loss(reconstruction, pixel_values) + encoded.quantizer_loss if return_loss else None
+        loss = (
+            F.mse_loss(reconstruction, pixel_values) + encoded.quantizer_loss
+            if return_loss
+            else None
+        )
         return TokenizerOutput(loss=loss, reconstruction=reconstruction, **encoded)
 
 

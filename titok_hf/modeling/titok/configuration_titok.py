@@ -14,41 +14,52 @@ from ..maskgit_vqgan.configuration_maskgit_vqgan import MaskGitVQGANConfig
 
 @strict
 class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
-    """Configuration of a `TiTokModel`. The defaults are TiTok-L-32 (arXiv 2406.07550) before decoder fine-tuning.
+    """Configuration of a `TiTokModel`. The defaults are TiTok-L-32 (arXiv 2406.07550) before
+    decoder fine-tuning.
 
     Args:
         image_size: Side of the square images, in pixels.
         num_channels: Channels of the images.
         encoder_patch_size: Side of the encoder's patches, in pixels.
-        decoder_patch_size: Side of the square that one mask token of the decoder stands for, in pixels.
-        encoder_hidden_size, encoder_num_hidden_layers, encoder_num_attention_heads: The ViT encoder.
-        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads: The ViT decoder.
+        decoder_patch_size: Side of the square that one mask token of the decoder stands for, in
+            pixels.
+        encoder_hidden_size, encoder_num_hidden_layers, encoder_num_attention_heads: The ViT
+            encoder.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads: The ViT
+            decoder.
         mlp_ratio: Width of the MLPs, in multiples of the hidden size.
         num_latent_tokens: Tokens of an image, K in the paper.
-        representation: What the tokens of an image are. `"latent_tokens"`: what learned tokens beside the patches have
-            become, in no order of space (TiTok). `"patch_tokens"`: what the encoder's patches have become, a grid, so
-            that `num_latent_tokens` is their number: the 2D counterpart that the paper compares with.
+        representation: What the tokens of an image are. `"latent_tokens"`: what learned tokens
+            beside the patches have become, in no order of space (TiTok). `"patch_tokens"`: what the
+            encoder's patches have become, a grid, so that `num_latent_tokens` is their number: the
+            2D counterpart that the paper compares with.
         latent_dim: Channels of a token.
         quantizer: `"vq"` for codes, `"kl"` for continuous tokens with a Gaussian posterior.
         codebook_size: Number of codes, N in the paper; `"vq"` only.
         normalize_codes: Whether latents and codes are l2-normalized; `"vq"` only.
         commitment_cost: Weight of the commitment loss; `"vq"` only.
-        head: What the decoder ends in. `"proxy_codes"`: logits over the codes of a 2D VQGAN (warm-up).
-            `"vqgan_decoder"`: these logits, softened into code vectors, through the VQGAN's decoder to pixels (decoder
-            fine-tuning). `"pixels"`: pixels directly (single stage).
+        head: What the decoder ends in. `"proxy_codes"`: logits over the codes of a 2D VQGAN
+            (warm-up). `"vqgan_decoder"`: these logits, softened into code vectors, through the
+            VQGAN's decoder to pixels (decoder fine-tuning). `"pixels"`: pixels directly (single
+            stage).
         vqgan_config: The VQGAN of the proxy codes; not for `"pixels"`.
-        interleaved_latents: Compatibility with the official two-stage weights: the encoder's output `(B, K, W)` is
-            read as `(B, W, K)`, without a transpose, before it is projected to `latent_dim` channels.
-        initializer_range: Standard deviation of the weights at the start; narrow models want more than the default.
+        interleaved_latents: Compatibility with the official two-stage weights: the encoder's output
+            `(B, K, W)` is read as `(B, W, K)`, without a transpose, before it is projected to
+            `latent_dim` channels.
+        initializer_range: Standard deviation of the weights at the start; narrow models want more
+            than the default.
         provenance: Where the weights come from and how well they do, for the model card; see
             `titok_hf.hub.cards.render_card`.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes contradict each other.
+        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
+            contradict each other.
     """
 
     model_type = "titok"
-    sub_configs_defaults = {"vqgan_config": SubConfigSpec(config_class=MaskGitVQGANConfig, optional=True)}
+    sub_configs_defaults = {
+        "vqgan_config": SubConfigSpec(config_class=MaskGitVQGANConfig, optional=True)
+    }
 
     image_size: int = 256
     num_channels: int = 3
@@ -108,28 +119,33 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
             num_heads = getattr(self, f"{side}_num_attention_heads")
             if self.image_size % patch_size:
                 raise ValueError(
-                    f"`{side}_patch_size` must divide the image size {self.image_size}, got {patch_size}."
+                    f"`{side}_patch_size` must divide the image size {self.image_size}, got "
+                    f"{patch_size}."
                 )
             if hidden_size % num_heads:
                 raise ValueError(
-                    f"`{side}_num_attention_heads` must divide `{side}_hidden_size` {hidden_size}, got {num_heads}."
+                    f"`{side}_num_attention_heads` must divide `{side}_hidden_size` {hidden_size}, "
+                    f"got {num_heads}."
                 )
         num_patches = (self.image_size // self.encoder_patch_size) ** 2
         if self.representation == "patch_tokens" and self.num_latent_tokens != num_patches:
             raise ValueError(
                 f"`num_latent_tokens` must be the number of the encoder's patches with "
-                f'`representation="patch_tokens"`, here {num_patches}, got {self.num_latent_tokens}.'
+                f'`representation="patch_tokens"`, here {num_patches}, got '
+                f"{self.num_latent_tokens}."
             )
         if self.head == "pixels":
             if self.vqgan_config is not None:
-                raise ValueError('`vqgan_config` must be None with `head="pixels"`, which has no proxy codes.')
+                raise ValueError(
+                    '`vqgan_config` must be None with `head="pixels"`, which has no proxy codes.'
+                )
             return
         vqgan = self.vqgan_config
         if (vqgan.image_size, vqgan.patch_size) != (self.image_size, self.decoder_patch_size):
             raise ValueError(
-                f"`vqgan_config` must have images of {self.image_size} pixels and a code for every square of "
-                f"`decoder_patch_size` {self.decoder_patch_size} pixels, got images of {vqgan.image_size} and squares "
-                f"of {vqgan.patch_size}."
+                f"`vqgan_config` must have images of {self.image_size} pixels and a code for every "
+                f"square of `decoder_patch_size` {self.decoder_patch_size} pixels, got images of "
+                f"{vqgan.image_size} and squares of {vqgan.patch_size}."
             )
 
 

@@ -21,8 +21,8 @@ from .configuration_titok import TiTokConfig
 class TiTokImageProcessor(PublishMixin, PilBackend):
     """PIL, uint8 or float images to `pixel_values` `(B, 3, H, W)` in [0, 1], and back.
 
-    By default the shorter side is resized to 256 pixels (bicubic, antialiased) and the center 256x256 is cut out.
-    Gray, palette and RGBA images become RGB. Needs no torchvision.
+    By default the shorter side is resized to 256 pixels (bicubic, antialiased) and the center
+    256x256 is cut out. Gray, palette and RGBA images become RGB. Needs no torchvision.
     """
 
     config_class: type[PreTrainedConfig] = TiTokConfig
@@ -46,9 +46,12 @@ processor = TiTokImageProcessor.from_pretrained("{repo_id}")
 pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"]
 image = processor.postprocess(pixel_values)[0]"""
         text = (
-            f"TiTok's image processor: images to float tensors in [0, 1], {size} pixels on the shorter side, and back."
+            f"TiTok's image processor: images to float tensors in [0, 1], {size} pixels on the shorter "
+            "side, and back."
         )
-        return Description("TiTok image processor", text, usage, "transformers", "image-feature-extraction")
+        return Description(
+            "TiTok image processor", text, usage, "transformers", "image-feature-extraction"
+        )
 
     def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
         """A processor goes along with a tokenizer, whose card stays."""
@@ -58,8 +61,8 @@ image = processor.postprocess(pixel_values)[0]"""
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; where there is a tokenizer and no processor, as in the official repositories, the
-        tokenizer's image size makes one."""
+        """As in transformers; where there is a tokenizer and no processor, as in the official
+        repositories, the tokenizer's image size makes one."""
         try:
             with explain_loading_errors(pretrained_model_name_or_path):
                 return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
@@ -74,10 +77,16 @@ image = processor.postprocess(pixel_values)[0]"""
     @classmethod
     def from_image_size(cls, image_size: int) -> "TiTokImageProcessor":
         """The processor of a tokenizer for square images of `image_size` pixels."""
-        return cls(size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size})
+        return cls(
+            size={"shortest_edge": image_size},
+            crop_size={"height": image_size, "width": image_size},
+        )
 
     def process_image(
-        self, image: Image.Image | np.ndarray | torch.Tensor, do_rescale: bool | None = None, **kwargs: Any
+        self,
+        image: Image.Image | np.ndarray | torch.Tensor,
+        do_rescale: bool | None = None,
+        **kwargs: Any,
     ) -> np.ndarray:
         """One image to a channels-first array.
 
@@ -88,16 +97,25 @@ image = processor.postprocess(pixel_values)[0]"""
             array = np.asarray(image)
             if array.dtype.kind == "f":
                 if do_rescale:
-                    raise ValueError("Float images are expected in [0, 1] and not rescaled: pass `do_rescale=False`.")
+                    raise ValueError(
+                        "Float images are expected in [0, 1] and not rescaled: pass "
+                        "`do_rescale=False`."
+                    )
                 if not (array.min() >= 0 and array.max() <= 1):
-                    raise ValueError(f"Float images must be in [0, 1], got {array.min():.4g} to {array.max():.4g}.")
+                    raise ValueError(
+                        f"Float images must be in [0, 1], got {array.min():.4g} to "
+                        f"{array.max():.4g}."
+                    )
         return super().process_image(image, **kwargs)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
-        """Cuts out the center as torchvision does, with which the official weights were trained: an offset that ends
-        in a half is rounded to the even pixel. Images that are too small get a black border."""
+        """Cuts out the center as torchvision does, with which the official weights were trained: an
+        offset that ends in a half is rounded to the even pixel. Images that are too small get a
+        black border."""
         sides = (size.height, size.width)
-        top, left = (round((side - wanted) / 2) for side, wanted in zip(image.shape[1:], sides, strict=True))
+        top, left = (
+            round((side - wanted) / 2) for side, wanted in zip(image.shape[1:], sides, strict=True)
+        )
         if top < 0 or left < 0:
             return super().center_crop(image, size, **kwargs)
         return image[:, top : top + size.height, left : left + size.width]
@@ -109,8 +127,8 @@ image = processor.postprocess(pixel_values)[0]"""
 
         Args:
             pixel_values: Float images `(B, 3, H, W)` around [0, 1].
-            output_type: `"pil"` for a list of PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1],
-                `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1].
+            output_type: `"pil"` for a list of PIL images, `"np"` for a float array `(B, H, W, 3)`
+                in [0, 1], `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1].
 
         Raises:
             ValueError: If the output type is none of these, or there is a NaN.

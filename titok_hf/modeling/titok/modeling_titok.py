@@ -19,9 +19,11 @@ from .configuration_titok import TiTokConfig
 
 
 class TiTokEncoder(nn.Module):
-    """ViT over `[CLS, patches, latent tokens]`; what the latent tokens have become is the image's code.
+    """ViT over `[CLS, patches, latent tokens]`; what the latent tokens have become is the image's
+    code.
 
-    With `representation="patch_tokens"` there are no latent tokens, and the patches take their place: K = P.
+    With `representation="patch_tokens"` there are no latent tokens, and the patches take their
+        place: K = P.
     """
 
     def __init__(self, config: TiTokConfig):
@@ -38,34 +40,48 @@ class TiTokEncoder(nn.Module):
         self.latent_tokens = None
         if config.representation == "latent_tokens":
             self.latent_tokens = nn.Parameter(torch.empty(1, config.num_latent_tokens, width))
-            self.latent_position_embedding = nn.Parameter(torch.empty(1, config.num_latent_tokens, width))
+            self.latent_position_embedding = nn.Parameter(
+                torch.empty(1, config.num_latent_tokens, width)
+            )
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            TransformerBlock(config, width, config.encoder_num_attention_heads, config.mlp_ratio * width)
+            TransformerBlock(
+                config, width, config.encoder_num_attention_heads, config.mlp_ratio * width
+            )
             for _ in range(config.encoder_num_hidden_layers)
         )
         self.norm_out = nn.LayerNorm(width)
-        self.proj = nn.Linear(width, config.latent_dim if config.quantizer == "vq" else 2 * config.latent_dim)
+        self.proj = nn.Linear(
+            width, config.latent_dim if config.quantizer == "vq" else 2 * config.latent_dim
+        )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         batch_size = len(pixel_values)
         pixel_values = pixel_values.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (B, P, W)
-        x = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1) + self.position_embedding
+        x = (
+            torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1)
+            + self.position_embedding
+        )
         if self.latent_tokens is not None:
-            latents = (self.latent_tokens + self.latent_position_embedding).expand(batch_size, -1, -1)  # (B, K, W)
+            latents = (self.latent_tokens + self.latent_position_embedding).expand(
+                batch_size, -1, -1
+            )  # (B, K, W)
             x = torch.cat([x, latents], dim=1)  # (B, 1 + P + K, W)
         x = self.norm_in(x)
         for block in self.blocks:
             x = block(x)
         latents = self.norm_out(x[:, -self.num_latent_tokens :])  # (B, K, W)
         if self.interleaved_latents:
-            latents = latents.reshape(batch_size, -1, self.num_latent_tokens).transpose(1, 2)  # (B, K, W)
+            latents = latents.reshape(batch_size, -1, self.num_latent_tokens).transpose(
+                1, 2
+            )  # (B, K, W)
         return self.proj(latents)  # (B, K, C), for "kl" (B, K, 2C)
 
 
 class TiTokDecoder(nn.Module):
-    """ViT over `[CLS, mask tokens, latent tokens]`; what the mask tokens have become is the image, patch by patch."""
+    """ViT over `[CLS, mask tokens, latent tokens]`; what the mask tokens have become is the image,
+    patch by patch."""
 
     def __init__(self, config: TiTokConfig):
         super().__init__()
@@ -75,16 +91,22 @@ class TiTokDecoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.position_embedding = nn.Parameter(torch.empty(1, 1 + self.num_patches, width))
-        self.latent_position_embedding = nn.Parameter(torch.empty(1, config.num_latent_tokens, width))
+        self.latent_position_embedding = nn.Parameter(
+            torch.empty(1, config.num_latent_tokens, width)
+        )
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(
-            TransformerBlock(config, width, config.decoder_num_attention_heads, config.mlp_ratio * width)
+            TransformerBlock(
+                config, width, config.decoder_num_attention_heads, config.mlp_ratio * width
+            )
             for _ in range(config.decoder_num_hidden_layers)
         )
         self.norm_out = nn.LayerNorm(width)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        masks = torch.cat([self.cls_token, self.mask_token.expand(-1, self.num_patches, -1)], dim=1)  # (1, 1 + P, W)
+        masks = torch.cat(
+            [self.cls_token, self.mask_token.expand(-1, self.num_patches, -1)], dim=1
+        )  # (1, 1 + P, W)
         masks = (masks + self.position_embedding).expand(len(latents), -1, -1)  # (B, 1 + P, W)
         latents = latents.to(self.latent_embedding.weight.dtype)
         latents = self.latent_embedding(latents) + self.latent_position_embedding  # (B, K, W)
@@ -114,7 +136,9 @@ class PixelHead(nn.Module):
         super().__init__()
         self.grid = config.image_size // config.decoder_patch_size
         self.patch_size = config.decoder_patch_size
-        self.proj = nn.Linear(config.decoder_hidden_size, config.decoder_patch_size**2 * config.num_channels)
+        self.proj = nn.Linear(
+            config.decoder_hidden_size, config.decoder_patch_size**2 * config.num_channels
+        )
         self.conv = nn.Conv2d(config.num_channels, config.num_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +148,8 @@ class PixelHead(nn.Module):
 
 
 class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
-    """A 1D tokenizer (TiTok, arXiv 2406.07550): images `(B, 3, H, W)` in [0, 1] to `(B, K)` codes and back."""
+    """A 1D tokenizer (TiTok, arXiv 2406.07550): images `(B, 3, H, W)` in [0, 1] to `(B, K)` codes
+    and back."""
 
     config: TiTokConfig
     config_class = TiTokConfig
@@ -143,7 +168,10 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
         self.encoder = TiTokEncoder(config)
         if config.quantizer == "vq":
             self.quantizer = VectorQuantizer(
-                config.codebook_size, config.latent_dim, config.commitment_cost, config.normalize_codes
+                config.codebook_size,
+                config.latent_dim,
+                config.commitment_cost,
+                config.normalize_codes,
             )
         self.decoder = TiTokDecoder(config)
         if config.head == "pixels":
@@ -151,7 +179,9 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
         else:
             self.head = ProxyCodeHead(config)
         if config.head == "vqgan_decoder":
-            self.pixel_codebook = nn.Embedding(config.vqgan_config.codebook_size, config.vqgan_config.latent_channels)
+            self.pixel_codebook = nn.Embedding(
+                config.vqgan_config.codebook_size, config.vqgan_config.latent_channels
+            )
             self.pixel_decoder = MaskGitVQGANDecoder(config.vqgan_config)
         self.post_init()
 
@@ -174,15 +204,17 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
         order = "row" if config.representation == "latent_tokens" else "grid"
         if config.quantizer == "vq":
             text = (
-                f"A TiTok tokenizer ([arXiv 2406.07550](https://arxiv.org/abs/2406.07550)): {pixels} images to "
-                f"{tokens} tokens of {config.codebook_size} codes in a {order}, and back."
+                "A TiTok tokenizer ([arXiv 2406.07550](https://arxiv.org/abs/2406.07550)): "
+                f"{pixels} images to {tokens} tokens of {config.codebook_size} codes in a {order}, "
+                "and back."
             )
             encode = f"codes = tokenizer.encode(pixel_values).codes  # (1, {tokens})"
             decode = "decoded = tokenizer.decode_codes(codes)"
         else:
             text = (
-                f"A TiTok tokenizer ([arXiv 2406.07550](https://arxiv.org/abs/2406.07550)): {pixels} images to "
-                f"{tokens} continuous tokens of {config.latent_dim} channels in a {order}, and back."
+                "A TiTok tokenizer ([arXiv 2406.07550](https://arxiv.org/abs/2406.07550)): "
+                f"{pixels} images to {tokens} continuous tokens of {config.latent_dim} channels in "
+                f"a {order}, and back."
             )
             encode = f"latents = tokenizer.encode(pixel_values).latents  # (1, {tokens}, {config.latent_dim})"
             decode = "decoded = tokenizer.decode(latents)"
@@ -201,10 +233,13 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
 {encode}
 {decode}
 {show}"""
-        return Description("TiTok tokenizer", text, usage, "transformers", "image-feature-extraction")
+        return Description(
+            "TiTok tokenizer", text, usage, "transformers", "image-feature-extraction"
+        )
 
     def with_pixel_decoder(self, vqgan: MaskGitVQGANModel) -> "TiTokModel":
-        """The tokenizer at the start of decoder fine-tuning: these weights, and the VQGAN's codebook and decoder.
+        """The tokenizer at the start of decoder fine-tuning: these weights, and the VQGAN's
+        codebook and decoder.
 
         Args:
             vqgan: The model whose codes this tokenizer was trained to predict.
@@ -216,20 +251,33 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
             ValueError: If this tokenizer does not end in proxy codes, or in those of another VQGAN.
         """
         if self.config.head != "proxy_codes":
-            raise ValueError(f'A tokenizer with `head="proxy_codes"` is expected, got {self.config.head!r}.')
+            raise ValueError(
+                f'A tokenizer with `head="proxy_codes"` is expected, got {self.config.head!r}.'
+            )
         expected, got = self.config.vqgan_config.to_diff_dict(), vqgan.config.to_diff_dict()
-        for key in ("architectures", "dtype", "provenance", "titok_hf_version", "transformers_version"):
+        for key in (
+            "architectures",
+            "dtype",
+            "provenance",
+            "titok_hf_version",
+            "transformers_version",
+        ):
             expected.pop(key, None)
             got.pop(key, None)
         if expected != got:
-            raise ValueError(f"The tokenizer predicts the codes of a VQGAN with {expected}, got one with {got}.")
+            raise ValueError(
+                f"The tokenizer predicts the codes of a VQGAN with {expected}, got one with {got}."
+            )
         config = copy.deepcopy(self.config)
         config.head = "vqgan_decoder"
         model = TiTokModel(config).to(self.dtype)
         model.load_state_dict(
             self.state_dict()
             | {"pixel_codebook.weight": vqgan.quantizer.codebook.weight}
-            | {f"pixel_decoder.{name}": tensor for name, tensor in vqgan.decoder.state_dict().items()}
+            | {
+                f"pixel_decoder.{name}": tensor
+                for name, tensor in vqgan.decoder.state_dict().items()
+            }
         )
         return model.to(self.device)
 
@@ -244,13 +292,14 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
 
         Args:
             pixel_values: The images.
-            sample_posterior: Whether the latents of a `"kl"` tokenizer are a sample of the posterior or its mode; if
-                not given, a sample in training mode only.
+            sample_posterior: Whether the latents of a `"kl"` tokenizer are a sample of the
+                posterior or its mode; if not given, a sample in training mode only.
             generator: Source of the sample's noise.
             noise: The sample's noise `(B, K, C)`, standard normal; drawn if not given.
 
         Returns:
-            Latents `(B, K, C)`, the quantizer's loss, and for `"vq"` codes `(B, K)` and `unquantized` `(B, K, C)`.
+            Latents `(B, K, C)`, the quantizer's loss, and for `"vq"` codes `(B, K)` and
+            `unquantized` `(B, K, C)`.
 
         Raises:
             TypeError, ValueError: If the images are not float or not of the configured size.
@@ -268,8 +317,8 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
         """Decodes latents `(B, K, C)`.
 
         Returns:
-            The reconstruction `(B, 3, H, W)` unless the head is `"proxy_codes"`, the proxy-code logits `(B, P, N)`
-            unless it is `"pixels"`.
+            The reconstruction `(B, 3, H, W)` unless the head is `"proxy_codes"`, the proxy-code
+            logits `(B, P, N)` unless it is `"pixels"`.
 
         Raises:
             ValueError: If the latents have another shape.
@@ -277,7 +326,8 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
         expected = (self.config.num_latent_tokens, self.config.latent_dim)
         if latents.ndim != 3 or tuple(latents.shape[1:]) != expected:
             raise ValueError(
-                f"`latents` must have shape (batch, {expected[0]}, {expected[1]}), got {tuple(latents.shape)}."
+                f"`latents` must have shape (batch, {expected[0]}, {expected[1]}), got "
+                f"{tuple(latents.shape)}."
             )
         hidden_states = self.head(self.decoder(latents))  # (B, 3, H, W) or (B, P, N)
         if self.config.head == "pixels":
@@ -286,7 +336,9 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
             return TokenizerDecoderOutput(proxy_logits=hidden_states)
         probabilities = hidden_states.float().softmax(-1).to(hidden_states.dtype)  # (B, P, N)
         side = self.config.image_size // self.config.decoder_patch_size
-        vectors = (probabilities @ self.pixel_codebook.weight).transpose(1, 2).unflatten(-1, (side, side))
+        vectors = (
+            (probabilities @ self.pixel_codebook.weight).transpose(1, 2).unflatten(-1, (side, side))
+        )
         return TokenizerDecoderOutput(
             reconstruction=self.pixel_decoder(vectors),  # (B, 3, H, W)
             proxy_logits=hidden_states,
@@ -296,12 +348,16 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
         """Decodes codes `(B, K)` in [0, codebook_size), as `decode` does their vectors.
 
         Raises:
-            TypeError, ValueError: If the codes are not integers, too many or too few, or outside the codebook, or if
-                this tokenizer is continuous.
+            TypeError, ValueError: If the codes are not integers, too many or too few, or outside
+                the codebook, or if this tokenizer is continuous.
         """
         if self.config.quantizer != "vq":
-            raise ValueError('`decode_codes` needs a tokenizer with `quantizer="vq"`; this one is continuous.')
-        check_ids(codes, "codes", self.config.codebook_size, ("batch", self.config.num_latent_tokens))
+            raise ValueError(
+                '`decode_codes` needs a tokenizer with `quantizer="vq"`; this one is continuous.'
+            )
+        check_ids(
+            codes, "codes", self.config.codebook_size, ("batch", self.config.num_latent_tokens)
+        )
         return self.decode(self.quantizer.lookup(codes))
 
     def forward(
@@ -316,26 +372,34 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
 
         Args:
             pixel_values: The images.
-            proxy_codes: Codes `(B, P)` of the VQGAN for the same images, the target of a `"proxy_codes"` tokenizer.
+            proxy_codes: Codes `(B, P)` of the VQGAN for the same images, the target of a
+                `"proxy_codes"` tokenizer.
             sample_posterior, noise: See `encode`.
             return_loss: Whether to compute the loss.
 
         Returns:
-            The loss is cross-entropy if there are proxy codes, else the mean squared error of the reconstruction if
-            there is one, plus the quantizer's loss.
+            The loss is cross-entropy if there are proxy codes, else the mean squared error of the
+            reconstruction if there is one, plus the quantizer's loss.
 
         Raises:
-            TypeError, ValueError: If images or proxy codes have another dtype, shape or range than configured.
+            TypeError, ValueError: If images or proxy codes have another dtype, shape or range than
+                configured.
         """
         encoded = self.encode(pixel_values, sample_posterior, noise=noise)
         decoded = self.decode(encoded.latents)
         loss = None
         if return_loss and proxy_codes is not None:
             if decoded.proxy_logits is None:
-                raise ValueError('`proxy_codes` need a tokenizer that predicts them; this one has `head="pixels"`.')
+                raise ValueError(
+                    "`proxy_codes` need a tokenizer that predicts them; this one has "
+                    '`head="pixels"`.'
+                )
             logits = decoded.proxy_logits  # (B, P, N)
             check_ids(proxy_codes, "proxy_codes", logits.shape[-1], tuple(logits.shape[:2]))
-            loss = F.cross_entropy(logits.flatten(0, 1), proxy_codes.flatten().long()) + encoded.quantizer_loss
+            loss = (
+                F.cross_entropy(logits.flatten(0, 1), proxy_codes.flatten().long())
+                + encoded.quantizer_loss
+            )
         elif return_loss and decoded.reconstruction is not None:
             loss = F.mse_loss(decoded.reconstruction, pixel_values) + encoded.quantizer_loss
         return TokenizerOutput(loss=loss, **encoded, **decoded)

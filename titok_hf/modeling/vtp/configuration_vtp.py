@@ -13,40 +13,45 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
     """Configuration of VTP's models. The defaults are VTP-B (arXiv 2512.13687).
 
     Args:
-        image_size: Side of the images of pre-training, in pixels. Positions are relative to the image, so any size
-            that is a multiple of the patch goes through, with less certainty the further it is from this one.
+        image_size: Side of the images of pre-training, in pixels. Positions are relative to the
+            image, so any size that is a multiple of the patch goes through, with less certainty the
+            further it is from this one.
         num_channels: Channels of the images.
         patch_size: Side of the square that a latent stands for, in pixels.
-        vision_hidden_size, vision_num_hidden_layers, vision_num_attention_heads: The vision encoder.
+        vision_hidden_size, vision_num_hidden_layers, vision_num_attention_heads: The vision
+            encoder.
         vision_mlp_ratio: Width of its MLPs, in multiples of the hidden size.
-        vision_mlp: `"swiglu"` (SwiGLU, its width times 2/3 rounded up to a multiple of 8), `"swiglu64"` (of 64), or
-            `"mlp"` (two layers and a GELU).
+        vision_mlp: `"swiglu"` (SwiGLU, its width times 2/3 rounded up to a multiple of 8),
+            `"swiglu64"` (of 64), or `"mlp"` (two layers and a GELU).
         vision_norm: `"rmsnorm"` or `"layernorm"`.
         vision_layer_scale: LayerScale at the start; None for none.
         vision_qk_norm: Whether queries and keys are RMS-normalized, before the rotation.
         num_register_tokens: Register tokens beside the CLS token.
         latent_dim: Channels of a latent, what the linear bottleneck after the last norm leaves.
         has_decoder: Whether there is a pixel decoder.
-        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_mlp_ratio, decoder_mlp,
-            decoder_norm, decoder_layer_scale, decoder_qk_norm: The pixel decoder, as for the vision encoder.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads,
+        decoder_mlp_ratio, decoder_mlp,
+            decoder_norm, decoder_layer_scale, decoder_qk_norm: The pixel decoder, as for the vision
+                encoder.
         has_text: Whether there is a text encoder.
-        text_hidden_size, text_num_hidden_layers, text_num_attention_heads, text_intermediate_size: The text encoder;
-            its hidden size is also that of the shared embeddings.
+        text_hidden_size, text_num_hidden_layers, text_num_attention_heads, text_intermediate_size:
+            The text encoder; its hidden size is also that of the shared embeddings.
         text_vocab_size: Tokens of the text tokenizer.
         text_context_length: Tokens of a text at most.
         text_hidden_act: `"gelu"` or `"quick_gelu"`.
         text_projection_bias: Whether the projection of the text has a bias.
-        image_pooling: Which vision features are projected to the shared embedding: `"cls"`, or the `"mean"` of the
-            patches.
-        bottleneck_everywhere: Whether the shared embedding is projected from behind the bottleneck; else only
-            reconstruction goes through it.
+        image_pooling: Which vision features are projected to the shared embedding: `"cls"`, or the
+            `"mean"` of the patches.
+        bottleneck_everywhere: Whether the shared embedding is projected from behind the bottleneck;
+            else only reconstruction goes through it.
         logit_bias: Whether the logits have a learned bias, as in SigLIP.
         initializer_range: Standard deviation of the weights at the start.
         provenance: Where the weights come from and how well they do, for the model card; see
             `titok_hf.hub.cards.render_card`.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes contradict each other.
+        huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
+            contradict each other.
     """
 
     model_type = "vtp"
@@ -108,9 +113,13 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
     def validate_architecture(self) -> None:
         super().validate_architecture()
         if self.image_size % self.patch_size:
-            raise ValueError(f"`patch_size` must divide the image size {self.image_size}, got {self.patch_size}.")
+            raise ValueError(
+                f"`patch_size` must divide the image size {self.image_size}, got {self.patch_size}."
+            )
         if (self.num_register_tokens or 0) < 0:
-            raise ValueError(f"`num_register_tokens` must be at least 0, got {self.num_register_tokens}.")
+            raise ValueError(
+                f"`num_register_tokens` must be at least 0, got {self.num_register_tokens}."
+            )
         for name in ("vision_mlp_ratio", "decoder_mlp_ratio"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")

@@ -21,10 +21,10 @@ class VTPImageProcessorKwargs(ImagesKwargs, total=False):
 class VTPImageProcessor(TiTokImageProcessor):
     """PIL, uint8 or float images to normalized `pixel_values` `(B, 3, H, W)`, and back.
 
-    They are normalized by ImageNet's mean and standard deviation. `crop` says how an image becomes `size`: `"adm"`, as
-    for published reconstructions, cuts out the center (halved with a box filter while it is twice as large, then
-    bicubic to the shorter side); `"squash"`, as for published zero-shot classification, resizes both sides (bilinear).
-    Needs no torchvision.
+    They are normalized by ImageNet's mean and standard deviation. `crop` says how an image becomes
+    `size`: `"adm"`, as for published reconstructions, cuts out the center (halved with a box filter
+    while it is twice as large, then bicubic to the shorter side); `"squash"`, as for published
+    zero-shot classification, resizes both sides (bilinear). Needs no torchvision.
     """
 
     valid_kwargs = VTPImageProcessorKwargs
@@ -44,14 +44,17 @@ class VTPImageProcessor(TiTokImageProcessor):
         """The processor for square images of `image_size` pixels."""
         return cls(size={"height": image_size, "width": image_size})
 
-    def _preprocess(self, images: list[np.ndarray], crop: str, size: SizeDict, **kwargs: Any) -> BatchFeature:
+    def _preprocess(
+        self, images: list[np.ndarray], crop: str, size: SizeDict, **kwargs: Any
+    ) -> BatchFeature:
         if not size.height or not size.width:
             raise ValueError(f"`size` must have a height and a width, got {size}.")
         fitted = [self.fit(image, crop, size.height, size.width) for image in images]
         return super()._preprocess(fitted, size=size, **kwargs)
 
     def fit(self, image: np.ndarray, crop: str, height: int, width: int) -> np.ndarray:
-        """An image `(3, H, W)`, uint8 or float in [0, 1], cropped or squashed to `(3, height, width)`.
+        """An image `(3, H, W)`, uint8 or float in [0, 1], cropped or squashed to `(3, height,
+        width)`.
 
         Raises:
             ValueError: If `crop` is unknown.
@@ -61,12 +64,21 @@ class VTPImageProcessor(TiTokImageProcessor):
         if image.shape[1:] == (height, width):
             return image
         if image.dtype != np.uint8:
-            return self.fit((image * 255).round().astype(np.uint8), crop, height, width).astype(np.float32) / 255
+            return (
+                self.fit((image * 255).round().astype(np.uint8), crop, height, width).astype(
+                    np.float32
+                )
+                / 255
+            )
         picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         if crop == "squash":
-            return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+            return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).transpose(
+                2, 0, 1
+            )
         while picture.width >= 2 * width and picture.height >= 2 * height:
-            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+            picture = picture.resize(
+                (picture.width // 2, picture.height // 2), Image.Resampling.BOX
+            )
         scale = max(width / picture.width, height / picture.height)
         picture = picture.resize(
             (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
@@ -77,7 +89,8 @@ class VTPImageProcessor(TiTokImageProcessor):
     def postprocess(
         self, pixel_values: torch.Tensor, output_type: str = "pil"
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Undoes the normalization, clamps to [0, 1] and converts; see `TiTokImageProcessor.postprocess`."""
+        """Undoes the normalization, clamps to [0, 1] and converts; see
+        `TiTokImageProcessor.postprocess`."""
         mean = torch.tensor(self.image_mean, device=pixel_values.device)[:, None, None]
         std = torch.tensor(self.image_std, device=pixel_values.device)[:, None, None]
         return super().postprocess(pixel_values.float() * std + mean, output_type)
@@ -94,7 +107,13 @@ image = processor.postprocess(pixel_values)[0]"""
         text = f"VTP's image processor: images to normalized tensors of {size} pixels, and back."
         citations = (VTP_CITATION,)
         return Description(
-            "VTP image processor", text, usage, "transformers", "image-feature-extraction", (), citations
+            "VTP image processor",
+            text,
+            usage,
+            "transformers",
+            "image-feature-extraction",
+            (),
+            citations,
         )
 
 

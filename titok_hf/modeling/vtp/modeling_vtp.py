@@ -20,7 +20,12 @@ from ..transformer import Attention, Rotation
 from .configuration_vtp import VTPConfig
 
 # Weights of what compares images with texts.
-NAMES_OF_TEXT = (r"^text_encoder\.", r"^text_projection\.", r"^image_projection\.", r"^logit_(scale|bias)$")
+NAMES_OF_TEXT = (
+    r"^text_encoder\.",
+    r"^text_projection\.",
+    r"^image_projection\.",
+    r"^logit_(scale|bias)$",
+)
 
 
 @dataclass
@@ -33,8 +38,9 @@ class VTPVisionOutput(ModelOutput):
         patch_tokens (`torch.FloatTensor` of shape `(B, N, D)`):
             The patches, in raster order, after the last norm, before the bottleneck.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
-            `(B, 1 + R + N, D)` after each block, each after the last norm too: CLS token, registers, patches.
-            Published linear probes read the CLS tokens of the last four, and the mean of the patches of the last.
+            `(B, 1 + R + N, D)` after each block, each after the last norm too: CLS token,
+            registers, patches. Published linear probes read the CLS tokens of the last four, and
+            the mean of the patches of the last.
     """
 
     cls_token: torch.FloatTensor | None = None
@@ -66,22 +72,29 @@ class VTPOutput(ModelOutput):
 
 def rotary_periods(head_dim: int, device: torch.device) -> torch.Tensor:
     """The bfloat16 periods `(head_dim / 4,)` of DINOv3's RoPE, from 1 up to 100."""
-    exponents = 2 * torch.arange(head_dim // 4, device=device, dtype=torch.bfloat16) / (head_dim // 2)
+    exponents = (
+        2 * torch.arange(head_dim // 4, device=device, dtype=torch.bfloat16) / (head_dim // 2)
+    )
     return 100.0**exponents
 
 
 def axial_rotation(height: int, width: int, head_dim: int, device: torch.device) -> Rotation:
-    """Cosines and sines `(height * width, head_dim)` of DINOv3's axial RoPE, in bfloat16 step by step.
+    """Cosines and sines `(height * width, head_dim)` of DINOv3's axial RoPE, in bfloat16 step by
+    step.
 
-    Coordinates run from -1 to 1 over each axis, whatever the size; half of a head turns with the row, half with the
-    column. The released weights were trained with this rounding.
+    Coordinates run from -1 to 1 over each axis, whatever the size; half of a head turns with the
+    row, half with the column. The released weights were trained with this rounding.
     """
     dtype = torch.bfloat16
     rows = torch.arange(0.5, height, device=device, dtype=dtype) / height
     columns = torch.arange(0.5, width, device=device, dtype=dtype) / width
-    coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2)
+    coordinates = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(
+        0, 1
+    )  # (N, 2)
     coordinates = 2.0 * coordinates - 1.0
-    angles = 2 * math.pi * coordinates[:, :, None] / rotary_periods(head_dim, device)  # (N, 2, D / 4)
+    angles = (
+        2 * math.pi * coordinates[:, :, None] / rotary_periods(head_dim, device)
+    )  # (N, 2, D / 4)
     angles = angles.flatten(1).tile(2)  # (N, D)
     return angles.cos(), angles.sin()
 
@@ -116,7 +129,8 @@ class MLP(nn.Module):
 
 
 class VTPBlock(GradientCheckpointingLayer):
-    """Pre-norm block with rotary positions and optional LayerScale; `part` is `"vision"` or `"decoder"`."""
+    """Pre-norm block with rotary positions and optional LayerScale; `part` is `"vision"` or
+    `"decoder"`."""
 
     def __init__(self, config: VTPConfig, part: str):
         super().__init__()
@@ -156,25 +170,36 @@ class VTPVisionEncoder(nn.Module):
         size = config.vision_hidden_size
         self.head_dim = size // config.vision_num_attention_heads
         self.num_registers = config.num_register_tokens or 0
-        self.patch_embedding = nn.Conv2d(config.num_channels, size, config.patch_size, stride=config.patch_size)
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, size, config.patch_size, stride=config.patch_size
+        )
         self.cls_token = nn.Parameter(torch.empty(1, 1, size))
         self.mask_token = nn.Parameter(torch.empty(1, size))
         if self.num_registers:
             self.register_tokens = nn.Parameter(torch.empty(1, self.num_registers, size))
-        self.blocks = nn.ModuleList(VTPBlock(config, "vision") for _ in range(config.vision_num_hidden_layers))
+        self.blocks = nn.ModuleList(
+            VTPBlock(config, "vision") for _ in range(config.vision_num_hidden_layers)
+        )
         self.norm = make_norm(config.vision_norm, size)
         self.bottleneck = nn.Linear(size, config.latent_dim, bias=False)
 
     def forward(
-        self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None, output_hidden_states: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        patch_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
     ) -> VTPVisionOutput:
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))  # (B, D, h, w)
+        patches = self.patch_embedding(
+            pixel_values.to(self.patch_embedding.weight.dtype)
+        )  # (B, D, h, w)
         rope = axial_rotation(*patches.shape[2:], self.head_dim, patches.device)
         x = patches.flatten(2).transpose(1, 2)  # (B, N, D)
         if patch_mask is not None:
             x = torch.where(patch_mask[..., None], self.mask_token.to(x.dtype), x)
         prefix = [self.cls_token, self.register_tokens] if self.num_registers else [self.cls_token]
-        x = torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)  # (B, 1 + R + N, D)
+        x = torch.cat(
+            [*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1
+        )  # (B, 1 + R + N, D)
         hidden_states = []
         for block in self.blocks:
             x = block(x, rope)
@@ -197,7 +222,9 @@ class VTPPixelDecoder(nn.Module):
         self.head_dim = size // config.decoder_num_attention_heads
         self.patch_size = config.patch_size
         self.proj_in = nn.Linear(config.latent_dim, size)
-        self.blocks = nn.ModuleList(VTPBlock(config, "decoder") for _ in range(config.decoder_num_hidden_layers))
+        self.blocks = nn.ModuleList(
+            VTPBlock(config, "decoder") for _ in range(config.decoder_num_hidden_layers)
+        )
         self.norm = make_norm(config.decoder_norm, size)
         self.proj_out = nn.Linear(size, config.num_channels * config.patch_size**2)
 
@@ -208,15 +235,17 @@ class VTPPixelDecoder(nn.Module):
         x = self.proj_in(latents.flatten(2).transpose(1, 2))  # (B, N, D)
         for block in self.blocks:
             x = block(x, rope)
-        x = self.proj_out(self.norm(x)).transpose(1, 2).unflatten(-1, (height, width))  # (B, 3 * p * p, h, w)
+        x = (
+            self.proj_out(self.norm(x)).transpose(1, 2).unflatten(-1, (height, width))
+        )  # (B, 3 * p * p, h, w)
         return F.pixel_shuffle(x, self.patch_size)  # (B, 3, H, W)
 
 
 class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     """The shared frame.
 
-    Images are float `(B, 3, H, W)`, normalized by ImageNet's mean and standard deviation, with sides that are
-    multiples of the patch.
+    Images are float `(B, 3, H, W)`, normalized by ImageNet's mean and standard deviation, with
+    sides that are multiples of the patch.
     """
 
     config: VTPConfig
@@ -233,9 +262,10 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     def describe(self) -> Description:
         config, name = self.config, type(self).__name__
         text = (
-            "A VTP ([arXiv 2512.13687](https://arxiv.org/abs/2512.13687)): a visual tokenizer that was pre-trained "
-            "with contrastive, self-supervised and reconstruction losses together; "
-            f"{config.patch_size}x{config.patch_size} pixels become a latent of {config.latent_dim} channels."
+            "A VTP ([arXiv 2512.13687](https://arxiv.org/abs/2512.13687)): a visual tokenizer that "
+            "was pre-trained with contrastive, self-supervised and reconstruction losses together; "
+            f"{config.patch_size}x{config.patch_size} pixels become a latent of "
+            f"{config.latent_dim} channels."
         )
         usage = f"""from PIL import Image
 
@@ -248,7 +278,9 @@ latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)""
         if hasattr(self, "pixel_decoder"):
             usage += "\nimage = processor.postprocess(model.decode(latents).reconstruction)[0]"
         citations = (VTP_CITATION,)
-        return Description("VTP", text, usage, "transformers", "image-feature-extraction", ("vtp",), citations)
+        return Description(
+            "VTP", text, usage, "transformers", "image-feature-extraction", ("vtp",), citations
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -269,10 +301,12 @@ latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)""
         """Encodes images into latents `(B, C, H / p, W / p)`; they are deterministic.
 
         Raises:
-            TypeError, ValueError: If the images are not float, channels-first, normalized, or of a size that the patch
-                divides.
+            TypeError, ValueError: If the images are not float, channels-first, normalized, or of a
+                size that the patch divides.
         """
-        check_normalized_pixel_values(pixel_values, self.config.num_channels, self.config.patch_size)
+        check_normalized_pixel_values(
+            pixel_values, self.config.num_channels, self.config.patch_size
+        )
         patch_tokens = self.vision_encoder(pixel_values).patch_tokens  # (B, N, D)
         latents = self.vision_encoder.bottleneck(patch_tokens).transpose(1, 2)  # (B, C, N)
         height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
@@ -285,7 +319,9 @@ latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)""
             ValueError: If the latents have another shape, or there is no decoder.
         """
         if not hasattr(self, "pixel_decoder"):
-            raise ValueError(f"This {type(self).__name__} has no pixel decoder; see `VTPForImageReconstruction`.")
+            raise ValueError(
+                f"This {type(self).__name__} has no pixel decoder; see `VTPForImageReconstruction`."
+            )
         if latents.ndim != 4 or latents.shape[1] != self.config.latent_dim:
             raise ValueError(
                 f"`latents` must have shape (batch, {self.config.latent_dim}, height, width), got "
@@ -294,27 +330,34 @@ latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)""
         return TokenizerDecoderOutput(reconstruction=self.pixel_decoder(latents))
 
     def get_vision_features(
-        self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None, output_hidden_states: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        patch_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
     ) -> VTPVisionOutput:
         """Features before the bottleneck.
 
         Args:
             pixel_values: The images.
             patch_mask: `(B, N)`, true where the mask token takes a patch's place.
-            output_hidden_states: Whether to return those of all blocks, each after the last norm. The published
-                linear probes (85.7 for VTP-L) read these; the 64 channels behind the bottleneck give less (74.9 in the
-                paper's ablations).
+            output_hidden_states: Whether to return those of all blocks, each after the last norm.
+                The published linear probes (85.7 for VTP-L) read these; the 64 channels behind the
+                bottleneck give less (74.9 in the paper's ablations).
 
         Raises:
             TypeError, ValueError: See `encode`; also if the mask has another shape.
         """
-        check_normalized_pixel_values(pixel_values, self.config.num_channels, self.config.patch_size)
+        check_normalized_pixel_values(
+            pixel_values, self.config.num_channels, self.config.patch_size
+        )
         height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
         expected = (len(pixel_values), height * width)
-        if patch_mask is not None and (patch_mask.dtype != torch.bool or tuple(patch_mask.shape) != expected):
+        if patch_mask is not None and (
+            patch_mask.dtype != torch.bool or tuple(patch_mask.shape) != expected
+        ):
             raise ValueError(
-                f"`patch_mask` must be a bool tensor of shape {expected}, got {patch_mask.dtype} of "
-                f"{tuple(patch_mask.shape)}."
+                f"`patch_mask` must be a bool tensor of shape {expected}, got {patch_mask.dtype} "
+                f"of {tuple(patch_mask.shape)}."
             )
         return self.vision_encoder(pixel_values, patch_mask, output_hidden_states)
 
@@ -332,21 +375,26 @@ class VTPVisionModel(VTPPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None, output_hidden_states: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        patch_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
     ) -> VTPVisionOutput:
         """See `get_vision_features`."""
         return self.get_vision_features(pixel_values, patch_mask, output_hidden_states)
 
 
 class VTPForImageReconstruction(VTPPreTrainedModel):
-    """Vision encoder and pixel decoder, loaded from any VTP without its text encoder: a 2D visual tokenizer with
-    continuous latents."""
+    """Vision encoder and pixel decoder, loaded from any VTP without its text encoder: a 2D visual
+    tokenizer with continuous latents."""
 
     _keys_to_ignore_on_load_unexpected = [*NAMES_OF_TEXT]
 
     def __init__(self, config: VTPConfig):
         if not config.has_decoder:
-            raise ValueError("`VTPForImageReconstruction` needs a configuration with `has_decoder=True`.")
+            raise ValueError(
+                "`VTPForImageReconstruction` needs a configuration with `has_decoder=True`."
+            )
         config = copy.deepcopy(config)
         config.has_text = False
         super().__init__(config)
@@ -363,7 +411,8 @@ class VTPForImageReconstruction(VTPPreTrainedModel):
 
 
 class VTPModel(VTPPreTrainedModel):
-    """All of VTP: vision encoder, pixel decoder, text encoder, and the embedding that images and texts share."""
+    """All of VTP: vision encoder, pixel decoder, text encoder, and the embedding that images and
+    texts share."""
 
     input_modalities = ("image", "text")
 
@@ -373,7 +422,9 @@ class VTPModel(VTPPreTrainedModel):
         if config.has_decoder:
             self.pixel_decoder = VTPPixelDecoder(config)
         if config.has_text:
-            in_features = config.latent_dim if config.bottleneck_everywhere else config.vision_hidden_size
+            in_features = (
+                config.latent_dim if config.bottleneck_everywhere else config.vision_hidden_size
+            )
             self.image_projection = nn.Linear(in_features, config.text_hidden_size, bias=False)
             self.text_encoder = CLIPTextModel._from_config(config.text_config)
             self.text_projection = nn.Linear(
@@ -400,7 +451,9 @@ class VTPModel(VTPPreTrainedModel):
         """
         self.check_has_text()
         vision = self.get_vision_features(pixel_values)
-        features = vision.cls_token if self.config.image_pooling == "cls" else vision.patch_tokens.mean(1)  # (B, D)
+        features = (
+            vision.cls_token if self.config.image_pooling == "cls" else vision.patch_tokens.mean(1)
+        )  # (B, D)
         if self.config.bottleneck_everywhere:
             features = self.vision_encoder.bottleneck(features)
         return F.normalize(self.image_projection(features), dim=-1)
@@ -409,34 +462,39 @@ class VTPModel(VTPPreTrainedModel):
         """Embeddings `(B, E)` of texts, unit vectors.
 
         Args:
-            input_ids: `(B, L)` of `VTPProcessor`, with the start and the end of each text. The features are those of
-                the token with the largest id, the end.
+            input_ids: `(B, L)` of `VTPProcessor`, with the start and the end of each text. The
+                features are those of the token with the largest id, the end.
 
         Raises:
-            TypeError, ValueError: If the ids are not integers, out of the vocabulary or longer than the context, or if
-                there is no text encoder.
+            TypeError, ValueError: If the ids are not integers, out of the vocabulary or longer than
+                the context, or if there is no text encoder.
         """
         self.check_has_text()
         check_ids(input_ids, "input_ids", self.config.text_vocab_size, ("batch", "length"))
         if input_ids.shape[1] > self.config.text_context_length:
             raise ValueError(
-                f"`input_ids` must have at most {self.config.text_context_length} tokens a text, got "
-                f"{input_ids.shape[1]}; `VTPProcessor(..., truncation=True)` cuts longer texts."
+                f"`input_ids` must have at most {self.config.text_context_length} tokens a text, "
+                f"got {input_ids.shape[1]}; `VTPProcessor(..., truncation=True)` cuts longer texts."
             )
         pooled = self.text_encoder(input_ids).pooler_output  # (B, E)
         return F.normalize(self.text_projection(pooled), dim=-1)
 
     def check_has_text(self) -> None:
         if not self.config.has_text:
-            raise ValueError("This checkpoint has no text encoder: its configuration has `has_text=False`.")
+            raise ValueError(
+                "This checkpoint has no text encoder: its configuration has `has_text=False`."
+            )
 
-    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, return_loss: bool = True) -> VTPOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, return_loss: bool = True
+    ) -> VTPOutput:
         """Compares images and texts.
 
         Args:
             pixel_values: Images.
             input_ids: Texts `(B, L)`.
-            return_loss: Whether to compute the contrastive loss, if there are as many texts as images.
+            return_loss: Whether to compute the contrastive loss, if there are as many texts as
+                images.
 
         Raises:
             TypeError, ValueError: See `get_image_features` and `get_text_features`.
@@ -459,4 +517,10 @@ class VTPModel(VTPPreTrainedModel):
         )
 
 
-__all__ = ["VTPForImageReconstruction", "VTPModel", "VTPOutput", "VTPVisionModel", "VTPVisionOutput"]
+__all__ = [
+    "VTPForImageReconstruction",
+    "VTPModel",
+    "VTPOutput",
+    "VTPVisionModel",
+    "VTPVisionOutput",
+]

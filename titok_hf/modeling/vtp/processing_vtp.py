@@ -23,7 +23,8 @@ class VTPProcessorKwargs(ProcessingKwargs, total=False):
 
 
 class VTPProcessor(PublishMixin, ProcessorMixin):
-    """Images to `pixel_values`, texts to `input_ids` of CLIP's byte pairs, padded to the context of 77.
+    """Images to `pixel_values`, texts to `input_ids` of CLIP's byte pairs, padded to the context of
+    77.
 
     Args:
         image_processor: A `VTPImageProcessor`.
@@ -41,9 +42,11 @@ class VTPProcessor(PublishMixin, ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "VTPProcessor":
-        """As in transformers; where there is a VTP and no processor, as in the official repositories, the model's
-        sizes and CLIP's tokenizer make one.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "VTPProcessor":
+        """As in transformers; where there is a VTP and no processor, as in the official
+        repositories, the model's sizes and CLIP's tokenizer make one.
 
         Raises:
             OSError: If there is neither, or CLIP's tokenizer is out of reach.
@@ -52,7 +55,10 @@ class VTPProcessor(PublishMixin, ProcessorMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError) as error:
             folder = Path(pretrained_model_name_or_path) / kwargs.get("subfolder", "")
-            if any((folder / name).exists() for name in ("processor_config.json", "tokenizer_config.json")):
+            if any(
+                (folder / name).exists()
+                for name in ("processor_config.json", "tokenizer_config.json")
+            ):
                 raise
             location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
             try:
@@ -73,7 +79,9 @@ processor = VTPProcessor.from_pretrained("{repo_id}")
 inputs = processor(images=Image.open("image.png"), text=["a photo of a cat"], return_tensors="pt")"""
         text = "VTP's processor: images to normalized tensors, texts to CLIP's byte pairs."
         citations = (VTP_CITATION,)
-        return Description("VTP processor", text, usage, "transformers", "image-feature-extraction", (), citations)
+        return Description(
+            "VTP processor", text, usage, "transformers", "image-feature-extraction", (), citations
+        )
 
     def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
         """A processor goes along with a model, whose card stays."""
@@ -90,7 +98,8 @@ def clip_tokenizer(config: VTPConfig, **location: Any) -> CLIPTokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(CLIP_REPOSITORY, **location)
     except OSError as error:
         raise OSError(
-            f"The repository comes without a text tokenizer, and CLIP's, {CLIP_REPOSITORY}, is out of reach: load it "
+            f"The repository comes without a text tokenizer, and CLIP's, {CLIP_REPOSITORY}, is out "
+            "of reach: load it "
             "once with a connection, or save a `VTPProcessor` beside the model."
         ) from error
     tokenizer.model_max_length = config.text_context_length
