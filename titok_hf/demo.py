@@ -69,10 +69,9 @@ def run_demo(
         callbacks=callbacks,
         data_name=DATA_NAME,
     )
-    vqgan = run.vqgan()
-    warm = run.warmup(vqgan)
-    tokenizer = run.decoder_finetuning(vqgan, warm)
-    pipeline = run.generator(tokenizer)
+    vqgan, warm, tokenizer, pipeline = map(
+        run.result, ("vqgan", "warmup", "decoder_finetuning", "generator")
+    )
 
     with PeakMemory() as memory:
         started = time.perf_counter()

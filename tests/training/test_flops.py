@@ -4,7 +4,6 @@ import re
 import runpy
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -206,7 +205,10 @@ def test_a_batch_counts_its_images():
 def test_each_stage_is_built_without_weights():
     recipe = Recipe.load("digits")
     with torch.device("meta"):
-        objectives = dict(recipe_objectives(recipe, partial(known_network, recipe), CLASS_NAMES))
+        objectives = {
+            stage.name: objective
+            for stage, objective in recipe_objectives(recipe, known_network, CLASS_NAMES)
+        }
     assert list(objectives) == ["vqgan", "classifier", "warmup", "decoder_finetuning", "generator"]
     assert all(
         parameter.is_meta

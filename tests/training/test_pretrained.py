@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from titok_hf import MaskGitVQGANModel
-from titok_hf.training.pretrained import load_classifier, load_vqgan
+from titok_hf.training import Recipe
 
-HALF = [0.5, 0.5, 0.5]
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def load(stage, source, image_size=32):
+    """The result of a stage whose recipe says that it is pretrained."""
+    stages = {"vqgan": {"pretrained": source}, "classifier": {"pretrained": source}}
+    content = {"name": "x", "image_size": image_size, "stages": {**stages, "single_stage": {}}}
+    return Recipe.from_dict(content).stage(stage).load(source)
 
 
 @pytest.fixture
@@ -49,7 +55,7 @@ def make_folder(classifier, tmp_path):
 def test_a_classifier_sees_images_as_its_processor_makes_them(
     make_folder, processor, size, classifier
 ):
-    loaded = load_classifier(make_folder(**processor, **IMAGENET, do_normalize=True))
+    loaded = load("classifier", make_folder(**processor, **IMAGENET, do_normalize=True))
     assert loaded.image_size == size
     assert (list(loaded.image_mean), list(loaded.image_std)) == tuple(IMAGENET.values())
     assert not loaded.model.training
@@ -65,7 +71,7 @@ def test_a_processor_may_leave_images_as_they_are(make_folder):
         size={"height": 32, "width": 32},
         do_normalize=False,
     )
-    loaded = load_classifier(folder)
+    loaded = load("classifier", folder)
     assert (loaded.image_mean, loaded.image_std) == ((0.0,) * 3, (1.0,) * 3)
 
 
@@ -75,13 +81,13 @@ def test_a_backbone_without_a_head_is_no_classifier(classifier, make_folder, tmp
     with pytest.raises(
         ValueError, match=r"no image classifier, .* 2 weights are missing, classifier\.bias"
     ):
-        load_classifier(folder)
+        load("classifier", folder)
 
 
 def test_a_vqgan_takes_images_of_any_size(vqgan, tmp_path):
     vqgan.save_pretrained(tmp_path / "vqgan")
     images = torch.rand(1, 3, 64, 64)
-    loaded = load_vqgan(str(tmp_path / "vqgan"), 64)
+    loaded = load("vqgan", str(tmp_path / "vqgan"), image_size=64)
     config = type(vqgan.config)(**{**vqgan.config.to_dict(), "image_size": 64})
     expected = MaskGitVQGANModel(config).eval()
     expected.load_state_dict(vqgan.state_dict())

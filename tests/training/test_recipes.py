@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from titok_hf.data import Augmentation
 from titok_hf.training import Recipe, TiTokTrainingArguments
 from titok_hf.training.flops import CLASS_NAMES, known_network
 from titok_hf.training.recipe import RecipeLoader, recipe_names
-from titok_hf.training.stages import recipe_objectives, titok_config
+from titok_hf.training.stages import recipe_objectives
 
 FOLDER = Path(titok_hf.__file__).parent / "recipes"
 CASES = Path(__file__).parents[1] / "fixtures" / "parity" / "cases"
@@ -39,9 +38,11 @@ every_large = pytest.mark.parametrize("name", LARGE)
 def stage_config(name):
     """Configuration of the TiTok that a recipe trains."""
     recipe = Recipe.load(name)
-    if "warmup" in recipe.stages:
-        return titok_config(recipe, "warmup")
-    return titok_config(recipe, "single_stage", head="pixels")
+    head, name = (
+        ("proxy_codes", "warmup") if "warmup" in recipe.stages else ("pixels", "single_stage")
+    )
+    stage = recipe.stage(name)
+    return stage.config(**{"head": head, **stage.part("model")})
 
 
 def test_all_of_the_issue_are_there():
@@ -67,13 +68,13 @@ def test_it_loads_and_its_arguments_are_valid(name, tmp_path):
     for stage in recipe.trained_stages():
         training = {
             key: value
-            for key, value in recipe.part(stage, "training").items()
+            for key, value in stage.part("training").items()
             if key != "global_batch_size"
         }
         arguments = TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **training)
         assert arguments.max_steps == training["max_steps"]
         assert arguments.learning_rate == training["learning_rate"] > 0
-        Augmentation(**recipe.part(stage, "augmentation"))
+        Augmentation(**stage.part("augmentation"))
     if "generator" in recipe.stages:
         MaskGitScheduler(mask_token_id=4096, **recipe.scheduler)
 
@@ -82,8 +83,11 @@ def test_it_loads_and_its_arguments_are_valid(name, tmp_path):
 def test_its_objectives_are_built(name):
     with torch.device("meta"):
         recipe = Recipe.load(name)
-        objectives = dict(recipe_objectives(recipe, partial(known_network, recipe), CLASS_NAMES))
-    assert list(objectives) == Recipe.load(name).trained_stages()
+        objectives = {
+            stage.name: objective
+            for stage, objective in recipe_objectives(recipe, known_network, CLASS_NAMES)
+        }
+    assert list(objectives) == [stage.name for stage in Recipe.load(name).trained_stages()]
     for objective in objectives.values():
         assert any(parameter.requires_grad for parameter in objective.model.parameters())
         assert objective.ema is not None
@@ -133,7 +137,7 @@ class TestTokenizers:
             ("warmup", 0.99, 1_000_000, 10_000),
             ("decoder_finetuning", 0.999, 500_000, 5_000),
         ):
-            training = recipe.part(stage, "training")
+            training = recipe.stage(stage).part("training")
             figures = {
                 "adam_beta1": 0.9,
                 "adam_beta2": beta2,
@@ -147,9 +151,12 @@ class TestTokenizers:
             }
             assert {key: training[key] for key in figures} == figures
             assert training["fp16"] and "bf16" not in training
-            assert recipe.part(stage, "objective")["ema_decay"] == 0.999
-            assert recipe.part(stage, "augmentation") == {"crop": "random", "horizontal_flip": True}
-        objective = recipe.part("decoder_finetuning", "objective")
+            assert recipe.stage(stage).part("objective")["ema_decay"] == 0.999
+            assert recipe.stage(stage).part("augmentation") == {
+                "crop": "random",
+                "horizontal_flip": True,
+            }
+        objective = recipe.stage("decoder_finetuning").part("objective")
         assert (objective["perceptual_weight"], objective["adversarial_weight"]) == (0.1, 0.01)
         assert (objective["discriminator_start"], objective["lecam_weight"]) == (20_000, 0.001)
         assert not {"lpips_weight", "classifier_weight"} & objective.keys()
@@ -158,8 +165,8 @@ class TestTokenizers:
     def test_the_single_stage_is_the_references(self, name):
         recipe = Recipe.load(name)
         objective, training = (
-            recipe.part("single_stage", "objective"),
-            recipe.part("single_stage", "training"),
+            recipe.stage("single_stage").part("objective"),
+            recipe.stage("single_stage").part("training"),
         )
         total = objective["perceptual_weight"] / (
             objective["lpips_weight"] + objective["classifier_weight"]
@@ -176,8 +183,8 @@ class TestTokenizers:
         [("titok-l-32", 200), ("titok-bl-64-vq8k", 200), ("titok-l-32-codebook-1024", 100)],
     )
     def test_steps_are_the_epochs_of_the_paper(self, name, epochs):
-        training = Recipe.load(name).part(
-            "single_stage" if "vq8k" in name else "warmup", "training"
+        training = (
+            Recipe.load(name).stage("single_stage" if "vq8k" in name else "warmup").part("training")
         )
         assert training["max_steps"] * training["global_batch_size"] / IMAGENET == pytest.approx(
             epochs, rel=0.002
@@ -221,7 +228,7 @@ class TestAblations:
     def test_a_single_stage_has_the_losses_of_taming(self):
         recipe = Recipe.load("titok-b-64-single-stage")
         assert list(recipe.stages) == ["single_stage"]
-        objective = recipe.part("single_stage", "objective")
+        objective = recipe.stage("single_stage").part("objective")
         expected = {
             "distance": "l1",
             "lpips_weight": 1.0,
@@ -273,7 +280,7 @@ class TestAblations:
 class TestGenerators:
     @pytest.mark.parametrize("name", GENERATORS)
     def test_training_is_the_references(self, name):
-        training = Recipe.load(name).part("generator", "training")
+        training = Recipe.load(name).stage("generator").part("training")
         figures = {
             "adam_beta2": 0.96,
             "bf16": True,
@@ -285,7 +292,9 @@ class TestGenerators:
             "weight_decay": 0.03,
         }
         assert {key: training[key] for key in figures} == figures
-        assert Recipe.load(name).part("generator", "augmentation") == {"horizontal_flip": True}
+        assert Recipe.load(name).stage("generator").part("augmentation") == {
+            "horizontal_flip": True
+        }
 
     @pytest.mark.parametrize(
         ("name", "model_type", "tokens"),
@@ -312,7 +321,7 @@ class TestGenerators:
         official = json.loads((CASES / f"generator_{case}.json").read_text())["config"]["model"][
             "generator"
         ]
-        model = dict(Recipe.load(name).part("generator", "model"))
+        model = dict(Recipe.load(name).stage("generator").part("model"))
         assert model.pop("model_type") == config_class.model_type
         for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             assert model[key] == official[key]

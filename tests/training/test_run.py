@@ -189,17 +189,17 @@ class TestAgain:
         assert isinstance(pipeline, TiTokPipeline)
 
     def test_the_same_seed_gives_the_same_weights(self, finished, dataset, tmp_path):
-        run(dataset, tmp_path / "again").vqgan()
+        run(dataset, tmp_path / "again").result("vqgan")
         assert_same_weights(tmp_path / "again" / "vqgan", finished[0] / "vqgan")
 
     def test_another_seed_gives_others(self, finished, dataset, tmp_path):
-        run(dataset, tmp_path / "other", seed=1).vqgan()
+        run(dataset, tmp_path / "other", seed=1).result("vqgan")
         found, expected = weights(tmp_path / "other" / "vqgan"), weights(finished[0] / "vqgan")
         kernels = [name for name, tensor in expected.items() if tensor.ndim == 4]
         assert not any(torch.equal(found[name], expected[name]) for name in kernels)
 
     def test_random_changes_of_the_images_reach_the_training(self, finished, dataset, tmp_path):
-        run(dataset, tmp_path / "other", overrides=["stages.vqgan.augmentation={}"]).vqgan()
+        run(dataset, tmp_path / "other", overrides=["stages.vqgan.augmentation={}"]).result("vqgan")
         found, expected = weights(tmp_path / "other" / "vqgan"), weights(finished[0] / "vqgan")
         assert not torch.equal(
             *(
@@ -261,7 +261,7 @@ class TestInterrupted:
         shutil.copytree(expected, folder)
         (folder / "vqgan").rename(folder / "vqgan.partial")
         (folder / "vqgan.partial" / "leftover").touch()
-        run(dataset, folder).vqgan()
+        run(dataset, folder).result("vqgan")
         assert_same_weights(folder, expected)
         assert not (folder / "vqgan.partial").exists()
         assert not (folder / "vqgan" / "leftover").exists()
@@ -277,8 +277,7 @@ def test_a_loss_of_weight_0_needs_no_network(finished, dataset, tmp_path, absent
         shutil.copytree(finished[0] / FOLDERS[stage], folder / FOLDERS[stage])
     overrides = [f"stages.decoder_finetuning.objective.{absent}_weight=0"]
     miniature = run(dataset, folder, [stages], overrides)
-    vqgan = miniature.vqgan()
-    miniature.decoder_finetuning(vqgan, miniature.warmup(vqgan))
+    miniature.result("decoder_finetuning")
     assert [stage for stage, _ in stages.started] == trained
     history = json.loads((folder / "work" / "logs" / "decoder_finetuning.json").read_text())[
         "history"
@@ -289,7 +288,7 @@ def test_a_loss_of_weight_0_needs_no_network(finished, dataset, tmp_path, absent
 def test_other_columns_may_hold_images_and_labels(dataset, tmp_path):
     renamed = dataset.rename_columns({"image": "picture", "label": "kind"})
     miniature = run(renamed, tmp_path / "run", image_column="picture", label_column="kind")
-    assert isinstance(miniature.classifier(), ConvNextForImageClassification)
+    assert isinstance(miniature.result("classifier").model, ConvNextForImageClassification)
 
 
 MODEL = {
@@ -368,7 +367,8 @@ class TestSomeStages:
         assert [stage for stage, _ in stages.started] == trained
         folder = tmp_path / "run" / FOLDERS[trained[-1]]
         assert recipe_run.folder(trained[-1]) == folder
-        assert {name for _, name in weights(folder)} <= set(result.state_dict())
+        network = result.model if trained == ["classifier"] else result
+        assert {name for _, name in weights(folder)} <= set(network.state_dict())
 
 
 def with_results(folder, *pretrained, trained=()):
@@ -431,8 +431,8 @@ class TestPretrained:
         )
         RecipeRun(recipe, dataset, tmp_path / "run").train()
         loaded = RecipeRun(recipe, dataset, tmp_path / "run")
-        loaded.decoder_finetuning(None, None)
-        assert loaded.pretrained == {}
+        loaded.result("decoder_finetuning")
+        assert loaded.results.keys() == {"decoder_finetuning"}
 
     def test_all_that_is_missing_is_said_before_anything_trains(
         self, finished, dataset, tmp_path, hub
@@ -518,8 +518,13 @@ class TestGlobalBatch:
                 folders[-1],
                 overrides=[training, "stages.vqgan.training.global_batch_size=8"],
             )
-            assert miniature.training_arguments("vqgan").gradient_accumulation_steps == 8 // at_once
-            miniature.vqgan()
+            assert (
+                miniature.training_arguments(
+                    miniature.recipe.stage("vqgan")
+                ).gradient_accumulation_steps
+                == 8 // at_once
+            )
+            miniature.result("vqgan")
         found, expected = (weights(folder / "vqgan") for folder in folders)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)

@@ -10,6 +10,7 @@ from ..evaluation.generation import measure_generation
 from ..evaluation.protocol import Protocol
 from ..evaluation.reconstruction import measure_reconstruction
 from ..evaluation.sources import DatasetImages, GeneratedImages
+from ..pipelines import TiTokPipeline
 from ..training.run import RecipeRun
 
 RECONSTRUCTED = ("mean_squared_error", "psnr", "codebook_usage", "codebook_perplexity")
@@ -68,14 +69,14 @@ class HeldOut:
         """
         result = run.train()
         protocol, train, judges = self.protocol, self.train, self.judges
-        if "generator" in run.recipe.stages:
+        if isinstance(result, TiTokPipeline):
             number = images_per_class * result.generator.config.num_labels
             images = [GeneratedImages(result, number, protocol, run.seed)]
             return measure_generation(
                 images, train, protocol, judges, batch_size=256, progress_bar=False
             ).values
         if result.config.head == "proxy_codes":
-            result = result.with_pixel_decoder(run.vqgan()).eval()
+            result = result.with_pixel_decoder(run.result("vqgan")).eval()
         return measure_reconstruction(
             result, run.processor, self.test, protocol, train, judges, progress_bar=False
         ).values

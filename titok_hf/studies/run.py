@@ -98,9 +98,9 @@ def run_study(
         missing = [variant for variant in variants if variant.values not in done]
         if missing:
             shared = recipe_run(study.shared_recipe(), seed, "shared")
-            if "classifier" in shared.recipe.stages:
-                shared.classifier()
             shared.train()
+            for stage in shared.recipe.stages:
+                shared.result(stage)  # those on demand, too
         for variant in missing:
             run = recipe_run(variant.recipe, seed, variant.name)
             link_shared(run, shared)

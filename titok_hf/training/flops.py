@@ -6,25 +6,18 @@ YAML files, that of these.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    ConvNextConfig,
-    ConvNextForImageClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
 
-from ..modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
-from ..modeling.titok import TiTokConfig, TiTokModel
 from .flop_counter import FlopCounter
-from .objectives import ClassifierObjective, MaskedTokenObjective, Objective
+from .objectives import Objective
 from .recipe import Recipe, recipe_names
-from .stages import Classifier, recipe_objectives
+from .stages import Stage, recipe_objectives
 
 aten = torch.ops.aten
 
@@ -32,45 +25,10 @@ A100_FLOPS = 312e12  # dense bfloat16 or float16, NVIDIA A100 data sheet
 UTILIZATION = 0.4
 CLASS_NAMES = [str(label) for label in range(1000)]  # as many as ImageNet has
 
-# What the recipes load, so that nothing has to be downloaded to count: ConvNeXt-S (arXiv
-# 2201.03545, section 3), the VQGAN whose sizes are the defaults, and TiTok's tokenizers, released
-# or left by our own 512-pixel recipes.
-CONVNEXT_SMALL = {
-    "depths": [3, 3, 27, 3],
-    "hidden_sizes": [96, 192, 384, 768],
-    "num_labels": len(CLASS_NAMES),
-}
-KNOWN_CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "facebook/convnext-small-224": lambda: ConvNextConfig(image_size=224, **CONVNEXT_SMALL),
-    "fun-research/TiTok": lambda: MaskGitVQGANConfig(shortcut_of_output=True),
-    "yucornetto/tokenizer_titok_l32_imagenet": lambda: TiTokConfig.from_size(
-        "titok-l-32", head="vqgan_decoder"
-    ),
-    "yucornetto/tokenizer_titok_b64_imagenet": lambda: TiTokConfig.from_size(
-        "titok-b-64", head="vqgan_decoder"
-    ),
-    "yucornetto/tokenizer_titok_s128_imagenet": lambda: TiTokConfig.from_size(
-        "titok-s-128", head="vqgan_decoder"
-    ),
-    "runs/titok-l-64-512/tokenizer": lambda: TiTokConfig.from_size(
-        "titok-l-64-512", head="vqgan_decoder"
-    ),
-    "runs/titok-b-128-512/tokenizer": lambda: TiTokConfig.from_size(
-        "titok-b-128-512", head="vqgan_decoder"
-    ),
-}
-NETWORKS: dict[str, type[PreTrainedModel]] = {
-    "vqgan": MaskGitVQGANModel,
-    "classifier": ConvNextForImageClassification,
-}
-
-# What is published of a recipe's cost: GPUs and time, in GPU-hours.
-PUBLISHED = {
-    "titok-l-32": "4,736 (64 A100-40G, 74 h)",
-    "titok-b-64": "1,312 (32 A100-40G, 41 h)",
-    "maskgit-vit-l-32": "770 (32 A800, about a day)",
-    "maskgit-uvit-s-128": "1,540 (32 A800, about 2 days)",
-}
+# Configurations of networks that recipes load, and what others report of recipes' costs.
+KNOWN: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("costs.yaml").read_text()
+)
 
 
 class ValuesOfMeta(TorchDispatchMode):
@@ -121,39 +79,23 @@ def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
     """
     flops = {}
     with torch.device("meta"):
-        for stage, objective in recipe_objectives(
-            recipe, partial(known_network, recipe), CLASS_NAMES
-        ):
-            batch = {"pixel_values": torch.rand(1, 3, recipe.image_size, recipe.image_size)}
-            if isinstance(objective, ClassifierObjective | MaskedTokenObjective):
-                batch["class_labels"] = torch.zeros(1, dtype=torch.long)
-            if tokens and isinstance(objective, MaskedTokenObjective):
-                del batch["pixel_values"]
-                batch["codes"] = torch.zeros(1, objective.model.config.num_tokens, dtype=torch.long)
-            flops[stage] = training_flops(objective, batch)
+        for stage, objective in recipe_objectives(recipe, known_network, CLASS_NAMES):
+            batch = stage.batch(objective, codes=tokens and stage.reads_codes)
+            flops[stage.name] = training_flops(objective, batch)
     return flops
 
 
-def known_network(recipe: Recipe, stage: str) -> Any:
-    """What a recipe loads for a stage, as a network without its weights.
+def known_network(stage: Stage) -> Any:
+    """The result of a pretrained stage without its weights.
 
     Raises:
         OSError: If its configuration is neither known nor to be found where the recipe says.
     """
-    location = dict(recipe.stages[stage])
+    location = dict(stage.recipe.stages[stage.name])
     source = location.pop("pretrained")
-    if source in KNOWN_CONFIGS:
-        config = KNOWN_CONFIGS[source]()
-    else:
-        config = (
-            TiTokConfig if stage not in NETWORKS else NETWORKS[stage].config_class
-        ).from_pretrained(source, **location)
-    if stage == "vqgan":
-        config.image_size = recipe.image_size
-    model = NETWORKS.get(stage, TiTokModel)(config)
-    if stage == "classifier":
-        return Classifier(model, config.image_size, (0.0,) * 3, (1.0,) * 3)
-    return model
+    if source in KNOWN["configurations"]:
+        return stage.blank(stage.config(**KNOWN["configurations"][source]))
+    return stage.blank(stage.config_class.from_pretrained(source, **location))
 
 
 def flops_table(names: Sequence[str]) -> str:
@@ -175,18 +117,20 @@ def flops_table(names: Sequence[str]) -> str:
     for name in names:
         recipe = Recipe.load(name)
         flops, total = recipe_flops(recipe), 0
-        rows = list(flops.items())
-        if "generator" in flops:
-            rows.append(("generator", recipe_flops(recipe, tokens=True)["generator"]))
-        for i, (stage, of_image) in enumerate(rows):
-            training = recipe.part(stage, "training")
+        rows = [(stage, flops[stage.name], stage.name) for stage in recipe.trained_stages()]
+        rows += [
+            (stage, recipe_flops(recipe, tokens=True)[stage.name], f"{stage.name}, of tokens")
+            for stage in recipe.trained_stages()
+            if stage.reads_codes
+        ]
+        for i, (stage, of_image, shown) in enumerate(rows):
+            training = stage.part("training")
             of_one_process = training["per_device_train_batch_size"] * training.get(
                 "gradient_accumulation_steps", 1
             )
             images, steps = training.get("global_batch_size", of_one_process), training["max_steps"]
             first = "" if i else f"{name} "
-            shown = f"{stage}, of tokens" if i == len(flops) else stage
-            reported = PUBLISHED.get(name, "") if len(flops) == 1 and not i else ""
+            reported = KNOWN["reported"].get(name, "") if len(flops) == 1 and not i else ""
             total += of_image * images * steps if i < len(flops) else 0
             lines.append(
                 f"| {first}| {shown} | {of_image / 1e9:,.0f} | {images:,} | "
@@ -194,7 +138,7 @@ def flops_table(names: Sequence[str]) -> str:
                 f"{reported} |"
             )
         if len(flops) > 1:
-            lines.append(f"| | all | | | | | {cost(total)} | {PUBLISHED.get(name, '')} |")
+            lines.append(f"| | all | | | | | {cost(total)} | {KNOWN['reported'].get(name, '')} |")
     return "\n".join(lines) + "\n"
 
 

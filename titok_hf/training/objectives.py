@@ -173,6 +173,11 @@ class WarmupObjective(Objective):
         if model.config.quantizer == "vq":
             self.codebook_revival = CodebookRevival(model.quantizer.codebook)
 
+    def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, H, W)`, encoded, and decoded from the most likely proxy codes."""
+        decoded = self.result.decode(self.result.encode(pixel_values).latents)
+        return self.vqgan.decode_codes(decoded.proxy_logits.argmax(-1)).reconstruction
+
     def forward(
         self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
     ) -> ObjectiveOutput:
@@ -268,6 +273,10 @@ class ReconstructionObjective(Objective):
         yield from super().networks()
         if self.discriminator is not None:
             yield "discriminator", self.discriminator
+
+    def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, H, W)`, encoded and decoded."""
+        return self.result.decode(self.result.encode(pixel_values).latents).reconstruction
 
     def forward(
         self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0

@@ -4,6 +4,7 @@ class."""
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.grids import generation_grid, reconstruction_grid
 from ..data.rows import IndexedRows, ShardedRows
+from ..modeling.titok import TiTokImageProcessor
 from ..pipelines import TiTokPipeline
 from .objectives import MaskedTokenObjective, ReconstructionObjective, WarmupObjective
 from .trainer import TiTokTrainer
@@ -107,6 +109,14 @@ def first_images(rows: IndexedRows | ShardedRows, count: int = 24) -> list[Image
     return images
 
 
+def reconstruction_previews(
+    data: IndexedRows | ShardedRows, processor: TiTokImageProcessor
+) -> Callable[[ReconstructionObjective | WarmupObjective], Image.Image]:
+    """A function that draws the first images of a data set with `reconstruction_preview`."""
+    pixel_values = processor(first_images(data), return_tensors="pt").pixel_values
+    return partial(reconstruction_preview, pixel_values=pixel_values)
+
+
 def reconstruction_preview(
     objective: ReconstructionObjective | WarmupObjective, pixel_values: torch.Tensor
 ) -> Image.Image:
@@ -118,13 +128,9 @@ def reconstruction_preview(
             decoded.
         pixel_values: Images `(B, 3, H, W)` in [0, 1].
     """
-    tokenizer = objective.result
-    images = pixel_values.to(next(tokenizer.parameters()).device)
-    decoded = tokenizer.decode(tokenizer.encode(images).latents)
-    if isinstance(objective, WarmupObjective):
-        decoded = objective.vqgan.decode_codes(decoded.proxy_logits.argmax(-1))  # (B, P)
+    images = pixel_values.to(next(objective.parameters()).device)
     return reconstruction_grid(
-        images, decoded.reconstruction, columns=8, zoom=zoom_of(images.shape[-1])
+        images, objective.reconstruct(images), columns=8, zoom=zoom_of(images.shape[-1])
     )
 
 

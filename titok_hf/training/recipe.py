@@ -3,58 +3,26 @@
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import ConvNextConfig, PreTrainedConfig
 
 from ..data.augmentation import Augmentation
-from ..modeling.maskgit import MaskGitConfig
-from ..modeling.maskgit_vqgan import MaskGitVQGANConfig
-from ..modeling.titok import TiTokConfig
-from ..modeling.weights import load_lpips
-from ..pipelines import MaskGitScheduler, TiTokPipeline
-from .discriminator import PatchDiscriminator
-from .objectives import MaskedTokenObjective, Objective, ReconstructionObjective, WarmupObjective
+from .stages import STAGES, Stage, keys_of
 from .trainer import TiTokTrainingArguments
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-# What each part of a stage is handed to: its parameters are the keys that the part may have.
-STAGES: dict[str, dict[str, Callable]] = {
-    "vqgan": {
-        "model": MaskGitVQGANConfig,
-        "objective": ReconstructionObjective,
-        "discriminator": PatchDiscriminator,
-        "lpips": load_lpips,
-    },
-    "classifier": {"model": ConvNextConfig, "objective": Objective},
-    "warmup": {"model": TiTokConfig, "objective": WarmupObjective},
-    "decoder_finetuning": {
-        "objective": ReconstructionObjective,
-        "discriminator": PatchDiscriminator,
-        "lpips": load_lpips,
-    },
-    "single_stage": {
-        "model": TiTokConfig,
-        "objective": ReconstructionObjective,
-        "discriminator": PatchDiscriminator,
-        "lpips": load_lpips,
-    },
-    "generator": {"model": MaskGitConfig, "objective": MaskedTokenObjective},
+COMMON_PARTS = {
+    "augmentation": keys_of(Augmentation),
+    "training": (*inspect.signature(TiTokTrainingArguments).parameters, "global_batch_size"),
 }
-COMMON: dict[str, Callable] = {"augmentation": Augmentation, "training": TiTokTrainingArguments}
 # Keys of a stage whose result is not trained but loaded.
 PRETRAINED = ("pretrained", "revision")
-# Keys that are taken out of a part before it is handed on.
-EXTRA_KEYS: dict[Callable, tuple[str, ...]] = {
-    TiTokConfig: ("size",),
-    ReconstructionObjective: ("classifier_weight", "lpips_weight"),
-    TiTokTrainingArguments: ("global_batch_size",),
-}
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -75,18 +43,15 @@ class Recipe:
     Args:
         name: The recipe's name.
         image_size: Side of the images, in pixels.
-        stages: What trains each stage, or where its result comes from. Any of `STAGES` that have
-            what they need: `warmup` a `vqgan`; `decoder_finetuning` a `vqgan` and a `warmup`; a
-            perceptual loss a `classifier`, unless it is LPIPS alone; `generator` a tokenizer with
-            pixels, from `decoder_finetuning` or `single_stage`, of which there may be one.
+        stages: What trains each stage, or where its result comes from; `titok_hf.training.stages`
+            says which stages there are and which others each needs.
 
-            A stage is trained by its `model` (fields of the network's config; for TiTok also
-            `size`, see `TiTokConfig.from_size`), `objective` (for images from images also
-            `classifier_weight` and `lpips_weight`, see `PerceptualLoss`), `discriminator`, `lpips`
-            (files of its weights, see `load_lpips`), `augmentation` and `training` (fields of
-            `TiTokTrainingArguments`, and `global_batch_size`: images of an optimizer step, from
-            which the number of accumulated batches follows). Or it is `pretrained`: a folder or Hub
-            repository, of which `revision` is a branch, tag or commit.
+            A stage is trained by its parts: `model` (fields of the network's configuration),
+            `objective` (arguments of the objective), others of its own, `augmentation` (arguments
+            of `Augmentation`), and `training` (fields of `TiTokTrainingArguments`, and
+            `global_batch_size`: images of an optimizer step, from which the number of accumulated
+            batches follows). Or it is `pretrained`: a folder or Hub repository, of which `revision`
+            is a branch, tag or commit.
         scheduler: Arguments of the `MaskGitScheduler`; needed with a generator.
         sampling: Default arguments of the `TiTokPipeline`; needed with a generator.
     """
@@ -131,29 +96,43 @@ class Recipe:
         check_keys("stages", stages, STAGES)
         for name, stage in stages.items():
             check_stage(name, stage)
-        stages = {name: stages[name] for name in STAGES if name in stages}
-        check_stages(stages)
-        for part, target in (("scheduler", MaskGitScheduler), ("sampling", TiTokPipeline)):
-            if "generator" in stages and part not in content:
-                raise ValueError(f"The recipe lacks {part}, which its stage generator needs.")
-            check_keys(part, content.get(part, {}), settable(target))
-        return cls(**{**content, "stages": stages})
+        for part in ("scheduler", "sampling"):
+            users = [name for name in stages if part in STAGES[name].recipe_parts]
+            if users and part not in content:
+                raise ValueError(f"The recipe lacks {part}, which its stage {users[0]} needs.")
+            known = [STAGES[name].recipe_parts.get(part, ()) for name in users or STAGES]
+            check_keys(part, content.get(part, {}), itertools.chain.from_iterable(known))
+        recipe = cls(**content)
+        check_stages(recipe)
+        ordered = {stage.name: stages[stage.name] for stage in recipe.all_stages()}
+        return dataclasses.replace(recipe, stages=ordered)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, for YAML."""
         return dataclasses.asdict(self)
 
-    def part(self, stage: str, part: str) -> dict[str, Any]:
-        """What the recipe says of a part of a stage."""
-        return self.stages[stage].get(part, {})
+    def stage(self, name: str) -> Stage:
+        """One of the stages."""
+        return STAGES[name](self)
 
-    def is_pretrained(self, stage: str) -> bool:
-        """Whether the result of a stage is loaded, not trained."""
-        return "pretrained" in self.stages[stage]
+    def all_stages(self) -> list[Stage]:
+        """The stages, each behind those that it requires."""
+        stages: dict[str, Stage] = {}
 
-    def trained_stages(self) -> list[str]:
-        """The stages that are trained, in their order."""
-        return [stage for stage in self.stages if not self.is_pretrained(stage)]
+        def add(name: str) -> None:
+            if name not in stages:
+                stage = self.stage(name)
+                for required in stage.required():
+                    add(required)
+                stages[name] = stage
+
+        for name in self.stages:
+            add(name)
+        return list(stages.values())
+
+    def trained_stages(self) -> list[Stage]:
+        """The stages that are trained and not loaded, each behind those that it requires."""
+        return [stage for stage in self.all_stages() if not stage.is_pretrained]
 
 
 def recipe_names() -> list[str]:
@@ -226,27 +205,29 @@ def override(content: dict[str, Any], overrides: Sequence[str]) -> None:
         target[leaf] = parse_yaml(value, change)
 
 
-def check_stage(name: str, stage: Any) -> None:
+def check_stage(name: str, content: Any) -> None:
     """Checks the keys of a stage.
 
     Raises:
         ValueError: If one is unknown, or the stage is both trained and pretrained, or neither.
     """
-    where, parts = f"stages.{name}", STAGES[name] | COMMON
-    check_keys(where, stage, [*parts, *PRETRAINED])
-    if any(key in stage for key in PRETRAINED):
-        others = [key for key in stage if key not in PRETRAINED]
-        source = stage.get("pretrained")
-        if name == "generator" or others or not isinstance(source, str) or not source:
+    where, stage = f"stages.{name}", STAGES[name]
+    parts = {**stage.parts, **COMMON_PARTS}
+    check_keys(where, content, [*parts, *PRETRAINED])
+    if any(key in content for key in PRETRAINED):
+        others = [key for key in content if key not in PRETRAINED]
+        source = content.get("pretrained")
+        if not stage.can_be_pretrained or others or not isinstance(source, str) or not source:
+            or_else = "have `pretrained`, a folder or Hub repository, and maybe `revision`"
+            if not stage.can_be_pretrained:
+                or_else = "be left out: it cannot be `pretrained`"
             raise ValueError(
-                f"`{where}` must either be trained, by {', '.join(parts)}, or, if it is not the "
-                "generator, have `pretrained`, a folder or Hub repository, and maybe `revision`; "
-                f"got {stage}."
+                f"`{where}` must either be trained, by {', '.join(parts)}, or {or_else}; got {content}."
             )
         return
-    for part, arguments in stage.items():
-        check_keys(f"{where}.{part}", arguments, settable(parts[part]))
-    training = stage.get("training", {})
+    for part, arguments in content.items():
+        check_keys(f"{where}.{part}", arguments, parts[part])
+    training = content.get("training", {})
     if "global_batch_size" in training and "gradient_accumulation_steps" in training:
         raise ValueError(
             f"`{where}.training` must have one of `global_batch_size` and "
@@ -254,89 +235,26 @@ def check_stage(name: str, stage: Any) -> None:
         )
 
 
-def check_stages(stages: dict[str, dict[str, Any]]) -> None:
-    """Checks that each stage that is trained has the stages whose results it needs.
+def check_stages(recipe: Recipe) -> None:
+    """Checks that the stages of a recipe go together.
 
     Raises:
-        ValueError: If one is missing, there is none to train, or two end in the same tokenizer.
+        ValueError: If there is none to train, two have one folder, one lacks what it needs, or its
+            parts contradict each other.
     """
-    trained = {name: stage for name, stage in stages.items() if "pretrained" not in stage}
+    stages = [recipe.stage(name) for name in recipe.stages]
+    trained = [stage for stage in stages if not stage.is_pretrained]
     if not trained:
         raise ValueError(
             f"The recipe needs at least one of the stages {', '.join(STAGES)} to train."
         )
-    if "decoder_finetuning" in stages and "single_stage" in stages:
-        raise ValueError(
-            "The recipe must have one of the stages decoder_finetuning and single_stage, got both."
-        )
-    for name, needed in (
-        ("warmup", "vqgan"),
-        ("decoder_finetuning", "warmup"),
-        ("decoder_finetuning", "vqgan"),
-    ):
-        if name in trained and needed not in stages:
-            raise ValueError(f"The stage {name} needs the stage {needed}, which the recipe lacks.")
-    if (
-        "generator" in trained
-        and "decoder_finetuning" not in stages
-        and "single_stage" not in stages
-    ):
-        raise ValueError(
-            "The stage generator needs the stage decoder_finetuning or single_stage, and the "
-            "recipe has neither."
-        )
-    for name, stage in trained.items():
-        objective = stage.get("objective", {})
-        weights = perceptual_weights(objective)
-        if objective.get("perceptual_weight"):
-            if not any(weights.values()):
-                raise ValueError(
-                    f"The stage {name} has a `perceptual_weight` but no network for it: "
-                    "`classifier_weight` and "
-                    "`lpips_weight` are 0."
-                )
-            if weights["classifier_weight"] and "classifier" not in stages:
-                raise ValueError(
-                    f"The stage {name} has a `perceptual_weight` but the recipe lacks the stage "
-                    "classifier; for LPIPS "
-                    "alone, set `classifier_weight: 0` and a `lpips_weight`."
-                )
-        elif any(key in objective for key in weights):
+    for first, second in itertools.combinations(stages, 2):
+        if first.folder == second.folder:
             raise ValueError(
-                f"The stage {name} has a "
-                f"{' and a '.join(f'`{key}`' for key in weights if key in objective)} but no "
-                "`perceptual_weight`, by which the perceptual loss counts."
+                f"The recipe must have one of the stages {first.name} and {second.name}, got both."
             )
-
-
-def perceptual_weights(objective: dict[str, Any]) -> dict[str, float]:
-    """The weights of a `PerceptualLoss` in a stage's part `objective`."""
-    return {
-        "classifier_weight": objective.get("classifier_weight", 1.0),
-        "lpips_weight": objective.get("lpips_weight", 0.0),
-    }
-
-
-def settable(target: Callable) -> list[str]:
-    """Names of the parameters that a recipe may set: all but networks, which have no default or
-    None.
-
-    A configuration may also be given its `model_type`, and see `EXTRA_KEYS`.
-    """
-    parameters = inspect.signature(target).parameters.values()
-    extra = EXTRA_KEYS.get(target, ())
-    if isinstance(target, type) and issubclass(target, PreTrainedConfig):
-        return ["model_type", *(parameter.name for parameter in parameters), *extra]
-    if target in (TiTokTrainingArguments, load_lpips):
-        return [*(parameter.name for parameter in parameters), *extra]
-    return [
-        *(
-            parameter.name
-            for parameter in parameters
-            if parameter.default not in (parameter.empty, None)
-        ),
-        *extra,
-    ]
+    for stage in trained:
+        stage.check()
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -1,0 +1,102 @@
+"""What the stages share that learn to reconstruct images."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from ...data.rows import IndexedRows, ShardedRows
+from ...modeling.lpips import LPIPS
+from ...modeling.maskgit_vqgan import MaskGitVQGANModel
+from ...modeling.titok import TiTokModel
+from ...modeling.weights import load_lpips
+from ..discriminator import PatchDiscriminator
+from ..objectives import Objective, ReconstructionObjective
+from ..perceptual import PerceptualLoss
+from ..previews import reconstruction_previews
+from .base import Stage, keys_of
+
+RECONSTRUCTION_PARTS = {
+    "objective": keys_of(ReconstructionObjective, "classifier_weight", "lpips_weight"),
+    "discriminator": keys_of(PatchDiscriminator),
+    "lpips": ("backbone", "heads"),
+}
+PERCEPTUAL_WEIGHTS = {"classifier_weight": 1.0, "lpips_weight": 0.0}
+
+
+class ReconstructionStage(Stage):
+    """A stage whose objective is a `ReconstructionObjective`, with the perceptual and adversarial
+    losses of the recipe.
+
+    In the part `objective`, `classifier_weight` and `lpips_weight` are those of a `PerceptualLoss`;
+    the part `lpips` has the arguments of `load_lpips`.
+    """
+
+    freeze_encoder = False
+
+    def perceptual_weights(self) -> dict[str, float]:
+        """The weights of the networks of the perceptual loss; all are 0 without one."""
+        objective = self.part("objective")
+        if not objective.get("perceptual_weight"):
+            return dict.fromkeys(PERCEPTUAL_WEIGHTS, 0.0)
+        return {name: objective.get(name, default) for name, default in PERCEPTUAL_WEIGHTS.items()}
+
+    def required(self) -> list[str]:
+        needs_classifier = self.perceptual_weights()["classifier_weight"]
+        return [*super().required(), *(["classifier"] if needs_classifier else [])]
+
+    def check(self) -> None:
+        super().check()
+        objective, weights = self.part("objective"), self.perceptual_weights()
+        if objective.get("perceptual_weight"):
+            if not any(weights.values()):
+                raise ValueError(
+                    f"The stage {self.name} has a `perceptual_weight` but no network for it: "
+                    "`classifier_weight` and `lpips_weight` are 0."
+                )
+            if weights["classifier_weight"] and "classifier" not in self.recipe.stages:
+                raise ValueError(
+                    f"The stage {self.name} has a `perceptual_weight` but the recipe lacks the "
+                    "stage classifier; for LPIPS alone, set `classifier_weight: 0` and a "
+                    "`lpips_weight`."
+                )
+        elif unused := [f"`{name}`" for name in weights if name in objective]:
+            raise ValueError(
+                f"The stage {self.name} has a {' and a '.join(unused)} but no `perceptual_weight`, "
+                "by which the perceptual loss counts."
+            )
+
+    def downloads(self) -> dict[str, Callable[[], LPIPS]]:
+        if not self.perceptual_weights()["lpips_weight"]:
+            return {}
+        return {"LPIPS": partial(load_lpips, **self.part("lpips"))}
+
+    def reconstruction_objective(
+        self, model: TiTokModel | MaskGitVQGANModel, results: Mapping[str, Any], load_weights: bool
+    ) -> ReconstructionObjective:
+        """The objective of a tokenizer, see `Stage.objective`."""
+        arguments = {
+            name: value
+            for name, value in self.part("objective").items()
+            if name not in PERCEPTUAL_WEIGHTS
+        }
+        weights, perceptual, discriminator = self.perceptual_weights(), None, None
+        if arguments.get("perceptual_weight"):
+            networks: dict[str, Any] = {}
+            if weights["classifier_weight"]:
+                networks |= results["classifier"].as_arguments()
+            if weights["lpips_weight"]:
+                networks["lpips"] = self.downloads()["LPIPS"]() if load_weights else LPIPS()
+            perceptual = PerceptualLoss(**networks, **weights)
+        if arguments.get("adversarial_weight"):
+            discriminator = PatchDiscriminator(**self.part("discriminator"))
+        return ReconstructionObjective(
+            model,
+            perceptual=perceptual,
+            discriminator=discriminator,
+            **{"freeze_encoder": self.freeze_encoder, **arguments},
+        )
+
+    def preview(self, data: IndexedRows | ShardedRows) -> Callable[[Objective], Image.Image]:
+        return reconstruction_previews(data, self.image_processor())
