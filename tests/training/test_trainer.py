@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -613,3 +614,24 @@ def test_the_collator_gets_all_columns(digits, make, tmp_path, processor):
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["pixel_values"].shape[1:] == (3, 32, 32)
     assert batch["class_labels"].shape == (8,)
+
+
+def test_the_callers_arguments_stay_as_they_are(make_objective, digits, processor, tmp_path):
+    args = TiTokTrainingArguments(
+        output_dir=str(tmp_path / "trainer"),
+        num_train_epochs=1,
+        save_steps=2,
+        save_total_limit=1,
+        per_device_train_batch_size=9,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    before = copy.deepcopy(args.to_dict())
+    trainer = TiTokTrainer(
+        make_objective("vqgan"), args, train_dataset=digits, data_collator=ImageCollator(processor)
+    )
+    trainer.train()
+    assert (trainer.state.global_step, args.max_steps) == (2, -1)
+    assert args.to_dict() == before

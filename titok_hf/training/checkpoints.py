@@ -25,7 +25,7 @@ TORCH_WRITER = ("inline_container", "iostream error")
 
 
 class WholeCheckpoints:
-    """Mixin of `Trainer` whose checkpoints end with a manifest, which is written when all else is
+    """Mixin of `OpenTrainer` whose checkpoints end with a manifest, which is written when all else is
     on the disk.
 
     Old checkpoints are deleted only after that, so that once there is a whole checkpoint, there is
@@ -50,7 +50,7 @@ class WholeCheckpoints:
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes the checkpoint of this step, and then deletes those that are more than
         `save_total_limit`.
 
@@ -59,7 +59,7 @@ class WholeCheckpoints:
         Raises:
             OSError: If it cannot be written, as on a full disk; what was written of it is deleted.
         """
-        run_dir = Path(self._get_output_dir(trial=trial))
+        run_dir = Path(self.checkpoints_dir(trial))
         folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # Trainer itself would delete the old ones before this one is whole
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -67,7 +67,7 @@ class WholeCheckpoints:
             if self.args.should_save:
                 delete_checkpoint(folder)
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
+            super().save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 write_manifest(folder)

@@ -304,7 +304,7 @@ class RecipeRun:
             )
             if state and state.global_step >= trainer.args.max_steps:
                 # stopped after the last step: Trainer would take one more
-                trainer._load_from_checkpoint(checkpoint)
+                trainer.load_from_checkpoint(checkpoint)
                 trainer.state = state
             else:
                 trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,6 +1,7 @@
 """HF `Trainer` for objectives: data in an order that can be resumed, an optimizer group and a
 gradient norm for each network, and the parts in the log."""
 
+import copy
 import itertools
 import json
 import logging
@@ -21,7 +22,6 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -37,6 +37,7 @@ from ..data.rows import IndexedRows, ShardedRows
 from .checkpoints import WholeCheckpoints
 from .health import Finiteness, HealthWarnings
 from .objectives import Objective, ReconstructionObjective
+from .open_trainer import OpenTrainer
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class Steps(TrainerCallback):
         self.trainer.finiteness.check(state.global_step, args.output_dir, self.trainer.model)
 
 
-class TiTokTrainer(WholeCheckpoints, Trainer):
+class TiTokTrainer(WholeCheckpoints, OpenTrainer):
     """Trains an `Objective`.
 
     The order of the images is a function of the seed and the step: a run that goes on from a
@@ -198,6 +199,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
                 "makes, got a "
                 f"{type(model).__name__}."
             )
+        args = copy.copy(args)  # the caller's stay as they are
         self.rows = train_dataset
         if isinstance(train_dataset, Dataset):
             self.rows = IndexedRows(
@@ -314,14 +316,14 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+    def load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As in `Trainer`, but learning rates, weight decay and betas are those of `args`, which
         may be others than the checkpoint's."""
         own = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups
         ]
-        super()._load_optimizer_and_scheduler(checkpoint)
+        super().load_optimizer_and_scheduler(checkpoint)
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
         scheduler = self.lr_scheduler
@@ -334,7 +336,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
             for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
                 group["lr"] = rate
 
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+    def clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         self.accelerator.unscale_gradients()
         groups = itertools.groupby(self.optimizer.param_groups, key=lambda group: group["network"])
         norms = {}
@@ -381,7 +383,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """The loss; for `compute_metrics` also what the tokenizer, the averaged one if there is an
         average, makes of the images, and the images."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
             if prediction_loss_only:
@@ -409,10 +411,10 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
             torch.manual_seed(self.args.seed)
             return super().evaluate(*args, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.finiteness.check(self.state.global_step, self.args.output_dir, self.model)
         with self.throughput.paused():
-            super()._save_checkpoint(model, trial)
+            super().save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.parts:
@@ -500,7 +502,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         self.data_collator.processor.push_to_hub(repo_id, **where)
         return commit
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publishes at each checkpoint, if `args.push_to_hub` and the strategy is not `"end"`; a
         Hub out of reach does not stop the training."""
         if self.args.hub_strategy != HubStrategy.END:
