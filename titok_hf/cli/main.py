@@ -99,7 +99,7 @@ def train(
     Stopped and started again, it goes on where it was. With torchrun or accelerate launch, on many
     processes.
     """
-    from ..data.processes import process_state
+    from ..distributed import process_state
     from ..training import train_recipe
 
     with training_progress() as progress:
@@ -211,7 +211,7 @@ def convert(
 ) -> None:
     """Convert official checkpoints of tokenizers, generators and VQGANs."""
     from .. import conversion
-    from ..modeling.checks import parse_dtype
+    from ..devices import parse_dtype
     from ..publish import publish_folder
 
     if to_official:
@@ -285,7 +285,7 @@ def tokenize(
     work.
     """
     from ..data import Augmentation, push_tokens_to_hub, tokenize_to_folder
-    from ..data.processes import process_state
+    from ..distributed import process_state
 
     crop = "ten" if augmentation == "ten-crop" else "center"
     record = tokenize_to_folder(
