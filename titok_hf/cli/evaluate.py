@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .options import Device
+from .options import Commands, Device
 
-app = typer.Typer(
+app = Commands(
     help="Measure tokenizers and generators, with the protocol recorded.", no_args_is_help=True
 )
 console = Console()
