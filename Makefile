@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint pictures
+.PHONY: demo test lint wheel-test pictures
 
 demo: $(VENV)/installed
 	$(BIN)/titok demo
@@ -14,6 +14,10 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The wheel, installed and used outside the checkout.
+wheel-test: $(VENV)/installed
+	.ci/wheel $(VENV)
 
 # The pictures of README and docs.
 pictures: demo

@@ -1,35 +1,29 @@
-"""1D visual tokenizers for the Hugging Face stack."""
+"""1D visual tokenizers for the Hugging Face stack.
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+Public names are loaded when they are first used: `import titok_hf` alone imports neither torch nor
+transformers.
+"""
 
-from . import conversion  # noqa: F401  teaches `from_pretrained` the official formats
-from .modeling.diffusers_tokenizer import DiffusersTokenizer
-from .modeling.maskgit import MaskGitConfig, MaskGitModel, MaskGitUViTConfig, MaskGitUViTModel
-from .modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
-from .modeling.titok import TiTokConfig, TiTokImageProcessor, TiTokModel
-from .modeling.vtp import (
-    VTPConfig,
-    VTPForImageReconstruction,
-    VTPImageProcessor,
-    VTPModel,
-    VTPProcessor,
-    VTPVisionModel,
-)
-from .pipelines import MaskGitScheduler, TiTokPipeline
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
 
-for _config, _model in (
-    (TiTokConfig, TiTokModel),
-    (MaskGitVQGANConfig, MaskGitVQGANModel),
-    (MaskGitConfig, MaskGitModel),
-    (MaskGitUViTConfig, MaskGitUViTModel),
-    (VTPConfig, VTPModel),
-):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-AutoImageProcessor.register(TiTokConfig, TiTokImageProcessor)
-AutoImageProcessor.register(VTPConfig, VTPImageProcessor)
-AutoProcessor.register(VTPConfig, VTPProcessor)
+if TYPE_CHECKING:
+    from .modeling.diffusers_tokenizer import DiffusersTokenizer
+    from .modeling.maskgit import MaskGitConfig, MaskGitModel, MaskGitUViTConfig, MaskGitUViTModel
+    from .modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
+    from .modeling.titok import TiTokConfig, TiTokImageProcessor, TiTokModel
+    from .modeling.vtp import (
+        VTPConfig,
+        VTPForImageReconstruction,
+        VTPImageProcessor,
+        VTPModel,
+        VTPProcessor,
+        VTPVisionModel,
+    )
+    from .pipelines import MaskGitScheduler, TiTokPipeline
 
 __all__ = [
     "DiffusersTokenizer",
@@ -52,3 +46,40 @@ __all__ = [
     "VTPVisionModel",
     "__version__",
 ]
+
+# The module of each name, for the import at first use; the block above tells type checkers the same.
+_MODULES = {
+    "DiffusersTokenizer": "modeling.diffusers_tokenizer",
+    "MaskGitConfig": "modeling.maskgit",
+    "MaskGitModel": "modeling.maskgit",
+    "MaskGitScheduler": "pipelines",
+    "MaskGitUViTConfig": "modeling.maskgit",
+    "MaskGitUViTModel": "modeling.maskgit",
+    "MaskGitVQGANConfig": "modeling.maskgit_vqgan",
+    "MaskGitVQGANModel": "modeling.maskgit_vqgan",
+    "TiTokConfig": "modeling.titok",
+    "TiTokImageProcessor": "modeling.titok",
+    "TiTokModel": "modeling.titok",
+    "TiTokPipeline": "pipelines",
+    "VTPConfig": "modeling.vtp",
+    "VTPForImageReconstruction": "modeling.vtp",
+    "VTPImageProcessor": "modeling.vtp",
+    "VTPModel": "modeling.vtp",
+    "VTPProcessor": "modeling.vtp",
+    "VTPVisionModel": "modeling.vtp",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# Who has transformers already, and so its Auto classes, finds our models registered there.
+if "transformers" in sys.modules:
+    from . import modeling  # noqa: F401

@@ -95,7 +95,7 @@ def write_official(tmp_path):
         file="model.safetensors",
         config=True,
     ):
-        official_format = model.config.official_format
+        official_format = model.config.official_format()
         tensors, official_config = (
             official_format.to_official(model),
             official_format.official_config(model.config),

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from titok_hf.conversion.checkpoint import find_weights, read_config, read_tensors, write_tensors
-from titok_hf.modeling.checks import parse_dtype
+from titok_hf.devices import parse_dtype
 
 TENSORS = {
     "weight": torch.arange(6.0).view(2, 3),

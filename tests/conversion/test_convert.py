@@ -80,7 +80,7 @@ def test_vqgan_is_recognized(tmp_path, assert_same_weights):
         shortcut_of_output=True,
     )
     vqgan = MaskGitVQGANModel(config)
-    write_tensors(config.official_format.to_official(vqgan), tmp_path / "vqgan.bin")
+    write_tensors(config.official_format().to_official(vqgan), tmp_path / "vqgan.bin")
     converted = convert(tmp_path / "vqgan.bin", tmp_path / "ours")
 
     assert_same_weights(converted, vqgan)
@@ -369,7 +369,7 @@ def test_sources_on_the_hub(
         folder = write_official(model, repo_id.split("/")[1])
         hub.add(repo_id, {path.name: path.read_bytes() for path in folder.iterdir()})
     write_tensors(
-        generator.config.official_format.to_official(generator), tmp_path / "generator.bin"
+        generator.config.official_format().to_official(generator), tmp_path / "generator.bin"
     )
     hub.add("lab/files", {"generator.bin": (tmp_path / "generator.bin").read_bytes()})
 

@@ -76,7 +76,7 @@ def test_generator_loads_as_it_is(make_generator, write_official, assert_same_we
 def test_vqgan_loads_from_its_bare_file(tmp_path, assert_same_weights):
     vqgan = MaskGitVQGANModel(MaskGitVQGANConfig(shortcut_of_output=True))
     file = tmp_path / "maskgit-vqgan-imagenet-f16-256.bin"
-    write_tensors(vqgan.config.official_format.to_official(vqgan), file)
+    write_tensors(vqgan.config.official_format().to_official(vqgan), file)
 
     assert_same_weights(MaskGitVQGANModel.from_pretrained(tmp_path), vqgan)
     assert MaskGitVQGANConfig.from_pretrained(tmp_path).shortcut_of_output
@@ -288,8 +288,8 @@ def test_generator_of_the_other_type_is_refused(make_generator, write_official):
 
 def test_tokenizer_given_as_generator_is_refused(make_tokenizer, make_generator, write_official):
     """Official configurations have the sections of both."""
-    generator_config = make_generator().config.official_format.official_config(
-        make_generator().config
+    generator_config = (
+        make_generator().config.official_format().official_config(make_generator().config)
     )
 
     def edit(tensors, config):

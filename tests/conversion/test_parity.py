@@ -94,7 +94,7 @@ class Case:
         return self.uniform("pixel_values", 2, 3, image_size, image_size)
 
     def format(self):
-        [official_format] = [known for known in FORMATS if known.recognizes(self.shapes)]
+        [official_format] = [known for known in FORMATS.values() if known.recognizes(self.shapes)]
         return official_format
 
     def our_config(self):
@@ -164,7 +164,7 @@ def assert_outputs(outputs, reference, tolerances=None):
 
 def assert_official_again(loaded):
     """Asserts that the loaded model makes up the official checkpoint, bit for bit."""
-    official = loaded.model.config.official_format.to_official(loaded.model)
+    official = loaded.model.config.official_format().to_official(loaded.model)
     assert {name: list(tensor.shape) for name, tensor in official.items()} == loaded.case.shapes
     for name, stored in loaded.stored():
         assert official[name].dtype == stored.dtype, name

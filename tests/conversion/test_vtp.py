@@ -149,7 +149,7 @@ def test_vtp_is_the_reference_and_goes_back(tmp_path, name):
     for key, output in outputs.items():
         tolerance = TOLERANCE_OF_TEXT if key == "text_features" else TOLERANCE
         assert_near(key, output, case.reference[key], tolerance)
-    assert_same_bits(model.config.official_format.to_official(model), weights)
+    assert_same_bits(model.config.official_format().to_official(model), weights)
 
 
 def test_every_case_is_compared():
@@ -161,7 +161,7 @@ def test_configuration_goes_back(name, tmp_path):
     case = VTPCase(name)
     (tmp_path / "config.json").write_text(json.dumps(case.official_config()))
     config = VTPConfig.from_pretrained(tmp_path)
-    assert config.official_format.official_config(config) == case.config | {"model_type": "vtp"}
+    assert config.official_format().official_config(config) == case.config | {"model_type": "vtp"}
     config.save_pretrained(tmp_path / "ours")
     assert VTPConfig.from_pretrained(tmp_path / "ours").to_dict() == config.to_dict()
 
@@ -232,7 +232,7 @@ def test_variants_go_there_and_back(make_vtp, write_vtp, assert_same_weights, va
     assert_same_weights(loaded, model)
     assert fields_of(loaded.config) == fields_of(model.config)
     assert_same_bits(
-        model.config.official_format.to_official(loaded), load_file(folder / "model.safetensors")
+        model.config.official_format().to_official(loaded), load_file(folder / "model.safetensors")
     )
 
 
@@ -370,7 +370,7 @@ def test_stored_dtype_is_kept(make_vtp, write_vtp, assert_same_weights, tmp_path
 
     assert_same_weights(loaded, model)
     assert_same_bits(
-        model.config.official_format.to_official(loaded), load_file(folder / "model.safetensors")
+        model.config.official_format().to_official(loaded), load_file(folder / "model.safetensors")
     )
 
 
@@ -596,7 +596,7 @@ def test_models_of_the_other_family_are_refused(official, make_tokenizer, write_
 
 def test_layout_of_the_text_projection_and_the_attention(make_vtp):
     model = make_vtp()
-    tensors = model.config.official_format.to_official(model)
+    tensors = model.config.official_format().to_official(model)
     assert torch.equal(tensors["text_projection"], model.text_projection.weight.T)
     attention = model.text_encoder.encoder.layers[1].self_attn
     parts = [attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias]

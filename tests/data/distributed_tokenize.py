@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from titok_hf.data import tokenize_to_folder
-from titok_hf.data.processes import process_state
+from titok_hf.distributed import process_state
 
 SOURCES = {"images-tokens": "images", "shards-tokens": "shards/*.tar", "rest-tokens": "images"}
 MODES = (0o644, 0o640)  # of the files that each of two processes writes

@@ -557,7 +557,7 @@ ROOT = str(Path(titok_hf.__file__).parents[1])
 COUNTING = """
 import sys
 from titok_hf.data import rows, shards
-from titok_hf.data.processes import process_state
+from titok_hf.distributed import process_state
 
 def inspect(path):
     print(f"inspected by {process_state().process_index}\\n", end="", flush=True)  # in one piece, of many threads

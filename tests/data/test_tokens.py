@@ -189,7 +189,7 @@ def test_the_snippet_runs(hub, request, make_tokens, make_titok_config, family, 
     assert ("10 copies of each image: the crops of the four corners" in card) == (copies == 10)
 
     decode = re.search(r"`(.+?)` makes an image of them again", card)[1]
-    decoded = eval(decode, vars(titok_hf) | variables)
+    decoded = eval(decode, {name: getattr(titok_hf, name) for name in titok_hf.__all__} | variables)
     assert decoded.reconstruction.shape == (copies, 3, 32, 32)
 
 

@@ -421,7 +421,7 @@ def official(request):
             "generator": {"model_type": model_type, **sizes, **labels},
         }
     }
-    weights = generator.config.official_format.to_official(generator)
+    weights = generator.config.official_format().to_official(generator)
     files = {
         "config.json": json.dumps(config).encode(),
         "model.safetensors": save({name: tensor.clone() for name, tensor in weights.items()}),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from tiny_training import tiny_arguments, tiny_data, tiny_vqgan
 
-from titok_hf.data.processes import process_state
+from titok_hf.distributed import process_state
 from titok_hf.training import ReconstructionObjective, TiTokTrainer
 from titok_hf.training.checkpoints import last_checkpoint, write_manifest
 

@@ -3,7 +3,7 @@
 import torch
 from accelerate import Accelerator
 
-from titok_hf.data.processes import process_state
+from titok_hf.distributed import process_state
 from titok_hf.training.health import Finiteness
 
 

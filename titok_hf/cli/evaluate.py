@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .options import Device
+from .options import Commands, Device
 
-app = typer.Typer(
+app = Commands(
     help="Measure tokenizers and generators, with the protocol recorded.", no_args_is_help=True
 )
 console = Console()
@@ -219,7 +219,7 @@ def reference(
 ) -> None:
     """Write the statistics of a data set, and some of its images, as ADM's reference batches hold
     them."""
-    from ..data.processes import process_state
+    from ..distributed import process_state
     from ..evaluation import write_reference
 
     write_reference(
@@ -337,7 +337,7 @@ def parse_argument(argument: str) -> tuple[str, Any]:
 
 def show(results: list[Any], names: list[str], output: Path | None = None) -> None:
     """A table of results, on the main process's screen; the first one also as JSON."""
-    from ..data.processes import process_state
+    from ..distributed import process_state
 
     if not process_state().is_main_process:
         return

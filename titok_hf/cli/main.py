@@ -5,20 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers.utils import logging as transformers_logging
 
 from . import evaluate
-from .options import Device, Seed
+from .options import Commands, Device, Seed
 
 if TYPE_CHECKING:
     from .progress import RichProgress
 
-app = typer.Typer(
+app = Commands(
     help="Images as short 1D token sequences: train, reconstruct and generate with TiTok and MaskGIT.",
     no_args_is_help=True,
     add_completion=False,
@@ -99,7 +96,7 @@ def train(
     Stopped and started again, it goes on where it was. With torchrun or accelerate launch, on many
     processes.
     """
-    from ..data.processes import process_state
+    from ..distributed import process_state
     from ..training import train_recipe
 
     with training_progress() as progress:
@@ -211,7 +208,7 @@ def convert(
 ) -> None:
     """Convert official checkpoints of tokenizers, generators and VQGANs."""
     from .. import conversion
-    from ..modeling.checks import parse_dtype
+    from ..devices import parse_dtype
     from ..publish import publish_folder
 
     if to_official:
@@ -285,7 +282,7 @@ def tokenize(
     work.
     """
     from ..data import Augmentation, push_tokens_to_hub, tokenize_to_folder
-    from ..data.processes import process_state
+    from ..distributed import process_state
 
     crop = "ten" if augmentation == "ten-crop" else "center"
     record = tokenize_to_folder(
@@ -470,19 +467,14 @@ def demo_table(metrics: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Entry point: what users can mend is one sentence, without a traceback."""
-    # the bars of loading a file; training and sampling have theirs
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
     try:
         app()
-    except (
-        FloatingPointError,
-        ImportError,
-        OSError,
-        StrictDataclassError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:
+        from huggingface_hub.errors import StrictDataclassError
+
+        mendable = (FloatingPointError, ImportError, OSError, TypeError, ValueError)
+        if not isinstance(error, (*mendable, StrictDataclassError)):
+            raise
         Console(stderr=True).print(
             f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
         )

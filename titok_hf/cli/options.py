@@ -1,8 +1,31 @@
-"""Options that several commands have."""
+"""What the commands have in common."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+
+class Command(TyperCommand):
+    """A command that hides the bars of loading files; training and sampling have their own.
+
+    transformers and diffusers are imported as late as this, so that `--help` does without them.
+    """
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        diffusers_logging.disable_progress_bar()
+        return super().invoke(ctx)
+
+
+class Commands(typer.Typer):
+    """A Typer app of such commands."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Any:
+        return super().command(*args, cls=Command, **kwargs)
 
 
 def check_device(device: str | None) -> str | None:

@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from ..data.processes import process_state
+from ..distributed import process_state
 
 
 class RichProgress(TrainerCallback):

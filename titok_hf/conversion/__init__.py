@@ -2,10 +2,12 @@
 
 from .convert import OfficialCheckpoint, build_pipeline, convert, convert_to_official, load_official
 from .formats import FORMATS
+from .official import OfficialFormat
 
 __all__ = [
     "FORMATS",
     "OfficialCheckpoint",
+    "OfficialFormat",
     "build_pipeline",
     "convert",
     "convert_to_official",

@@ -59,7 +59,7 @@ def load_official(
     official_config = None
     if config is not None or beside.exists():
         official_config = read_config(config or beside)
-        if not any(known.is_official(official_config) for known in FORMATS):
+        if not any(known.is_official(official_config) for known in FORMATS.values()):
             raise ValueError(
                 f"{source} is in the format of titok_hf already: `from_pretrained` loads it."
             )
@@ -124,10 +124,10 @@ def recognize(shapes: Shapes, source: str | Path) -> OfficialFormat:
     Raises:
         ValueError: If none fits.
     """
-    for official_format in FORMATS:
+    for official_format in FORMATS.values():
         if official_format.recognizes(shapes):
             return official_format
-    names = ", ".join(official_format.model_class.__name__ for official_format in FORMATS)
+    names = ", ".join(official_format.model_class.__name__ for official_format in FORMATS.values())
     raise ValueError(
         f"{source} is none of the official checkpoints known here ({names}): it has tensors such "
         f"as {', '.join(list(shapes)[:3]) or 'none at all'}."
@@ -244,7 +244,7 @@ def write_official(model: PreTrainedModel, folder: Path, sampling: dict[str, Any
         folder: The folder.
         sampling: More fields of `model.generator` in the official configuration.
     """
-    official_format: OfficialFormat = model.config.official_format
+    official_format: OfficialFormat = model.config.official_format()
     config = official_format.official_config(model.config)
     folder.mkdir(exist_ok=True)
     tensors = official_format.to_official(model)

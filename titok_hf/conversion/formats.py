@@ -1,4 +1,6 @@
-"""All official formats, told to `from_pretrained` of the models they are of."""
+"""The official formats, by the configuration class of the family."""
+
+from transformers import PreTrainedConfig
 
 from .maskgit import OfficialMaskGitUViT, OfficialMaskGitViT
 from .maskgit_vqgan import OfficialMaskGitVQGAN
@@ -6,12 +8,13 @@ from .official import OfficialFormat
 from .titok import OfficialTiTok
 from .vtp import OfficialVTP
 
-FORMATS: tuple[OfficialFormat, ...] = (
-    OfficialTiTok(),
-    OfficialMaskGitViT(),
-    OfficialMaskGitUViT(),
-    OfficialMaskGitVQGAN(),
-    OfficialVTP(),
-)
-for _format in FORMATS:
-    _format.model_class.config_class.official_format = _format
+FORMATS: dict[type[PreTrainedConfig], OfficialFormat] = {
+    official_format.model_class.config_class: official_format
+    for official_format in (
+        OfficialTiTok(),
+        OfficialMaskGitViT(),
+        OfficialMaskGitUViT(),
+        OfficialMaskGitVQGAN(),
+        OfficialVTP(),
+    )
+}

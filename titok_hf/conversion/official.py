@@ -11,8 +11,8 @@ import yaml
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..devices import parse_dtype
 from ..hub.errors import explain_hub_errors, explain_loading_errors
-from ..modeling.checks import parse_dtype
 from ..modeling.loading import refuse_misfit
 from .checkpoint import find_weights, read_tensors, resolve_references
 

@@ -19,8 +19,8 @@ from datasets.packaged_modules.webdataset.webdataset import IMAGE_EXTENSIONS, ba
 from huggingface_hub import HfFileSystem
 from pyarrow import parquet
 
+from ..distributed import process_state
 from ..version import __version__
-from .processes import process_state
 
 SPLIT_FOLDERS = {"train", "validation", "val", "test"}
 READERS = 16  # shards inspected at once: remote ones make one wait

@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..modeling.auto import default_device, load_tokenizer
-from ..modeling.checks import parse_dtype
+from ..devices import default_device, parse_dtype
+from ..distributed import process_state
+from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.weights import state_sha256
 from .augmentation import Augmentation
 from .decoding import UnreadableImageError, decode_image
 from .images import dataset_commit
-from .processes import process_state
 from .rows import Row, ShardedRows, open_rows, split_names
 from .token_folder import Batch, Part, Rows, WorkFolder, explain_full_disk
 from .tokens import token_features

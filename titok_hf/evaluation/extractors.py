@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..modeling.auto import default_device
+from ..devices import default_device
 from ..modeling.lpips import LPIPS
 from ..modeling.weights import load_lpips, state_sha256
 from .metrics.fidelity import import_ssim

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from ..data.processes import process_state
+from ..distributed import process_state
 from .extractors import INCEPTION, Judges
 from .metrics.estimate import Estimate, RunningMean
 from .metrics.frechet import jackknife_frechet

@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..data.images import dataset_commit, load_image_dataset
-from ..modeling.auto import default_device, load_tokenizer
-from ..modeling.checks import parse_dtype
+from ..devices import default_device, parse_dtype
+from ..modeling.auto import load_tokenizer
 from ..pipelines import TiTokPipeline
 from .pictures import generation_grid, reconstruction_grid
 from .probe import TokenFeature, probe_tokenizer

@@ -13,10 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..data.images import load_images
-from ..data.processes import process_state
+from ..devices import default_device, parse_dtype
+from ..distributed import process_state
 from ..hub.errors import explain_hub_errors
-from ..modeling.auto import default_device
-from ..modeling.checks import parse_dtype
 from ..pipelines import TiTokPipeline
 from .adm import ReferenceBatch, SampleWriter
 from .extractors import Judges

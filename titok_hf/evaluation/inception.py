@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..modeling.auto import default_device
+from ..devices import default_device
 from ..modeling.loading import load_strictly
 from ..modeling.weights import INCEPTION, file_sha256, find_weights, load_weights
 from .extractors import INCEPTION as NAME

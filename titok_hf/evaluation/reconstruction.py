@@ -10,9 +10,9 @@ from torch import nn
 from transformers import BaseImageProcessor
 
 from ..data.images import dataset_commit, load_images
-from ..data.processes import process_state
-from ..modeling.auto import default_device, load_tokenizer
-from ..modeling.checks import parse_dtype
+from ..devices import default_device, parse_dtype
+from ..distributed import process_state
+from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .extractors import Judges, float32_convolutions

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from ..data.processes import process_state
-from ..modeling.auto import default_device
+from ..devices import default_device
+from ..distributed import process_state
 from .adm import write_statistics
 from .extractors import Judges
 from .feature_sets import FeatureSet, Reference, check_feasible, progress

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers.image_utils import PILImageResampling
 
 from ..data.images import dataset_commit, load_images
-from ..data.processes import process_state
+from ..distributed import process_state
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
 from ..modeling.weights import file_sha256

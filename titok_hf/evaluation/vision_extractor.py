@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput, cached_file
 
+from ..devices import default_device
 from ..hub.errors import explain_loading_errors
-from ..modeling.auto import default_device
 from ..modeling.weights import state_sha256
 from .extractors import Extracted, FeatureExtractor, check_images, float32_convolutions
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ..modeling.auto import default_device
+from ..devices import default_device
 from ..modeling.vtp import VTPModel, VTPProcessor
 from .files import open_images
 

@@ -1,1 +1,21 @@
-"""Networks, one folder a family."""
+"""Networks, one folder a family. An import registers them with the Auto classes of transformers."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+
+from .maskgit import MaskGitConfig, MaskGitModel, MaskGitUViTConfig, MaskGitUViTModel
+from .maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
+from .titok import TiTokConfig, TiTokImageProcessor, TiTokModel
+from .vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
+
+for _config, _model in (
+    (TiTokConfig, TiTokModel),
+    (MaskGitVQGANConfig, MaskGitVQGANModel),
+    (MaskGitConfig, MaskGitModel),
+    (MaskGitUViTConfig, MaskGitUViTModel),
+    (VTPConfig, VTPModel),
+):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+AutoImageProcessor.register(TiTokConfig, TiTokImageProcessor)
+AutoImageProcessor.register(VTPConfig, VTPImageProcessor)
+AutoProcessor.register(VTPConfig, VTPProcessor)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -19,11 +18,6 @@ TOKENIZERS: dict[str, tuple[type[PreTrainedModel], type[TiTokImageProcessor]]] =
     "maskgit_vqgan": (MaskGitVQGANModel, TiTokImageProcessor),
     "vtp": (VTPForImageReconstruction, VTPImageProcessor),
 }
-
-
-def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def is_pipeline(path: str | Path, **location: Any) -> bool:

@@ -97,18 +97,3 @@ def check_ids(ids: torch.Tensor, name: str, upper: int, shape: tuple[int | str, 
     low, high = (int(bound) for bound in torch.aminmax(ids))
     if low < 0 or high >= upper:
         raise ValueError(f"`{name}` must be in [0, {upper}), got values from {low} to {high}.")
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """The dtype of a name.
-
-    Raises:
-        ValueError: If it is none that weights are stored in.
-    """
-    dtypes = {
-        str(dtype).removeprefix("torch."): dtype
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    }
-    if name not in dtypes:
-        raise ValueError(f"The dtype must be one of {', '.join(dtypes)}, got {name!r}.")
-    return dtypes[name]

@@ -1,8 +1,7 @@
 """Loading that refuses what does not fit, where transformers would warn and go on with random
 weights.
 
-Official checkpoints load as they are: `titok_hf.conversion` registers, with each configuration
-class, what it knows of their format.
+Official checkpoints load as they are: `CheckedConfigMixin.official_format` says how.
 """
 
 import copy
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -22,6 +21,9 @@ from transformers import PreTrainedConfig
 from ..hub.errors import explain_loading_errors
 from ..hub.publish import PublishMixin
 from ..version import __version__
+
+if TYPE_CHECKING:
+    from ..conversion import OfficialFormat
 
 # What `from_pretrained` takes to find files.
 LOCATION_ARGUMENTS = (
@@ -63,40 +65,19 @@ KNOWN_TO_TRANSFORMERS = {
 Misshapen = tuple[str, Sequence[int], Sequence[int]]
 
 
-class OfficialFormat(Protocol):
-    """A family's checkpoints as the reference stores them."""
-
-    def find_config(self, path: str | Path, **location: Any) -> dict[str, Any] | None:
-        """The official configuration of a folder or Hub repository; None if it is in our format."""
-
-    def is_official(self, config: dict[str, Any]) -> bool:
-        """Whether a configuration is in the official format."""
-
-    def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
-        """The fields of our configuration."""
-
-    def provenance(self, path: str | Path) -> dict[str, Any] | None:
-        """What is known of a Hub repository's weights; None for a folder."""
-
-    def load_state_dict(
-        self,
-        path: str | Path,
-        config: PreTrainedConfig,
-        dtype: torch.dtype | str | None,
-        ignored: Sequence[str] = (),
-        **location: Any,
-    ) -> dict[str, torch.Tensor]:
-        """The weights of a folder or Hub repository, under our names, but those that match an
-        ignored pattern.
-
-        As stored if the dtype is None or "auto".
-        """
-
-
 class CheckedConfigMixin:
     """Refuses the configuration of another kind of model, unknown fields, and sizes below 1."""
 
-    official_format: ClassVar[OfficialFormat]
+    @classmethod
+    def official_format(cls) -> "OfficialFormat":
+        """How the reference stores this family's checkpoints.
+
+        This is the one import that points up: conversion knows the networks, and `from_pretrained`
+        of a network takes official checkpoints, however its class was imported.
+        """
+        from ..conversion import FORMATS
+
+        return next(FORMATS[known] for known in cls.__mro__ if known in FORMATS)
 
     def validate_architecture(self) -> None:
         super().validate_architecture()
@@ -116,13 +97,13 @@ class CheckedConfigMixin:
             ValueError: If the configuration is of another model type.
         """
         location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
-        official = cls.official_format.find_config(pretrained_model_name_or_path, **location)
+        official = cls.official_format().find_config(pretrained_model_name_or_path, **location)
         if official is not None:
-            origin = cls.official_format.provenance(pretrained_model_name_or_path)
+            origin = cls.official_format().provenance(pretrained_model_name_or_path)
             kwargs = {
                 name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS
             }
-            return {**cls.official_format.config_fields(official), "provenance": origin}, kwargs
+            return {**cls.official_format().config_fields(official), "provenance": origin}, kwargs
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -139,8 +120,8 @@ class CheckedConfigMixin:
         Raises:
             ValueError: If there are fields that this version does not know.
         """
-        if "model_type" in config_dict and cls.official_format.is_official(config_dict):
-            config_dict = cls.official_format.config_fields(
+        if "model_type" in config_dict and cls.official_format().is_official(config_dict):
+            config_dict = cls.official_format().config_fields(
                 config_dict
             )  # `AutoConfig` comes here directly
         if unknown := sorted(
@@ -204,7 +185,7 @@ class CheckedLoadingMixin(PublishMixin):
                 more than one.
             OSError: If there is no such folder or repository, or a file is missing there.
         """
-        path, official_format = pretrained_model_name_or_path, cls.config_class.official_format
+        path, official_format = pretrained_model_name_or_path, cls.config_class.official_format()
         location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
         with refuse_unreadable(path), explain_loading_errors(path):
             if (
@@ -270,7 +251,7 @@ def is_official(
     One without a configuration of its own is not, if another is given.
     """
     try:
-        return config_class.official_format.find_config(path, **location) is not None
+        return config_class.official_format().find_config(path, **location) is not None
     except OSError:
         if config is None:
             raise

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from ..data.processes import process_state
+from ..distributed import process_state
 
 logger = logging.getLogger(__name__)
 

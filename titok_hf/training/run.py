@@ -18,8 +18,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 
 from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
-from ..data.processes import process_state
 from ..data.rows import IndexedRows, ShardedRows, open_rows
+from ..distributed import process_state
 from ..hub.folders import whole_folder
 from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from titok_hf.data.processes import process_state
+from titok_hf.distributed import process_state
 from titok_hf.evaluation.metrics import (
     BlockedStatistics,
     CodebookUsage,

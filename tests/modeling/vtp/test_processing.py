@@ -343,7 +343,7 @@ def test_folder_keeps_the_processor(tokenizer, vtp, tmp_path, processor_class, w
 @pytest.fixture
 def released(hub, vtp, clip_files, tmp_path):
     """An official repository, which has neither a processor nor a tokenizer, and that of CLIP's."""
-    official_format = vtp.config.official_format
+    official_format = vtp.config.official_format()
     save_file(
         official_format.to_official(vtp),
         tmp_path / "official.safetensors",

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ...data.processes import sum_over_processes
+from ...distributed import sum_over_processes
 from ...modeling.checks import check_ids
 from .estimate import Estimate, jackknife_variance
 from .statistics import block_of

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...data.processes import sum_over_processes
+from ...distributed import sum_over_processes
 from ...modeling.checks import check_ids
 from .estimate import Estimate
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from ...data.processes import sum_over_processes
+from ...distributed import sum_over_processes
 
 COLUMNS = 256  # that a product takes at once where half of a symmetric matrix is enough
 ROWS = 512  # that are worth a product: fewer cost as much, more fall out of the cache

@@ -6,9 +6,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-PATIENCE = timedelta(
-    hours=6
-)  # the main process may compute on features alone for longer than the usual 10 minutes
+# The main process may compute on features alone for longer than the usual 10 minutes.
+PATIENCE = timedelta(hours=6)
 
 
 def process_state() -> PartialState:

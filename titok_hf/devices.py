@@ -1,0 +1,23 @@
+"""Devices and data types by their names."""
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype of a name.
+
+    Raises:
+        ValueError: If it is none that weights are stored in.
+    """
+    dtypes = {
+        str(dtype).removeprefix("torch."): dtype
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    }
+    if name not in dtypes:
+        raise ValueError(f"The dtype must be one of {', '.join(dtypes)}, got {name!r}.")
+    return dtypes[name]
