@@ -45,6 +45,14 @@ def test_embedding_of_a_class_is_the_mean_over_its_prompts(model, processor):
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(3))
 
 
+def test_ids_of_another_vocabulary_are_refused(make_vtp_config, processor):
+    model = VTPModel(make_vtp_config(text_vocab_size=513, text_context_length=77))
+    with pytest.raises(
+        ValueError, match=r"`input_ids` must be in \[0, 513\), got values .* to 513"
+    ):
+        class_embeddings(model, processor, LABELS)
+
+
 @torch.no_grad()
 def test_probabilities_are_of_scaled_cosines(model):
     images = torch.randn(2, 3, 32, 32)

@@ -22,20 +22,10 @@ def _bad_images():
             ValueError,
             r"must have shape .* got \(3, 32, 32\); the image processor",
         ),
-        "normalized": (
-            torch.full((2, 3, 32, 32), 2.0).index_fill(1, torch.tensor([1]), -1.5),
-            ValueError,
-            r"must be in \[0, 1\], got values from -1.5 to 2; the image processor rescales and does not normalize",
-        ),
-        "not a number": (
-            torch.full((2, 3, 32, 32), torch.nan),
-            ValueError,
-            r"must be in \[0, 1\], got values from nan",
-        ),
         "uint8": (
             torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
             TypeError,
-            r"must be float images in \[0, 1\], got torch.uint8; the image processor converts",
+            "must be float images, got torch.uint8; the image processor converts",
         ),
     }
 

@@ -187,3 +187,22 @@ def test_broken_and_missing_weights_are_refused(tmp_path, autoencoder):
     with pytest.raises(OSError, match=f"no file named {WEIGHTS}"):
         load_tokenizer(tmp_path)
     assert load_tokenizer(tmp_path, use_safetensors=False)[0].config.image_size == 32
+
+
+@pytest.mark.parametrize("family", ["titok", "vtp"])
+def test_a_processor_of_another_range_is_refused(family, titok, make_vtp_config, tmp_path):
+    """Its images would be encoded, and to other codes."""
+    model, processor_class = titok, TiTokImageProcessor
+    if family == "vtp":
+        model, processor_class = VTPForImageReconstruction(make_vtp_config()), VTPImageProcessor
+    model.save_pretrained(tmp_path)
+    processor = processor_class.from_image_size(32)
+    processor.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)[1].do_normalize == processor.do_normalize
+
+    processor.do_normalize = not processor.do_normalize
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"`do_normalize={family == 'vtp'}` .* got {family != 'vtp'}"
+    ):
+        load_tokenizer(tmp_path)

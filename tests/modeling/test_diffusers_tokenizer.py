@@ -215,10 +215,16 @@ def test_latents_between_codes_are_not_quantized_again():
     torch.testing.assert_close(DiffusersTokenizer(model).decode(latents).reconstruction, expected)
 
 
+def test_no_value_is_read(tokenizer, images):
+    """A tensor of the meta device has no value that could be read."""
+    encoded = tokenizer.to("meta").encode(images.to("meta"))
+    assert tokenizer.decode(encoded.latents).reconstruction.shape == images.shape
+
+
 def test_any_size_of_whole_latents_goes_through(tokenizer, family):
     if family == "rae":
         with pytest.raises(
-            ValueError, match=r"with sides of 16 pixels, got \(1, 3, 32, 32\); the image processor"
+            ValueError, match=r"\(batch, 3, 16, 16\), got \(1, 3, 32, 32\); the image processor"
         ):
             tokenizer.encode(torch.rand(1, 3, 32, 32))
         return
@@ -234,30 +240,19 @@ def test_any_size_of_whole_latents_goes_through(tokenizer, family):
     ("images", "error", "sentence"),
     [
         (
-            torch.rand(1, 3, 32, 32) * 255,
-            ValueError,
-            r"must be in \[0, 1\], got values from .* rescales",
-        ),
-        (
-            torch.full((1, 3, 32, 32), torch.nan),
-            ValueError,
-            r"must be in \[0, 1\], got values from nan",
-        ),
-        (torch.rand(1, 3, 32, 32) * 2 - 1, ValueError, r"must be in \[0, 1\], got values from -"),
-        (
             torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
             TypeError,
-            r"must be float images in .*, got torch.uint8",
+            "must be float images, got torch.uint8",
         ),
         (
             torch.rand(1, 1, 32, 32),
             ValueError,
-            r"shape \(batch, 3, height, width\) .* got \(1, 1, 32, 32\)",
+            r"shape \(batch, 3, height, width\).* got \(1, 1, 32, 32\)",
         ),
         (
             torch.rand(3, 32, 32),
             ValueError,
-            r"shape \(batch, 3, height, width\) .* got \(3, 32, 32\)",
+            r"shape \(batch, 3, height, width\).* got \(3, 32, 32\)",
         ),
     ],
 )

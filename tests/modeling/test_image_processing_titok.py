@@ -73,7 +73,7 @@ def test_float_images_are_not_rescaled_by_mistake(processor, as_tensor):
         preprocess(processor, images if as_tensor else list(images.numpy()))
 
 
-@pytest.mark.parametrize("value", [-0.5, 255.0, float("nan")])
+@pytest.mark.parametrize("value", [-1.5, -0.5, 2.0, 255.0, float("nan")])
 def test_float_images_outside_the_unit_interval_are_refused(processor, value):
     image = torch.zeros(3, 32, 32)
     image[1, 2, 3] = value

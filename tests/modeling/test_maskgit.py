@@ -324,6 +324,15 @@ def test_model_on_the_meta_device_has_no_storage(any_generator):
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_no_value_is_read(any_generator, codes, class_labels, target_codes, training):
+    """A tensor of the meta device has no value that could be read."""
+    generator = any_generator.to("meta").train(training)
+    output = generator(*(ids.to("meta") for ids in (codes, class_labels, target_codes)))
+    output.loss.backward()
+    assert output.logits.shape == (3, 8, 64)
+
+
 def test_defaults_are_the_generator_with_177_million_parameters():
     with torch.device("meta"):
         model = MaskGitModel(MaskGitConfig())
@@ -355,16 +364,6 @@ def test_uvit_joins_each_block_with_its_mirror_image(uvit_config, codes, class_l
     ("fields", "error", "sentence"),
     [
         (
-            {"codes": torch.full((3, 8), 65)},
-            ValueError,
-            r"`codes` must be in \[0, 65\), got values from 65 to 65",
-        ),
-        (
-            {"codes": torch.full((3, 8), -1)},
-            ValueError,
-            r"`codes` must be in \[0, 65\), got values from -1 to -1",
-        ),
-        (
             {"codes": torch.zeros(3, 9).long()},
             ValueError,
             r"`codes` must have shape \(batch, 8\), got \(3, 9\)",
@@ -380,16 +379,6 @@ def test_uvit_joins_each_block_with_its_mirror_image(uvit_config, codes, class_l
             "`codes` must be an int64 tensor, got torch.float32",
         ),
         (
-            {"class_labels": torch.tensor([0, 1, 11])},
-            ValueError,
-            r"`class_labels` must be in \[0, 11\), .* 0 to 11",
-        ),
-        (
-            {"class_labels": torch.tensor([-1, 1, 2])},
-            ValueError,
-            r"`class_labels` must be in \[0, 11\), .* -1 to 2",
-        ),
-        (
             {"class_labels": torch.tensor([1, 2])},
             ValueError,
             r"`class_labels` must have shape \(3\), got \(2,\)",
@@ -403,11 +392,6 @@ def test_uvit_joins_each_block_with_its_mirror_image(uvit_config, codes, class_l
             {"class_labels": torch.ones(3).bool()},
             TypeError,
             "`class_labels` must be an int64 tensor, got torch.bool",
-        ),
-        (
-            {"target_codes": torch.full((3, 8), 64)},
-            ValueError,
-            r"`target_codes` must be in \[0, 64\), got .* 64",
         ),
         (
             {"target_codes": torch.zeros(3, 7).long()},

@@ -130,6 +130,16 @@ def test_model_on_the_meta_device_has_no_storage(vqgan_config, vqgan):
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_no_value_is_read(vqgan, pixel_values, training):
+    """A tensor of the meta device has no value that could be read."""
+    vqgan = vqgan.to("meta").train(training)
+    output = vqgan(pixel_values.to("meta"))
+    output.loss.backward()
+    decoded = vqgan.decode(vqgan.code_latents(output.codes))
+    assert decoded.reconstruction.shape == (3, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("channel_multipliers", "patch_size", "num_tokens"),
     [((2,), 1, 64), ((1, 2), 2, 16), ((1, 2, 4), 4, 4)],

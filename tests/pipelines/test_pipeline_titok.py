@@ -531,6 +531,17 @@ def test_calls_are_checked(pipeline, fields, error, sentence):
         pipeline(LABELS, **fields)
 
 
+@pytest.mark.parametrize(("step", "code", "limit"), [(0, 65, 65), (3, 64, 64)])
+def test_codes_of_a_callback_are_checked(pipeline, step, code, limit):
+    """A mask is welcome but after the last step."""
+
+    def put(pipeline, now, timestep, tensors):
+        return {"codes": torch.full((4, 8), code)} if now == step else None
+
+    with pytest.raises(ValueError, match=rf"`codes` must be in \[0, {limit}\), got .* {code}"):
+        pipeline(LABELS, 4, callback_on_step_end=put)
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [

@@ -120,6 +120,33 @@ def test_timesteps_outside_the_plan_are_refused(timestep):
         scheduler.step(torch.zeros(1, 8, 64), timestep, torch.full((1, 8), MASK))
 
 
+@pytest.mark.parametrize("timestep", [0, 3])
+@pytest.mark.parametrize("as_tensor", [True, False])
+@pytest.mark.parametrize("one_an_image", [True, False])
+@pytest.mark.parametrize("confidence", ["log_prob", "logit"])
+def test_step_reads_no_value(timestep, as_tensor, one_an_image, confidence):
+    """A tensor of the meta device has no value that could be read; `timesteps` are never there."""
+    scheduler = MaskGitScheduler(
+        MASK,
+        confidence=confidence,
+        anneal_token_temperature=True,
+        softmax_temperature_annealing=True,
+    )
+    scheduler.set_timesteps(4, device="meta")
+    timestep = scheduler.timesteps[timestep] if as_tensor else timestep
+    logits, sample = torch.empty(2, 8, 64, device="meta"), torch.full((2, 8), MASK, device="meta")
+    generator = [torch.Generator(), torch.Generator()] if one_an_image else None
+    for masked in (None, torch.full((2,), 8, device="meta")):
+        output = scheduler.step(logits, timestep, sample, masked, generator)
+        for codes in (output.prev_sample, output.pred_original_sample):
+            assert (codes.shape, codes.dtype, codes.device.type) == ((2, 8), torch.int64, "meta")
+
+
+def test_adding_noise_reads_no_value():
+    codes, progress = torch.zeros(2, 8, dtype=torch.int64).to("meta"), torch.rand(2).to("meta")
+    assert MaskGitScheduler(MASK).add_noise(codes, progress).device.type == "meta"
+
+
 def test_step_needs_timesteps():
     with pytest.raises(ValueError, match="Call `set_timesteps` before `step`"):
         MaskGitScheduler(MASK).step(torch.zeros(1, 8, 64), 0, torch.full((1, 8), MASK))

@@ -483,6 +483,72 @@ class TestClassifier:
         assert output.parts["accuracy"] == accuracy
 
 
+class TestBatches:
+    """Values are looked at here, before a batch goes to the device."""
+
+    @pytest.mark.parametrize(
+        ("stage", "fields", "sentence"),
+        [
+            (
+                "warmup",
+                {
+                    "pixel_values": torch.full((2, 3, 32, 32), 2.0).index_fill(
+                        1, torch.tensor(1), -1.5
+                    )
+                },
+                r"`pixel_values` must be in \[0, 1\], got values from -1.5 to 2; the image processor "
+                "rescales and does not normalize",
+            ),
+            (
+                "vqgan",
+                {"pixel_values": torch.linspace(0, 255, 6144).flip(0).view(2, 3, 32, 32)},
+                r"`pixel_values` must be in \[0, 1\], got values from 127.5 to 255",
+            ),
+            (
+                "single_stage",
+                {"pixel_values": torch.full((2, 3, 32, 32), torch.nan)},
+                r"`pixel_values` must be in \[0, 1\], got values from nan",
+            ),
+            (
+                "generator",
+                {"codes": torch.tensor([[0] * 8, [64] * 8])},
+                r"`codes` must be in \[0, 64\), got values from 0 to 64",
+            ),
+            (
+                "generator",
+                {"codes": torch.full((2, 8), -1)},
+                r"`codes` must be in \[0, 64\), got values from -1 to -1",
+            ),
+            (
+                "generator",
+                {"class_labels": torch.tensor([0, 1, 11])},
+                r"`class_labels` must be in \[0, 11\), got values from 0 to 11",
+            ),
+            (
+                "generator",
+                {"class_labels": torch.tensor([-1, 1, 2])},
+                r"`class_labels` must be in \[0, 11\), got values from -1 to 2",
+            ),
+            (
+                "classifier",
+                {"class_labels": torch.tensor([3, 10])},
+                r"`class_labels` must be in \[0, 10\), got values from 3 to 10",
+            ),
+        ],
+    )
+    def test_bad_values_are_refused(self, make_objective, stage, fields, sentence):
+        with pytest.raises(ValueError, match=sentence):
+            make_objective(stage).check_batch(fields)
+
+    def test_images_may_overshoot_a_little(self, make_objective, pixel_values):
+        make_objective("warmup").check_batch({"pixel_values": 1.18 * pixel_values - 0.09})
+
+    def test_ends_of_the_range_pass(self, make_objective):
+        make_objective("generator").check_batch(
+            {"codes": torch.tensor([[0, 63]]), "class_labels": torch.tensor([0, 9, 10])}
+        )
+
+
 class TestMovingAverage:
     def test_it_follows_the_formula(self, make_objective, digit_batch):
         """The weights after the first step, then `decay * average + (1 - decay) * weights`."""

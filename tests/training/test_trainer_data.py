@@ -9,11 +9,17 @@ import tarfile
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from titok_hf import MaskGitModel, MaskGitVQGANModel, TiTokImageProcessor, TiTokModel
-from titok_hf.data import TrainingLoader, open_rows
+from titok_hf import (
+    MaskGitModel,
+    MaskGitVQGANModel,
+    TiTokImageProcessor,
+    TiTokModel,
+    VTPImageProcessor,
+)
+from titok_hf.data import ImageCollator, TrainingLoader, open_rows
 from titok_hf.training import TiTokTrainingArguments
 
 
@@ -301,3 +307,28 @@ class TestPublishing:
             trainer.train()
         assert trainer.state.global_step == 4
         assert any("Step 2 could not be published" in message for message in caplog.messages)
+
+
+def test_ids_that_the_generator_lacks_stop_the_training(make, make_trainer):
+    features = Features({"codes": List(Value("int64")), "label": Value("int64")})
+    for codes, label, sentence in (
+        (64, 3, r"`codes` must be in \[0, 64\), got values from 0 to 64"),
+        (63, 11, r"`class_labels` must be in \[0, 11\), got values from 11 to 11"),
+    ):
+        rows = {"codes": [[0] * 7 + [codes]] * 4, "label": [label] * 4}
+        tokens = Dataset.from_dict(rows, features)
+        with pytest.raises(ValueError, match=sentence):
+            make_trainer(make("generator"), train_dataset=tokens, max_steps=1).train()
+
+
+def test_images_that_are_not_in_the_unit_interval_stop_training_and_evaluation(
+    make, make_trainer, digits
+):
+    """As of a processor that normalizes."""
+    trainer = make_trainer(make("warmup"), eval_dataset=digits, max_steps=1)
+    trainer.data_collator = ImageCollator(VTPImageProcessor.from_image_size(32))
+    for run in (trainer.train, trainer.evaluate):
+        with pytest.raises(
+            ValueError, match=r"`pixel_values` must be in \[0, 1\], got values from -"
+        ):
+            run()

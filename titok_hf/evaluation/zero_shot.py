@@ -9,6 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ..devices import default_device
+from ..modeling.checks import check_id_range
 from ..modeling.vtp import VTPModel, VTPProcessor
 from .files import open_images
 
@@ -52,10 +53,10 @@ def class_embeddings(
     embeddings = []
     for label in labels:
         prompts = [template.format(label) for template in templates]
-        input_ids = processor(text=prompts, return_tensors="pt")["input_ids"].to(
-            model.device
-        )  # (T, 77)
-        embeddings.append(F.normalize(model.get_text_features(input_ids).float().mean(0), dim=-1))
+        input_ids = processor(text=prompts, return_tensors="pt")["input_ids"]  # (T, 77)
+        check_id_range(input_ids, "input_ids", model.config.text_vocab_size)
+        features = model.get_text_features(input_ids.to(model.device)).float()  # (T, E)
+        embeddings.append(F.normalize(features.mean(0), dim=-1))
     return torch.stack(embeddings)
 
 

@@ -47,7 +47,8 @@ def load_tokenizer(
 
     Raises:
         OSError: If there is no such folder or repository, or it is a whole pipeline.
-        ValueError: If it is no tokenizer, or does not load; see `from_pretrained`.
+        ValueError: If it is no tokenizer, does not load (see `from_pretrained`), or has an image
+            processor that does not fit it.
     """
     location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
     with explain_loading_errors(path):
@@ -68,6 +69,12 @@ def load_tokenizer(
     model_class, processor_class = TOKENIZERS[model_type]
     model = model_class.from_pretrained(path, **kwargs).eval()
     try:
-        return model, processor_class.from_pretrained(path, **location)
+        processor = processor_class.from_pretrained(path, **location)
     except OSError:
         return model, processor_class.from_image_size(model.config.image_size)
+    if bool(processor.do_normalize) != processor_class.do_normalize:
+        raise ValueError(
+            f"The image processor of {path} must have `do_normalize={processor_class.do_normalize}`"
+            f" to fit the tokenizer, got {processor.do_normalize}."
+        )
+    return model, processor

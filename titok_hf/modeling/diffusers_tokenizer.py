@@ -19,7 +19,7 @@ from diffusers import (
 from torch import nn
 
 from ..hub.errors import explain_loading_errors
-from .checks import check_ids
+from .checks import check_id_range, check_ids, check_pixel_values
 from .loading import LOCATION_ARGUMENTS, refuse_misfit
 from .outputs import TokenizerDecoderOutput, TokenizerEncoderOutput
 from .quantization import DiagonalGaussian
@@ -205,10 +205,10 @@ class DiffusersTokenizer(nn.Module):
             quantizer's loss.
 
         Raises:
-            TypeError, ValueError: If the images are not float, not in [0, 1], or of a size that
-                does not fit.
+            TypeError, ValueError: If the images are not float, or of a size that does not fit.
         """
-        self.check_pixel_values(pixel_values)
+        only_size = self.config.image_size if isinstance(self.autoencoder, AutoencoderRAE) else None
+        check_pixel_values(pixel_values, 3, only_size, self.downsampling_factor)
         if isinstance(
             self.autoencoder, AutoencoderRAE
         ):  # takes [0, 1] and normalizes by ImageNet's statistics
@@ -250,7 +250,8 @@ class DiffusersTokenizer(nn.Module):
 
         Raises:
             TypeError, ValueError: If the codes are not integers, fill no square, or are outside the
-                codebook, or if this tokenizer is continuous.
+                codebook (in training and in compiled code this is not looked for), or if this
+                tokenizer is continuous.
         """
         if self.config.codebook_size is None:
             raise ValueError(
@@ -258,7 +259,11 @@ class DiffusersTokenizer(nn.Module):
                 f"{type(self.autoencoder).__name__} is "
                 "continuous."
             )
-        check_ids(codes, "codes", self.config.codebook_size, ("batch", "tokens"))
+        check_ids(codes, "codes", ("batch", "tokens"))
+        if not (
+            self.autoencoder.training or torch.compiler.is_compiling()
+        ):  # it waits for the device
+            check_id_range(codes, "codes", self.config.codebook_size)
         side = math.isqrt(codes.shape[1])
         if side**2 != codes.shape[1]:
             raise ValueError(
@@ -268,43 +273,6 @@ class DiffusersTokenizer(nn.Module):
             )
         latents = self.autoencoder.quantize.embedding(codes).transpose(1, 2)  # (B, C, h * h)
         return self.decode(latents.unflatten(-1, (side, side)))
-
-    def check_pixel_values(self, pixel_values: torch.Tensor) -> None:
-        """Raises `TypeError` or `ValueError` unless these are float images `(B, 3, H, W)` in [0, 1]
-        of sides that fit.
-
-        Values a tenth outside pass, since interpolation overshoots.
-        """
-        if not torch.is_floating_point(pixel_values):
-            raise TypeError(
-                f"`pixel_values` must be float images in [0, 1], got {pixel_values.dtype}; the "
-                "image processor "
-                "converts PIL and uint8 images."
-            )
-        shape, size = tuple(pixel_values.shape), self.config.image_size
-        if isinstance(self.autoencoder, AutoencoderRAE):
-            fits, expected = shape[2:] == (size, size), f"of {size} pixels"
-        else:
-            factor = self.downsampling_factor
-            fits, expected = (
-                not any(side % factor for side in shape[2:]),
-                f"that are multiples of {factor}",
-            )
-        if len(shape) != 4 or shape[1] != 3 or not fits:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch, 3, height, width) with sides {expected}, "
-                f"got {shape}; the "
-                "image processor resizes and crops."
-            )
-        if torch.compiler.is_compiling() or pixel_values.numel() == 0:
-            return
-        low, high = (float(bound) for bound in torch.aminmax(pixel_values.detach()))
-        if not (low >= -0.1 and high <= 1.1):
-            raise ValueError(
-                f"`pixel_values` must be in [0, 1], got values from {low:.4g} to {high:.4g}; the "
-                "image processor "
-                "rescales and does not normalize."
-            )
 
 
 __all__ = ["AUTOENCODERS", "DiffusersTokenizer", "DiffusersTokenizerConfig"]

@@ -18,7 +18,7 @@ from PIL import Image
 from ..hub.cards import MASKGIT_CITATION, TITOK_CITATION, Description
 from ..hub.errors import explain_hub_errors
 from ..hub.publish import PublishMixin
-from ..modeling.checks import check_ids
+from ..modeling.checks import check_id_range, check_ids
 from ..modeling.loading import LOCATION_ARGUMENTS
 from ..modeling.maskgit.modeling_maskgit import (
     MaskGitModel,
@@ -404,18 +404,19 @@ image = pipe(0).images[0]"""
                 (len(labels), config.num_tokens), config.mask_token_id, device=device
             )
         else:
-            check_ids(codes, "codes", config.codebook_size + 1, (len(labels), config.num_tokens))
+            check_ids(codes, "codes", (len(labels), config.num_tokens))
+            check_id_range(codes, "codes", config.codebook_size + 1)
             codes = codes.to(device, torch.int64)
         if not isinstance(generator, list):
             source = generator.device if generator is not None else "cpu"
-            seeds = (
-                torch.randint(2**63 - 1, (), generator=generator, device=source) for _ in labels
+            seeds = torch.stack(
+                [torch.randint(2**63 - 1, (), generator=generator, device=source) for _ in labels]
             )
-            generator = [torch.Generator(source).manual_seed(int(seed)) for seed in seeds]
+            generator = [torch.Generator(source).manual_seed(seed) for seed in seeds.tolist()]
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(num_inference_steps)
         num_masked_at_first = (codes == config.mask_token_id).sum(-1)  # (B,)
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps.tolist())):
             scale = guidance_scale_at(step, num_inference_steps, guidance_scale, guidance_schedule)
             if scale == 1:
                 logits = self.generator(codes, labels).logits.float()  # (B, N, codebook_size)
@@ -428,15 +429,19 @@ image = pipe(0).images[0]"""
             codes = output.prev_sample  # (B, N)
             if callback_on_step_end is not None:
                 tensors = {"codes": codes, "predicted_codes": output.pred_original_sample}
-                codes = (callback_on_step_end(self, step, timestep, tensors) or {}).get(
-                    "codes", codes
-                )
+                changed = callback_on_step_end(self, step, timestep, tensors) or {}
+                if "codes" in changed:
+                    codes = changed["codes"]
+                    check_ids(codes, "codes", tuple(tensors["codes"].shape))
+                    is_last = step == num_inference_steps - 1
+                    check_id_range(codes, "codes", config.codebook_size + (not is_last))
 
         if output_type == "codes":
             images = codes
         else:
             images = self.image_processor.postprocess(
-                self.tokenizer.decode_codes(codes).reconstruction, output_type
+                self.tokenizer.decode(self.tokenizer.code_latents(codes)).reconstruction,
+                output_type,
             )
         self.maybe_free_model_hooks()
         return TiTokPipelineOutput(images, codes) if return_dict else (images,)

@@ -67,7 +67,7 @@ def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device)
             )
         return torch.stack([uniform(shape[1:], row, device) for row in generator])
     source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, device=source).to(device)
+    return torch.rand(shape, generator=generator, device=source).to(device, non_blocking=True)
 
 
 def gumbel(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
@@ -208,6 +208,11 @@ scheduler.set_timesteps(8)"""
     ) -> None:
         """Plans `num_inference_steps` steps; `timesteps` counts them from 0.
 
+        Args:
+            num_inference_steps: How many.
+            device: As in diffusers, and without effect: `step` needs the timestep as a number, so
+                `timesteps` stay on the CPU, where reading one does not wait for an accelerator.
+
         Raises:
             ValueError: If the number of steps is not an integer, or there is not at least one.
         """
@@ -217,7 +222,7 @@ scheduler.set_timesteps(8)"""
                 f"{num_inference_steps}."
             )
         self.num_inference_steps = num_inference_steps
-        self.timesteps = torch.arange(num_inference_steps, device=device)
+        self.timesteps = torch.arange(num_inference_steps, device="cpu")
 
     def step(
         self,
@@ -233,7 +238,7 @@ scheduler.set_timesteps(8)"""
 
         Args:
             logits: `(B, N, codebook_size)` for `sample`, guidance applied.
-            timestep: Element of `timesteps`.
+            timestep: Element of `timesteps`, or this number.
             sample: Codes `(B, N)`, masked ones `mask_token_id`. The others never change.
             num_masked_at_first: `(B,)` masked tokens of each image before the first step; all N if
                 not given. The reference takes the first image's mask length for the whole batch,
@@ -247,9 +252,10 @@ scheduler.set_timesteps(8)"""
         """
         if self.num_inference_steps is None:
             raise ValueError("Call `set_timesteps` before `step`.")
-        if not 0 <= int(timestep) < self.num_inference_steps:
+        timestep = int(timestep)
+        if not 0 <= timestep < self.num_inference_steps:
             raise ValueError(
-                f"`timestep` must be in [0, {self.num_inference_steps}), got {int(timestep)}."
+                f"`timestep` must be in [0, {self.num_inference_steps}), got {timestep}."
             )
         if logits.shape[:-1] != sample.shape:
             raise ValueError(
@@ -258,7 +264,7 @@ scheduler.set_timesteps(8)"""
             )
         config, device = self.config, sample.device
         masked = sample == config.mask_token_id  # (B, N)
-        progress = (int(timestep) + 1) / self.num_inference_steps
+        progress = (timestep + 1) / self.num_inference_steps
         fade = 1 - progress
 
         logits = logits.float()
@@ -271,7 +277,9 @@ scheduler.set_timesteps(8)"""
         drawn = torch.where(
             masked, (logits + token_temperature * noise).argmax(-1), sample
         )  # (B, N)
-        if int(timestep) == self.num_inference_steps - 1:
+        if timestep == self.num_inference_steps - 1:
+            # All tokens are final now. The general way would keep one of them masked, and draw
+            # noise for an order that no longer matters.
             return MaskGitSchedulerOutput(drawn, drawn) if return_dict else (drawn,)
 
         scores = logits.log_softmax(-1) if config.confidence == "log_prob" else logits
@@ -285,13 +293,15 @@ scheduler.set_timesteps(8)"""
         num_masked = masked.sum(-1)  # (B,)
         if num_masked_at_first is None:
             num_masked_at_first = torch.full_like(num_masked, sample.shape[1])
-        stay = (
-            (num_masked_at_first * mask_ratio(progress, config.mask_schedule).to(device))
-            .floor()
-            .long()
-        )
+        # `stay` tokens stay masked: as many as the schedule says of those masked at first, but at
+        # least one, since the last step is still to come, and one fewer than now, so that each step
+        # decides something. Where nothing is masked this is -1, and no rank is below it.
+        # The ratio is a scalar on the CPU, which any device takes as a number.
+        stay = (num_masked_at_first * mask_ratio(progress, config.mask_schedule)).floor().long()
         stay = torch.minimum(stay.clamp_min(1), num_masked - 1)  # (B,)
-        rank = confidence.argsort(-1).argsort(-1)  # (B, N), least confident first
+        # The first argsort lists positions by confidence; the second inverts this permutation,
+        # which gives each position its rank, 0 for the least confident.
+        rank = confidence.argsort(-1).argsort(-1)  # (B, N)
         remasked = torch.where(rank < stay[:, None], config.mask_token_id, drawn)
         return MaskGitSchedulerOutput(remasked, drawn) if return_dict else (remasked,)
 

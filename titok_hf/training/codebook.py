@@ -55,7 +55,10 @@ class CodebookRevival(nn.Module):
             torch.stack(tensors) for tensors in zip(*self.seen, strict=True)
         )  # (A, n), (A, n, C)
         self.seen.clear()
-        counts = torch.bincount(codes.flatten(), minlength=size).float()
+        # `bincount` would wait for the device, to learn how long its result is
+        codes = codes.flatten()
+        counts = torch.zeros_like(self.shares, dtype=codes.dtype)
+        counts = counts.index_add_(0, codes, torch.ones_like(codes)).float()
         if distributed.is_initialized():
             distributed.all_reduce(counts)
         self.shares.lerp_(counts / counts.sum(), 1 - self.decay)
@@ -72,7 +75,7 @@ class CodebookRevival(nn.Module):
         weight = self.codebook[0].weight
         replaced, candidates = (
             dead[:, None],
-            outputs[picks.to(outputs.device)].to(weight.dtype),
+            outputs[picks.to(outputs.device, non_blocking=True)].to(weight.dtype),
         )  # (K, 1), (K, C)
         if isinstance(weight, DTensor):  # FSDP
             replaced = distribute_tensor(replaced, weight.device_mesh, weight.placements)

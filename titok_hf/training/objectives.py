@@ -11,17 +11,18 @@ The random numbers that a sample needs, such as those that mask its tokens, come
 accumulated batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..modeling.checks import check_id_range, check_unit_range
 from ..modeling.maskgit import MaskGitModel, MaskGitUViTModel
 from ..modeling.maskgit_vqgan import MaskGitVQGANModel
 from ..modeling.outputs import TokenizerEncoderOutput
@@ -59,11 +60,39 @@ def standard_normal(draws: torch.Tensor) -> torch.Tensor:
     return torch.special.ndtri(draws.clamp_min(2.0**-25))
 
 
+class MovingAverage(AveragedModel):
+    """The exponential moving average of a model's weights; its buffers are the model's.
+
+    torch's own `update_parameters` asks the buffer `n_averaged` whether the step is the first, and
+    so waits for the device. Here the host knows.
+    """
+
+    def __init__(self, model: PreTrainedModel, decay: float):
+        super().__init__(model)
+        self.decay = decay
+        self.has_begun = False
+
+    @torch.no_grad()
+    def update_parameters(self, model: PreTrainedModel, step: int) -> None:
+        """Follows the model; `step` is how many optimizer steps there have been."""
+        averages, weights = [*self.module.parameters()], [*model.parameters()]
+        if step == 1 and not self.has_begun:  # a run that is resumed begins at a later step
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        self.has_begun = True
+        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(buffer)
+        self.n_averaged += 1
+
+
 class Objective(nn.Module):
     """Base of all objectives.
 
-    `num_draws` is how many random numbers a sample needs; `starts` holds the optimizer step at
-    which a network's training begins, where that is not 0.
+    `num_draws` is how many random numbers a sample needs; `id_limits` holds the columns of a batch
+    that are ids, and how many ids there are; `starts` holds the optimizer step at which a network's
+    training begins, where that is not 0.
 
     Args:
         model: The network that the stage trains.
@@ -83,10 +112,9 @@ class Objective(nn.Module):
         self.model = model
         self.ema = None
         if ema_decay:
-            self.ema = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)
-            ).requires_grad_(False)
+            self.ema = MovingAverage(model, ema_decay).requires_grad_(False)
         self.codebook_revival = None
+        self.id_limits: dict[str, int] = {}
         self.starts: dict[str, int] = {}
         classes = {type(module).__name__ for module in model.modules()}  # of which FSDP's units are
         self._no_split_modules = [
@@ -107,6 +135,22 @@ class Objective(nn.Module):
         """Recomputes the model's activations in the backward pass; `Trainer` calls this."""
         self.model.activation_checkpointing_enable(**kwargs)
 
+    def check_batch(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Looks at the values of a batch, in training while it is on the host: `forward` does not,
+        since on the device it would wait for them.
+
+        Of the images the first one is looked at. It tells whether the image processor gives what
+        the networks take, and costs nothing against all of them.
+
+        Raises:
+            ValueError: If images are not in [0, 1], or ids out of range.
+        """
+        if "pixel_values" in batch:
+            check_unit_range(batch["pixel_values"][0])
+        for name, limit in self.id_limits.items():
+            if name in batch:
+                check_id_range(batch[name], name, limit)
+
     def batch_weights(self, batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor | None:
         """How much the loss of each of some batches counts in their mean; `None` if all count the
         same."""
@@ -121,7 +165,7 @@ class Objective(nn.Module):
         if self.codebook_revival is not None:
             self.codebook_revival.after_optimizer_step(step)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update_parameters(self.model, step)
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Scalars for the log that belong to no batch: usage and perplexity of a codebook that is
@@ -367,6 +411,10 @@ class MaskedTokenObjective(Objective):
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.num_draws = 2 + model.config.num_tokens
+        self.id_limits = {
+            "codes": model.config.codebook_size,
+            "class_labels": model.config.num_labels + 1,  # "no class" among them
+        }
 
     def batch_weights(self, batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         """The sum of the tokens' weights in each batch, since the loss is their weighted mean."""
@@ -418,6 +466,12 @@ class ClassifierObjective(Objective):
     MEAN = (0.5, 0.5, 0.5)
     STD = (0.5, 0.5, 0.5)
 
+    def __init__(self, model: PreTrainedModel, ema_decay: float = 0.0):
+        super().__init__(model, ema_decay)
+        self.id_limits = {"class_labels": model.config.num_labels}
+        for name, values in (("mean", self.MEAN), ("std", self.STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -426,9 +480,7 @@ class ClassifierObjective(Objective):
         step: int = 0,
     ) -> ObjectiveOutput:
         """Images `(B, 3, H, W)` in [0, 1] and labels `(B,)` to cross-entropy."""
-        mean = pixel_values.new_tensor(self.MEAN).view(1, -1, 1, 1)
-        std = pixel_values.new_tensor(self.STD).view(1, -1, 1, 1)
-        logits = self.model((pixel_values - mean) / std).logits  # (B, num_labels)
+        logits = self.model((pixel_values - self.mean) / self.std).logits  # (B, num_labels)
         accuracy = (logits.argmax(-1) == class_labels).float().mean()
         return ObjectiveOutput(
             loss=F.cross_entropy(logits, class_labels), parts={"accuracy": accuracy}

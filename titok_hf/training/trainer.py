@@ -266,6 +266,8 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         """The batches of an optimizer step, each with the weight of its loss where they do not
         count the same."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        for batch in batches:
+            self.model.check_batch(batch)
         weights = self.model.batch_weights(batches)
         if weights is not None:
             weights = weights.to(device)
@@ -384,6 +386,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         """The loss; for `compute_metrics` also what the tokenizer, the averaged one if there is an
         average, makes of the images, and the images."""
         inputs = self.prepare_inputs(inputs)
+        self.model.check_batch(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
             if prediction_loss_only:

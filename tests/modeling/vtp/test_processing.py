@@ -153,8 +153,13 @@ def test_float_images(image_processor, crop, size):
 
     with pytest.raises(ValueError, match="not rescaled: pass `do_rescale=False`"):
         preprocess(image_processor, images)
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\], got .* to 2"):
-        preprocess(image_processor, 2 * images / images.max(), do_rescale=False)
+    for refused, values in (
+        (2 * images / images.max(), ".* to 2"),
+        (torch.linspace(0, 255, 3072).view(3, 32, 32), "0 to 255"),
+        (torch.full((3, 32, 32), torch.nan), "nan to nan"),
+    ):
+        with pytest.raises(ValueError, match=rf"must be in \[0, 1\], got {values}"):
+            preprocess(image_processor, refused, do_rescale=False)
 
 
 def test_postprocess_undoes_the_normalization(image_processor):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -13,6 +14,7 @@ from transformers import AutoConfig
 from titok_hf import (
     VTPConfig,
     VTPForImageReconstruction,
+    VTPImageProcessor,
     VTPModel,
     VTPVisionModel,
 )
@@ -239,6 +241,19 @@ def test_model_on_the_meta_device_has_no_storage(make_config, any_vtp):
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_value_is_read(make_model, pixel_values, input_ids, variant):
+    """A tensor of the meta device has no value that could be read."""
+    images, input_ids = pixel_values.to("meta"), input_ids.to("meta")
+    for model_class in CLASSES:
+        model = make_model(model_class, **VARIANTS[variant]).to("meta")
+        call(model, images, input_ids)
+        model.get_vision_features(images, torch.ones(3, 16, dtype=torch.bool, device="meta"))
+        latents = model.encode(images).latents
+        if model_class is not VTPVisionModel:
+            assert model.decode(latents).reconstruction.shape == images.shape
+
+
 # weights at the start
 
 
@@ -313,27 +328,12 @@ BAD_IMAGES = {
     "uint8": (
         torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
         TypeError,
-        "normalized float images, got torch.uint8",
+        "float images, got torch.uint8",
     ),
     "int64": (
         torch.zeros(2, 3, 32, 32, dtype=torch.int64),
         TypeError,
-        "normalized float images, got torch.int64",
-    ),
-    "in [0, 1]": (
-        torch.linspace(0, 1, 6144).view(2, 3, 32, 32),
-        ValueError,
-        r"normalized by .* got values from 0 to 1, as of images in \[0, 1\]; the image processor normalizes",
-    ),
-    "in [0, 255]": (
-        torch.linspace(0, 255, 6144).view(2, 3, 32, 32),
-        ValueError,
-        "normalized by ImageNet's .* got values from 0 to 255; the image processor normalizes",
-    ),
-    "not a number": (
-        torch.full((2, 3, 32, 32), torch.nan),
-        ValueError,
-        "normalized by .* got values from nan",
+        "float images, got torch.int64",
     ),
 }
 
@@ -356,6 +356,23 @@ def test_nearly_uniform_images_pass(any_vtp, value):
     assert any_vtp.encode(images).latents.isfinite().all()
 
 
+def test_a_foggy_picture_passes(make_model):
+    """Its grays, 0.487 to 0.631 of white, normalized, are numbers from about 0 to 1, as those of
+    images that are not normalized are."""
+    gray = np.linspace(0.487, 0.631, 32 * 32).reshape(1, 32, 32).repeat(3, 0).astype(np.float32)
+    processor = VTPImageProcessor.from_image_size(32)
+    pixel_values = processor(gray, do_rescale=False, return_tensors="pt")["pixel_values"]
+    assert 0 <= pixel_values.min() < 0.05 and 0.55 < pixel_values.max() <= 1
+
+    model = make_model(VTPModel)
+    latents = model.encode(pixel_values).latents
+    assert latents.std() > 0
+    assert torch.equal(
+        latents.flatten(2).transpose(1, 2),
+        model.vision_encoder.bottleneck(model.get_vision_features(pixel_values).patch_tokens),
+    )
+
+
 @pytest.mark.parametrize("shape", [(2, 7, 4, 4), (2, 8, 16), (8, 4, 4), (2, 4, 4, 8)])
 def test_latents_are_checked(reconstructor, shape):
     got = re.escape(f"got {shape}")
@@ -372,16 +389,6 @@ def test_latents_are_checked(reconstructor, shape):
             torch.zeros(2, 11, dtype=torch.int64),
             ValueError,
             r"at most 10 tokens a text, got 11; .*truncation=True",
-        ),
-        (
-            torch.full((2, 5), 50),
-            ValueError,
-            r"`input_ids` must be in \[0, 50\), got values from 50 to 50",
-        ),
-        (
-            torch.full((2, 5), -1),
-            ValueError,
-            r"`input_ids` must be in \[0, 50\), got values from -1 to -1",
         ),
         (
             torch.zeros(5, dtype=torch.int64),

@@ -5,7 +5,7 @@ import math
 import torch
 
 from ...distributed import sum_over_processes
-from ...modeling.checks import check_ids
+from ...modeling.checks import check_id_range, check_ids
 from .estimate import Estimate, jackknife_variance
 from .statistics import block_of
 
@@ -34,8 +34,9 @@ class CodebookUsage:
             ValueError: If one is out of range.
         """
         num_blocks, codebook_size = self.counts.shape
-        check_ids(codes.flatten(), "codes", codebook_size, ("n",))
+        check_ids(codes.flatten(), "codes", ("n",))
         cells = codes.cpu().long()
+        check_id_range(cells, "codes", codebook_size)
         if indices is not None:
             cells = cells + codebook_size * block_of(indices.cpu(), num_blocks)[:, None]
         self.counts += torch.bincount(cells.flatten(), minlength=self.counts.numel()).view_as(

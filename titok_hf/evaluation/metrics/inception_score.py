@@ -3,7 +3,7 @@
 import torch
 
 from ...distributed import sum_over_processes
-from ...modeling.checks import check_ids
+from ...modeling.checks import check_id_range, check_ids
 from .estimate import Estimate
 
 
@@ -58,7 +58,8 @@ class InceptionScore:
             raise ValueError(
                 f"Logits must have shape (B, {num_classes}), got {tuple(logits.shape)}."
             )
-        check_ids(indices, "indices", self.num_images, (len(logits),))
+        check_ids(indices, "indices", (len(logits),))
+        check_id_range(indices, "indices", self.num_images)
         if not logits.isfinite().all():
             raise ValueError("Logits must be finite, got NaN or infinity.")
         probabilities = logits.cpu().double().softmax(-1)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ...hub.cards import MASKGIT_CITATION, Description
-from ..checks import check_ids, check_pixel_values
+from ..checks import check_id_range, check_ids, check_pixel_values
 from ..loading import CheckedLoadingMixin
 from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
 from ..quantization import VectorQuantizer
@@ -187,14 +187,18 @@ image = processor.postprocess(vqgan.decode_codes(codes).reconstruction)[0]"""
 
         Raises:
             TypeError, ValueError: If the codes are not integers, too many or too few, or outside
-                the codebook.
+                the codebook (in training and in compiled code this is not looked for).
         """
-        check_ids(codes, "codes", self.config.codebook_size, ("batch", self.config.num_tokens))
+        check_ids(codes, "codes", ("batch", self.config.num_tokens))
+        if not (self.training or torch.compiler.is_compiling()):  # it waits for the device
+            check_id_range(codes, "codes", self.config.codebook_size)
+        return self.decode(self.code_latents(codes))
+
+    def code_latents(self, codes: torch.Tensor) -> torch.Tensor:
+        """Latents `(B, C, h, w)` of codes `(B, h * w)`, as `decode` takes them; nothing is
+        checked."""
         side = self.config.image_size // self.config.patch_size
-        latents = (
-            self.quantizer.lookup(codes).transpose(1, 2).unflatten(-1, (side, side))
-        )  # (B, C, h, w)
-        return self.decode(latents)
+        return self.quantizer.lookup(codes).transpose(1, 2).unflatten(-1, (side, side))
 
     def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> TokenizerOutput:
         """Reconstructs float images `(B, 3, H, W)` in [0, 1]; the loss is mean squared error plus

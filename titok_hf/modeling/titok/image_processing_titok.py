@@ -135,9 +135,9 @@ image = processor.postprocess(pixel_values)[0]"""
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
-        if pixel_values.isnan().any():
-            raise ValueError("`pixel_values` must be finite, got NaN.")
         images = pixel_values.detach().float().clamp(0, 1).cpu()
+        if images.isnan().any():  # which a clamp leaves, and the CPU can look at without waiting
+            raise ValueError("`pixel_values` must be finite, got NaN.")
         if output_type == "pt":
             return images
         array = images.permute(0, 2, 3, 1).numpy()  # (B, H, W, 3)

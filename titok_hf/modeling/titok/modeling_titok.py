@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ...hub.cards import Description
-from ..checks import check_ids, check_pixel_values
+from ..checks import check_id_range, check_ids, check_pixel_values
 from ..loading import CheckedLoadingMixin
 from ..maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANDecoder, MaskGitVQGANModel
 from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
@@ -349,16 +349,21 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
 
         Raises:
             TypeError, ValueError: If the codes are not integers, too many or too few, or outside
-                the codebook, or if this tokenizer is continuous.
+                the codebook (in training and in compiled code this is not looked for), or if this
+                tokenizer is continuous.
         """
         if self.config.quantizer != "vq":
             raise ValueError(
                 '`decode_codes` needs a tokenizer with `quantizer="vq"`; this one is continuous.'
             )
-        check_ids(
-            codes, "codes", self.config.codebook_size, ("batch", self.config.num_latent_tokens)
-        )
-        return self.decode(self.quantizer.lookup(codes))
+        check_ids(codes, "codes", ("batch", self.config.num_latent_tokens))
+        if not (self.training or torch.compiler.is_compiling()):  # it waits for the device
+            check_id_range(codes, "codes", self.config.codebook_size)
+        return self.decode(self.code_latents(codes))
+
+    def code_latents(self, codes: torch.Tensor) -> torch.Tensor:
+        """Latents `(B, K, C)` of codes `(B, K)`, as `decode` takes them; nothing is checked."""
+        return self.quantizer.lookup(codes)
 
     def forward(
         self,
@@ -382,7 +387,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
             reconstruction if there is one, plus the quantizer's loss.
 
         Raises:
-            TypeError, ValueError: If images or proxy codes have another dtype, shape or range than
+            TypeError, ValueError: If images or proxy codes have another dtype or shape than
                 configured.
         """
         encoded = self.encode(pixel_values, sample_posterior, noise=noise)
@@ -395,7 +400,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
                     '`head="pixels"`.'
                 )
             logits = decoded.proxy_logits  # (B, P, N)
-            check_ids(proxy_codes, "proxy_codes", logits.shape[-1], tuple(logits.shape[:2]))
+            check_ids(proxy_codes, "proxy_codes", tuple(logits.shape[:2]))
             loss = (
                 F.cross_entropy(logits.flatten(0, 1), proxy_codes.flatten().long())
                 + encoded.quantizer_loss

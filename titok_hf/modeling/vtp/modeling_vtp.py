@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from ...hub.cards import VTP_CITATION, Description
-from ..checks import check_ids, check_normalized_pixel_values
+from ..checks import check_ids, check_pixel_values
 from ..loading import CheckedLoadingMixin
 from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
 from ..transformer import Attention, Rotation
@@ -301,11 +301,11 @@ latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)""
         """Encodes images into latents `(B, C, H / p, W / p)`; they are deterministic.
 
         Raises:
-            TypeError, ValueError: If the images are not float, channels-first, normalized, or of a
-                size that the patch divides.
+            TypeError, ValueError: If the images are not float, channels-first, or of a size that the
+                patch divides.
         """
-        check_normalized_pixel_values(
-            pixel_values, self.config.num_channels, self.config.patch_size
+        check_pixel_values(
+            pixel_values, self.config.num_channels, multiple_of=self.config.patch_size
         )
         patch_tokens = self.vision_encoder(pixel_values).patch_tokens  # (B, N, D)
         latents = self.vision_encoder.bottleneck(patch_tokens).transpose(1, 2)  # (B, C, N)
@@ -347,8 +347,8 @@ latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)""
         Raises:
             TypeError, ValueError: See `encode`; also if the mask has another shape.
         """
-        check_normalized_pixel_values(
-            pixel_values, self.config.num_channels, self.config.patch_size
+        check_pixel_values(
+            pixel_values, self.config.num_channels, multiple_of=self.config.patch_size
         )
         height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
         expected = (len(pixel_values), height * width)
@@ -466,11 +466,11 @@ class VTPModel(VTPPreTrainedModel):
                 features are those of the token with the largest id, the end.
 
         Raises:
-            TypeError, ValueError: If the ids are not integers, out of the vocabulary or longer than
-                the context, or if there is no text encoder.
+            TypeError, ValueError: If the ids are not integers or longer than the context, or if
+                there is no text encoder.
         """
         self.check_has_text()
-        check_ids(input_ids, "input_ids", self.config.text_vocab_size, ("batch", "length"))
+        check_ids(input_ids, "input_ids", ("batch", "length"))
         if input_ids.shape[1] > self.config.text_context_length:
             raise ValueError(
                 f"`input_ids` must have at most {self.config.text_context_length} tokens a text, "
