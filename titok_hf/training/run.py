@@ -465,7 +465,7 @@ class RecipeRun:
                                 : list(self.recipe.stages).index(name) + 1
                             ]
                         )
-                        result.config.provenance = {
+                        result.provenance = {
                             "training_data": self.data_name,
                             "recipe": stages,
                         }
