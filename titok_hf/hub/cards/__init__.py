@@ -47,7 +47,7 @@ def render_card(
         provenance=provenance,
     )
     _, shared, text = rendered.split("---\n", 2)
-    results = provenance.get("results")
+    results = provenance.get("results") or []
     data = ModelCardData(
         **yaml.safe_load(shared),
         license=provenance.get("license"),
@@ -71,7 +71,6 @@ def render_card(
             )
             for result in results
         ]
-        if results
-        else None,
+        or None,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
