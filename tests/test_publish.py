@@ -128,12 +128,12 @@ def test_a_model_alone(hub, request, tmp_path, uvit_config, name):
 
 
 def test_provenance_is_published(hub, titok, tmp_path):
-    titok.config.provenance = {"license": "mit", "training_data": "Ten pictures."}
+    titok.provenance = {"license": "mit", "training_data": "Ten pictures."}
     titok.save_pretrained(tmp_path)
     publish_folder(tmp_path, "user/known")
     card = hub.files("user/known")["README.md"].decode()
     assert "license: mit" in card and "Ten pictures." in card
-    assert TiTokModel.from_pretrained("user/known").provenance() == titok.config.provenance
+    assert TiTokModel.from_pretrained("user/known").provenance == titok.provenance
 
 
 def test_a_private_branch(hub, tokenizer_folder, titok):
@@ -290,7 +290,7 @@ class TestResults:
         publish_folder(tokenizer_folder, "user/titok", results=[path])
         loaded = TiTokModel.from_pretrained("user/titok")
         assert [
-            (r["metric"], r["value"], r["dataset"]) for r in loaded.provenance()["results"]
+            (r["metric"], r["value"], r["dataset"]) for r in loaded.provenance["results"]
         ] == self.values(path)
         loaded.save_pretrained(tmp_path / "again")
         publish_folder(tmp_path / "again", "user/again")
@@ -354,11 +354,11 @@ class TestResults:
         path = reconstruct(tokenizer_folder)
         known = {"task": "t", "dataset": "d", "metric": "m", "value": 1.0, "protocol": "of others"}
         older = {**Evaluation.load(path).card_results()[0], "value": 0.0}
-        titok.config.provenance = {"license": "mit", "results": [known, older]}
+        titok.provenance = {"license": "mit", "results": [known, older]}
         titok.save_pretrained(tokenizer_folder)
         publish_folder(tokenizer_folder, "user/titok", results=[path])
         assert self.card(hub, "user/titok") == [("m", 1.0, "d"), *self.values(path)]
-        assert TiTokModel.from_pretrained("user/titok").provenance()["license"] == "mit"
+        assert TiTokModel.from_pretrained("user/titok").provenance["license"] == "mit"
 
     def test_of_a_pipeline_and_of_its_tokenizer(self, hub, pipeline_folder, reconstruct, generate):
         of_tokenizer, of_pipeline = (
@@ -370,11 +370,11 @@ class TestResults:
             of_pipeline
         )
         loaded = TiTokPipeline.from_pretrained("user/pipeline")
-        assert [r["metric"] for r in loaded.generator.config.provenance["results"]] == [
+        assert [r["metric"] for r in loaded.generator.provenance["results"]] == [
             "accuracy",
             "recall",
         ]
-        assert [r["metric"] for r in loaded.tokenizer.config.provenance["results"]] == [
+        assert [r["metric"] for r in loaded.tokenizer.provenance["results"]] == [
             "psnr",
             "mean_squared_error",
         ]

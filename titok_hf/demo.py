@@ -22,6 +22,7 @@ from .evaluation.pictures import (
 from .evaluation.protocol import Protocol
 from .evaluation.reconstruction import measure_reconstruction, reconstruct
 from .evaluation.sources import DatasetImages, GeneratedImages
+from .hub.provenance import write_provenance
 from .modeling.titok import TiTokModel
 from .pipelines import TiTokPipeline
 from .training.memory import PeakMemory
@@ -140,7 +141,7 @@ def run_demo(
 def write_cards(
     output_dir: Path, tokenizer: TiTokModel, pipeline: TiTokPipeline, metrics: dict[str, Any]
 ) -> None:
-    """Puts the measures into the configurations of tokenizer and generator, and model cards beside
+    """Puts the measures into the provenance of tokenizer and generator, and model cards beside
     them."""
     reconstruction = {
         metric: metrics["reconstructed"]["decoder_finetuning"][metric]
@@ -160,12 +161,8 @@ def write_cards(
         (pipeline.tokenizer, of_tokenizer, "pipeline/tokenizer"),
         (pipeline.generator, of_generator, "pipeline/generator"),
     ):
-        model.config.provenance = {
-            **model.config.provenance,
-            "license": "cc-by-4.0",
-            "results": measured,
-        }
-        model.config.save_pretrained(output_dir / folder)
+        model.provenance = {**model.provenance, "license": "cc-by-4.0", "results": measured}
+        write_provenance(model.provenance, output_dir / folder)
     for thing, folder in ((tokenizer, "tokenizer"), (pipeline, "pipeline")):
         thing.model_card(f"{output_dir.name}/{folder}").save(output_dir / folder / "README.md")
 

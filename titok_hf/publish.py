@@ -1,8 +1,7 @@
 """What `titok push` does: a folder that was trained or converted here, to the Hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 from torch import nn
@@ -11,6 +10,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTraine
 from .evaluation.results import Evaluation
 from .hub.cards import GENERATED
 from .hub.errors import explain_hub_errors
+from .hub.provenance import with_results, write_provenance
 from .modeling.vtp import VTPModel
 from .modeling.weights import state_sha256
 from .pipelines import TiTokPipeline
@@ -36,7 +36,7 @@ def publish_folder(
         token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
         revision: Branch; created if it is not there.
         results: Files that `titok evaluate` wrote about these weights. They become part of the
-            configuration, here and there, and so of the card and its metadata.
+            provenance, here and there, and so of the card and its metadata.
 
     Raises:
         ValueError, OSError: If the folder does not load, a result is of other weights, or the Hub
@@ -54,7 +54,7 @@ def publish_folder(
     for path in results:
         part = add_result(things[0], Evaluation.load(path), path)
         subfolder = part if isinstance(things[0], TiTokPipeline) else ""
-        getattr(things[0], subfolder, things[0]).config.save_pretrained(folder / subfolder)
+        write_provenance(getattr(things[0], subfolder, things[0]).provenance, folder / subfolder)
     for thing in things:
         thing.push_to_hub(repo_id, private=private, token=token, revision=revision)
     path = folder / "README.md"
@@ -74,7 +74,7 @@ def publish_folder(
 
 
 def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path: str | Path) -> str:
-    """Puts a result into the configuration of the model that it is about; takes the place of an
+    """Puts a result into the provenance of the model that it is about; takes the place of an
     earlier one of the same metric and protocol.
 
     Returns:
@@ -105,15 +105,5 @@ def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path:
                 "measure what you "
                 "publish."
             )
-    model = models[part]
-    new = result.card_results()
-    replaced = [identity(entry) for entry in new]
-    provenance = model.config.provenance or {}
-    kept = [old for old in provenance.get("results", []) if identity(old) not in replaced]
-    model.config.provenance = {**provenance, "results": kept + new}
+    models[part].provenance = with_results(models[part].provenance, result.card_results())
     return part
-
-
-def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a result is of; a newer one of the same takes its place."""
-    return tuple(result.get(key) for key in ("task", "dataset", "split", "metric", "protocol"))

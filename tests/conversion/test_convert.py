@@ -21,6 +21,7 @@ from titok_hf.conversion import convert, convert_to_official, load_official
 from titok_hf.conversion.checkpoint import write_tensors
 from titok_hf.conversion.imagenet import imagenet_labels
 from titok_hf.conversion.maskgit import official_sampling, sampling_to_official
+from titok_hf.hub.provenance import provenance_of
 
 
 def assert_same_tensors(left, right):
@@ -376,7 +377,7 @@ def test_sources_on_the_hub(
     pipeline = convert("lab/tokenizer", tmp_path / "pipeline", generator="lab/generator")
     assert_same_weights(pipeline.tokenizer, tokenizer)
     assert_same_weights(pipeline.generator, generator)
-    assert pipeline.provenance()["base_model"] == ["lab/tokenizer", "lab/generator"]
+    assert provenance_of(pipeline)["base_model"] == ["lab/tokenizer", "lab/generator"]
     assert (
         "base_model:\n- lab/tokenizer\n- lab/generator"
         in (tmp_path / "pipeline" / "README.md").read_text()

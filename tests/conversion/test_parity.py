@@ -463,7 +463,7 @@ class FixedTokenizer(nn.Module):
 
     def __init__(self, encoded, decoded=None):
         super().__init__()
-        self.config = SimpleNamespace(provenance=None)
+        self.config = SimpleNamespace()
         self.encoded, self.decoded = encoded, decoded
 
     def encode(self, *_, **arguments):

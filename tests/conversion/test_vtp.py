@@ -416,7 +416,7 @@ def test_convert_takes_a_repository(hub, official, assert_same_weights, tmp_path
 
     converted = convert("lab/vtp", tmp_path / "ours")
     assert_same_weights(converted, model)
-    assert converted.provenance()["base_model"] == ["lab/vtp"]
+    assert converted.provenance["base_model"] == ["lab/vtp"]
     assert_same_weights(VTPModel.from_pretrained("lab/vtp"), model)
     assert_same_part(VTPVisionModel.from_pretrained("lab/vtp"), model)
     assert VTPConfig.from_pretrained("lab/vtp").vision_hidden_size == 32

@@ -14,7 +14,6 @@ from titok_hf import TiTokModel
 from titok_hf.evaluation import Evaluation, Protocol, compare_results
 from titok_hf.evaluation.metrics.estimate import Estimate
 from titok_hf.evaluation.results import describe_model, device_name, differences, versions
-from titok_hf.hub.cards import Description, render_card
 
 INCEPTION = {
     "name": "inception-v3-fid",
@@ -189,12 +188,9 @@ class TestCards:
         without = replace(generation, reference=None)
         assert without.card_results()[0]["dataset"] == "unknown"
 
-    def test_a_card_takes_them(self, reconstruction, generation):
-        description = Description(
-            "Title", "Text.", "usage", "transformers", "image-feature-extraction"
-        )
-        results = reconstruction.card_results() + generation.card_results()
-        card = render_card(description, {"results": results}, "user/model")
+    def test_a_card_takes_them(self, titok, reconstruction, generation):
+        titok.provenance = {"results": reconstruction.card_results() + generation.card_results()}
+        card = titok.model_card("user/model")
         found = [
             (r.metric_name, r.metric_value, r.dataset_type, r.dataset_split)
             for r in card.data.eval_results

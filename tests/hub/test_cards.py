@@ -10,6 +10,7 @@ from PIL import Image
 
 from titok_hf import MaskGitModel, TiTokModel, TiTokPipeline
 from titok_hf.hub.cards import GENERATED
+from titok_hf.hub.provenance import provenance_of
 
 GENERATED_KINDS = ("titok", "vqgan", "generator", "uvit", "pipeline")
 RESULT = {
@@ -171,12 +172,12 @@ def test_a_card_without_provenance_says_only_what_it_knows(hub, request, kind):
 def test_empty_provenance_is_none(heavy_thing, provenance):
     plain = heavy_thing.model_card("user/card").content
     model = heavy_thing.tokenizer if hasattr(heavy_thing, "tokenizer") else heavy_thing
-    model.config.provenance = provenance
+    model.provenance = provenance
     assert heavy_thing.model_card("user/card").content == plain
 
 
 def test_provenance_is_in_the_card(hub, model):
-    model.config.provenance = PROVENANCE
+    model.provenance = PROVENANCE
     model.push_to_hub("user/card")
     data = ModelCard.load("user/card").data
     assert (data.license, data.base_model, data.datasets) == (
@@ -217,18 +218,18 @@ def test_provenance_is_in_the_card(hub, model):
 
 def test_parts_of_provenance_make_their_sections_alone(hub, titok):
     for key, sections in (("license", []), ("datasets", ["Training"]), ("results", ["Results"])):
-        titok.config.provenance = {key: PROVENANCE[key]}
+        titok.provenance = {key: PROVENANCE[key]}
         titok.push_to_hub("user/card")
         assert headings(card_of(hub)) == ["Use", *sections, "Citation"]
 
 
 def test_provenance_survives(hub, model, tmp_path):
-    model.config.provenance = PROVENANCE
+    model.provenance = PROVENANCE
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
-    assert loaded.provenance() == PROVENANCE
+    assert loaded.provenance == PROVENANCE
     loaded.push_to_hub("user/survivor")
-    assert type(model).from_pretrained("user/survivor").provenance() == PROVENANCE
+    assert type(model).from_pretrained("user/survivor").provenance == PROVENANCE
     assert loaded.model_card("user/survivor").content == card_of(hub, "user/survivor")
 
 
@@ -254,7 +255,7 @@ def provenances():
 
 def test_a_pipeline_has_the_provenance_of_both_parts(hub, pipeline, provenances):
     for name, provenance in provenances.items():
-        getattr(pipeline, name).config.provenance = provenance
+        getattr(pipeline, name).provenance = provenance
     merged = {
         "datasets": ["user/pictures", "user/more"],
         "license": "cc-by-4.0",
@@ -262,28 +263,28 @@ def test_a_pipeline_has_the_provenance_of_both_parts(hub, pipeline, provenances)
         "results": [RESULT, {**RESULT, "metric": "gFID"}],
         "training_data": "Of the other.",
     }
-    assert pipeline.provenance() == merged
+    assert provenance_of(pipeline) == merged
     pipeline.push_to_hub("user/card")
     data = ModelCard.load("user/card").data
     assert (data.license, data.base_model, data.datasets) == tuple(
         merged[key] for key in ("license", "base_model", "datasets")
     )
     assert [result.metric_type for result in data.eval_results] == ["rFID", "gFID"]
-    assert TiTokPipeline.from_pretrained("user/card").provenance() == merged
-    assert (pipeline.tokenizer.provenance(), pipeline.generator.provenance()) == tuple(
+    assert provenance_of(TiTokPipeline.from_pretrained("user/card")) == merged
+    assert (pipeline.tokenizer.provenance, pipeline.generator.provenance) == tuple(
         provenances.values()
     )
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "generator"])
 def test_a_pipeline_has_the_provenance_of_one_part(pipeline, provenances, name):
-    getattr(pipeline, name).config.provenance = provenances[name]
-    assert pipeline.provenance() == provenances[name]
+    getattr(pipeline, name).provenance = provenances[name]
+    assert provenance_of(pipeline) == provenances[name]
 
 
 def test_one_base_model_by_its_name(hub, heavy_thing):
     model = heavy_thing.tokenizer if hasattr(heavy_thing, "tokenizer") else heavy_thing
-    model.config.provenance = {"base_model": "user/before"}
+    model.provenance = {"base_model": "user/before"}
     heavy_thing.push_to_hub("user/card")
     assert "Weights: `user/before`." in card_of(hub)
     assert ModelCard.load("user/card").data.base_model in ("user/before", ["user/before"])
@@ -294,7 +295,7 @@ def test_a_generated_card_is_replaced(hub, request, kind):
     thing = request.getfixturevalue(kind)
     thing.push_to_hub("user/card")
     generator = thing.generator if kind == "pipeline" else thing
-    generator.config.provenance = PROVENANCE
+    generator.provenance = PROVENANCE
     thing.push_to_hub("user/card")
     assert "Ten pictures." in card_of(hub)
 
@@ -312,7 +313,7 @@ def test_an_edited_card_stays_on_its_branch(hub, titok, edited):
     titok.push_to_hub("user/card")
     titok.push_to_hub("user/card", revision="v2")
     card = edited(hub, "user/card", revision="v2")
-    titok.config.provenance = PROVENANCE
+    titok.provenance = PROVENANCE
     for revision in (None, "v2"):
         titok.push_to_hub("user/card", revision=revision)
     assert hub.files("user/card", "v2")["README.md"] == card

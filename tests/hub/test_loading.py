@@ -434,7 +434,7 @@ def test_an_official_repository(hub, official, assert_same):
     hub.add(repo_id, files)
     loaded = type(generator).from_pretrained(repo_id)
     assert_same(loaded, generator)
-    provenance = loaded.provenance()
+    provenance = loaded.provenance
     assert (provenance["base_model"], provenance["license"]) == ([repo_id], "apache-2.0")
     assert [(result["metric"], result["value"]) for result in provenance["results"]] == [
         ("gFID", figure)
@@ -453,7 +453,7 @@ def test_an_official_repository(hub, official, assert_same):
     assert "as published" in card.eval_results[0].metric_args["protocol"]
     again = AutoModel.from_pretrained("user/converted")
     assert_same(again, generator)
-    assert again.provenance() == provenance
+    assert again.provenance == provenance
 
 
 def test_a_fork_of_an_official_repository_has_no_figures(hub, official, assert_same):
@@ -463,7 +463,7 @@ def test_a_fork_of_an_official_repository_has_no_figures(hub, official, assert_s
     )
     loaded = type(generator).from_pretrained("user/fork", subfolder="deep", revision="v2")
     assert_same(loaded, generator)
-    assert loaded.provenance() == {"base_model": ["user/fork"]}
+    assert loaded.provenance == {"base_model": ["user/fork"]}
 
 
 def test_a_cut_download_of_an_official_repository(hub, official, tmp_path, assert_same):

@@ -74,5 +74,5 @@ class TestPatchTokens:
         )
 
     def test_its_card_says_that_it_is_a_grid(self, make_patch_titok, titok):
-        assert "16 tokens of 64 codes in a grid" in make_patch_titok().describe().text
-        assert "8 tokens of 64 codes in a row" in titok.describe().text
+        assert "16 tokens of 64 codes in a grid" in make_patch_titok().model_card("user/titok").text
+        assert "8 tokens of 64 codes in a row" in titok.model_card("user/titok").text

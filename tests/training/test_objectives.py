@@ -76,16 +76,12 @@ def test_training_samples_the_posterior_of_continuous_tokens(
 
 
 def test_what_is_trained_on_is_not_what_was_measured(titok):
-    titok.config.provenance = {
+    titok.provenance = {
         "base_model": ["lab/titok"],
         "results": [{"metric": "rFID", "value": 2.21}],
     }
     objective = ReconstructionObjective(titok, ema_decay=0.9)
-    assert (
-        objective.result.config.provenance
-        == titok.config.provenance
-        == {"base_model": ["lab/titok"]}
-    )
+    assert objective.result.provenance == titok.provenance == {"base_model": ["lab/titok"]}
 
 
 class TestWarmup:

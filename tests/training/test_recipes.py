@@ -210,7 +210,7 @@ class TestTokenizers:
         found = stage_config(name).to_dict()
         # the head changes in fine-tuning, which has no commitment loss; the rest is compatibility
         # with old weights
-        other = {"head", "commitment_cost", "interleaved_latents", "vqgan_config", "provenance"}
+        other = {"head", "commitment_cost", "interleaved_latents", "vqgan_config"}
         assert {key: value for key, value in found.items() if key not in other} == {
             key: value for key, value in expected.items() if key not in other
         }

@@ -255,6 +255,16 @@ class TestPublishing:
         )
         assert "README.md" in hub.files("user/trained") or stage == "classifier"
 
+    def test_the_whole_copy_of_a_sharded_model_keeps_its_provenance(
+        self, make_objective, make_trainer
+    ):
+        objective = make_objective("warmup")
+        objective.model.provenance = {"license": "mit"}
+        trainer = make_trainer(objective)
+        trainer.is_fsdp_enabled = True
+        whole = trainer.result()
+        assert whole is not objective.model and whole.provenance == {"license": "mit"}
+
     def test_arguments_say_where(self, hub, make_objective, make_trainer):
         trainer = make_trainer(
             make_objective("warmup"), hub_model_id="user/secret", hub_private_repo=True

@@ -69,12 +69,10 @@ def load_official(
     if official_config is None:
         official_config = official_format.config_from_shapes(shapes)
     model_class = official_format.model_class
-    our_config = model_class.config_class(
-        **official_format.config_fields(official_config),
-        provenance=official_format.provenance(source),
-    )
+    our_config = model_class.config_class(**official_format.config_fields(official_config))
     state_dict = official_format.to_ours(tensors, our_config, dtype)
     model = model_class.from_pretrained(None, config=our_config, state_dict=state_dict)
+    model.provenance = official_format.provenance(source)
     return OfficialCheckpoint(model.eval(), official_config)
 
 

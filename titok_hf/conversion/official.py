@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..devices import parse_dtype
 from ..hub.errors import explain_hub_errors, explain_loading_errors
+from ..hub.provenance import Provenance
 from ..modeling.loading import refuse_misfit
 from .checkpoint import find_weights, read_tensors, resolve_references
 
@@ -70,13 +71,13 @@ class OfficialFormat(ABC):
         config = find_config_dict(path, **location)
         return resolve_references(config) if self.is_official(config) else None
 
-    def provenance(self, path: str | Path) -> dict[str, Any] | None:
-        """What is known of the weights of a Hub repository, or of a file of one; None for what is
+    def provenance(self, path: str | Path) -> Provenance:
+        """What is known of the weights of a Hub repository, or of a file of one; nothing of what is
         here."""
         if Path(path).exists():
-            return None
+            return {}
         repo_id = "/".join(str(path).split("/")[:2])
-        origin: dict[str, Any] = {"base_model": [repo_id]}
+        origin: Provenance = {"base_model": [repo_id]}
         for released in yaml.safe_load((Path(__file__).parent / "released.yaml").read_text()):
             if repo_id in released["models"]:
                 origin |= {

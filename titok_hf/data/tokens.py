@@ -30,7 +30,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from ..hub.cards import GENERATED, token_dataset_text
+from ..hub.cards import GENERATED, TEMPLATES
 from ..hub.errors import explain_hub_errors
 
 RECORD = "tokenize.json"
@@ -114,19 +114,19 @@ def token_card(
     DatasetInfosDict(default=info).to_dataset_card_data(data)
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     MetadataConfigs(default={"data_files": files}).to_dataset_card_data(data)
-    text = token_dataset_text(
-        images or command["source"],
-        tokenizer,
-        command["tokenizer"]["class"],
-        tuple(result["shape"]),
-        result["codebook_size"],
-        describe_copies(command["augmentation"]) if result["copies"] > 1 else None,
-        "label" in features,
-        sum(split["unreadable"] for split in result["splits"].values()),
-        next(iter(splits)),
-        repo_id,
+    text = TEMPLATES.get_template("token_data.md").render(
+        images=images or command["source"],
+        tokenizer=tokenizer,
+        model_class=command["tokenizer"]["class"],
+        shape=tuple(result["shape"]),
+        codebook_size=result["codebook_size"],
+        copies=describe_copies(command["augmentation"]) if result["copies"] > 1 else None,
+        labelled="label" in features,
+        num_unreadable=sum(split["unreadable"] for split in result["splits"].values()),
+        split=next(iter(splits)),
+        repo_id=repo_id,
     )
-    return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+    return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
 def describe_copies(augmentation: Mapping[str, Any]) -> str:

@@ -135,7 +135,7 @@ class Evaluation:
         return ", ".join(parts)
 
     def card_results(self) -> list[dict[str, Any]]:
-        """The metrics as `results` of a provenance, see `titok_hf.hub.cards.render_card`."""
+        """The metrics as `results` of a provenance, see `titok_hf.hub.provenance`."""
         task = (
             "image-reconstruction"
             if self.task == "reconstruction"

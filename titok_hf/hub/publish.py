@@ -7,12 +7,14 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from .cards import GENERATED, Description, render_card
+from .cards import GENERATED, render_card
 from .errors import explain_hub_errors
+from .provenance import FILE_NAME, provenance_of
 
-# Weights as transformers names them. Those of an earlier push go, since loading might prefer them
-# to the new ones.
-WEIGHT_PATTERNS = (
+# What goes along with a model's `config.json`: weights as transformers names them, and where they
+# come from. Those of an earlier push go, since loading might prefer them to the new ones.
+MODEL_PATTERNS = (
+    FILE_NAME,
     "model.safetensors",
     "model-[0-9]*-of-[0-9]*.safetensors",
     "model.safetensors.index.json",
@@ -24,14 +26,6 @@ WEIGHT_PATTERNS = (
 class PublishMixin:
     """Adds `push_to_hub`, with a model card, to whatever has `save_pretrained`."""
 
-    def describe(self) -> Description:
-        """What the card says of it."""
-        raise NotImplementedError
-
-    def provenance(self) -> dict[str, Any] | None:
-        """Where it comes from and how well it does, as far as it is known; see `render_card`."""
-        return None
-
     def model_card(self, repo_id: str, revision: str | None = None) -> ModelCard:
         """The generated card.
 
@@ -39,7 +33,7 @@ class PublishMixin:
             repo_id: Repository or folder that the card's snippet loads.
             revision: Branch that it loads; the main one if not given.
         """
-        return render_card(self.describe(), self.provenance(), repo_id, revision)
+        return render_card(self, provenance_of(self), repo_id, revision)
 
     def complete_folder(self, folder: Path) -> None:
         """Adds to a saved folder what the base class does not write."""
@@ -52,7 +46,8 @@ class PublishMixin:
         names = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
         publishing = {name: kwargs.pop(name) for name in names if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
-        self.complete_folder(Path(save_directory))
+        if kwargs.get("is_main_process", True):
+            self.complete_folder(Path(save_directory))
         if push_to_hub:
             self.push_to_hub(
                 publishing.pop("repo_id", Path(save_directory).name), **publishing, **kwargs
@@ -95,7 +90,8 @@ class PublishMixin:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not create_pr:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            if not subfolder and self.replaces_card(api, repo_id, revision):
+            models = [config.parent for config in Path(folder).rglob("config.json")]
+            if not subfolder and replaces_card(api, repo_id, revision, bool(models)):
                 self.model_card(repo_id, revision).save(Path(folder) / "README.md")
             return api.upload_folder(
                 repo_id=repo_id,
@@ -105,18 +101,22 @@ class PublishMixin:
                 revision=revision,
                 create_pr=create_pr,
                 delete_patterns=[
-                    str(config.parent.relative_to(folder) / pattern)
-                    for config in Path(folder).rglob("config.json")
-                    for pattern in WEIGHT_PATTERNS
+                    str(model.relative_to(folder) / pattern)
+                    for model in models
+                    for pattern in MODEL_PATTERNS
                 ],
             )
 
-    def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
-        """Whether the repository has no card yet, or a generated one."""
-        try:
-            # by its commit: by the name of a branch, a stale card might come from the cache
-            sha = api.model_info(repo_id, revision=revision).sha
-            card = Path(api.hf_hub_download(repo_id, "README.md", revision=sha))
-        except RemoteEntryNotFoundError:
-            return True
-        return GENERATED in card.read_text(encoding="utf-8")
+
+def replaces_card(api: HfApi, repo_id: str, revision: str | None, is_model: bool) -> bool:
+    """Whether a push writes the card: if the repository has none yet, or a generated one.
+
+    A processor or scheduler goes along with a model, whose card stays even if it is generated.
+    """
+    try:
+        # by its commit: by the name of a branch, a stale card might come from the cache
+        sha = api.model_info(repo_id, revision=revision).sha
+        card = Path(api.hf_hub_download(repo_id, "README.md", revision=sha))
+    except RemoteEntryNotFoundError:
+        return True
+    return is_model and GENERATED in card.read_text(encoding="utf-8")

@@ -4,7 +4,6 @@ weights.
 Official checkpoints load as they are: `CheckedConfigMixin.official_format` says how.
 """
 
-import copy
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..hub.errors import explain_loading_errors
+from ..hub.provenance import Provenance, read_provenance, write_provenance
 from ..hub.publish import PublishMixin
 from ..version import __version__
 
@@ -99,11 +99,10 @@ class CheckedConfigMixin:
         location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
         official = cls.official_format().find_config(pretrained_model_name_or_path, **location)
         if official is not None:
-            origin = cls.official_format().provenance(pretrained_model_name_or_path)
             kwargs = {
                 name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS
             }
-            return {**cls.official_format().config_fields(official), "provenance": origin}, kwargs
+            return cls.official_format().config_fields(official), kwargs
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -149,10 +148,17 @@ class CheckedConfigMixin:
 
 
 class CheckedLoadingMixin(PublishMixin):
-    """Loads our checkpoints and official ones, refuses those that do not fit, and publishes."""
+    """Loads our checkpoints and official ones, refuses those that do not fit, and publishes.
 
-    def provenance(self) -> dict[str, Any] | None:
-        return self.config.provenance
+    `provenance` says where the weights come from and how well they do, for the model card.
+    """
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        self.provenance: Provenance = {}
+
+    def complete_folder(self, folder: Path) -> None:
+        write_provenance(self.provenance, folder)
 
     def save_pretrained(
         self,
@@ -187,6 +193,7 @@ class CheckedLoadingMixin(PublishMixin):
         """
         path, official_format = pretrained_model_name_or_path, cls.config_class.official_format()
         location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        provenance: Provenance = {}
         with refuse_unreadable(path), explain_loading_errors(path):
             if (
                 path is not None
@@ -194,10 +201,6 @@ class CheckedLoadingMixin(PublishMixin):
                 and is_official(cls.config_class, path, config, location)
             ):
                 if isinstance(config, PreTrainedConfig):
-                    config = copy.deepcopy(config)
-                    config.provenance = config.provenance or official_format.provenance(
-                        path
-                    )  # none from `AutoConfig`
                     kwargs = {
                         name: value
                         for name, value in kwargs.items()
@@ -211,7 +214,10 @@ class CheckedLoadingMixin(PublishMixin):
                 kwargs["state_dict"] = official_format.load_state_dict(
                     path, config, dtype, others, **location
                 )
+                provenance = official_format.provenance(path)
                 path = None
+            elif path is not None:
+                provenance = read_provenance(path, **location)
             if (
                 path is not None
                 and kwargs.get("use_safetensors") is None
@@ -240,6 +246,7 @@ class CheckedLoadingMixin(PublishMixin):
             sorted(info["unexpected_keys"]),
             sorted(info["mismatched_keys"]),
         )
+        model.provenance = provenance
         return (model, info) if output_loading_info else model
 
 

@@ -15,7 +15,6 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import snapshot_download
 from PIL import Image
 
-from ..hub.cards import MASKGIT_CITATION, TITOK_CITATION, Description
 from ..hub.errors import explain_hub_errors
 from ..hub.publish import PublishMixin
 from ..modeling.checks import check_id_range, check_ids
@@ -156,50 +155,6 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             guidance_schedule=guidance_schedule,
         )
         self.image_processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
-
-    def describe(self) -> Description:
-        config = self.generator.config
-        size = self.tokenizer.config.image_size
-        text = (
-            f"Generates {size}x{size} images of {config.num_labels} classes in "
-            f"{self.config.num_inference_steps} steps: a masked generator fills in "
-            f"{config.num_tokens} tokens, a tokenizer decodes them (TiTok, "
-            "[arXiv 2406.07550](https://arxiv.org/abs/2406.07550)).\n\nSampling: guidance "
-            f"`{self.config.guidance_schedule}` with scale {self.config.guidance_scale}, "
-            f"temperature {self.scheduler.config.token_temperature} of the tokens and "
-            f"{self.scheduler.config.choice_temperature} of the choice of those to keep."
-        )
-        usage = """from titok_hf import TiTokPipeline
-
-pipe = TiTokPipeline.from_pretrained("{repo_id}")
-image = pipe(0).images[0]"""
-        usage += f"  # class 0: {config.id2label[0]}"
-        citations = (TITOK_CITATION, MASKGIT_CITATION)
-        return Description(
-            "TiTok pipeline",
-            text,
-            usage,
-            "diffusers",
-            "unconditional-image-generation",
-            ("maskgit",),
-            citations,
-        )
-
-    def provenance(self) -> dict[str, Any]:
-        """Both models' together: base models, data and results of both, and what else the
-        generator's says."""
-        parts = [model.provenance() or {} for model in (self.tokenizer, self.generator)]
-        joined = {key: value for part in parts for key, value in part.items()}
-        for key in ("base_model", "datasets", "results"):
-            joined[key] = []
-            for part in parts:
-                items = part.get(key) or []
-                joined[key] += [
-                    item
-                    for item in ([items] if isinstance(items, str) else items)
-                    if item not in joined[key]
-                ]
-        return {key: value for key, value in joined.items() if value}
 
     @classmethod
     def from_pretrained(

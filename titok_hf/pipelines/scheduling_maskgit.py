@@ -11,9 +11,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
-from huggingface_hub import HfApi
 
-from ..hub.cards import MASKGIT_CITATION, Description
 from ..hub.errors import explain_loading_errors
 from ..hub.publish import PublishMixin
 from ..version import __version__
@@ -176,32 +174,6 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
                 "a newer version."
             )
         return super().extract_init_dict(config_dict, **kwargs)
-
-    def describe(self) -> Description:
-        text = (
-            "How a masked generator samples ([arXiv "
-            "2202.04200](https://arxiv.org/abs/2202.04200)): the schedule "
-            f"`{self.config.mask_schedule}`, temperature {self.config.token_temperature} of the "
-            f"tokens and {self.config.choice_temperature} of the choice of those to keep."
-        )
-        usage = """from titok_hf import MaskGitScheduler
-
-scheduler = MaskGitScheduler.from_pretrained("{repo_id}")
-scheduler.set_timesteps(8)"""
-        citations = (MASKGIT_CITATION,)
-        return Description(
-            "MaskGIT scheduler",
-            text,
-            usage,
-            "diffusers",
-            "unconditional-image-generation",
-            ("maskgit",),
-            citations,
-        )
-
-    def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
-        """A scheduler goes along with a generator, whose card stays."""
-        return not api.file_exists(repo_id, "README.md", revision=revision)
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None

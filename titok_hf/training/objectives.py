@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..hub.provenance import drop_results
 from ..modeling.checks import check_id_range, check_unit_range
 from ..modeling.maskgit import MaskGitModel, MaskGitUViTModel
 from ..modeling.maskgit_vqgan import MaskGitVQGANModel
@@ -103,12 +104,7 @@ class Objective(nn.Module):
 
     def __init__(self, model: PreTrainedModel, ema_decay: float = 0.0):
         super().__init__()
-        if provenance := getattr(
-            model.config, "provenance", None
-        ):  # trained on, it is not what was measured any more
-            model.config.provenance = {
-                key: value for key, value in provenance.items() if key != "results"
-            }
+        drop_results(model)
         self.model = model
         self.ema = None
         if ema_decay:

@@ -322,7 +322,7 @@ class RecipeRun:
                     if isinstance(result, PublishMixin):
                         names = list(self.recipe.stages)
                         names = names[: names.index(stage.name) + 1]
-                        result.config.provenance = {
+                        result.provenance = {
                             "training_data": self.data_name,
                             "recipe": {name: self.recipe.stages[name] for name in names},
                         }

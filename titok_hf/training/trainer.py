@@ -34,6 +34,7 @@ from transformers.trainer_utils import HubStrategy
 from ..data.collator import ImageCollator
 from ..data.loader import TrainingLoader
 from ..data.rows import IndexedRows, ShardedRows
+from ..hub.provenance import inherit_provenance
 from .checkpoints import WholeCheckpoints
 from .health import Finiteness, HealthWarnings
 from .objectives import Objective, ReconstructionObjective
@@ -465,6 +466,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         if not self.is_world_process_zero():
             return None
         whole = type(network)(network.config).eval()
+        inherit_provenance(whole, network)
         whole.load_state_dict(state_dict)
         return whole
 

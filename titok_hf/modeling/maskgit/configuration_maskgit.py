@@ -27,8 +27,6 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
         unmasked_weight: Weight in the loss of the tokens that were not masked; masked ones have 1.
         initializer_range: Standard deviation of the weights at the start; narrow models want more
             than the default.
-        provenance: Where the weights come from and how well they do, for the model card; see
-            `titok_hf.hub.cards.render_card`.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
@@ -49,7 +47,6 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
     label_smoothing: float | int = 0.1
     unmasked_weight: float | int = 0.1
     initializer_range: float = 0.02
-    provenance: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is None:

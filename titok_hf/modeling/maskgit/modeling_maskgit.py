@@ -9,7 +9,6 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from ...hub.cards import MASKGIT_CITATION, TITOK_CITATION, Description
 from ..checks import check_ids
 from ..loading import CheckedLoadingMixin
 from ..transformer import TransformerBlock
@@ -73,33 +72,6 @@ class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     _no_split_modules = ["TransformerBlock", "BertLayer"]
     _supports_sdpa = True
     _supports_attention_backend = True
-
-    def describe(self) -> Description:
-        config, name = self.config, type(self).__name__
-        text = (
-            "A masked generator ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)) of images "
-            "as "
-            f"{config.num_tokens} TiTok tokens of {config.codebook_size} codes, given one of "
-            f"{config.num_labels} "
-            "classes. With the tokenizer of these codes it makes a `TiTokPipeline`."
-        )
-        usage = f"""import torch
-
-from titok_hf import {name}
-
-generator = {name}.from_pretrained("{{repo_id}}").eval()
-codes = torch.full((1, {config.num_tokens}), generator.config.mask_token_id)  # all masked
-logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, {config.codebook_size})"""
-        citations = (TITOK_CITATION, MASKGIT_CITATION)
-        return Description(
-            "Masked generator",
-            text,
-            usage,
-            "transformers",
-            "unconditional-image-generation",
-            ("maskgit",),
-            citations,
-        )
 
     def backbone(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids `(B, 1 + N)` to hidden states `(B, 1 + N, W)`."""

@@ -26,8 +26,6 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
         shortcut_of_output: Compatibility with the official weights: where a residual block changes
             the number of channels, its shortcut is computed from the block's own output instead of
             its input.
-        provenance: Where the weights come from and how well they do, for the model card; see
-            `titok_hf.hub.cards.render_card`.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
@@ -46,7 +44,6 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
     codebook_size: int = 1024
     commitment_cost: float | int = 0.25
     shortcut_of_output: bool = False
-    provenance: dict | None = None
 
     @property
     def patch_size(self) -> int:

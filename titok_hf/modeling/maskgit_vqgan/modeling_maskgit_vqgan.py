@@ -6,7 +6,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from ...hub.cards import MASKGIT_CITATION, Description
 from ..checks import check_id_range, check_ids, check_pixel_values
 from ..loading import CheckedLoadingMixin
 from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
@@ -135,28 +134,6 @@ class MaskGitVQGANModel(CheckedLoadingMixin, PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, VectorQuantizer):
             module.init_weights()
-
-    def describe(self) -> Description:
-        config = self.config
-        text = (
-            "A VQGAN ([arXiv 2202.04200](https://arxiv.org/abs/2202.04200)): "
-            f"{config.image_size}x{config.image_size} images to a raster of {config.num_tokens} "
-            f"tokens of {config.codebook_size} codes, and back. Its codes "
-            "are what TiTok's tokenizers learn to predict first."
-        )
-        usage = f"""from PIL import Image
-
-from titok_hf import MaskGitVQGANModel, TiTokImageProcessor
-
-vqgan = MaskGitVQGANModel.from_pretrained("{{repo_id}}").eval()
-processor = TiTokImageProcessor.from_image_size(vqgan.config.image_size)
-pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"]
-codes = vqgan.encode(pixel_values).codes  # (1, {config.num_tokens})
-image = processor.postprocess(vqgan.decode_codes(codes).reconstruction)[0]"""
-        citations = (MASKGIT_CITATION,)
-        return Description(
-            "MaskGIT-VQGAN", text, usage, "transformers", "image-feature-extraction", (), citations
-        )
 
     def encode(self, pixel_values: torch.Tensor) -> TokenizerEncoderOutput:
         """Encodes float images `(B, 3, H, W)` in [0, 1].

@@ -48,8 +48,6 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
             `latent_dim` channels.
         initializer_range: Standard deviation of the weights at the start; narrow models want more
             than the default.
-        provenance: Where the weights come from and how well they do, for the model card; see
-            `titok_hf.hub.cards.render_card`.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
@@ -83,7 +81,6 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
     vqgan_config: MaskGitVQGANConfig | dict | None = None
     interleaved_latents: bool = False
     initializer_range: float = 0.02
-    provenance: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head != "pixels" and self.vqgan_config is None:

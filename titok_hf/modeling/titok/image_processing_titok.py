@@ -5,13 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from ...hub.cards import Description
 from ...hub.errors import explain_loading_errors
 from ...hub.publish import PublishMixin
 from ..loading import LOCATION_ARGUMENTS
@@ -35,27 +33,6 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
     do_center_crop = True
     do_rescale = True
     do_normalize = False
-
-    def describe(self) -> Description:
-        size = self.size["shortest_edge"]
-        usage = """from PIL import Image
-
-from titok_hf import TiTokImageProcessor
-
-processor = TiTokImageProcessor.from_pretrained("{repo_id}")
-pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"]
-image = processor.postprocess(pixel_values)[0]"""
-        text = (
-            f"TiTok's image processor: images to float tensors in [0, 1], {size} pixels on the shorter "
-            "side, and back."
-        )
-        return Description(
-            "TiTok image processor", text, usage, "transformers", "image-feature-extraction"
-        )
-
-    def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
-        """A processor goes along with a tokenizer, whose card stays."""
-        return not api.file_exists(repo_id, "README.md", revision=revision)
 
     @classmethod
     def get_image_processor_dict(

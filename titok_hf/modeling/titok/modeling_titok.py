@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from ...hub.cards import Description
+from ...hub.provenance import inherit_provenance
 from ..checks import check_id_range, check_ids, check_pixel_values
 from ..loading import CheckedLoadingMixin
 from ..maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANDecoder, MaskGitVQGANModel
@@ -198,45 +198,6 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
             for parameter in module.parameters(recurse=False):
                 init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
-    def describe(self) -> Description:
-        config = self.config
-        pixels, tokens = f"{config.image_size}x{config.image_size}", config.num_latent_tokens
-        order = "row" if config.representation == "latent_tokens" else "grid"
-        if config.quantizer == "vq":
-            text = (
-                "A TiTok tokenizer ([arXiv 2406.07550](https://arxiv.org/abs/2406.07550)): "
-                f"{pixels} images to {tokens} tokens of {config.codebook_size} codes in a {order}, "
-                "and back."
-            )
-            encode = f"codes = tokenizer.encode(pixel_values).codes  # (1, {tokens})"
-            decode = "decoded = tokenizer.decode_codes(codes)"
-        else:
-            text = (
-                "A TiTok tokenizer ([arXiv 2406.07550](https://arxiv.org/abs/2406.07550)): "
-                f"{pixels} images to {tokens} continuous tokens of {config.latent_dim} channels in "
-                f"a {order}, and back."
-            )
-            encode = f"latents = tokenizer.encode(pixel_values).latents  # (1, {tokens}, {config.latent_dim})"
-            decode = "decoded = tokenizer.decode(latents)"
-        if config.head == "proxy_codes":
-            text += " It has not been fine-tuned to pixels: it decodes to logits of the codes of a 2D VQGAN."
-            show = "logits = decoded.proxy_logits"
-        else:
-            show = "image = processor.postprocess(decoded.reconstruction)[0]"
-        usage = f"""from PIL import Image
-
-from titok_hf import TiTokImageProcessor, TiTokModel
-
-tokenizer = TiTokModel.from_pretrained("{{repo_id}}").eval()
-processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
-pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"]
-{encode}
-{decode}
-{show}"""
-        return Description(
-            "TiTok tokenizer", text, usage, "transformers", "image-feature-extraction"
-        )
-
     def with_pixel_decoder(self, vqgan: MaskGitVQGANModel) -> "TiTokModel":
         """The tokenizer at the start of decoder fine-tuning: these weights, and the VQGAN's
         codebook and decoder.
@@ -255,13 +216,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
                 f'A tokenizer with `head="proxy_codes"` is expected, got {self.config.head!r}.'
             )
         expected, got = self.config.vqgan_config.to_diff_dict(), vqgan.config.to_diff_dict()
-        for key in (
-            "architectures",
-            "dtype",
-            "provenance",
-            "titok_hf_version",
-            "transformers_version",
-        ):
+        for key in ("architectures", "dtype", "titok_hf_version", "transformers_version"):
             expected.pop(key, None)
             got.pop(key, None)
         if expected != got:
@@ -271,6 +226,7 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
         config = copy.deepcopy(self.config)
         config.head = "vqgan_decoder"
         model = TiTokModel(config).to(self.dtype)
+        inherit_provenance(model, self)
         model.load_state_dict(
             self.state_dict()
             | {"pixel_codebook.weight": vqgan.quantizer.codebook.weight}

@@ -46,8 +46,6 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
             else only reconstruction goes through it.
         logit_bias: Whether the logits have a learned bias, as in SigLIP.
         initializer_range: Standard deviation of the weights at the start.
-        provenance: Where the weights come from and how well they do, for the model card; see
-            `titok_hf.hub.cards.render_card`.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
@@ -91,7 +89,6 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
     bottleneck_everywhere: bool = False
     logit_bias: bool = False
     initializer_range: float = 0.02
-    provenance: dict | None = None
 
     @property
     def text_config(self) -> CLIPTextConfig:

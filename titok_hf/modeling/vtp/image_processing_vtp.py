@@ -9,7 +9,6 @@ from transformers import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from ...hub.cards import VTP_CITATION, Description
 from ..titok.image_processing_titok import TiTokImageProcessor
 from .configuration_vtp import VTPConfig
 
@@ -94,27 +93,6 @@ class VTPImageProcessor(TiTokImageProcessor):
         mean = torch.tensor(self.image_mean, device=pixel_values.device)[:, None, None]
         std = torch.tensor(self.image_std, device=pixel_values.device)[:, None, None]
         return super().postprocess(pixel_values.float() * std + mean, output_type)
-
-    def describe(self) -> Description:
-        usage = """from PIL import Image
-
-from titok_hf import VTPImageProcessor
-
-processor = VTPImageProcessor.from_pretrained("{repo_id}")
-pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"]
-image = processor.postprocess(pixel_values)[0]"""
-        size = f"{self.size['height']}x{self.size['width']}"
-        text = f"VTP's image processor: images to normalized tensors of {size} pixels, and back."
-        citations = (VTP_CITATION,)
-        return Description(
-            "VTP image processor",
-            text,
-            usage,
-            "transformers",
-            "image-feature-extraction",
-            (),
-            citations,
-        )
 
 
 __all__ = ["VTPImageProcessor"]

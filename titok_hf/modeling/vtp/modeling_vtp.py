@@ -12,7 +12,6 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from ...hub.cards import VTP_CITATION, Description
 from ..checks import check_ids, check_pixel_values
 from ..loading import CheckedLoadingMixin
 from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
@@ -258,29 +257,6 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     _no_split_modules = ["VTPBlock", "CLIPEncoderLayer"]
     _supports_sdpa = True
     _supports_attention_backend = True
-
-    def describe(self) -> Description:
-        config, name = self.config, type(self).__name__
-        text = (
-            "A VTP ([arXiv 2512.13687](https://arxiv.org/abs/2512.13687)): a visual tokenizer that "
-            "was pre-trained with contrastive, self-supervised and reconstruction losses together; "
-            f"{config.patch_size}x{config.patch_size} pixels become a latent of "
-            f"{config.latent_dim} channels."
-        )
-        usage = f"""from PIL import Image
-
-from titok_hf import VTPImageProcessor, {name}
-
-model = {name}.from_pretrained("{{repo_id}}").eval()
-processor = VTPImageProcessor.from_image_size(model.config.image_size)
-pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_values"]
-latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)"""
-        if hasattr(self, "pixel_decoder"):
-            usage += "\nimage = processor.postprocess(model.decode(latents).reconstruction)[0]"
-        citations = (VTP_CITATION,)
-        return Description(
-            "VTP", text, usage, "transformers", "image-feature-extraction", ("vtp",), citations
-        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-from ...hub.cards import VTP_CITATION, Description
 from ...hub.publish import PublishMixin
 from ..loading import LOCATION_ARGUMENTS
 from .configuration_vtp import VTPConfig
@@ -69,23 +67,6 @@ class VTPProcessor(PublishMixin, ProcessorMixin):
         for name in ("revision", "subfolder"):
             location.pop(name, None)
         return cls(image_processor, clip_tokenizer(config, **location))
-
-    def describe(self) -> Description:
-        usage = """from PIL import Image
-
-from titok_hf import VTPProcessor
-
-processor = VTPProcessor.from_pretrained("{repo_id}")
-inputs = processor(images=Image.open("image.png"), text=["a photo of a cat"], return_tensors="pt")"""
-        text = "VTP's processor: images to normalized tensors, texts to CLIP's byte pairs."
-        citations = (VTP_CITATION,)
-        return Description(
-            "VTP processor", text, usage, "transformers", "image-feature-extraction", (), citations
-        )
-
-    def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
-        """A processor goes along with a model, whose card stays."""
-        return not api.file_exists(repo_id, "README.md", revision=revision)
 
 
 def clip_tokenizer(config: VTPConfig, **location: Any) -> CLIPTokenizer:
