@@ -15,7 +15,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.grids import generation_grid, reconstruction_grid
-from ..data.rows import IndexedRows, ShardedRows
+from ..data.samples import Samples
 from ..pipelines import TiTokPipeline
 from .objectives import MaskedTokenObjective, ReconstructionObjective, WarmupObjective
 from .trainer import TiTokTrainer
@@ -96,7 +96,7 @@ class Previews(TrainerCallback):
                 )
 
 
-def first_images(rows: IndexedRows | ShardedRows, count: int = 24) -> list[Image.Image]:
+def first_images(rows: Samples, count: int = 24) -> list[Image.Image]:
     """The first images of a data set that can be read."""
     images: list[Image.Image] = []
     for row in rows.read(0, len(rows)):

@@ -33,7 +33,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..data.collator import ImageCollator
 from ..data.loader import TrainingLoader
-from ..data.rows import IndexedRows, ShardedRows
+from ..data.samples import IndexedSamples, Samples
 from .checkpoints import WholeCheckpoints
 from .health import Finiteness, HealthWarnings
 from .objectives import Objective, ReconstructionObjective
@@ -170,7 +170,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         args: `TiTokTrainingArguments`.
         data_collator: Makes batches, with its random changes of the images; they are the arguments
             of the objective's `forward`.
-        train_dataset: A data set with the collator's columns, or rows of `titok_hf.data.open_rows`;
+        train_dataset: A data set with the collator's columns, or a split of `titok_hf.data.open_images`;
             not needed to evaluate.
         kwargs: Those of `transformers.Trainer`. `compute_metrics` measures reconstructions, see
             `titok_hf.evaluation.ReconstructionMetrics`.
@@ -187,7 +187,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
         model: Objective,
         args: TiTokTrainingArguments,
         data_collator: ImageCollator,
-        train_dataset: Dataset | IndexedRows | ShardedRows | None = None,
+        train_dataset: Dataset | Samples | None = None,
         **kwargs: Any,
     ):
         if kwargs.get("compute_metrics") is not None and not isinstance(
@@ -200,7 +200,7 @@ class TiTokTrainer(WholeCheckpoints, Trainer):
             )
         self.rows = train_dataset
         if isinstance(train_dataset, Dataset):
-            self.rows = IndexedRows(
+            self.rows = IndexedSamples(
                 train_dataset, data_collator.image_column, data_collator.label_column
             )
         self.global_batch_size = (
