@@ -31,9 +31,9 @@ from torch.utils.data import DataLoader, Dataset
 from titok_hf import TiTokImageProcessor
 from titok_hf.data.collator import ImageCollator
 from titok_hf.data.decoding import decode_image
-from titok_hf.data.loader import BatchStream, DecodedRow, TrainingLoader
-from titok_hf.data.order import permutation
-from titok_hf.data.rows import open_rows
+from titok_hf.data.loader import BatchStream, DecodedSample, TrainingLoader
+from titok_hf.data.opening import open_images
+from titok_hf.data.shuffling import permutation
 
 BATCH_SIZE = 32
 
@@ -87,8 +87,8 @@ def compare(
     processor = TiTokImageProcessor.from_image_size(256)
     collate = ImageCollator(processor).collate
     plain = PlainImages(folder / "files", processor)
-    indexed = open_rows(str(folder / "files"), label_column=None)
-    sharded = open_rows(str(folder / "tars" / "*.tar"), label_column=None)
+    indexed = open_images(str(folder / "files"), label_column=None)["train"]
+    sharded = open_images(str(folder / "tars" / "*.tar"), label_column=None)["train"]
     for num_workers in workers:
         loaders: dict[str, Callable[[], Iterable]] = {
             "plain": lambda k=num_workers: DataLoader(
@@ -118,7 +118,7 @@ def compare(
 
 def parts(folder: Path, name: str, image_size: int, num_rounds: int) -> None:
     """Prints the time of the parts of a batch."""
-    rows = open_rows(str(folder / "files"), label_column=None)
+    rows = open_images(str(folder / "files"), label_column=None)["train"]
     collate = ImageCollator(TiTokImageProcessor.from_image_size(image_size)).collate
     stream = BatchStream(TrainingLoader(rows, collate, BATCH_SIZE, num_draws=256))
     seconds: dict[str, list[float]] = {"read": [], "decode": [], "draws": [], "process": []}
@@ -126,7 +126,7 @@ def parts(folder: Path, name: str, image_size: int, num_rounds: int) -> None:
         marks = [time.perf_counter()]
         read = [rows[int(index)] for index in permutation(len(rows), 0, 0)[:BATCH_SIZE]]
         marks.append(time.perf_counter())
-        decoded = [DecodedRow(row, decode_image(row.image)) for row in read]
+        decoded = [DecodedSample(row, decode_image(row.image)) for row in read]
         marks.append(time.perf_counter())
         samples = [stream.sample(0, row.row.index, row) for row in decoded]
         marks.append(time.perf_counter())

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from titok_hf import TiTokImageProcessor, TiTokModel
-from titok_hf.data import ImageCollator, load_image_dataset
+from titok_hf.data import ImageCollator, open_images
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
@@ -25,7 +25,7 @@ def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
 @torch.no_grad()
 def main(folder: Path) -> None:
     processor = TiTokImageProcessor.from_pretrained(folder)
-    pixel_values = ImageCollator(processor)(list(load_image_dataset("digits")["test"]))[
+    pixel_values = ImageCollator(processor)(list(open_images("digits").dataset("test")))[
         "pixel_values"
     ]
     reference = TiTokModel.from_pretrained(folder, dtype=torch.float32).eval()

@@ -157,7 +157,7 @@ def test_what_breaks_the_rule_is_named(file, source, subject):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("training/run.py", "from ..data import open_rows\nfrom .trainer import TiTokTrainer"),
+        ("training/run.py", "from ..data import open_images\nfrom .trainer import TiTokTrainer"),
         ("training/stages/vq.py", "from ..recipe import Recipe\nfrom ...modeling.titok import x"),
         ("cli/main.py", "def f():\n    from .. import conversion"),
         ("hub/cards.py", "from ..version import __version__\nfrom titok_hf import __version__"),

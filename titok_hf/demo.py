@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import DatasetDict
 from transformers import TrainerCallback
 
-from .data.digits import load_digits_dataset
+from .data.opening import open_images
 from .evaluation.digits import nearest_neighbors
 from .evaluation.extractors import Judges
 from .evaluation.generation import measure_generation
@@ -61,7 +62,8 @@ def run_demo(
         ValueError: If the folder holds a run of another recipe or seed.
     """
     output_dir = Path(output_dir)
-    dataset = load_digits_dataset()
+    digits = open_images("digits")
+    dataset = DatasetDict({split: digits.dataset(split) for split in digits})
     run = RecipeRun(
         Recipe.load("digits", overrides),
         dataset,

@@ -126,7 +126,7 @@ def write_shards(folder, sizes, split="train"):
     return pictures
 
 
-class WorkerRows(IterableDataset):
+class WorkerSamples(IterableDataset):
     """Each worker reads all rows."""
 
     def __init__(self, rows):

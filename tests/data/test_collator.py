@@ -6,7 +6,7 @@ from PIL import Image
 from titok_hf import TiTokImageProcessor
 from titok_hf.data import Augmentation, ImageCollator
 from titok_hf.data.loader import Sample
-from titok_hf.data.rows import Row
+from titok_hf.data.samples import StoredSample
 
 SIZE = 32
 
@@ -28,7 +28,7 @@ def make_samples(images=None, labels=(3, 1, 7), codes=None, num_draws=0):
     for index, label in enumerate(labels):
         rng = np.random.default_rng((0, 2, index))
         draws = rng.random(num_draws, np.float32)
-        row = Row(index, str(index), None, label, None if codes is None else codes[index])
+        row = StoredSample(index, str(index), None, label, None if codes is None else codes[index])
         samples.append(Sample(2, row, None if images is None else images[index], draws, rng))
     return samples
 

@@ -17,7 +17,8 @@ from torch.utils.data._utils import worker
 from titok_hf import TiTokImageProcessor
 from titok_hf.data import Augmentation, ImageCollator
 from titok_hf.data.loader import BatchStream, TrainingLoader
-from titok_hf.data.rows import IndexedRows, ShardedRows, open_rows
+from titok_hf.data.opening import open_images
+from titok_hf.data.samples import IndexedSamples, StreamedSamples
 
 SIZES = (5, 1, 9, 2, 6)  # samples of the shards
 N = sum(SIZES)
@@ -38,7 +39,7 @@ def make_indexed(numbers=range(N)):
         "image": [{"bytes": encode(number)} for number in numbers],
         "label": [i % 4 for i in range(len(numbers))],
     }
-    return IndexedRows(
+    return IndexedSamples(
         Dataset.from_dict(rows, Features({"image": Image(), "label": Value("int64")}))
     )
 
@@ -56,7 +57,7 @@ def make_sharded(folder, numbers=range(N), sizes=SIZES):
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
         start += size
-    rows = open_rows(str(folder / "*.tar"))
+    rows = open_images(str(folder / "*.tar"))["train"]
     assert rows.sizes == list(sizes)
     return rows
 
@@ -148,7 +149,7 @@ def test_every_sample_of_a_stream_from_the_hub_comes_once_an_epoch(hub, world_si
     Dataset.from_dict({"image": images, "label": [0] * N}, features).push_to_hub(
         "user/set", num_shards=3
     )
-    rows = open_rows("user/set", streaming=True)
+    rows = open_images("user/set", streaming=True)["train"]
     assert rows.sizes == [8, 8, 7]
     test_every_sample_comes_once_an_epoch(rows, world_size, num_workers)
 
@@ -337,7 +338,9 @@ NUMBERS = [-1 if i in UNREADABLE else i for i in range(N)]
 def damaged(rows, tmp_path):
     """The same rows, but four of them are no images."""
     return (
-        make_sharded(tmp_path, NUMBERS) if isinstance(rows, ShardedRows) else make_indexed(NUMBERS)
+        make_sharded(tmp_path, NUMBERS)
+        if isinstance(rows, StreamedSamples)
+        else make_indexed(NUMBERS)
     )
 
 
@@ -357,7 +360,7 @@ def test_an_unreadable_images_place_is_taken_by_the_next(rows, damaged, num_work
         for place, (index, planned) in enumerate(
             zip(batch["index"].tolist(), healthy["index"].tolist(), strict=True)
         ):
-            if isinstance(rows, ShardedRows):
+            if isinstance(rows, StreamedSamples):
                 position = number // len(order) * 3 + place
                 following = order[number % len(order)][position:]
             else:
@@ -367,7 +370,7 @@ def test_an_unreadable_images_place_is_taken_by_the_next(rows, damaged, num_work
                 assert torch.equal(batch["pixel_values"][place], healthy["pixel_values"][place])
             assert batch["class_labels"][place] == index % 4
     assert len(loader.unreadable) == 4
-    if isinstance(rows, ShardedRows):  # of 5, 1, 9, 2 and 6 samples
+    if isinstance(rows, StreamedSamples):  # of 5, 1, 9, 2 and 6 samples
         names = {
             f"{damaged.names[shard]}: {i:04}"
             for shard, i in zip((0, 2, 2, 4), UNREADABLE, strict=True)
@@ -382,7 +385,7 @@ def test_a_damaged_shard_is_listed(tmp_path):
     make_sharded(tmp_path)
     path = tmp_path / "train-002.tar"
     path.write_bytes(path.read_bytes()[:-5000])
-    rows = open_rows(str(tmp_path / "*.tar"))
+    rows = open_images(str(tmp_path / "*.tar"))["train"]
     loader = make_loader(rows)
     assert loader.unreadable == {str(path): rows.damaged[str(path)]}
     assert {index for _, index in seen(take(loader, 20))} == set(range(sum(rows.sizes)))
@@ -392,7 +395,7 @@ def test_the_same_key_in_two_shards_counts_twice(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         make_sharded(tmp_path / name, [-1, 1, 2], (3,))
-    loader = make_loader(open_rows(str(tmp_path / "{a,b}" / "*.tar")))
+    loader = make_loader(open_images(str(tmp_path / "{a,b}" / "*.tar"))["train"])
     take(loader, 4)
     assert loader.unreadable.keys() == {
         f"{tmp_path}/{name}/train-000.tar: 0000" for name in ("a", "b")
@@ -433,7 +436,7 @@ def test_only_what_was_in_the_batches_so_far_is_told(damaged):
 def test_a_data_set_of_no_images_at_all_is_an_error(tmp_path, rows):
     nothing = (
         make_sharded(tmp_path, [-1] * N)
-        if isinstance(rows, ShardedRows)
+        if isinstance(rows, StreamedSamples)
         else make_indexed([-1] * N)
     )
     with pytest.raises(ValueError, match=f"None of {N} images in turn could be read.*The first is"):
@@ -457,7 +460,7 @@ def test_a_share_of_no_images_is_filled_with_those_of_the_next_epoch(tmp_path):
 
 def test_tokens_take_the_place_of_images():
     codes = np.random.default_rng(0).integers(0, 50, (11, 10, 6)).astype(np.uint16)
-    tokens = IndexedRows(Dataset.from_dict({"codes": codes.tolist(), "label": list(range(11))}))
+    tokens = IndexedSamples(Dataset.from_dict({"codes": codes.tolist(), "label": list(range(11))}))
     collator = NumberedCollator(
         COLLATOR.processor, label_column="label", augmentation=Augmentation("ten")
     )

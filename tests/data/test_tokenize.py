@@ -23,7 +23,7 @@ from tqdm.std import TqdmDefaultWriteLock
 
 import titok_hf
 from titok_hf import TiTokImageProcessor, TiTokModel, VTPForImageReconstruction, VTPImageProcessor
-from titok_hf.data import Augmentation, open_rows, tokenize_to_folder
+from titok_hf.data import Augmentation, open_images, tokenize_to_folder
 from titok_hf.data.tokenize import default_workers
 
 from .distributed_tokenize import MODES, SOURCES
@@ -102,7 +102,7 @@ class TestContent:
             assert rows["codes"] == codes_of(titok, [pictures[split][key] for key in expected])
         assert len({tuple(codes) for codes in tokens["train"]["codes"]}) > 4
 
-        opened = open_rows(str(folder), "test")
+        opened = open_images(str(folder))["test"]
         assert opened.holds_codes and opened.class_names == ["cat", "dog"]
         assert [row.codes.tolist() for row in opened.read(0, 3)] == tokens["test"]["codes"][:]
         assert [row.label for row in opened.read(0, 3)] == tokens["test"]["label"][:]

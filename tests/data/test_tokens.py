@@ -16,7 +16,7 @@ from titok_hf.data import (
     Augmentation,
     ImageCollator,
     TrainingLoader,
-    open_rows,
+    open_images,
     push_tokens_to_hub,
     tokenize_to_folder,
 )
@@ -84,7 +84,7 @@ def test_tokens_come_back(hub, tokens):
     assert (
         load_dataset("user/tokens")["train"].features == load_dataset(str(tokens))["train"].features
     )
-    opened = open_rows("user/tokens", "test")
+    opened = open_images("user/tokens")["test"]
     assert opened.class_names == DIGIT_NAMES
     assert [row.codes.tolist() for row in opened.read(0, 5)] == rows(tokens)["test"]["codes"]
 
@@ -291,7 +291,9 @@ def test_training_sees_in_tokens_what_it_sees_in_images(titok, tmp_path, kind, a
     images, tokens = (
         iter(
             TrainingLoader(
-                open_rows(str(folder), streaming=kind == "shards"), collator.collate, **arguments
+                open_images(str(folder), streaming=kind == "shards")["train"],
+                collator.collate,
+                **arguments,
             )
         )
         for folder in (source, tmp_path / "tokens")

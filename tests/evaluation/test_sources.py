@@ -1,6 +1,7 @@
 """Images of evaluations, held against plain Pillow, numpy and hashlib."""
 
 import hashlib
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, StableDiffusio
 from diffusers.utils import BaseOutput
 from PIL import Image as PILImage
 
+from titok_hf.data import open_images
 from titok_hf.data.digits import load_digits_pixels
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.protocol import Protocol
@@ -380,6 +382,31 @@ class TestOpenSource:
             pixels_of(center_crop(picture(40 + i, 36), 32, RESAMPLING.BICUBIC)) for i in range(4)
         ]
         assert np.array_equal(collected(source, 3)[2], np.stack(expected))
+
+    def test_a_folder_of_classes_is_measured_whole_or_on_the_fifth_that_training_holds_out(
+        self, tmp_path
+    ):
+        for i in range(20):
+            (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+            picture(40 + i, 36).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+        whole, held_out = (
+            open_source(str(tmp_path), protocol(), split) for split in (None, "test")
+        )
+        assert (whole.num_images, whole.describe()["split"]) == (20, "train")
+        assert (held_out.num_images, held_out.describe()["split"]) == (4, "test")
+        sizes = [image.size for image in open_images(str(tmp_path)).dataset("test")["image"]]
+        assert [held_out.open(index).size for index in range(4)] == sizes
+
+    def test_what_cannot_be_read_in_any_order_is_refused(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            picture(40, 36).save(tmp_path / "0.png")
+            archive.add(tmp_path / "0.png", "0.png")
+        with pytest.raises(ValueError, match=r"a\.tar' holds shards"):
+            open_source(str(tmp_path / "a.tar"), protocol())
+        (tmp_path / "tokens").mkdir()
+        Dataset.from_dict({"codes": [[1, 2]]}).to_parquet(tmp_path / "tokens" / "a.parquet")
+        with pytest.raises(ValueError, match="tokens' holds tokens"):
+            open_source(str(tmp_path / "tokens"), protocol())
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ConvNextForImageClassification, TrainerCallback
 
 from titok_hf import MaskGitVQGANModel, TiTokImageProcessor, TiTokModel, TiTokPipeline
-from titok_hf.data import ImageCollator, IndexedRows
+from titok_hf.data import ImageCollator, IndexedSamples
 from titok_hf.data.digits import DIGIT_NAMES
 from titok_hf.training import Recipe, RecipeRun
 
@@ -553,12 +553,12 @@ def tokens(finished, dataset):
 
 class TestRows:
     def test_rows_of_images_are_what_a_data_set_is(self, finished, dataset, tmp_path):
-        RecipeRun(some_stages("vqgan"), IndexedRows(dataset["train"]), tmp_path / "run").train()
+        RecipeRun(some_stages("vqgan"), IndexedSamples(dataset["train"]), tmp_path / "run").train()
         assert_same_weights(tmp_path / "run" / "vqgan", finished[0] / "vqgan")
 
     def test_codes_train_the_same_generator_as_images(self, finished, dataset, tokens, tmp_path):
         recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
-        RecipeRun(recipe, IndexedRows(tokens), tmp_path / "run").train()
+        RecipeRun(recipe, IndexedSamples(tokens), tmp_path / "run").train()
         assert_same_weights(tmp_path / "run" / "pipeline", finished[0] / "pipeline")
 
     @pytest.mark.parametrize("codes", [[0, 1, 2], [0, 1, 2, 16]], ids=["fewer", "others"])
@@ -569,11 +569,11 @@ class TestRows:
         with pytest.raises(
             ValueError, match="the tokenizer 4 tokens of 16 codes: tokenize the images with it"
         ):
-            RecipeRun(recipe, IndexedRows(others), tmp_path / "run").train()
+            RecipeRun(recipe, IndexedSamples(others), tmp_path / "run").train()
 
     def test_codes_train_nothing_else(self, tokens, tmp_path):
         recipe_run = RecipeRun(
-            some_stages("vqgan", "warmup"), IndexedRows(tokens), tmp_path / "run"
+            some_stages("vqgan", "warmup"), IndexedSamples(tokens), tmp_path / "run"
         )
         with pytest.raises(
             ValueError, match=r"holds codes, .* and the recipe also trains vqgan, warmup"
@@ -582,7 +582,7 @@ class TestRows:
 
     def test_a_generator_needs_labels(self, finished, dataset, tmp_path):
         recipe = with_results(finished[0], "decoder_finetuning", trained=["generator"])
-        rows = IndexedRows(dataset["train"].remove_columns("label"), label_column=None)
+        rows = IndexedSamples(dataset["train"].remove_columns("label"), label_column=None)
         with pytest.raises(ValueError, match="The stage generator trains on class labels"):
             RecipeRun(recipe, rows, tmp_path / "run").train()
 

@@ -19,7 +19,7 @@ from titok_hf import (
     TiTokModel,
     VTPImageProcessor,
 )
-from titok_hf.data import ImageCollator, TrainingLoader, open_rows
+from titok_hf.data import ImageCollator, TrainingLoader, open_images
 from titok_hf.training import TiTokTrainingArguments
 
 
@@ -164,7 +164,7 @@ class TestUnreadable:
                     shard.addfile(member, file)
         size = (tmp_path / "1.tar").stat().st_size
         os.truncate(tmp_path / "1.tar", size // 2)
-        rows = open_rows(str(tmp_path / "{0..1}.tar"), label_column=None)
+        rows = open_images(str(tmp_path / "{0..1}.tar"), label_column=None)["train"]
         trainer = make_trainer(
             make_objective("vqgan"), train_dataset=rows, max_steps=2, max_unreadable=0.1
         )

@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .decoding import UnreadableImageError, decode_image
-from .order import buffered_order, permutation
-from .rows import IndexedRows, Row, ShardedRows
+from .samples import Samples, StoredSample, StreamedSamples
+from .shuffling import buffered_order, permutation
 
 
 @dataclass
@@ -32,22 +32,22 @@ class Sample:
     """
 
     epoch: int
-    row: Row
+    row: StoredSample
     image: Image.Image | None
     draws: np.ndarray
     rng: np.random.Generator
 
 
 @dataclass
-class DecodedRow:
+class DecodedSample:
     """A row and its image, or what is wrong with it."""
 
-    row: Row
+    row: StoredSample
     image: Image.Image | None = None
     error: str | None = None
 
     @classmethod
-    def from_row(cls, row: Row) -> "DecodedRow":
+    def from_row(cls, row: StoredSample) -> "DecodedSample":
         if row.codes is not None:
             return cls(row)
         try:
@@ -99,7 +99,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        rows: IndexedRows | ShardedRows,
+        rows: Samples,
         collate: Callable[[list[Sample]], dict[str, torch.Tensor]],
         batch_size: int,
         seed: int = 0,
@@ -115,7 +115,7 @@ class TrainingLoader:
         if not len(rows):
             raise ValueError("The data set is empty: there is nothing to train on.")
         readers = world_size * max(1, num_workers)
-        if isinstance(rows, ShardedRows) and len(rows) < readers:
+        if isinstance(rows, StreamedSamples) and len(rows) < readers:
             raise ValueError(
                 f"{len(rows)} samples in shards cannot be shared by {readers} readers "
                 f"({world_size} processes with {max(1, num_workers)} each): use fewer workers "
@@ -138,7 +138,7 @@ class TrainingLoader:
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
-        self.unreadable = dict(rows.damaged) if isinstance(rows, ShardedRows) else {}
+        self.unreadable = dict(rows.damaged) if isinstance(rows, StreamedSamples) else {}
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         batches = DataLoader(
@@ -174,7 +174,7 @@ class BatchStream(IterableDataset):
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batch = self.loader.start_batch + number
-        sharded = isinstance(self.loader.rows, ShardedRows)
+        sharded = isinstance(self.loader.rows, StreamedSamples)
         samples = (
             self.sharded_samples(batch, num_workers)
             if sharded
@@ -195,7 +195,7 @@ class BatchStream(IterableDataset):
 
     def indexed_samples(
         self, first_batch: int, num_workers: int
-    ) -> Iterator[tuple[DecodedRow, Sample]]:
+    ) -> Iterator[tuple[DecodedSample, Sample]]:
         """The row of each place and the sample that comes of it; an unreadable one's place takes
         the next that is readable in the data set."""
         rows, batch_size = self.loader.rows, self.loader.batch_size
@@ -207,18 +207,18 @@ class BatchStream(IterableDataset):
                 if epoch != current:
                     current, order = epoch, permutation(len(rows), self.loader.seed, epoch)
                 index = int(order[place])
-                planned = chosen = DecodedRow.from_row(rows[index])
+                planned = chosen = DecodedSample.from_row(rows[index])
                 tries = 1
                 while chosen.error is not None:
                     if tries == len(rows):
                         raise nothing_readable(planned, tries)
-                    chosen = DecodedRow.from_row(rows[(index + tries) % len(rows)])
+                    chosen = DecodedSample.from_row(rows[(index + tries) % len(rows)])
                     tries += 1
                 yield planned, self.sample(epoch, index, chosen)
 
     def sharded_samples(
         self, first_batch: int, num_workers: int
-    ) -> Iterator[tuple[DecodedRow, Sample]]:
+    ) -> Iterator[tuple[DecodedSample, Sample]]:
         """The row of each place and the sample that comes of it; an unreadable one's place takes
         the next that is readable as the buffer gives them out."""
         slot = self.loader.rank * num_workers + first_batch % num_workers
@@ -226,7 +226,7 @@ class BatchStream(IterableDataset):
         start, stop = (len(self.loader.rows) * number // num_slots for number in (slot, slot + 1))
         position = first_batch // num_workers * self.loader.batch_size
         stream = self.shuffled(start, stop, slot, position)
-        ahead: deque[tuple[int, DecodedRow]] = deque()
+        ahead: deque[tuple[int, DecodedSample]] = deque()
         while True:
             tries = 0
             while tries == len(ahead) or ahead[tries][1].error is not None:
@@ -234,7 +234,7 @@ class BatchStream(IterableDataset):
                     raise nothing_readable(ahead[0][1], tries)
                 if tries == len(ahead):
                     epoch, row = next(stream)
-                    ahead.append((epoch, DecodedRow.from_row(row)))
+                    ahead.append((epoch, DecodedSample.from_row(row)))
                 else:
                     tries += 1
             chosen = ahead[tries][1]
@@ -243,7 +243,7 @@ class BatchStream(IterableDataset):
 
     def shuffled(
         self, start: int, stop: int, slot: int, position: int
-    ) -> Iterator[tuple[int, Row]]:
+    ) -> Iterator[tuple[int, StoredSample]]:
         """Epoch and row of the endless sequence of a slot, from a position on.
 
         In each epoch these are rows `start` to `stop` of the permuted shards, as the shuffle buffer
@@ -258,7 +258,7 @@ class BatchStream(IterableDataset):
             wanted[order] = True
             read = int(order.min())
             stream = self.unshuffled(start + read, stop, permutation(len(rows.sizes), seed, epoch))
-            waiting: dict[int, Row] = {}
+            waiting: dict[int, StoredSample] = {}
             for place in map(int, order):  # as a list, they would take several times the memory
                 while read <= place:
                     row = next(stream)
@@ -268,7 +268,7 @@ class BatchStream(IterableDataset):
                 yield epoch, waiting.pop(place)
             given_out = 0
 
-    def unshuffled(self, start: int, stop: int, shards: np.ndarray) -> Iterator[Row]:
+    def unshuffled(self, start: int, stop: int, shards: np.ndarray) -> Iterator[StoredSample]:
         """The rows `start` to `stop` of shards that are put in a row."""
         for shard in shards.tolist():
             size = self.loader.rows.sizes[shard]
@@ -276,14 +276,14 @@ class BatchStream(IterableDataset):
                 yield from self.loader.rows.read_shard(shard, max(start, 0), min(stop, size))
             start, stop = start - size, stop - size
 
-    def sample(self, epoch: int, index: int, chosen: DecodedRow) -> Sample:
+    def sample(self, epoch: int, index: int, chosen: DecodedSample) -> Sample:
         """A sample with the random numbers of the place that was the row's with the number `index`."""
         rng = np.random.default_rng((self.loader.seed, epoch, index))
         draws = rng.random(self.loader.num_draws, np.float32)
         return Sample(epoch, chosen.row, chosen.image, draws, rng)
 
 
-def nothing_readable(first: DecodedRow, tries: int) -> ValueError:
+def nothing_readable(first: DecodedSample, tries: int) -> ValueError:
     return ValueError(
         f"None of {tries} images in turn could be read; look at the data set and the column of "
         f"images. The first is {first.row.key}: {first.error}"

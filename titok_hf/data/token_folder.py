@@ -18,10 +18,9 @@ import torch
 from datasets import Dataset, Features
 
 from ..version import __version__
-from .rows import IndexedRows, ShardedRows
+from .samples import Samples, StreamedSamples
 from .tokens import RECORD, STATISTICS, UNREADABLE, latent_statistics, token_card
 
-Rows = IndexedRows | ShardedRows
 ROW_GROUP = 1_000  # rows of a Parquet file that are written and read together
 PART_KEY = b"titok_hf"  # of the metadata of a Parquet file
 
@@ -177,7 +176,7 @@ class WorkFolder:
         self,
         folder: str | Path,
         command: Mapping[str, Any],
-        rows: Mapping[str, Rows],
+        rows: Mapping[str, Samples],
         max_unreadable: float,
     ):
         self.folder = Path(folder).resolve()
@@ -335,9 +334,9 @@ class WorkFolder:
         unfinished.replace(self.partial / RECORD)
 
 
-def damaged_shards(rows: Rows) -> list[dict[str, str]]:
+def damaged_shards(rows: Samples) -> list[dict[str, str]]:
     """`key` and `reason` of the shards that are not read to their end."""
-    damaged = rows.damaged if isinstance(rows, ShardedRows) else {}
+    damaged = rows.damaged if isinstance(rows, StreamedSamples) else {}
     return [{"key": name, "reason": reason} for name, reason in damaged.items()]
 
 

@@ -23,9 +23,9 @@ from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.weights import state_sha256
 from .augmentation import Augmentation
 from .decoding import UnreadableImageError, decode_image
-from .images import dataset_commit
-from .rows import Row, ShardedRows, open_rows, split_names
-from .token_folder import Batch, Part, Rows, WorkFolder, explain_full_disk
+from .opening import dataset_commit, open_images
+from .samples import Samples, StoredSample, StreamedSamples
+from .token_folder import Batch, Part, WorkFolder, explain_full_disk
 from .tokens import token_features
 
 Tokenizer = PreTrainedModel | DiffusersTokenizer
@@ -48,7 +48,7 @@ class PartBatches(IterableDataset):
 
     def __init__(
         self,
-        rows: Mapping[str, Rows],
+        rows: Mapping[str, Samples],
         parts: list[Part],
         processor: BaseImageProcessor,
         augmentation: Augmentation,
@@ -59,11 +59,11 @@ class PartBatches(IterableDataset):
         self.processor, self.augmentation, self.dtype = processor, augmentation, dtype
         self.rows_per_batch = max(1, batch_size // augmentation.variants)
 
-    def pieces(self) -> Iterator[tuple[int, Callable[[], Iterator[Row]]]]:
+    def pieces(self) -> Iterator[tuple[int, Callable[[], Iterator[StoredSample]]]]:
         """What one worker reads in one go: the number of a part, and how to read rows of it."""
         for i, part in enumerate(self.parts):
             rows = self.rows[part.split]
-            if isinstance(rows, ShardedRows):
+            if isinstance(rows, StreamedSamples):
                 yield i, lambda rows=rows, part=part: rows.read_shard(part.number)
             else:
                 for start in range(part.start, part.stop, self.rows_per_batch):
@@ -82,7 +82,7 @@ class PartBatches(IterableDataset):
         except (OSError, ValueError) as error:
             yield error
 
-    def decode(self, part: int, rows: list[Row]) -> Batch:
+    def decode(self, part: int, rows: list[StoredSample]) -> Batch:
         """Decodes rows and makes their copies."""
         batch, images = Batch(part, [], [], None, []), []
         for row in rows:
@@ -117,7 +117,7 @@ def tokenize_to_folder(
     dtype: str = "float32",
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    """Writes the codes or latents of images as Parquet files that `load_dataset` and `open_rows`
+    """Writes the codes or latents of images as Parquet files that `load_dataset` and `open_images`
     read.
 
     Any number of processes share the work; they need a folder that all of them see. Stopped and
@@ -132,7 +132,7 @@ def tokenize_to_folder(
     `train`, in float64.
 
     Args:
-        source: See `open_rows`.
+        source: See `open_images`.
         tokenizer: Folder or Hub repository of a tokenizer of any family.
         output_dir: The folder; appears when it is whole.
         split: Which one; all of them if not given.
@@ -227,17 +227,14 @@ def open_splits(
     label_column: str | None,
     revision: str | None,
     streaming: bool,
-) -> dict[str, Rows]:
+) -> dict[str, Samples]:
     """The rows of one split of a source, or of all.
 
     Raises:
         ValueError: If a split holds tokens already.
     """
-    names = [split] if split is not None else split_names(source, label_column, revision, streaming)
-    rows = {
-        name: open_rows(source, name, image_column, label_column, revision, streaming)
-        for name in names
-    }
+    splits = open_images(source, image_column, label_column, revision, streaming=streaming)
+    rows = {name: splits[name] for name in (splits if split is None else [split])}
     for name, split_rows in rows.items():
         if split_rows.holds_codes:
             raise ValueError(
@@ -246,11 +243,11 @@ def open_splits(
     return rows
 
 
-def plan_parts(rows: Mapping[str, Rows], part_size: int) -> list[Part]:
+def plan_parts(rows: Mapping[str, Samples], part_size: int) -> list[Part]:
     """The parts of all splits: the shards, or `part_size` samples each."""
     parts = []
     for name, split_rows in rows.items():
-        if isinstance(split_rows, ShardedRows):
+        if isinstance(split_rows, StreamedSamples):
             sizes = split_rows.sizes
         else:
             full, rest = divmod(len(split_rows), part_size)
@@ -271,7 +268,7 @@ def describe_result(
     model: Tokenizer,
     processor: BaseImageProcessor,
     augmentation: Augmentation,
-    rows: Mapping[str, Rows],
+    rows: Mapping[str, Samples],
     labelled: bool,
 ) -> dict[str, Any]:
     """What comes out: shape of a row, size of the codebook, number of copies, and the columns.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..data.images import dataset_commit, load_image_dataset
+from ..data.opening import dataset_commit, open_images
 from ..devices import default_device, parse_dtype
 from ..modeling.auto import load_tokenizer
 from ..pipelines import TiTokPipeline
@@ -32,7 +32,7 @@ def reconstruct_files(
         ValueError: If it is none, or a file is not an image.
     """
     model, processor = load_tokenizer(tokenizer)
-    pixel_values = processor(open_images(images), return_tensors="pt")[
+    pixel_values = processor(open_image_files(images), return_tensors="pt")[
         "pixel_values"
     ]  # (B, 3, H, W)
     originals, reconstructions = (
@@ -43,7 +43,7 @@ def reconstruct_files(
     reconstruction_grid(originals, reconstructions, pairs=len(images), zoom=zoom).save(output)
 
 
-def open_images(paths: Sequence[str | Path]) -> list[Image.Image]:
+def open_image_files(paths: Sequence[str | Path]) -> list[Image.Image]:
     """Image files as RGB, upright.
 
     Raises:
@@ -114,7 +114,7 @@ def probe_files(
 
     Args:
         tokenizer: Folder or Hub repository of a tokenizer of any family.
-        data: Images with labels, see `load_image_dataset`; probes learn from `train` and are
+        data: Images with labels, see `open_images`; probes learn from `train` and are
             measured on `test`.
         features: What is probed, see `token_features`.
         revision: Branch, tag or commit of the tokenizer, if it is on the Hub.
@@ -140,7 +140,8 @@ def probe_files(
     """
     torch_dtype = parse_dtype(dtype)
     columns = {"image_column": image_column, "label_column": label_column}
-    splits = load_image_dataset(data, **columns, revision=data_revision)
+    splits = open_images(data, **columns, revision=data_revision)
+    datasets = {split: splits.dataset(split) for split in ("train", "test")}
     origin = {"id": data, "revision": dataset_commit(data, data_revision), **columns}
     location = {"revision": revision, "subfolder": subfolder}
     model, processor = load_tokenizer(
@@ -149,7 +150,7 @@ def probe_files(
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device or default_device(), torch_dtype)
     numbers = {"k": k, "seed": seed, "batch_size": batch_size}
-    probed = probe_tokenizer(model, processor, **splits, features=features, **columns, **numbers)
+    probed = probe_tokenizer(model, processor, **datasets, features=features, **columns, **numbers)
     return {
         "tokenizer": described,
         "data": origin | {split: probed.pop(split) for split in ("train", "test")},

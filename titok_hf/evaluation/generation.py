@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from ..data.images import load_images
 from ..devices import default_device, parse_dtype
 from ..distributed import process_state
 from ..hub.errors import explain_hub_errors
@@ -33,12 +32,12 @@ from .reconstruction import Measured
 from .results import Evaluation, command, describe_model, device_name, versions
 from .sources import (
     RESERVED,
-    DatasetImages,
     GeneratedImages,
     ImageBatch,
     ImageSource,
     ReferenceImages,
     is_ours,
+    open_dataset,
     open_source,
 )
 
@@ -241,9 +240,9 @@ def evaluate_generation(
             images that are there already: a folder, or an ADM sample batch (`.npz`).
         protocol, overrides: See `Protocol.load`.
         reference: What the images are compared with: a file of ADM's (`.npz`), or images as in
-            `load_images`.
+            `open_dataset`.
         reference_split: Of the reference; if not given, `train` where the protocol says so, else
-            see `load_images`.
+            see `open_dataset`.
         reference_revision: Branch, tag or commit of a reference on the Hub.
         image_column: Column of the images, where there are columns.
         num_samples: Images to generate, each class in turn; the protocol's number if not given.
@@ -371,10 +370,10 @@ def open_samples(
         if not images.num_images:
             raise ValueError(f"{source} holds statistics, no images.")
         return images
-    dataset, split = load_images(source, image_column=image_column)
-    labels = "label" if "accuracy" in metrics and "label" in dataset.column_names else None
-    origin = {"id": source, "split": split}
-    return DatasetImages(dataset, protocol, image_column, labels, origin, crop="none")
+    labels = "label" if "accuracy" in metrics else None
+    return open_dataset(
+        source, protocol, image_column=image_column, label_column=labels, crop="none"
+    )
 
 
 def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionPipeline:

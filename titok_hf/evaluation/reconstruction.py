@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import BaseImageProcessor
 
-from ..data.images import dataset_commit, load_images
 from ..devices import default_device, parse_dtype
 from ..distributed import process_state
 from ..modeling.auto import load_tokenizer
@@ -29,7 +28,7 @@ from .metrics.estimate import Estimate, RunningMean
 from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
 from .protocol import CODE_METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol
 from .results import Evaluation, command, describe_model, device_name, versions
-from .sources import DatasetImages, ImageSource, open_source, to_uint8
+from .sources import DatasetImages, ImageSource, open_dataset, open_source, to_uint8
 
 
 @dataclass(frozen=True)
@@ -243,7 +242,7 @@ def evaluate_reconstruction(
         tokenizer: Folder or Hub repository.
         data: `"digits"`, a folder of images, or a data set on the Hub.
         protocol, overrides: See `Protocol.load`.
-        split: Of the data; see `load_images`.
+        split: Of the data; see `open_dataset`.
         revision, data_revision: Branch, tag or commit of tokenizer and data, if they are on the
             Hub.
         subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"`
@@ -252,7 +251,7 @@ def evaluate_reconstruction(
         num_images: How many images, from the start; all if not given.
         reference: What features are compared with, instead of what the protocol says: a file of
             ADM's, or as `data`.
-        reference_split, reference_revision: Of the reference; see `load_images`.
+        reference_split, reference_revision: Of the reference; see `open_dataset`.
         extractor_weights: See `load_extractor`.
         batch_size: Images at once.
         device: Where to compute; the accelerator if there is one, if not given.
@@ -270,19 +269,30 @@ def evaluate_reconstruction(
     loaded_protocol = Protocol.load(protocol, overrides)
     metrics = loaded_protocol.metrics_of("reconstruction")
     device_option, device = device, torch.device(device or default_device())
-    dataset, found_split = load_images(data, split, data_revision, image_column)
-    origin = {"id": data, "revision": dataset_commit(data, data_revision), "split": found_split}
-    labels = (
-        label_column if "accuracy" in metrics and label_column in dataset.column_names else None
+    images = open_dataset(
+        data,
+        loaded_protocol,
+        split,
+        data_revision,
+        image_column=image_column,
+        label_column=label_column if "accuracy" in metrics else None,
+        num_images=num_images,
+        hold_out=split == "test",
     )
-    images = DatasetImages(dataset, loaded_protocol, image_column, labels, origin, num_images)
     against = None
     if reference is not None:
         against = open_source(
             reference, loaded_protocol, reference_split, reference_revision, image_column
         )
     elif loaded_protocol.reference == "train":
-        against = open_source(data, loaded_protocol, "train", data_revision, image_column)
+        against = open_dataset(
+            data,
+            loaded_protocol,
+            "train",
+            data_revision,
+            image_column=image_column,
+            hold_out=split == "test",
+        )
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
     location = {"revision": revision, "subfolder": subfolder}
     model, processor = load_tokenizer(
@@ -293,7 +303,7 @@ def evaluate_reconstruction(
     measured = measure_reconstruction(
         model, processor, images, loaded_protocol, against, judges, batch_size
     )
-    data_record = origin | {"fingerprint": measured.fingerprint}
+    data_record = images.describe() | {"fingerprint": measured.fingerprint}
     repeat = command(
         "reconstruction",
         tokenizer,
@@ -303,7 +313,7 @@ def evaluate_reconstruction(
         set=list(overrides),
         split=split,
         revision=described["revision"],
-        data_revision=origin["revision"],
+        data_revision=data_record["revision"],
         image_column=image_column,
         label_column=label_column,
         num_images=num_images,

@@ -32,11 +32,11 @@ def write_reference(
     """Writes a reference batch of a data set, as `evaluate_generation` and ADM's evaluator read it.
 
     Args:
-        data: See `load_images`.
+        data: See `open_dataset`.
         output: The file (`.npz`): `mu` and `sigma`, `mu_s` and `sigma_s` if the extractor has
             spatial features, of all images; and some of the images.
         protocol, overrides: See `Protocol.load`.
-        split, revision, image_column: See `load_images`.
+        split, revision, image_column: See `open_dataset`.
         num_kept: Images to keep for precision and recall, evenly spaced; ADM's files have 10,000.
         extractor_weights: See `load_extractor`.
         batch_size: Images at once.

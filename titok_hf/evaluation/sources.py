@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, UnidentifiedImageError
 from transformers.image_utils import PILImageResampling
 
-from ..data.images import dataset_commit, load_images
+from ..data.opening import dataset_commit, open_images
 from ..distributed import process_state
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
@@ -334,16 +334,66 @@ def open_source(
     revision: str | None = None,
     image_column: str = "image",
 ) -> ImageSource:
-    """Images to compare with: a file of ADM's (`.npz`), or a data set, see `load_images`.
+    """Images to compare with: a file of ADM's (`.npz`), or a data set, see `open_dataset`.
 
     Raises:
         OSError, ValueError: If it does not load, or does not fit the protocol.
     """
     if source.endswith(".npz"):
         return ReferenceImages(ReferenceBatch.load(source), protocol)
-    dataset, split = load_images(source, split, revision, image_column)
+    return open_dataset(
+        source,
+        protocol,
+        split,
+        revision,
+        image_column=image_column,
+        hold_out=split == "test",
+    )
+
+
+def open_dataset(
+    source: str,
+    protocol: Protocol,
+    split: str | None = None,
+    revision: str | None = None,
+    *,
+    image_column: str = "image",
+    label_column: str | None = None,
+    num_images: int | None = None,
+    crop: str | None = None,
+    hold_out: bool = False,
+) -> DatasetImages:
+    """The images of a data set to measure on.
+
+    Args:
+        source: See `open_images`; tar shards are not taken, as they are read in sequence only.
+        protocol: Says how images are cropped.
+        split: Which one; if not given, `test`, else `validation`, else the only one.
+        revision: Branch, tag or commit of a data set on the Hub.
+        image_column: Name of the column of images.
+        label_column: Name of the column of labels, if labels are wanted where there are any.
+        num_images: How many are used, from the start; all if not given.
+        crop: Instead of the protocol's.
+        hold_out: Whether `train` and `test` are those of a training, see `open_images`; if not,
+            they are as they are stored, and the only split of a data set is measured as a whole.
+
+    Raises:
+        OSError, ValueError: If it does not load, or does not fit the protocol.
+    """
+    splits = open_images(source, image_column, None, revision, hold_out=hold_out)
+    split = splits.resolve(split)
+    dataset = splits.dataset(split)
+    labels = label_column if label_column in dataset.column_names else None
     origin = {"id": source, "revision": dataset_commit(source, revision), "split": split}
-    return DatasetImages(dataset, protocol, image_column, origin=origin)
+    return DatasetImages(
+        dataset,
+        protocol,
+        image_column=image_column,
+        label_column=labels,
+        origin=origin,
+        num_images=num_images,
+        crop=crop,
+    )
 
 
 def number_of_classes(pipeline: DiffusionPipeline) -> int:

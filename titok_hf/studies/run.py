@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import DatasetDict
 from transformers import TrainerCallback
 
-from ..data.images import load_image_dataset
+from ..data.opening import open_images
 from ..training.recipe import Recipe
 from ..training.run import RecipeRun
 from .measure import HeldOut
@@ -37,7 +38,7 @@ def run_study(
         name: One of `study_names()`.
         output_dir: The folder. It ends with `results.json`, which grows run by run, `table.md`,
             `plot.png`, and a folder for each seed with one run of a recipe for each variant.
-        data: See `load_image_dataset`. Accuracy is measured of `"digits"` only.
+        data: See `open_images`. Accuracy is measured of `"digits"` only.
         seeds: Of all that is random; the study's if not given.
         overrides: Changes of the recipe of all variants, `key=value`.
         quick: Whether every stage takes a few steps only, with one seed, to see that everything
@@ -85,7 +86,8 @@ def run_study(
                 f"{record.name}); choose "
                 "another folder, or delete it."
             )
-    dataset = load_image_dataset(data, image_column, label_column)
+    splits = open_images(data, image_column, label_column)
+    dataset = DatasetDict({split: splits.dataset(split) for split in ("train", "test")})
     image_size = variants[0].recipe.image_size
     held_out = HeldOut(dataset, image_size, extractor, image_column, label_column)
 

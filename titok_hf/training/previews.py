@@ -16,7 +16,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.grids import generation_grid, reconstruction_grid
-from ..data.rows import IndexedRows, ShardedRows
+from ..data.samples import Samples
 from ..modeling.titok import TiTokImageProcessor
 from ..pipelines import TiTokPipeline
 from .objectives import MaskedTokenObjective, ReconstructionObjective, WarmupObjective
@@ -98,7 +98,7 @@ class Previews(TrainerCallback):
                 )
 
 
-def first_images(rows: IndexedRows | ShardedRows, count: int = 24) -> list[Image.Image]:
+def first_images(rows: Samples, count: int = 24) -> list[Image.Image]:
     """The first images of a data set that can be read."""
     images: list[Image.Image] = []
     for row in rows.read(0, len(rows)):
@@ -110,7 +110,7 @@ def first_images(rows: IndexedRows | ShardedRows, count: int = 24) -> list[Image
 
 
 def reconstruction_previews(
-    data: IndexedRows | ShardedRows, processor: TiTokImageProcessor
+    data: Samples, processor: TiTokImageProcessor
 ) -> Callable[[ReconstructionObjective | WarmupObjective], Image.Image]:
     """A function that draws the first images of a data set with `reconstruction_preview`."""
     pixel_values = processor(first_images(data), return_tensors="pt").pixel_values

@@ -18,7 +18,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 
 from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
-from ..data.rows import IndexedRows, ShardedRows, open_rows
+from ..data.opening import open_images
+from ..data.samples import IndexedSamples, Samples
 from ..distributed import process_state
 from ..hub.folders import whole_folder
 from ..hub.publish import PublishMixin
@@ -54,7 +55,7 @@ class RecipeRun:
 
     Args:
         recipe: The recipe.
-        dataset: A data set whose split `train` trains, or rows of `titok_hf.data.open_rows`. Those
+        dataset: A data set whose split `train` trains, or such a split of `open_images`. Those
             of a data set of tokens train a generator alone, and no image is encoded.
         output_dir: The folder.
         image_column, label_column: Columns of the data set; rows know their own.
@@ -70,7 +71,7 @@ class RecipeRun:
     def __init__(
         self,
         recipe: Recipe,
-        dataset: DatasetDict | IndexedRows | ShardedRows,
+        dataset: DatasetDict | Samples,
         output_dir: str | Path,
         image_column: str = "image",
         label_column: str | None = "label",
@@ -81,7 +82,7 @@ class RecipeRun:
         self.recipe = recipe
         if isinstance(dataset, DatasetDict):
             self.rows, self.preview_rows = (
-                IndexedRows(dataset[split], image_column, label_column)
+                IndexedSamples(dataset[split], image_column, label_column)
                 for split in ("train", "test" if "test" in dataset else "train")
             )
         else:
@@ -380,7 +381,7 @@ def train_recipe(
 
     Args:
         recipe: A YAML file, or the name of a recipe that comes with the package.
-        data: See `titok_hf.data.open_rows`; the split `train` trains.
+        data: See `titok_hf.data.open_images`; the split `train` trains.
         output_dir: See `RecipeRun`.
         overrides: Changes of the recipe, `key=value`.
         image_column, label_column: Columns of the data; without a stage that needs labels, there
@@ -398,10 +399,10 @@ def train_recipe(
     """
     loaded = Recipe.load(recipe, overrides)
     labelled = any(stage.reads_labels for stage in loaded.trained_stages())
-    rows = open_rows(
-        data, "train", image_column, label_column if labelled else None, revision, streaming
+    splits = open_images(
+        data, image_column, label_column if labelled else None, revision, streaming=streaming
     )
     name = Path(data).name
     return RecipeRun(
-        loaded, rows, output_dir, image_column, label_column, seed, callbacks, name
+        loaded, splits["train"], output_dir, image_column, label_column, seed, callbacks, name
     ).train()

@@ -33,7 +33,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..data.collator import ImageCollator
 from ..data.loader import TrainingLoader
-from ..data.rows import IndexedRows, ShardedRows
+from ..data.samples import IndexedSamples, Samples
 from ..hub.provenance import inherit_provenance
 from .checkpoints import WholeCheckpoints
 from .health import Finiteness, HealthWarnings
@@ -172,7 +172,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         args: `TiTokTrainingArguments`.
         data_collator: Makes batches, with its random changes of the images; they are the arguments
             of the objective's `forward`.
-        train_dataset: A data set with the collator's columns, or rows of `titok_hf.data.open_rows`;
+        train_dataset: A data set with the collator's columns, or a split of `titok_hf.data.open_images`;
             not needed to evaluate.
         kwargs: Those of `transformers.Trainer`. `compute_metrics` measures reconstructions, see
             `titok_hf.evaluation.ReconstructionMetrics`.
@@ -189,7 +189,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         model: Objective,
         args: TiTokTrainingArguments,
         data_collator: ImageCollator,
-        train_dataset: Dataset | IndexedRows | ShardedRows | None = None,
+        train_dataset: Dataset | Samples | None = None,
         **kwargs: Any,
     ):
         if kwargs.get("compute_metrics") is not None and not isinstance(
@@ -203,7 +203,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         args = copy.copy(args)  # the caller's stay as they are
         self.rows = train_dataset
         if isinstance(train_dataset, Dataset):
-            self.rows = IndexedRows(
+            self.rows = IndexedSamples(
                 train_dataset, data_collator.image_column, data_collator.label_column
             )
         self.global_batch_size = (

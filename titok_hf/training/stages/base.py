@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...data.rows import IndexedRows, ShardedRows
+from ...data.samples import Samples
 from ...modeling.titok import TiTokImageProcessor
 from ..objectives import Objective
 
@@ -137,7 +137,7 @@ class Stage(ABC):
     def check_result(self, name: str, result: Any) -> None:
         """Raises `ValueError` if the result of a required stage is not what this stage needs."""
 
-    def check_data(self, objective: Objective, data: IndexedRows | ShardedRows) -> None:
+    def check_data(self, objective: Objective, data: Samples) -> None:
         """Raises `ValueError` if the objective cannot train on a data set."""
 
     def image_processor(self) -> TiTokImageProcessor:
@@ -155,7 +155,7 @@ class Stage(ABC):
         network.save_pretrained(folder)
         self.image_processor().save_pretrained(folder)
 
-    def preview(self, data: IndexedRows | ShardedRows) -> Callable[[Objective], Image.Image] | None:
+    def preview(self, data: Samples) -> Callable[[Objective], Image.Image] | None:
         """A function that draws what the objective's network does; `None` if there is nothing to
         see.
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ...data.rows import IndexedRows, ShardedRows
+from ...data.samples import Samples
 from ...modeling.maskgit import MaskGitConfig
 from ...modeling.titok import TiTokModel
 from ...pipelines import MaskGitScheduler, TiTokPipeline
@@ -68,7 +68,7 @@ class GeneratorStage(Stage):
                 f"{head!r}."
             )
 
-    def check_data(self, objective: MaskedTokenObjective, data: IndexedRows | ShardedRows) -> None:
+    def check_data(self, objective: MaskedTokenObjective, data: Samples) -> None:
         self.pipeline(objective.tokenizer, objective.model)
         if not data.holds_codes:
             return
@@ -91,7 +91,7 @@ class GeneratorStage(Stage):
     def save(self, network: PreTrainedModel, results: Mapping[str, Any], folder: Path) -> None:
         self.pipeline(self.tokenizer(results), network).save_pretrained(folder)
 
-    def preview(self, data: IndexedRows | ShardedRows) -> Callable[[Objective], Image.Image]:
+    def preview(self, data: Samples) -> Callable[[Objective], Image.Image]:
         labels = [*range(len(data.class_names))][:8]
         return partial(sample_preview, class_labels=labels, **self.recipe.sampling)
 

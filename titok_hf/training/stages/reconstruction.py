@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...data.rows import IndexedRows, ShardedRows
+from ...data.samples import Samples
 from ...modeling.lpips import LPIPS
 from ...modeling.maskgit_vqgan import MaskGitVQGANModel
 from ...modeling.titok import TiTokModel
@@ -98,5 +98,5 @@ class ReconstructionStage(Stage):
             **{"freeze_encoder": self.freeze_encoder, **arguments},
         )
 
-    def preview(self, data: IndexedRows | ShardedRows) -> Callable[[Objective], Image.Image]:
+    def preview(self, data: Samples) -> Callable[[Objective], Image.Image]:
         return reconstruction_previews(data, self.image_processor())

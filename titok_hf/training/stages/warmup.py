@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...data.rows import IndexedRows, ShardedRows
+from ...data.samples import Samples
 from ...modeling.titok import TiTokConfig, TiTokModel
 from ..objectives import Objective, WarmupObjective
 from ..previews import reconstruction_previews
@@ -40,5 +40,5 @@ class WarmupStage(TiTokStage):
             )
         return model
 
-    def preview(self, data: IndexedRows | ShardedRows) -> Callable[[Objective], Image.Image]:
+    def preview(self, data: Samples) -> Callable[[Objective], Image.Image]:
         return reconstruction_previews(data, self.image_processor())

@@ -1,7 +1,8 @@
-"""Data sets of every kind, as rows."""
+"""Data sets of every kind, opened."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,12 @@ from torch.utils.data import DataLoader
 import titok_hf
 from titok_hf.data.decoding import decode_image
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_pixels
-from titok_hf.data.images import dataset_commit, load_image_dataset
-from titok_hf.data.rows import IndexedRows, ShardedRows, open_rows, split_names
+from titok_hf.data.opening import EMBEDDED, dataset_commit, open_images
+from titok_hf.data.samples import IndexedSamples, StreamedSamples
 
 from .sources import (
     AB,
-    WorkerRows,
+    WorkerSamples,
     contents,
     draw,
     expected,
@@ -37,6 +38,18 @@ from .sources import (
 pytestmark = pytest.mark.usefixtures("caches")
 
 
+def test_datasets_is_used_through_its_public_modules():
+    private = re.compile(r"^\s*(?:from|import) datasets\.(?:packaged_modules|data_files)\b", re.M)
+    found = [
+        str(path)
+        for path in Path(titok_hf.__file__).parent.rglob("*.py")
+        if private.search(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, (
+        f"{', '.join(found)} import modules of `datasets` that may change with any release."
+    )
+
+
 class TestTarShards:
     def test_splits_are_folders_or_in_the_names(self, tmp_path):
         for split, first in (("train", 0), ("test", 10), ("validation", 20)):
@@ -44,33 +57,33 @@ class TestTarShards:
             write_tar(tmp_path / "names" / f"{split}-0000.tar", samples(first, 3))
         for kind in ("folders", "names"):
             source = str(tmp_path / kind)
-            assert sorted(split_names(source)) == ["test", "train", "validation"]
+            assert sorted(open_images(source)) == ["test", "train", "validation"]
             for split, first in (("train", 0), ("test", 10), ("validation", 20)):
-                assert [gray_of(row) for row in open_rows(source, split).read(0, 9)] == [
+                assert [gray_of(row) for row in open_images(source)[split].read(0, 9)] == [
                     first,
                     first + 1,
                     first + 2,
                 ]
             with pytest.raises(ValueError, match="has no split 'extra' but train, "):
-                open_rows(source, "extra")
+                open_images(source)["extra"]
 
     def test_validation_stands_in_for_test(self, tmp_path):
         for split, first in (("train", 0), ("val", 10)):
             write_tar(tmp_path / f"{split}-0.tar", samples(first, 2))
-        assert gray_of(next(open_rows(str(tmp_path), "test").read(0, 1))) == 10
+        assert gray_of(next(open_images(str(tmp_path))["test"].read(0, 1))) == 10
 
     def test_hidden_files_are_none_of_them(self, tmp_path):
         write_tar(tmp_path / "0.tar", samples(0, 2))
         write_tar(tmp_path / ".partial" / "1.tar", samples(2, 2))
         write_tar(tmp_path / ".2.tar", samples(4, 2))
-        assert contents(open_rows(str(tmp_path)).read(0, 9)) == expected(0, 2)
+        assert contents(open_images(str(tmp_path))["train"].read(0, 9)) == expected(0, 2)
 
     def test_other_names_are_all_training_data(self, tmp_path):
         for i in range(3):
             write_tar(tmp_path / "deep" / f"{i}.tar", samples(4 * i, 4))
         (tmp_path / "train.txt").write_text("not a shard")
-        assert split_names(str(tmp_path)) == ["train"]
-        assert contents(open_rows(str(tmp_path)).read(0, 12)) == expected(0, 12)
+        assert list(open_images(str(tmp_path))) == ["train"]
+        assert contents(open_images(str(tmp_path))["train"].read(0, 12)) == expected(0, 12)
 
     @pytest.mark.parametrize(
         ("pattern", "numbers"),
@@ -96,26 +109,26 @@ class TestTarShards:
         source = str(tmp_path / pattern)
         if numbers is None:
             with pytest.raises(ValueError, match="No tar file matches '"):
-                open_rows(source)
+                open_images(source)["train"]
         else:
-            assert [gray_of(row) for row in open_rows(source).read(0, 9)] == numbers
-            assert split_names(source) == ["train"]
+            assert [gray_of(row) for row in open_images(source)["train"].read(0, 9)] == numbers
+            assert list(open_images(source)) == ["train"]
             assert dataset_commit(source) is None
             with pytest.raises(ValueError, match="has no split 'test' but train"):
-                open_rows(source, "test")
+                open_images(source)["test"]
 
     def test_a_relative_pattern(self, tmp_path, monkeypatch):
         write_tar(tmp_path / "0.tar", samples(0, 2))
         monkeypatch.chdir(tmp_path)
-        assert contents(open_rows("*.tar").read(0, 2)) == expected(0, 2)
+        assert contents(open_images("*.tar")["train"].read(0, 2)) == expected(0, 2)
 
     def test_a_folder_whose_name_looks_like_a_pattern(self, tmp_path):
         write_tar(tmp_path / "a[1]" / "0.tar", samples(0, 2))
-        assert contents(open_rows(str(tmp_path / "a[1]")).read(0, 2)) == expected(0, 2)
+        assert contents(open_images(str(tmp_path / "a[1]"))["train"].read(0, 2)) == expected(0, 2)
         (tmp_path / "b[1]").mkdir()
         make_tokens(3)[0].to_parquet(tmp_path / "b[1]" / "a.parquet")
         assert [
-            len(open_rows(str(tmp_path / "b[1]"), streaming=streaming))
+            len(open_images(str(tmp_path / "b[1]"), streaming=streaming)["train"])
             for streaming in (False, True)
         ] == [3, 3]
 
@@ -124,19 +137,19 @@ class TestTarShards:
             tmp_path / "0.tar", [*samples(0, 1, "JPEG"), *samples(1, 1, "webp"), *samples(2, 1)]
         )
         write_tar(tmp_path / "1.tar", samples(3, 2, "bmp"))
-        assert contents(open_rows(str(tmp_path)).read(0, 5)) == expected(0, 5)
+        assert contents(open_images(str(tmp_path))["train"].read(0, 5)) == expected(0, 5)
 
     def test_one_of_several_images_is_named(self, tmp_path):
         members = [("0.png", png(3)), ("0.seg.png", png(4)), ("0.cls", b"1")]
         write_tar(tmp_path / "a.tar", members)
         with pytest.raises(ValueError, match=r"several images \(png, seg.png\)"):
-            open_rows(str(tmp_path))
-        rows = open_rows(str(tmp_path), image_column="seg.png")
+            open_images(str(tmp_path))["train"]
+        rows = open_images(str(tmp_path), image_column="seg.png")["train"]
         assert contents(rows.read(0, 1)) == [(0, "0", 4, 1)]
 
     def test_a_sample_without_image_is_unreadable(self, tmp_path):
         write_tar(tmp_path / "a.tar", [*samples(0, 1), ("0001.cls", b"1"), *samples(2, 1)])
-        rows = list(open_rows(str(tmp_path)).read(0, 3))
+        rows = list(open_images(str(tmp_path))["train"].read(0, 3))
         assert [row.image is None for row in rows] == [False, True, False]
 
     def test_labels_in_json(self, tmp_path):
@@ -147,16 +160,16 @@ class TestTarShards:
                 (f"{i}.json", json.dumps({"label": 2 - i, "kind": 5, "x": []}).encode()),
             ]
         write_tar(tmp_path / "a.tar", members)
-        rows = open_rows(str(tmp_path))
+        rows = open_images(str(tmp_path))["train"]
         assert [row.label for row in rows.read(0, 3)] == [2, 1, 0] and len(rows.class_names) == 3
-        rows = open_rows(str(tmp_path), label_column="kind")
+        rows = open_images(str(tmp_path), label_column="kind")["train"]
         assert [row.label for row in rows.read(0, 3)] == [5] * 3 and len(rows.class_names) == 6
 
     def test_class_names_are_beside_the_shards_or_above_a_split(self, tmp_path):
         write_tar(tmp_path / "train" / "0.tar", samples(0, 3))
         (tmp_path / "classnames.txt").write_text("barn owl\ncat\neel\nfox\n")
-        assert open_rows(str(tmp_path)).class_names == ["barn owl", "cat", "eel", "fox"]
-        assert open_rows(str(tmp_path / "train" / "*.tar")).class_names == [
+        assert open_images(str(tmp_path))["train"].class_names == ["barn owl", "cat", "eel", "fox"]
+        assert open_images(str(tmp_path / "train" / "*.tar"))["train"].class_names == [
             "barn owl",
             "cat",
             "eel",
@@ -166,8 +179,8 @@ class TestTarShards:
         with pytest.raises(
             ValueError, match=r"train/classnames.txt names 2 classes, but there is a label 2"
         ):
-            open_rows(str(tmp_path))
-        assert open_rows(str(tmp_path), label_column=None).class_names is None
+            open_images(str(tmp_path))["train"]
+        assert open_images(str(tmp_path), label_column=None)["train"].class_names is None
 
     @pytest.mark.parametrize(
         ("members", "sentence"),
@@ -192,18 +205,22 @@ class TestTarShards:
     def test_what_is_missing_is_named(self, tmp_path, members, sentence):
         write_tar(tmp_path / "a.tar", members)
         with pytest.raises(ValueError, match=sentence):
-            open_rows(str(tmp_path))
+            open_images(str(tmp_path))["train"]
 
     def test_shards_that_hold_nothing_are_damaged(self, tmp_path):
         (tmp_path / "0.tar").write_bytes(b"")
         with pytest.raises(
             ValueError, match=r"hold no whole sample. It is no tar file, or truncated.*empty file"
         ):
-            open_rows(str(tmp_path))
+            open_images(str(tmp_path))["train"]
         write_tar(tmp_path / "1.tar", samples(0, 3))
-        rows = open_rows(str(tmp_path))
+        rows = open_images(str(tmp_path))["train"]
         assert (rows.sizes, list(rows.damaged)) == ([0, 3], [str(tmp_path / "0.tar")])
         assert contents(rows.read(0, 3)) == expected(0, 3)
+
+
+def load_reds():
+    return DatasetDict(train=make_images([0, 1], AB), test=make_images([0], AB, first=20))
 
 
 class TestFolders:
@@ -212,58 +229,61 @@ class TestFolders:
             draw(i, tmp_path / "red" / f"{i}.png")
             draw(100 + i, tmp_path / "blue" / f"{i}.png")
         source = str(tmp_path)
-        usual = load_image_dataset(source)
+        usual = open_images(source)
         for split in ("train", "test"):
-            rows = open_rows(source, split)
-            assert isinstance(rows, IndexedRows) and rows.class_names == ["blue", "red"]
+            rows = open_images(source)[split]
+            assert isinstance(rows, IndexedSamples) and rows.class_names == ["blue", "red"]
             read = contents(rows.read(0, len(rows)))
             assert [gray for _, _, gray, _ in read] == [
-                image.getpixel((0, 0)) for image in usual[split]["image"]
+                image.getpixel((0, 0)) for image in usual.dataset(split)["image"]
             ]
             for _, key, gray, label in read:
                 assert key == (f"red/{gray}.png" if gray < 100 else f"blue/{gray - 100}.png")
                 assert label == (gray < 100)
-            unlabelled = open_rows(source, split, label_column=None)
+            unlabelled = open_images(source, label_column=None)[split]
             assert [(row.key, row.label) for row in unlabelled.read(0, 4)] == [
                 (key, None) for _, key, _, _ in read[:4]
             ]
-        assert split_names(source) == split_names(source, None) == ["train", "test"]
+        assert (
+            list(open_images(source))
+            == list(open_images(source, label_column=None))
+            == ["train", "test"]
+        )
 
     def test_a_flat_folder_has_no_labels(self, tmp_path):
         for i in range(3):
             draw(i, tmp_path / f"{i}.png")
-        rows = open_rows(str(tmp_path), label_column=None)
+        rows = open_images(str(tmp_path), label_column=None)["train"]
         assert contents(rows.read(0, 3)) == [(i, f"{i}.png", i, None) for i in range(3)]
-        assert split_names(str(tmp_path)) == ["train"]
+        assert list(open_images(str(tmp_path))) == ["train"]
         with pytest.raises(
             ValueError,
             match=r"no column 'label' but image; .*`label_column=None` if labels are not",
         ):
-            open_rows(str(tmp_path))
+            open_images(str(tmp_path))["train"]
         with pytest.raises(ValueError, match="has no split 'test' but train"):
-            open_rows(str(tmp_path), "test", label_column=None)
+            open_images(str(tmp_path), label_column=None)["test"]
 
     def test_classes_of_one_image_hold_nothing_out(self, tmp_path):
         for i in range(3):
             draw(i, tmp_path / f"class{i}" / "0.png")
-        rows = open_rows(str(tmp_path), label_column=None)
+        rows = open_images(str(tmp_path), label_column=None)["train"]
         assert [row.key for row in rows.read(0, 3)] == [f"class{i}/0.png" for i in range(3)]
-        assert split_names(str(tmp_path), label_column=None) == ["train"]
+        assert list(open_images(str(tmp_path), label_column=None)) == ["train"]
 
     @pytest.mark.parametrize("sizes", [[5, 5], [9, 6, 5], [2, 2], [9, 1], [2] * 5 + [3], [4] * 5])
     def test_without_labels_a_fifth_is_held_out_where_it_can_be(self, tmp_path, sizes):
         for label, size in enumerate(sizes):
             for i in range(size):
                 draw(i, tmp_path / f"class{label}" / f"{i}.png")
+        splits = open_images(str(tmp_path))
         try:
-            expected = {
-                split: len(images) for split, images in load_image_dataset(str(tmp_path)).items()
-            }
+            expected = {split: len(splits[split]) for split in splits}
         except ValueError:
             expected = {"train": sum(sizes)}
-        assert split_names(str(tmp_path), None) == list(expected)
+        assert list(open_images(str(tmp_path), label_column=None)) == list(expected)
         assert {
-            split: len(open_rows(str(tmp_path), split, label_column=None)) for split in expected
+            split: len(open_images(str(tmp_path), label_column=None)[split]) for split in expected
         } == expected
 
     def test_folders_of_splits(self, tmp_path):
@@ -272,9 +292,9 @@ class TestFolders:
                 for i in range(2):
                     draw(first + 2 * label + i, tmp_path / split / name / f"{i}.png")
         source = str(tmp_path)
-        assert sorted(split_names(source)) == ["test", "train", "validation"]
+        assert sorted(open_images(source)) == ["test", "train", "validation"]
         for split, first in (("train", 0), ("test", 10), ("validation", 20)):
-            rows = open_rows(source, split)
+            rows = open_images(source)[split]
             assert [(gray_of(row), row.label) for row in rows.read(0, 4)] == [
                 (first + i, i // 2) for i in range(4)
             ]
@@ -282,7 +302,7 @@ class TestFolders:
 
     def test_saved_data_sets(self, tmp_path):
         make_images(["b", "a"] * 5, Value("string")).save_to_disk(tmp_path / "one")
-        rows = open_rows(str(tmp_path / "one"))
+        rows = open_images(str(tmp_path / "one"))["train"]
         assert rows.class_names == ["a", "b"] and len(rows) == 8
         assert all(
             (row.label, row.key) == (1 - gray_of(row) % 2, f"{gray_of(row)}.png")
@@ -290,21 +310,28 @@ class TestFolders:
         )
         tokens, codes = make_tokens(6)
         DatasetDict(train=tokens).save_to_disk(tmp_path / "tokens")
-        rows = open_rows(str(tmp_path / "tokens"))
+        rows = open_images(str(tmp_path / "tokens"))["train"]
         assert rows.holds_codes and len(rows) == 6 and np.array_equal(rows[5].codes, codes[5])
-        assert split_names(str(tmp_path / "tokens")) == ["train"]
+        assert list(open_images(str(tmp_path / "tokens"))) == ["train"]
 
     def test_digits(self):
         for split in ("train", "test"):
             pixels, labels = load_digits_pixels(split)
-            rows = open_rows("digits", split)
+            rows = open_images("digits")[split]
             assert (len(rows), rows.class_names, rows[7].key) == (len(labels), DIGIT_NAMES, "7")
             assert [row.label for row in rows.read(0, 20)] == labels[:20].tolist()
             assert np.array_equal(
                 np.asarray(decode_image(rows[7].image))[..., 0].ravel(), (pixels[7] * 255).round()
             )
-        assert isinstance(open_rows("digits", streaming=True), IndexedRows)
-        assert split_names("digits") == ["train", "test"]
+        assert isinstance(open_images("digits", streaming=True)["train"], IndexedSamples)
+        assert list(open_images("digits")) == ["train", "test"]
+
+    def test_an_embedded_data_set_takes_one_line(self, monkeypatch):
+        monkeypatch.setitem(EMBEDDED, "reds", f"{__name__}:load_reds")
+        splits = open_images("reds")
+        assert list(splits) == ["train", "test"] and splits["train"].class_names == ["a", "b"]
+        assert contents(splits["test"].read(0, 1)) == [(0, "20.png", 20, 0)]
+        assert dataset_commit("reds") is None
 
     def test_labels_of_all_splits_mean_the_same(self, tmp_path):
         train, test = (
@@ -313,7 +340,7 @@ class TestFolders:
         )
         DatasetDict(train=train, extra=test, test=test).save_to_disk(tmp_path / "saved")
         for split in ("extra", "test"):
-            rows = open_rows(str(tmp_path / "saved"), split)
+            rows = open_images(str(tmp_path / "saved"))[split]
             assert (rows.class_names, rows[0].label) == (["a", "b", "c"], 2)
 
     def test_an_image_without_label_is_an_error(self, tmp_path):
@@ -321,17 +348,17 @@ class TestFolders:
         with pytest.raises(
             ValueError, match=r"Some images of '.*saved' have no label in the column 'label'"
         ):
-            open_rows(str(tmp_path / "saved"))
+            open_images(str(tmp_path / "saved"))["train"]
 
     def test_what_is_not_there_is_an_error(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="nowhere"):
-            open_rows(str(tmp_path / "nowhere"))
+            open_images(str(tmp_path / "nowhere"))
         draw(0, tmp_path / "0.png")
         with pytest.raises(ValueError, match=r"0.png is a file: a folder, .* is expected"):
-            open_rows(str(tmp_path / "0.png"))
+            open_images(str(tmp_path / "0.png"))
         (tmp_path / "empty").mkdir()
         with pytest.raises(ValueError, match="holds no images that `datasets` can read"):
-            open_rows(str(tmp_path / "empty"))
+            open_images(str(tmp_path / "empty"))
 
 
 class TestParquet:
@@ -352,20 +379,20 @@ class TestParquet:
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_images(self, source, streaming):
-        rows = open_rows(str(source), streaming=streaming)
-        assert isinstance(rows, ShardedRows if streaming else IndexedRows)
+        rows = open_images(str(source), streaming=streaming)["train"]
+        assert isinstance(rows, StreamedSamples if streaming else IndexedSamples)
         assert (len(rows), rows.class_names, rows.holds_codes) == (7, ["a", "b"], False)
         assert contents(rows.read(0, 7)) == [(i, f"{i}.png", i, i % 2) for i in range(7)]
         assert [
-            gray_of(row) for row in open_rows(str(source), "test", streaming=streaming).read(0, 2)
+            gray_of(row) for row in open_images(str(source), streaming=streaming)["test"].read(0, 2)
         ] == [50, 51]
-        assert [row.label for row in open_rows(str(source), label_column=None).read(0, 2)] == [
-            None
-        ] * 2
-        assert sorted(split_names(str(source), streaming=streaming)) == ["test", "train"]
+        assert [
+            row.label for row in open_images(str(source), label_column=None)["train"].read(0, 2)
+        ] == [None] * 2
+        assert sorted(open_images(str(source), streaming=streaming)) == ["test", "train"]
 
     def test_shards_are_read_from_anywhere(self, source):
-        rows = open_rows(str(source), streaming=True)
+        rows = open_images(str(source), streaming=True)["train"]
         assert rows.sizes == [3, 4]
         for start in range(7):
             assert contents(rows.read(start, 6)) == [
@@ -374,23 +401,23 @@ class TestParquet:
         assert [row.index for row in rows.read_shard(1, 2)] == [5, 6]
 
     def test_workers_read_after_the_main_process_has(self, source):
-        rows = open_rows(str(source), streaming=True)
+        rows = open_images(str(source), streaming=True)["train"]
         assert len(list(rows.read(0, 4))) == 4  # Arrow has its threads now
-        read = list(DataLoader(WorkerRows(rows), batch_size=None, num_workers=2))
+        read = list(DataLoader(WorkerSamples(rows), batch_size=None, num_workers=2))
         for worker in range(2):
             assert [gray for number, _, _, gray, _ in read if number == worker] == list(range(7))
 
     def test_a_damaged_file_is_left_out(self, source):
         path = source / "data" / "train-00000-of-00002.parquet"
         path.write_bytes(path.read_bytes()[:-20])
-        rows = open_rows(str(source), streaming=True)
+        rows = open_images(str(source), streaming=True)["train"]
         assert (rows.sizes, list(rows.damaged)) == ([0, 4], [str(path)])
         assert [gray_of(row) for row in rows.read(0, 4)] == [3, 4, 5, 6]
 
     def test_plain_integers_are_called_by_their_numbers(self, tmp_path):
         for file, labels in enumerate([[2, 0], [], [3, 1, 0]]):
             make_images(labels, Value("int16")).to_parquet(tmp_path / f"{file}.parquet")
-        rows = open_rows(str(tmp_path), streaming=True)
+        rows = open_images(str(tmp_path), streaming=True)["train"]
         assert rows.class_names == ["0", "1", "2", "3"]
         assert [row.label for row in rows.read(0, 5)] == [2, 0, 3, 1, 0]
 
@@ -403,23 +430,25 @@ class TestParquet:
             ValueError,
             match=f"in 'label'; of the shard .*a.parquet {sentence}: .*label_column=None",
         ):
-            open_rows(str(tmp_path), streaming=True)
+            open_images(str(tmp_path), streaming=True)["train"]
         assert [
             row.label
-            for row in open_rows(str(tmp_path), label_column=None, streaming=True).read(0, 3)
+            for row in open_images(str(tmp_path), label_column=None, streaming=True)["train"].read(
+                0, 3
+            )
         ] == [None] * 3
 
     def test_without_statistics_a_missing_label_is_noticed_when_it_is_read(self, tmp_path):
         table = make_images([0, -1], AB).data.table
         parquet.write_table(table, tmp_path / "a.parquet", write_statistics=False)
-        rows = open_rows(str(tmp_path), streaming=True)
+        rows = open_images(str(tmp_path), streaming=True)["train"]
         with pytest.raises(
             ValueError, match=r"sample '1.png' has no label but -1; .*`label_column=None`"
         ):
             list(rows.read(0, 2))
 
     def test_a_file_that_changed_is_named(self, source):
-        rows = open_rows(str(source), streaming=True)
+        rows = open_images(str(source), streaming=True)["train"]
         make_images([0], AB).to_parquet(source / "data" / "train-00001-of-00002.parquet")
         with pytest.raises(
             OSError, match=r"train-00001-of-00002.parquet has changed since it was counted"
@@ -432,7 +461,7 @@ class TestParquet:
         tokens, codes = make_tokens(10, copies, names=["owl", "cat"])
         (tmp_path / "data").mkdir()
         tokens.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", batch_size=4)
-        rows = open_rows(str(tmp_path), streaming=streaming)
+        rows = open_images(str(tmp_path), streaming=streaming)["train"]
         assert (len(rows), rows.class_names, rows.holds_codes) == (10, ["owl", "cat"], True)
         read = list(rows.read(2, 9))
         assert [(row.index, row.key, row.label, row.image) for row in read] == [
@@ -442,8 +471,8 @@ class TestParquet:
             np.array_equal(np.stack([row.codes for row in read]), codes[2:9])
             and read[0].codes.dtype == np.int64
         )
-        assert split_names(str(tmp_path)) == ["train"]
-        unlabelled = open_rows(str(tmp_path), label_column=None, streaming=streaming)
+        assert list(open_images(str(tmp_path))) == ["train"]
+        unlabelled = open_images(str(tmp_path), label_column=None, streaming=streaming)["train"]
         assert unlabelled.class_names is None and next(unlabelled.read(1, 2)).label is None
 
     @pytest.mark.parametrize("feature", ["string", "binary"])
@@ -453,13 +482,14 @@ class TestParquet:
         (tmp_path / "set").mkdir()
         Dataset.from_dict({"image": [stored]}).to_parquet(tmp_path / "set" / "a.parquet")
         for streaming in (False, True):
-            rows = open_rows(str(tmp_path / "set"), label_column=None, streaming=streaming)
+            rows = open_images(str(tmp_path / "set"), label_column=None, streaming=streaming)[
+                "train"
+            ]
             assert gray_of(next(rows.read(0, 1))) == 9
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ({"split": "extra"}, "has no split 'extra' but "),
             ({"image_column": "picture"}, "has no column 'picture' but image, label, note"),
             (
                 {"label_column": "kind"},
@@ -474,7 +504,9 @@ class TestParquet:
     )
     def test_wrong_columns_of_a_stream_are_named(self, source, arguments, sentence):
         with pytest.raises(ValueError, match=sentence):
-            open_rows(str(source), streaming=True, **arguments)
+            open_images(str(source), streaming=True, **arguments)["train"]
+        with pytest.raises(ValueError, match="has no split 'extra' but "):
+            open_images(str(source), streaming=True)["extra"]
 
 
 class TestHub:
@@ -483,12 +515,14 @@ class TestHub:
         HfApi().create_tag("user/set", tag="first", repo_type="dataset")
         make_images([0, 1] * 4, AB, first=10).push_to_hub("user/set", num_shards=2)
         for revision, number, first in ((None, 8, 10), ("first", 6, 0)):
-            rows = open_rows("user/set", revision=revision, streaming=True)
+            rows = open_images("user/set", revision=revision, streaming=True)["train"]
             assert rows.sizes == [number // 2] * 2 and rows.class_names == ["a", "b"]
             assert [(gray_of(row), row.label) for row in rows.read(1, number)] == [
                 (first + i, i % 2) for i in range(1, number)
             ]
-            held = [open_rows("user/set", split, revision=revision) for split in ("train", "test")]
+            held = [
+                open_images("user/set", revision=revision)[split] for split in ("train", "test")
+            ]
             grays = [gray_of(row) for rows in held for row in rows.read(0, len(rows))]
             assert sorted(grays) == [first + i for i in range(number)] and len(held[1]) == 2
 
@@ -496,7 +530,7 @@ class TestHub:
         tokens, codes = make_tokens(6)
         DatasetDict(train=tokens).push_to_hub("user/tokens")
         for streaming in (False, True):
-            rows = open_rows("user/tokens", streaming=streaming)
+            rows = open_images("user/tokens", streaming=streaming)["train"]
             assert (rows.holds_codes, rows.class_names) == (True, ["a", "b"])
             assert np.array_equal(np.stack([row.codes for row in rows.read(0, 6)]), codes)
 
@@ -510,26 +544,26 @@ class TestHub:
         HfApi().upload_folder(
             folder_path=tmp_path / "set", repo_id="user/tars", repo_type="dataset"
         )
-        rows = open_rows("user/tars")
-        assert isinstance(rows, ShardedRows) and rows.class_names == ["owl", "cat", "eel"]
+        rows = open_images("user/tars")["train"]
+        assert isinstance(rows, StreamedSamples) and rows.class_names == ["owl", "cat", "eel"]
         assert rows.sizes == [4, 4, 1] and [name.rsplit("/", 1)[-1] for name in rows.damaged] == [
             "2.tar"
         ]
         assert contents(rows.read(3, 9)) == expected(3, 9)
-        assert split_names("user/tars") == ["train"]
+        assert list(open_images("user/tars")) == ["train"]
 
     def test_shards_are_not_counted_again_in_a_new_commit(self, hub, tmp_path):
         write_tar(tmp_path / "0.tar", samples(0, 4))
         HfApi().create_repo("user/tars", repo_type="dataset")
         HfApi().upload_folder(folder_path=tmp_path, repo_id="user/tars", repo_type="dataset")
-        open_rows("user/tars")
+        open_images("user/tars")["train"]
         [file] = (datasets.config.HF_DATASETS_CACHE / "titok_shards").iterdir()
         counted = json.loads(file.read_text())
         counted["0.tar"]["shard"]["samples"] = 3  # whoever reads this has not counted
         file.write_text(json.dumps(counted))
         write_tar(tmp_path / "1.tar", samples(4, 2))
         HfApi().upload_folder(folder_path=tmp_path, repo_id="user/tars", repo_type="dataset")
-        assert open_rows("user/tars").sizes == [3, 2]
+        assert open_images("user/tars")["train"].sizes == [3, 2]
 
     def test_what_can_not_be_streamed_is_named(self, hub, tmp_path):
         draw(1, tmp_path / "0.png")
@@ -538,8 +572,8 @@ class TestHub:
         with pytest.raises(
             ValueError, match="'user/files' has no tar or Parquet files to stream; load it without"
         ):
-            open_rows("user/files", streaming=True)
-        assert gray_of(open_rows("user/files", label_column=None)[0]) == 1
+            open_images("user/files", streaming=True)
+        assert gray_of(open_images("user/files", label_column=None)["train"][0]) == 1
 
     def test_files_of_a_repository_are_called_by_their_paths(self, hub, tmp_path):
         for split in ("train", "test"):
@@ -547,7 +581,7 @@ class TestHub:
                 draw(1, tmp_path / split / name / "0.png")
         HfApi().create_repo("user/files", repo_type="dataset")
         HfApi().upload_folder(folder_path=tmp_path, repo_id="user/files", repo_type="dataset")
-        assert [row.key for row in open_rows("user/files").read(0, 2)] == [
+        assert [row.key for row in open_images("user/files")["train"].read(0, 2)] == [
             "train/a/0.png",
             "train/b/0.png",
         ]
@@ -556,15 +590,15 @@ class TestHub:
 ROOT = str(Path(titok_hf.__file__).parents[1])
 COUNTING = """
 import sys
-from titok_hf.data import rows, shards
+from titok_hf.data import opening, shard_index
 from titok_hf.distributed import process_state
 
 def inspect(path):
     print(f"inspected by {process_state().process_index}\\n", end="", flush=True)  # in one piece, of many threads
-    return shards.inspect_tar(path)
+    return shard_index.inspect_tar(path)
 
-rows.inspect_tar = inspect
-print(f"sizes {rows.open_rows(sys.argv[1]).sizes}\\n", end="", flush=True)
+opening.inspect_tar = inspect
+print(f"sizes {opening.open_images(sys.argv[1])['train'].sizes}\\n", end="", flush=True)
 """
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from titok_hf.data.order import buffered_order, permutation
+from titok_hf.data.shuffling import buffered_order, permutation
 
 
 def simulate(n, buffer_size, rng):

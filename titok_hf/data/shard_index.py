@@ -1,11 +1,12 @@
-"""How many samples the shards of a data set hold, and which of them are damaged."""
+"""Shards of a data set: how many samples they hold, which of them are damaged, and what their
+samples are."""
 
 import hashlib
 import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from uuid import uuid4
 import datasets
 import fsspec
 import pyarrow as pa
-from datasets.packaged_modules.webdataset.webdataset import IMAGE_EXTENSIONS, base_plus_ext
 from huggingface_hub import HfFileSystem
+from PIL import Image
 from pyarrow import parquet
 
 from ..distributed import process_state
@@ -145,13 +146,12 @@ def parquet_features(path: str) -> datasets.Features:
 
 
 def inspect_tar(path: str) -> Shard:
-    """Walks over the headers of a tar file, without its images, and counts the samples that
-    `datasets` can read.
+    """Walks over the headers of a tar file, without its images, and counts its whole samples.
 
-    These are, of a truncated file, all before the last one that begins in it. Where the file ends
+    In a truncated file these are all before the last one that begins in it. Where the file ends
     between two members, the last one counts, too, if it has all members of the one before. Where it
-    ends behind the content of a member, in the zeros that pad it, `datasets` fails before it gives
-    out the sample, whole as it may be; it does not count.
+    ends behind the content of a member, in the zeros that pad it, the sample does not count, whole
+    as it may be: `datasets` does not read it either.
 
     Raises:
         ValueError: If a member `cls` holds no integer, or a member `json` no JSON: `datasets` would
@@ -171,7 +171,7 @@ def inspect_tar(path: str) -> Shard:
     try:
         with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             before: dict[str, bytes] = {}
-            for members in samples_of(archive):
+            for _, members in samples_of(archive, ("cls", "json")):
                 if last:
                     count(last)
                 before, last = last, members
@@ -193,34 +193,84 @@ def inspect_tar(path: str) -> Shard:
     return shard
 
 
-def samples_of(archive: tarfile.TarFile) -> Iterator[dict[str, bytes]]:
-    """Members of each sample by extension, as `datasets` groups them; the contents of `cls` and
-    `json`, others empty.
+def samples_of(
+    archive: tarfile.TarFile, wanted: Collection[str], start: int = 0
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each sample, grouped as `datasets` groups them: members that follow each
+    other and have the same name up to the first dot.
+
+    Args:
+        archive: The tar file.
+        wanted: Extensions whose contents are read; of other members they are empty.
+        start: The first sample; those before it are passed over.
 
     Raises:
         tarfile.ReadError: Where `datasets` fails, too: at the end of a truncated file, or if two
             members of a sample have the same extension.
     """
-    key, members = None, {}
+    number, key, members = 0, "", {}
     while (member := archive.next()) is not None:
         archive.members = []  # it would keep all of them
-        if not member.isreg() or os.path.basename(member.name).startswith((".", "__")):
+        name = os.path.basename(member.name)
+        stem, dot, extension = name.partition(".")
+        if not (member.isreg() and stem and dot) or name.startswith("__"):
             continue
-        sample, extension = base_plus_ext(member.name)
-        if sample is None:
-            continue
+        sample = member.name.removesuffix(dot + extension)
         if members and sample != key:
-            yield members
-            members = {}
+            if number >= start:
+                yield key, members
+            number, members = number + 1, {}
         if extension in members:
             raise tarfile.ReadError(f"two members {member.name!r} in a row")
         content = b""
-        if extension in ("cls", "json"):
+        if number >= start and extension in wanted:
             archive.fileobj.seek(member.offset_data)
             content = archive.fileobj.read(member.size)
         key, members[extension] = sample, content
-    if members:
-        yield members
+    if members and number >= start:
+        yield key, members
+
+
+def read_tar(
+    path: str, start: int, images: Sequence[str], label: str | None
+) -> Iterator[dict[str, Any]]:
+    """The samples of a tar file from number `start` on, as `StreamedSamples` takes them.
+
+    Args:
+        path: Path or address of the file.
+        start: The first sample.
+        images: Extensions of images, see `image_extensions`.
+        label: Where labels are, see `find_labels`; `None` if they are not wanted.
+    """
+    labels = () if label is None else ("cls", "json")
+    with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        for key, members in samples_of(archive, {*images, *labels}, start):
+            image = next((members[name] for name in images if name in members), None)
+            sample = {"__key__": key, "content": image}
+            yield sample if label is None else sample | {"label": labels_of(members, path)[label]}
+
+
+def read_parquet(path: str, start: int, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file from number `start` on, as `StreamedSamples` takes them.
+
+    Args:
+        path: Path or address of the file.
+        start: The first row.
+        columns: The columns to read, with the name that each gets.
+    """
+    with open_shard(path) as file, parquet.ParquetFile(file) as rows:
+        for group in range(rows.num_row_groups):
+            skipped = min(start, rows.metadata.row_group(group).num_rows)
+            start -= skipped
+            if skipped == rows.metadata.row_group(group).num_rows:
+                continue
+            # a worker is forked, and Arrow's threads are not
+            batches = rows.iter_batches(64, [group], list(columns), use_threads=False)
+            for batch in batches:
+                passed = min(skipped, batch.num_rows)
+                skipped -= passed
+                for row in batch.slice(passed).to_pylist():
+                    yield {name: row[column] for column, name in columns.items()}
 
 
 def labels_of(members: dict[str, bytes], path: str) -> dict[str, int]:
@@ -261,7 +311,9 @@ def image_extensions(shards: Sequence[Shard], source: str, image_column: str) ->
     if image_column != "image":
         images = [image_column] if image_column in members else []
     else:
-        images = [name for name in members if name.rsplit(".")[-1].lower() in IMAGE_EXTENSIONS]
+        formats = Image.registered_extensions()
+        readable = {extension for extension, name in formats.items() if name in Image.OPEN}
+        images = [name for name in members if f".{name.rsplit('.')[-1].lower()}" in readable]
     if not images:
         there = ", ".join(f".{name}" for name in members)
         wanted = (
@@ -280,8 +332,8 @@ def image_extensions(shards: Sequence[Shard], source: str, image_column: str) ->
     return images
 
 
-def find_labels(shards: Sequence[Shard], source: str, label_column: str) -> list[str]:
-    """Where tar shards have their labels: `["cls"]`, or `["json", label_column]`.
+def find_labels(shards: Sequence[Shard], source: str, label_column: str) -> str:
+    """Where tar shards have their labels: `"cls"` for this member, or a name in the member `json`.
 
     Raises:
         ValueError: If they have none.
@@ -294,7 +346,7 @@ def find_labels(shards: Sequence[Shard], source: str, label_column: str) -> list
             f"{label_column!r} in .json); "
             "say `label_column=None` if labels are not wanted."
         )
-    return ["cls"] if name == "cls" else ["json", name]
+    return name
 
 
 def largest_label(shards: Sequence[Shard], paths: Sequence[str], label: str) -> int:

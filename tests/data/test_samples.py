@@ -7,11 +7,12 @@ from datasets import Dataset, Features, Image, Value
 from torch.utils.data import DataLoader
 
 from titok_hf.data.decoding import UnreadableImageError, decode_image
-from titok_hf.data.rows import IndexedRows, ShardedRows, open_rows
+from titok_hf.data.opening import open_images
+from titok_hf.data.samples import IndexedSamples, StreamedSamples
 
 from .sources import (
     AB,
-    WorkerRows,
+    WorkerSamples,
     contents,
     expected,
     make_images,
@@ -24,9 +25,9 @@ from .sources import (
 pytestmark = pytest.mark.usefixtures("caches")
 
 
-class TestIndexedRows:
+class TestIndexedSamples:
     def test_rows_are_read_by_number_and_not_decoded(self):
-        rows = IndexedRows(make_images([0, 1, 1], AB))
+        rows = IndexedSamples(make_images([0, 1, 1], AB))
         assert (len(rows), rows.class_names, rows.holds_codes) == (3, ["a", "b"], False)
         assert rows[1].image == {"bytes": png(1), "path": "1.png"}
         assert contents(rows.read(1, 3)) == [(1, "1.png", 1, 1), (2, "2.png", 2, 1)]
@@ -36,14 +37,14 @@ class TestIndexedRows:
         images = Dataset.from_dict(
             {"image": [{"bytes": b"?", "path": None}]}, features=Features({"image": Image()})
         )
-        row = IndexedRows(images, label_column=None)[0]
+        row = IndexedSamples(images, label_column=None)[0]
         assert (row.key, row.label) == ("0", None)
         with pytest.raises(UnreadableImageError):
             decode_image(row.image)
 
     def test_a_missing_image_is_unreadable(self):
         features = Features({"image": Image()})
-        rows = IndexedRows(
+        rows = IndexedSamples(
             Dataset.from_dict({"image": [None]}, features=features), label_column=None
         )
         with pytest.raises(UnreadableImageError, match="no image"):
@@ -52,7 +53,7 @@ class TestIndexedRows:
     @pytest.mark.parametrize("copies", [None, 3])
     def test_tokens(self, copies):
         tokens, codes = make_tokens(5, copies)
-        rows = IndexedRows(tokens)
+        rows = IndexedSamples(tokens)
         assert rows.holds_codes
         row = rows[3]
         assert (row.key, row.label, row.image, row.codes.dtype) == ("k3", 1, None, np.int64)
@@ -64,16 +65,18 @@ class TestIndexedRows:
         with pytest.raises(
             ValueError, match=r"in 'label'; 1 of the 3 samples have none: .*`label_column=None`"
         ):
-            IndexedRows(images)
-        assert IndexedRows(images, label_column=None)[1].label is None
-        rows = IndexedRows(images.select([2, 0]))
+            IndexedSamples(images)
+        assert IndexedSamples(images, label_column=None)[1].label is None
+        rows = IndexedSamples(images.select([2, 0]))
         assert [row.label for row in rows.read(0, 2)] == [1, 0]
 
     def test_plain_integers_are_called_by_their_numbers(self):
         names = ["0", "1", "2", "3", "4", "5"]
-        assert IndexedRows(make_images([5, 2], Value("int32"))).class_names == names
+        assert IndexedSamples(make_images([5, 2], Value("int32"))).class_names == names
         tokens, _ = make_tokens(6)
-        rows = IndexedRows(tokens.remove_columns("label").add_column("label", [0, 5, 2, 1, 1, 0]))
+        rows = IndexedSamples(
+            tokens.remove_columns("label").add_column("label", [0, 5, 2, 1, 1, 0])
+        )
         assert (rows.class_names, rows[1].label) == (names, 5)
 
     @pytest.mark.parametrize(
@@ -99,19 +102,19 @@ class TestIndexedRows:
     )
     def test_wrong_columns_are_named(self, columns, sentence):
         with pytest.raises(ValueError, match=sentence):
-            IndexedRows(make_images([0, 1], AB), **columns)
+            IndexedSamples(make_images([0, 1], AB), **columns)
 
 
-class TestShardedRows:
+class TestStreamedSamples:
     @pytest.fixture
     def rows(self, tmp_path):
         """12 samples in shards of 4, 0, 1 and 7."""
         for shard, (first, number) in enumerate([(0, 4), (4, 0), (4, 1), (5, 7)]):
             write_tar(tmp_path / "shards" / f"{shard}.tar", samples(first, number))
-        return open_rows(str(tmp_path / "shards"))
+        return open_images(str(tmp_path / "shards"))["train"]
 
     def test_shards_with_their_sizes(self, rows, tmp_path):
-        assert isinstance(rows, ShardedRows)
+        assert isinstance(rows, StreamedSamples)
         assert (len(rows), rows.sizes, rows.damaged, rows.holds_codes) == (
             12,
             [4, 0, 1, 7],
@@ -138,7 +141,7 @@ class TestShardedRows:
 
     def test_each_worker_of_a_loader_reads_all_that_it_asks_for(self, rows):
         """A stream of `datasets` would share its shards among the workers."""
-        read = list(DataLoader(WorkerRows(rows), batch_size=None, num_workers=2))
+        read = list(DataLoader(WorkerSamples(rows), batch_size=None, num_workers=2))
         for worker in range(2):
             assert [tuple(rest) for number, *rest in read if number == worker] == expected(0, 12)
 
@@ -148,7 +151,7 @@ class TestShardedRows:
 
     def test_no_image_is_decoded(self, tmp_path):
         write_tar(tmp_path / "a.tar", [("1.jpg", b"no image"), ("2.jpg", b"")])
-        rows = open_rows(str(tmp_path / "a.tar"), label_column=None)
+        rows = open_images(str(tmp_path / "a.tar"), label_column=None)["train"]
         assert [(row.key, row.image, row.label) for row in rows.read(0, 2)] == [
             ("1", b"no image", None),
             ("2", b"", None),
@@ -176,12 +179,18 @@ class TestShardedRows:
             list(rows.read(0, 12))
 
     def test_a_shard_with_fewer_samples_than_said_is_named(self, rows):
-        rows = ShardedRows(rows.stream, [4, 0, 2, 7], rows.names, "png", "cls")
+        rows = StreamedSamples(rows.read_file, [4, 0, 2, 7], rows.names)
         with pytest.raises(OSError, match=r"2.tar has 1 samples now, 2 when it was counted"):
             list(rows.read(0, 13))
 
-    def test_what_datasets_cannot_read_is_named(self, tmp_path):
-        write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.npy", b"no array"), ("1.jpg", b"x")])
-        rows = open_rows(str(tmp_path / "a.tar"), label_column=None)
-        with pytest.raises(OSError, match=r"The shard .*a.tar cannot be read at its sample 0: "):
-            list(rows.read(0, 2))
+    def test_a_shard_that_cannot_be_read_is_named(self, rows, tmp_path):
+        rows = StreamedSamples(rows.read_file, [4, 0, 1, 7], rows.names)
+        with open(rows.names[3], "r+b") as file:
+            file.truncate(5000)  # in the third sample
+        with pytest.raises(OSError, match=r"The shard .*3.tar cannot be read at its sample 2: "):
+            list(rows.read(0, 12))
+
+    def test_members_that_nobody_asked_for_are_not_read(self, tmp_path):
+        write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.npy", b"no array"), ("1.jpg", b"y")])
+        rows = open_images(str(tmp_path / "a.tar"), label_column=None)["train"]
+        assert [row.image for row in rows.read(0, 2)] == [b"x", b"y"]

@@ -9,8 +9,8 @@ import pytest
 from datasets import load_dataset
 from pyarrow import parquet
 
-from titok_hf.data.rows import open_rows
-from titok_hf.data.shards import (
+from titok_hf.data.opening import open_images
+from titok_hf.data.shard_index import (
     Shard,
     find_labels,
     image_extensions,
@@ -174,7 +174,9 @@ class TestDamage:
             assert followed <= shard.samples <= whole
             counts.append(shard.samples)
             if shard.samples:
-                rows = open_rows(str(cut), label_column=None if layout == "images" else "label")
+                rows = open_images(str(cut), label_column=None if layout == "images" else "label")[
+                    "train"
+                ]
                 assert rows.damaged == {str(cut): shard.damage}
                 labels = [None] * 5 if layout == "images" else range(5)
                 assert [(row.key, row.image, row.label) for row in rows.read(0, 5)] == [
@@ -337,12 +339,9 @@ class TestMembers:
 
     def test_labels_are_in_cls_or_json(self):
         shards = [Shard(2, labels={"cls": [2, 0, 1], "label": [2, 0, 1], "kind": [2, 0, 1]})]
-        assert find_labels(shards, "here", "label") == ["cls"]
-        assert find_labels(shards, "here", "kind") == ["json", "kind"]
-        assert find_labels([Shard(2, labels={"label": [2, 0, 1]})], "here", "label") == [
-            "json",
-            "label",
-        ]
+        assert find_labels(shards, "here", "label") == "cls"
+        assert find_labels(shards, "here", "kind") == "kind"
+        assert find_labels([Shard(2, labels={"label": [2, 0, 1]})], "here", "label") == "label"
         with pytest.raises(
             ValueError, match=r"shards of 'here' hold no labels .* say `label_column=None`"
         ):

@@ -1,0 +1,461 @@
+"""The one way to images and tokens: what a source means, which splits it has, and how each opens.
+
+A source is an embedded data set, a folder, tar shards, or a data set on the Hub. Its splits are
+those that it is stored with. If labelled images are not streamed and have neither `test` nor
+`validation`, a fifth of `train` is `test` and the rest `train`. Where `test` is asked for and there
+is only `validation`, `validation` is opened.
+"""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from glob import escape, glob
+from itertools import chain
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from huggingface_hub import HfApi
+
+from .samples import (
+    KEY_COLUMNS,
+    NO_LABELS,
+    IndexedSamples,
+    Samples,
+    StreamedSamples,
+    check_column,
+    names_of_classes,
+    no_images,
+)
+from .shard_index import (
+    find_labels,
+    image_extensions,
+    inspect_parquet,
+    inspect_shards,
+    inspect_tar,
+    largest_label,
+    parquet_features,
+    read_parquet,
+    read_tar,
+    tar_classes,
+)
+
+# The data sets that come with the package, by the name that opens them: functions that give a
+# `DatasetDict`. They are imported when they are asked for, as they need optional libraries.
+EMBEDDED = {"digits": "titok_hf.data.digits:load_digits_dataset"}
+
+
+class ImageSplits:
+    """The splits of a data set by name, each opened when it is asked for: `splits["train"]`.
+
+    Args:
+        source: Name of the data set, for errors.
+        names: The splits.
+        open_split: Opens one of them.
+    """
+
+    def __init__(self, source: str, names: Iterable[str], open_split: Callable[[str], Samples]):
+        self.source = source
+        self.names = list(names)
+        self.open_split = open_split
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __getitem__(self, split: str) -> Samples:
+        return self.open_split(self.resolve(split))
+
+    def dataset(self, split: str) -> Dataset:
+        """A split as `datasets` knows it: images are decoded, and all columns are there.
+
+        Raises:
+            ValueError: If it is streamed, or holds tokens; see also `open_images`.
+        """
+        samples = self[split]
+        if isinstance(samples, StreamedSamples) or samples.holds_codes:
+            held = "tokens" if samples.holds_codes else "shards that are read in sequence"
+            raise ValueError(
+                f"The split {split!r} of {self.source!r} holds {held}: images that can be read in "
+                "any order are expected."
+            )
+        return samples.dataset
+
+    def resolve(self, split: str | None = None) -> str:
+        """The name of the split that is opened for another name.
+
+        Args:
+            split: The split; if not given, `test`, else `validation`, else the only one.
+
+        Raises:
+            ValueError: If there is no such split.
+        """
+        if split is None and len(self.names) == 1:
+            return self.names[0]
+        name = split or "test"
+        if name == "test" and "test" not in self.names and "validation" in self.names:
+            return "validation"
+        if name not in self.names:
+            wanted = "test or validation" if split is None else repr(split)
+            raise ValueError(
+                f"The data set {self.source!r} has no split {wanted} but {', '.join(self.names)}; "
+                "name one of these."
+            )
+        return name
+
+
+def open_images(
+    source: str,
+    image_column: str = "image",
+    label_column: str | None = "label",
+    revision: str | None = None,
+    *,
+    streaming: bool = False,
+    hold_out: bool = True,
+) -> ImageSplits:
+    """Opens images, or tokens where there is a column `codes`.
+
+    Samples of tar shards are made of members with the same name up to the first dot, one behind the
+    other: one with the extension of an image, and for the label the class's number in the member
+    `cls`, or as `label` in `json`. Names of the classes are the lines of `classnames.txt` beside
+    the shards, if it is there. Classes without names are called by their numbers, from 0 to the
+    largest label. If labels of images are classes, integers or strings, they mean the same classes
+    in all splits, those of `train`.
+
+    Args:
+        source: `"digits"` for the embedded data set; a folder of images, one subfolder a class, or
+            without classes; a folder of tar shards or of Parquet files, or one written by
+            `save_to_disk`; tar shards as a pattern such as `"data/train-{0000..0015}.tar"` or
+            `"data/*.tar"`, which is all `train`; or the name of a data set on the Hub.
+        image_column: Name of the column of images; in tar shards an extension, or `"image"` for
+            that of any image.
+        label_column: Name of the column of labels; in tar shards `"label"` or an integer in the
+            member `json`. `None` if labels are not wanted.
+        revision: Branch, tag or commit of a data set on the Hub.
+        streaming: Whether to stream Parquet files, rather than to load them; tar shards always are.
+        hold_out: Whether a fifth of `train` is `test`, with the same share of every class and
+            always the same, if labelled images that are not streamed have neither `test` nor
+            `validation`. The same fifth is held out if labels are not wanted, but there is a column
+            `label`, as other stages of a training want them; unless a class is too small for it.
+            Say `False` to measure on all that is there.
+
+    Returns:
+        The splits. Each opens as `StreamedSamples` if it is streamed: what the shards hold is
+        counted once, and then kept in the cache of `datasets`; those of tar files on the Hub are
+        read through for it. Else it opens as `IndexedSamples`; `splits.dataset("train")` is the
+        `datasets.Dataset` behind them.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or data set.
+        ValueError: If there is no image, or nothing to stream. When a split is opened: if there is
+            no such split or column, no label where one is wanted, or no fifth to hold out.
+    """
+    stored = locate(source, revision)
+    if stored.kind == ".tar" or (streaming and stored.kind == ".parquet"):
+        arguments = {"image_column": image_column, "label_column": label_column}
+        return ImageSplits(source, stored.files, partial(open_shards, source, stored, **arguments))
+    if streaming and stored.kind == "hub":
+        raise ValueError(
+            f"The data set {source!r} has no tar or Parquet files to stream; load it without "
+            "`streaming`."
+        )
+    dataset = load(source, stored, revision)
+    held_out = hold_out and holds_fifth_out(dataset, label_column)
+
+    def open_split(split: str) -> IndexedSamples:
+        if held_out and split in ("train", "test"):
+            column = label_column or "label"
+            opened = fifth_held_out(dataset["train"], source, column)[split]
+        elif label_column is None:
+            opened = dataset[split]
+        else:
+            first = dataset["train" if "train" in dataset else split]
+            opened = with_classes(dataset[split], first, source, label_column)
+        return IndexedSamples(opened, image_column, label_column, source)
+
+    return ImageSplits(source, [*dataset, "test"] if held_out else dataset, open_split)
+
+
+def dataset_commit(source: str, revision: str | None = None) -> str | None:
+    """The commit of a data set on the Hub; `None` if it is embedded, or here as a folder or as
+    shards."""
+    if source in EMBEDDED or Path(source).exists() or is_shard_pattern(source):
+        return None
+    return HfApi().dataset_info(source, revision=revision).sha
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a data set is stored.
+
+    Args:
+        kind: `"embedded"`; `"saved"` by `save_to_disk`; `"images"`, a folder of image files;
+            `".tar"` or `".parquet"`, shards; `"hub"`, anything else on the Hub.
+        files: Tar or Parquet files by split.
+        features: The features that a data set on the Hub declares, if it does.
+    """
+
+    kind: str
+    files: dict[str, list[str]] = field(default_factory=dict)
+    features: Features | None = None
+
+
+def locate(source: str, revision: str | None = None) -> Stored:
+    """Finds out what a source means; see `open_images`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or data set.
+        ValueError: If it is a file that is no tar shard, or no shard matches.
+    """
+    if source in EMBEDDED:
+        return Stored("embedded")
+    if is_shard_pattern(source):
+        return Stored(".tar", {"train": matching_files(source)})
+    if Path(source).is_file():
+        raise ValueError(
+            f"{source} is a file: a folder, tar shards, or a data set on the Hub is expected."
+        )
+    if Path(source).is_dir():
+        return look_into(Path(source).resolve())
+    builder = load_dataset_builder(source, revision=revision)
+    files = {
+        str(split): list(map(str, paths))
+        for split, paths in (builder.config.data_files or {}).items()
+    }
+    kinds = {os.path.splitext(path)[1] for path in chain.from_iterable(files.values())}
+    if kinds in ({".tar"}, {".parquet"}):
+        return Stored(kinds.pop(), files, builder.info.features)
+    return Stored("hub")
+
+
+def look_into(folder: Path) -> Stored:
+    """Finds out what a folder holds, and which of its files are which split.
+
+    This is the one place that gives a meaning to the names of folders and files; those of image
+    files are still left to `datasets`, which `load` calls.
+    """
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return Stored("saved")
+    for kind, builder in ((".tar", "webdataset"), (".parquet", "parquet")):
+        files = [
+            str(path)
+            for path in folder.rglob(f"*{kind}")
+            if path.name != "metadata.parquet"  # which describes an image folder
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+        if not files:
+            continue
+        # `datasets` takes the path for a part of its patterns
+        found = load_dataset_builder(builder, data_dir=escape(str(folder))).config.data_files
+        splits = {
+            str(split): sorted(path for path in paths if path.endswith(kind))
+            for split, paths in found.items()
+        }
+        splits = {split: paths for split, paths in splits.items() if paths}
+        return Stored(kind, splits or {"train": sorted(files)})
+    return Stored("images")
+
+
+def is_shard_pattern(source: str) -> bool:
+    """Whether a source names tar files, with or without wildcards, rather than a folder or a
+    repository."""
+    return source.endswith(".tar") or (
+        any(sign in source for sign in "*?[{") and not Path(source).exists()
+    )
+
+
+def matching_files(pattern: str) -> list[str]:
+    """The tar files that a pattern names: `{0000..0015}` and `{a,b}` as in a shell, then `*`, `?`
+    and `[]`.
+
+    Raises:
+        ValueError: If a part of the pattern names none.
+    """
+    if braces := re.search(r"\{([^{}]*)\}", pattern):
+        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+        if numbers:
+            first, last = numbers.groups()
+            options = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+        else:
+            options = braces[1].split(",")
+        each = (
+            matching_files(pattern[: braces.start()] + option + pattern[braces.end() :])
+            for option in options
+        )
+        return list(dict.fromkeys(chain.from_iterable(each)))
+    files = sorted(
+        os.path.abspath(path) for path in glob(pattern, recursive=True) if path.endswith(".tar")
+    )
+    if not files:
+        raise ValueError(f"No tar file matches {pattern!r}.")
+    return files
+
+
+def load(source: str, stored: Stored, revision: str | None = None) -> DatasetDict:
+    """Loads all splits of a data set that is not streamed.
+
+    Raises:
+        ValueError: If it is a folder that holds no images.
+    """
+    match stored.kind:
+        case "embedded":
+            return resolve_name(EMBEDDED[source])()
+        case "saved":
+            saved = load_from_disk(source)
+            return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+        case ".parquet" if Path(source).is_dir():
+            files = {split: list(map(escape, paths)) for split, paths in stored.files.items()}
+            return load_dataset("parquet", data_files=files)
+        case "images":
+            try:
+                return load_dataset("imagefolder", data_dir=source)
+            except (FileNotFoundError, ValueError) as error:
+                raise ValueError(
+                    f"The folder {source} holds no images that `datasets` can read: {error}"
+                ) from error
+    return load_dataset(source, revision=revision)
+
+
+def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:
+    """Whether a fifth of `train` is the split `test`; see `open_images`."""
+    if "train" not in dataset or {"test", "validation"} & set(dataset):
+        return False
+    train = dataset["train"]
+    if (label_column or "label") not in train.column_names or "codes" in train.column_names:
+        return False
+    return label_column is not None or has_a_fifth(train["label"][:])
+
+
+def has_a_fifth(labels: Sequence[int | None]) -> bool:
+    """Whether `train_test_split` can hold a fifth out, with its share of every class."""
+    images = Counter(labels)  # of each class
+    return (
+        None not in images
+        and min(images.values(), default=0) > 1
+        and math.ceil(0.2 * len(labels)) >= len(images)
+    )
+
+
+def fifth_held_out(train: Dataset, source: str, label_column: str) -> DatasetDict:
+    """The splits `train` and `test` of images that are all `train`.
+
+    Raises:
+        ValueError: If there are too few images.
+    """
+    train = with_classes(train, train, source, label_column)
+    if not has_a_fifth(train[label_column][:]):
+        raise ValueError(
+            f"A fifth of {source!r} cannot be held out as the split 'test', which takes 2 images "
+            "of every class and 5 on average: add images, or a split 'test'."
+        )
+    return train.train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
+
+
+def with_classes(split: Dataset, first: Dataset, source: str, label_column: str) -> Dataset:
+    """A split whose labels are the classes of another one; tokens stay as they are.
+
+    Args:
+        split: The split.
+        first: The split that says which classes there are: classes, integers or strings.
+        source: Name of the data set, for errors.
+        label_column: Name of the column of labels.
+
+    Raises:
+        ValueError: If the column is missing, images have no label, or the split has a class that
+            the first one lacks.
+    """
+    check_column(first.column_names, label_column, source, NO_LABELS)
+    if "codes" in split.column_names:
+        return split
+    classes = first.features[label_column]
+    if not isinstance(classes, ClassLabel):
+        values = first.unique(label_column)
+        if None in values:
+            raise ValueError(
+                f"Some images of {source!r} have no label in the column {label_column!r}."
+            )
+        values.sort()
+        numbered = isinstance(values[0], int)
+        classes = ClassLabel(names=[str(i) for i in range(values[-1] + 1)] if numbered else values)
+    labels = split.features[label_column]
+    if labels == classes:  # a cast would leave a copy beside the source
+        return split
+    if isinstance(labels, ClassLabel):  # the same id may mean another class: go by the names
+        names = [
+            None if label is None or label < 0 else labels.names[label]
+            for label in split[label_column]
+        ]
+        split = split.remove_columns(label_column).add_column(label_column, names)
+    return split.cast_column(label_column, classes)
+
+
+def open_shards(
+    source: str, stored: Stored, split: str, *, image_column: str, label_column: str | None
+) -> StreamedSamples:
+    """Opens a split of tar or Parquet files; see `open_images`."""
+    paths = stored.files[split]
+    inspect = inspect_tar if stored.kind == ".tar" else inspect_parquet
+    shards, stamps = inspect_shards(paths, inspect)
+    damaged = {
+        path: shard.damage for path, shard in zip(paths, shards, strict=True) if shard.damage
+    }
+    readable = [path for path, shard in zip(paths, shards, strict=True) if shard.samples]
+    if not readable:
+        raise ValueError(
+            f"The {len(shards)} shards of {source!r} hold no whole sample. "
+            f"{next(iter(damaged.values()), 'They are empty.')}"
+        )
+    classes, holds_codes = None, False
+    if stored.kind == ".tar":
+        images = image_extensions(shards, source, image_column)
+        label = None if label_column is None else find_labels(shards, source, label_column)
+        if label is not None:
+            classes = tar_classes(paths, largest_label(shards, paths, label))
+        read_file = partial(read_tar, images=images, label=label)
+    else:
+        features = stored.features or parquet_features(readable[0])
+        holds_codes = "codes" in features
+        content = "codes" if holds_codes else image_column
+        check_column(list(features), content, source)
+        if not (holds_codes or holds_images(features[content])):
+            raise no_images(content, source, features[content])
+        classes = names_of_classes(features, label_column, source)
+        if label_column is not None and all(
+            label_column in shard.labels for shard in shards if shard.samples
+        ):
+            largest = largest_label(shards, paths, label_column)
+            classes = classes or [str(number) for number in range(largest + 1)]
+        columns = {content: "content"} | {name: name for name in KEY_COLUMNS if name in features}
+        columns |= {} if label_column is None else {label_column: "label"}
+        read_file = partial(read_parquet, columns=columns)
+    return StreamedSamples(
+        read_file,
+        [shard.samples for shard in shards],
+        paths,
+        labelled=label_column is not None,
+        class_names=classes,
+        damaged=damaged,
+        stamps=stamps,
+        holds_codes=holds_codes,
+    )
+
+
+def holds_images(feature: Any) -> bool:
+    """Whether a column of Parquet files holds images, or paths or bytes of image files."""
+    if isinstance(feature, Value):
+        return feature.dtype.removeprefix("large_") in ("string", "binary")
+    return isinstance(feature, Image | dict)

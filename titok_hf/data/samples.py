@@ -1,0 +1,317 @@
+"""Samples as they are stored, undecoded: read by number, or shard by shard."""
+
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+from .shard_index import stamp_of
+
+KEY_COLUMNS = ("__key__", "key")
+NO_LABELS = "`label_column`, or say `label_column=None` if labels are not wanted"
+
+
+@dataclass
+class StoredSample:
+    """A sample as it is stored.
+
+    Args:
+        index: Its number in the split.
+        key: Its name: `__key__` in a tar shard, the column `key`, or its file, with the path in a
+            folder or repository of files; else its number.
+        image: Not yet decoded, see `decode_image`; `None` in a data set of tokens, or if the sample
+            lacks it.
+        label: Number of its class; `None` if labels are not wanted.
+        codes: Of a data set of tokens, int64: `(N,)`, or `(copies, N)`.
+    """
+
+    index: int
+    key: str
+    image: bytes | str | PILImage.Image | dict[str, Any] | None = None
+    label: int | None = None
+    codes: np.ndarray | None = None
+
+
+class IndexedSamples:
+    """Samples of a data set that is here, in any order.
+
+    Args:
+        dataset: Images, or tokens if it has the column `codes`.
+        image_column: Name of the column of images.
+        label_column: Name of the column of labels, classes or integers; `None` if they are not
+            wanted.
+        source: Name of the data set, for errors. If it is a folder of images, keys are paths from
+            there.
+
+    Attributes:
+        dataset (`Dataset`): The data set with all its columns; images of any kind have become a
+            column of `datasets.Image`.
+        class_names (`list[str] | None`): Names of the classes, if labels are wanted; plain integers
+            are their own names.
+        holds_codes (`bool`): Whether this is a data set of tokens.
+
+    Raises:
+        ValueError: If a column is missing or holds something else, or a sample has no label.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_column: str = "image",
+        label_column: str | None = "label",
+        source: str | None = None,
+    ):
+        self.holds_codes = "codes" in dataset.column_names
+        self.class_names = names_of_classes(dataset.features, label_column, source)
+        if label_column is not None:
+            largest = check_labels(dataset, label_column)
+            self.class_names = self.class_names or [str(number) for number in range(largest + 1)]
+        self.content = "codes" if self.holds_codes else image_column
+        self.label_column = label_column
+        self.folder = None if source is None else os.path.abspath(source)
+        self.dataset = dataset if self.holds_codes else as_images(dataset, image_column, source)
+        wanted = {*KEY_COLUMNS, self.content, label_column}
+        self.stored = self.dataset.select_columns(
+            [name for name in dataset.column_names if name in wanted]
+        )
+        if not self.holds_codes:
+            self.stored = self.stored.cast_column(image_column, Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index: int) -> StoredSample:
+        sample = self.stored[index]
+        content = sample[self.content]
+        key = key_of(sample, content, index, self.folder)
+        label = None if self.label_column is None else sample[self.label_column]
+        if self.holds_codes:
+            return StoredSample(index, key, label=label, codes=np.asarray(content, dtype=np.int64))
+        return StoredSample(index, key, content, label)
+
+    def read(self, start: int, stop: int) -> Iterator[StoredSample]:
+        """The samples `start` to `stop`, the latter excluded."""
+        return (self[index] for index in range(start, stop))
+
+    def name_of(self, sample: StoredSample) -> str:
+        """The name of a sample in `unreadable.jsonl`."""
+        return sample.key
+
+
+class StreamedSamples:
+    """Samples in shards, which are read in their order.
+
+    Args:
+        read_file: Reads a shard from a sample on: `read_file(name, start)` gives dictionaries with
+            a key (`__key__` or `key`, if there is one), the image or codes as `content`, and the
+            label as `label`, if it is wanted.
+        sizes: Samples of each shard, as far as it can be read.
+        names: Path or address of each shard.
+        labelled: Whether labels are wanted.
+        class_names: Names of the classes, if known; see `open_images`.
+        damaged: For each shard that cannot be read to its end, by name, what is wrong.
+        stamps: For each shard, what `stamp_of` gave when it was counted; a file that has changed is
+            an error.
+        holds_codes: Whether this is a data set of tokens.
+
+    Raises:
+        OSError: While reading: if a shard has vanished or changed, or cannot be read.
+        ValueError: While reading: if a sample has no label.
+    """
+
+    def __init__(
+        self,
+        read_file: Callable[[str, int], Iterator[dict[str, Any]]],
+        sizes: Sequence[int],
+        names: Sequence[str],
+        *,
+        labelled: bool = True,
+        class_names: list[str] | None = None,
+        damaged: Mapping[str, str] | None = None,
+        stamps: Sequence[list[Any]] | None = None,
+        holds_codes: bool = False,
+    ):
+        self.read_file = read_file
+        self.sizes = list(sizes)
+        self.names = list(names)
+        self.labelled = labelled
+        self.class_names = class_names
+        self.damaged = dict(damaged or {})
+        self.stamps = stamps
+        self.holds_codes = holds_codes
+        self.offsets = [0, *accumulate(sizes)]
+
+    def __len__(self) -> int:
+        return self.offsets[-1]
+
+    def read_shard(
+        self, shard: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[StoredSample]:
+        """The samples `start` to `stop` of a shard, the latter excluded."""
+        stop = self.sizes[shard] if stop is None else min(stop, self.sizes[shard])
+        if start >= stop:
+            return
+        name = self.names[shard]
+        self.check_unchanged(shard)
+        samples = self.read_file(name, start)
+        for place in range(start, stop):
+            try:
+                sample = next(samples, None)
+            except Exception as error:  # whatever pyarrow, tarfile or a file system raise
+                raise OSError(
+                    f"The shard {name} cannot be read at its sample {place}: {error}"
+                ) from error
+            if sample is None:
+                raise OSError(
+                    f"The shard {name} has {place} samples now, {self.sizes[shard]} when it was "
+                    "counted."
+                )
+            yield self.sample(self.offsets[shard] + place, sample)
+
+    def read(self, start: int, stop: int) -> Iterator[StoredSample]:
+        """The samples `start` to `stop` of all shards in their order, the latter excluded."""
+        for shard in range(bisect_right(self.offsets, start) - 1, len(self.sizes)):
+            offset = self.offsets[shard]
+            if offset >= stop:
+                return
+            yield from self.read_shard(shard, max(start - offset, 0), stop - offset)
+
+    def name_of(self, sample: StoredSample) -> str:
+        """The name of a sample in `unreadable.jsonl`; the same key may be in several shards."""
+        return f"{self.names[bisect_right(self.offsets, sample.index) - 1]}: {sample.key}"
+
+    def check_unchanged(self, shard: int) -> None:
+        """Checks that a file is the one that was counted; addresses name a commit.
+
+        Raises:
+            OSError: If it is not.
+        """
+        name = self.names[shard]
+        if self.stamps is None or "://" in name:
+            return
+        try:
+            stamp = stamp_of(name)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"The shard {name} has vanished since it was counted."
+            ) from error
+        if stamp != self.stamps[shard]:
+            raise OSError(
+                f"The shard {name} has changed since it was counted; start again to count it anew."
+            )
+
+    def sample(self, index: int, stored: Mapping[str, Any]) -> StoredSample:
+        content, label = stored["content"], stored.get("label")
+        key = key_of(stored, content, index)
+        # many data sets on the Hub say by -1 that there is none
+        if self.labelled and (label is None or label < 0):
+            raise ValueError(
+                f"The sample {key!r} has no label but {label}; without labels: `label_column=None`."
+            )
+        if self.holds_codes:
+            return StoredSample(index, key, label=label, codes=np.asarray(content, dtype=np.int64))
+        return StoredSample(index, key, content, label)
+
+
+Samples = IndexedSamples | StreamedSamples
+
+
+def key_of(sample: Mapping[str, Any], content: Any, index: int, folder: str | None = None) -> str:
+    """The name of a sample; see `StoredSample`."""
+    for column in KEY_COLUMNS:
+        if column in sample:
+            return str(sample[column])
+    path = content.get("path") if isinstance(content, dict) else content
+    if not isinstance(path, str):
+        return str(index)
+    if folder is not None and path.startswith(folder + os.sep):
+        return os.path.relpath(path, folder)
+    downloaded = re.search(r"/snapshots/[0-9a-f]{40}/(.+)", path)  # in the cache of huggingface_hub
+    return downloaded[1] if downloaded else os.path.basename(path)
+
+
+def check_labels(dataset: Dataset, label_column: str) -> int:
+    """The largest label of a data set; -1 if it is empty.
+
+    Raises:
+        ValueError: If a sample has none; many data sets on the Hub say so by -1.
+    """
+    labels = dataset[label_column][:]
+    lacking = sum(label is None or label < 0 for label in labels)
+    if lacking:
+        split = f" of the split {str(dataset.split)!r}" if dataset.split else ""
+        raise ValueError(
+            f"Every sample must have a label of 0 or more in {label_column!r}; {lacking} of the "
+            f"{len(dataset)} samples{split} have none: leave them out, or say `label_column=None` "
+            "if labels are not wanted."
+        )
+    return max(labels, default=-1)
+
+
+def names_of_classes(
+    features: Features, label_column: str | None, source: str | None = None
+) -> list[str] | None:
+    """Names of the classes of a column; `None` if it holds plain integers, or labels are not
+    wanted.
+
+    Raises:
+        ValueError: If there is no such column, or it holds neither classes nor integers.
+    """
+    if label_column is None:
+        return None
+    check_column(list(features), label_column, source, NO_LABELS)
+    labels = features[label_column]
+    if isinstance(labels, ClassLabel):
+        return list(labels.names)
+    if not isinstance(labels, Value) or "int" not in labels.dtype:
+        raise ValueError(
+            f"Labels must be classes or integers, the column {label_column!r} holds {labels}."
+        )
+    return None
+
+
+def as_images(dataset: Dataset, image_column: str, source: str | None = None) -> Dataset:
+    """A split whose images, of whatever kind the column is, are a column of `datasets.Image`.
+
+    Raises:
+        ValueError: If there is no such column, or it holds no images.
+    """
+    check_column(dataset.column_names, image_column, source)
+    try:
+        return dataset.cast_column(image_column, Image())
+    except NotImplementedError as error:  # raised by Arrow
+        raise no_images(image_column, source, dataset.features[image_column]) from error
+
+
+def no_images(column: str, source: str | None, found: Any) -> ValueError:
+    name = "the data set" if source is None else repr(source)
+    return ValueError(f"The column {column!r} of {name} holds no images but {found}.")
+
+
+def check_column(
+    columns: Sequence[str], column: str, source: str | None, option: str = "`image_column`"
+) -> None:
+    """Checks that a data set has a column.
+
+    Args:
+        columns: Those that it has.
+        column: The one that is wanted.
+        source: Name of the data set, if it has one.
+        option: The argument that names another one.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if column not in columns:
+        name = "The data set" if source is None else f"The data set {source!r}"
+        raise ValueError(
+            f"{name} has no column {column!r} but {', '.join(columns)}; name the right one with "
+            f"{option}."
+        )
