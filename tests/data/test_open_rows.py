@@ -1,20 +1,16 @@
 """Data sets of every kind, as rows."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Value
+from forked import run
 from huggingface_hub import HfApi
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
-import titok_hf
 from titok_hf.data.decoding import decode_image
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_pixels
 from titok_hf.data.images import dataset_commit, load_image_dataset
@@ -553,9 +549,12 @@ class TestHub:
         ]
 
 
-ROOT = str(Path(titok_hf.__file__).parents[1])
 COUNTING = """
 import sys
+
+import datasets
+
+datasets.config.HF_DATASETS_CACHE = sys.argv[2]
 from titok_hf.data import rows, shards
 from titok_hf.data.processes import process_state
 
@@ -568,26 +567,13 @@ print(f"sizes {rows.open_rows(sys.argv[1]).sizes}\\n", end="", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("distributed")
 def test_the_main_process_counts_for_all(tmp_path):
     for i in range(3):
         write_tar(tmp_path / "shards" / f"{i}.tar", samples(0, i + 1))
     (tmp_path / "count.py").write_text(COUNTING)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    environment = os.environ | {
-        "HF_HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": ROOT,
-    }
-    command += [str(tmp_path / "count.py"), str(tmp_path / "shards")]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert output.returncode == 0, output.stderr
+    script, arguments = tmp_path / "count.py", (tmp_path / "shards", tmp_path / "cache")
+    output = run(script, *arguments, num_processes=2)
     assert output.stdout.count("inspected by 0") == 3 and "inspected by 1" not in output.stdout
     assert output.stdout.count("sizes [1, 2, 3]") == 2
