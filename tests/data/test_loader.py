@@ -19,6 +19,8 @@ from titok_hf.data import Augmentation, ImageCollator
 from titok_hf.data.loader import BatchStream, TrainingLoader
 from titok_hf.data.rows import IndexedRows, ShardedRows, open_rows
 
+pytestmark = pytest.mark.slow
+
 SIZES = (5, 1, 9, 2, 6)  # samples of the shards
 N = sum(SIZES)
 
