@@ -1,6 +1,7 @@
 """Tiny real models that all tests share: 32x32 images, 8 tokens of 64 codes, 10 classes."""
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -61,6 +62,11 @@ settings.load_profile("repeatable")
 HEADS = ("proxy_codes", "vqgan_decoder", "pixels")
 QUANTIZERS = ("vq", "kl")
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def pytest_collection_finish():
+    """What has been imported by now stays: the garbage collector need not go through it each time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

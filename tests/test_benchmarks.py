@@ -8,6 +8,8 @@ import pytest
 
 from titok_hf import TiTokModel
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 

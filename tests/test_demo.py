@@ -12,7 +12,7 @@ from titok_hf.demo import run_demo
 PICTURES = ("reconstructions.png", "samples.png", "unmasking.png", "training.png")
 STAGES = ("vqgan", "classifier", "warmup", "decoder_finetuning", "generator")
 
-pytestmark = pytest.mark.xdist_group("demo")
+pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.slow]
 
 
 def measures(metrics):

@@ -379,6 +379,7 @@ def test_requests_that_are_not_understood(hub, api, repo):
     hub.unknown.clear()
 
 
+@pytest.mark.slow
 def test_libraries(hub, tmp_path):
     """Datasets, transformers, diffusers and model cards, where the address is read from the
     environment."""

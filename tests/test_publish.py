@@ -20,6 +20,8 @@ from titok_hf.data.digits import load_digits_dataset
 from titok_hf.evaluation import Evaluation, evaluate_generation, evaluate_reconstruction
 from titok_hf.publish import publish_folder
 
+pytestmark = pytest.mark.slow
+
 
 def is_same(a, b):
     pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)

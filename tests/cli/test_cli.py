@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import subprocess
 import sys
@@ -8,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
+from forked import run
 from PIL import Image
 
-import titok_hf
 from titok_hf import MaskGitModel, TiTokImageProcessor, TiTokPipeline
 from titok_hf.cli import main
 from titok_hf.conversion.convert import write_official
@@ -64,26 +63,12 @@ COMMANDS = {
     "zero-shot": ("--labels", "--image", "--model"),
 }
 
-pytestmark = pytest.mark.xdist_group("cli")
+pytestmark = [pytest.mark.xdist_group("cli"), pytest.mark.slow]
 
 
 def run_titok(*arguments, cwd=None):
     """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "titok_hf.cli", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(Path(titok_hf.__file__).parents[1]),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "200",
-            **({"HF_DATASETS_CACHE": str(cwd / "cache")} if cwd else {}),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run("titok_hf.cli", *arguments, folder=cwd, check=False)
 
 
 @pytest.fixture
@@ -141,6 +126,12 @@ def test_help_tells_what_a_command_takes(command):
     assert done.stderr == ""
     for expected in COMMANDS if command is None else COMMANDS[command]:
         assert expected in done.stdout
+
+
+def test_the_module_is_a_program():
+    command = [sys.executable, "-m", "titok_hf.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == "" and all(command in done.stdout for command in COMMANDS)
 
 
 class TestTraining:

@@ -51,6 +51,7 @@ def assert_same(first, second):
     assert first == second
 
 
+@pytest.mark.slow
 class TestReconstruction:
     def test_a_result_with_all_that_it_depends_on(self, call, tokenizer, titok):
         code, printed, errors = call(
@@ -233,6 +234,7 @@ class TestReconstruction:
         assert result.num_images == 3
 
 
+@pytest.mark.slow
 class TestGeneration:
     def test_a_result_with_all_that_it_depends_on(self, call, saved_pipeline):
         code, printed, errors = call("evaluate", "generation", saved_pipeline, *GENERATED_DIGITS)
@@ -383,6 +385,7 @@ class TestGeneration:
         assert_same(other, result)
 
 
+@pytest.mark.slow
 class TestCompare:
     @pytest.fixture
     def results(self, measure, tokenizer):

@@ -16,7 +16,7 @@ from titok_hf.modeling.weights import state_sha256
 
 from .conftest import fingerprint
 
-pytestmark = pytest.mark.xdist_group("cli")
+pytestmark = [pytest.mark.xdist_group("cli"), pytest.mark.slow]
 
 
 def write_digits(folder, train, test):

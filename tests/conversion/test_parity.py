@@ -383,6 +383,7 @@ def assert_greedy_steps(model, case, tokenizer):
     assert len(differing) <= MAX_NEAR_TIES, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "model_class"), GENERATORS.items(), ids=GENERATORS)
 @torch.no_grad()
 def test_generator_is_the_reference_and_goes_back(load, make_titok_config, name, model_class):
@@ -400,6 +401,7 @@ def test_generator_is_the_reference_and_goes_back(load, make_titok_config, name,
     assert_official_again(loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 @torch.no_grad()
 def test_tokenizer_is_the_reference_and_goes_back(load, name):
@@ -415,6 +417,7 @@ def test_tokenizer_is_the_reference_and_goes_back(load, name):
     assert_official_again(loaded)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_vqgan_is_the_reference_and_goes_back(load):
     case = Case(VQGAN)

@@ -132,6 +132,7 @@ def official(make_vtp, write_vtp):
     return model, write_vtp(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_vtp_is_the_reference_and_goes_back(tmp_path, name):
@@ -223,6 +224,7 @@ def fields_of(config):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_go_there_and_back(make_vtp, write_vtp, assert_same_weights, variant):
     model = make_vtp(**VARIANTS[variant])

@@ -20,6 +20,8 @@ from titok_hf.data.loader import BatchStream, TrainingLoader
 from titok_hf.data.opening import open_images
 from titok_hf.data.samples import IndexedSamples, StreamedSamples
 
+pytestmark = pytest.mark.slow
+
 SIZES = (5, 1, 9, 2, 6)  # samples of the shards
 N = sum(SIZES)
 

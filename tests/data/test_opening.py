@@ -1,16 +1,14 @@
 """Data sets of every kind, opened."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Value
+from forked import run
 from huggingface_hub import HfApi
 from pyarrow import parquet
 from torch.utils.data import DataLoader
@@ -587,9 +585,12 @@ class TestHub:
         ]
 
 
-ROOT = str(Path(titok_hf.__file__).parents[1])
 COUNTING = """
 import sys
+
+import datasets
+
+datasets.config.HF_DATASETS_CACHE = sys.argv[2]
 from titok_hf.data import opening, shard_index
 from titok_hf.distributed import process_state
 
@@ -602,26 +603,13 @@ print(f"sizes {opening.open_images(sys.argv[1])['train'].sizes}\\n", end="", flu
 """
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("distributed")
 def test_the_main_process_counts_for_all(tmp_path):
     for i in range(3):
         write_tar(tmp_path / "shards" / f"{i}.tar", samples(0, i + 1))
     (tmp_path / "count.py").write_text(COUNTING)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    environment = os.environ | {
-        "HF_HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": ROOT,
-    }
-    command += [str(tmp_path / "count.py"), str(tmp_path / "shards")]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert output.returncode == 0, output.stderr
+    script, arguments = tmp_path / "count.py", (tmp_path / "shards", tmp_path / "cache")
+    output = run(script, *arguments, num_processes=2)
     assert output.stdout.count("inspected by 0") == 3 and "inspected by 1" not in output.stdout
     assert output.stdout.count("sizes [1, 2, 3]") == 2

@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -17,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value, load_dataset
+from forked import run
 from PIL import Image
 from pyarrow import parquet
 from tqdm.std import TqdmDefaultWriteLock
 
-import titok_hf
 from titok_hf import TiTokImageProcessor, TiTokModel, VTPForImageReconstruction, VTPImageProcessor
 from titok_hf.data import Augmentation, open_images, tokenize_to_folder
 from titok_hf.data.tokenize import default_workers
@@ -29,7 +27,8 @@ from titok_hf.data.tokenize import default_workers
 from .distributed_tokenize import MODES, SOURCES
 from .sources import encoded, picture, write_images, write_shards
 
-ROOT = str(Path(titok_hf.__file__).parents[1])
+pytestmark = pytest.mark.slow
+
 PROCESSOR = TiTokImageProcessor.from_image_size(32)
 
 
@@ -488,20 +487,8 @@ def test_two_processes_write_what_one_writes(tokenizer, tokenize, tmp_path):
                 ).unlink()
         else:
             shutil.rmtree(folder)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    subprocess.run(
-        [*torchrun, Path(__file__).with_name("distributed_tokenize.py"), tmp_path, tokenizer],
-        env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=240,
-    )
+    script = Path(__file__).with_name("distributed_tokenize.py")
+    run(script, tmp_path, tokenizer, num_processes=2)
     for name, expected in one.items():
         assert contents(tmp_path / name) == expected
     modes = [

@@ -27,6 +27,8 @@ from titok_hf.hub.cards import GENERATED
 
 from .sources import write_images, write_shards
 
+pytestmark = pytest.mark.slow
+
 NUM_ROWS = {"train": 12, "test": 5}
 
 

@@ -111,6 +111,7 @@ class TestJudges:
         protocol = Protocol.load("demo", [f"{name}={value}" for name, value in fields.items()])
         return Judges.load(protocol, metrics, device="cpu")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "metric", sorted({name for names in METRICS.values() for name in names})
     )

@@ -1,11 +1,8 @@
 """Evaluations of generated images, held against numpy and scipy on features taken directly."""
 
 import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from fixtures.extractors.networks import inception_weights
+from forked import run, start
 from PIL import Image
 from scipy.stats import sem
 from typer.testing import CliRunner
 
-import titok_hf
 from titok_hf.cli import app
 from titok_hf.evaluation import (
     Evaluation,
@@ -38,7 +35,7 @@ from .distributed_evaluation import BATCH_SIZES, ON_FEATURES, ON_PAIRS, evaluate
 from .generation_to_file import BATCH_SIZE, NUM_SAMPLES, generate
 from .tiny_models import Colors, make_ddpm, make_dit
 
-ROOT = str(Path(titok_hf.__file__).parents[1])
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -565,20 +562,18 @@ class TestSamples:
         make_ddpm().save_pretrained(tmp_path / "ddpm")
         path, alone = tmp_path / "samples.npz", tmp_path / "alone.npz"
         parts = tmp_path / "samples.npz.parts"
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                Path(__file__).with_name("generation_to_file.py"),
-                tmp_path / "ddpm",
-                path,
-            ],
-            env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
+        process = start(
+            Path(__file__).with_name("generation_to_file.py"),
+            tmp_path / "ddpm",
+            path,
+            outputs=[tmp_path / "printed", tmp_path / "errors"],
         )
         deadline = time.monotonic() + 90
         while len(list(parts.glob("*.npy"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         kept = {file.name: file.read_bytes() for file in parts.glob("*.npy")}
         assert 2 <= len(kept) < NUM_SAMPLES // BATCH_SIZE
         assert not path.exists()
@@ -603,20 +598,7 @@ def test_two_processes_measure_as_one(pipeline, tmp_path):
     one.mkdir()
     pipeline.save_pretrained(models / "pipeline")
     pipeline.tokenizer.save_pretrained(models / "tokenizer")
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    subprocess.run(
-        [*torchrun, Path(__file__).with_name("distributed_evaluation.py"), models, two],
-        env=os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=240,
-    )
+    run(Path(__file__).with_name("distributed_evaluation.py"), models, two, num_processes=2)
     evaluate(models, one)
     for name in BATCH_SIZES:
         for task in ("reconstruction", "generation"):

@@ -290,6 +290,7 @@ class TestErrors:
         with pytest.raises(ValueError, match="at least 1000 judged images, got 70"):
             of_digits("kernel_distance", blurred, digits[0])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "sizes", [((32, 32), (16, 16)), ((32, 16), (32, 16)), ((16, 16), (32, 32))]
     )

@@ -37,6 +37,7 @@ def assert_near(actual, expected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size"), [("features", 2048), ("logits", 1008), ("spatial", 2023)]
 )

@@ -38,6 +38,8 @@ from titok_hf.modeling.vtp.modeling_vtp import VTPPixelDecoder, VTPVisionEncoder
 from . import formulas
 from .tiny_models import Colors, CountingTiTok, make_kl, make_vq
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def images():

@@ -177,6 +177,7 @@ def test_a_wrong_token_is_refused(hub, request, tmp_path, kind):
     assert "may write" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_offline(hub, pipeline, titok, tmp_path):
     """Another process loads from the cache what this one has loaded, without a request."""
     pipeline.push_to_hub("user/offline-pipeline")
@@ -273,6 +274,7 @@ CUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "path"), [(kind, path) for kind, paths in CUTS.items() for path in paths]
 )

@@ -5,6 +5,8 @@ from huggingface_hub import HfApi
 
 from titok_hf import TiTokModel, TiTokPipeline
 
+pytestmark = pytest.mark.slow
+
 MODEL_FILES = {"README.md", "config.json", "model.safetensors"}
 FILES = {
     "titok": MODEL_FILES,

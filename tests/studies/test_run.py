@@ -13,7 +13,7 @@ from titok_hf import MaskGitVQGANModel, TiTokModel
 from titok_hf.data.digits import load_digits_dataset
 from titok_hf.studies import run_study, study_names
 
-pytestmark = pytest.mark.xdist_group("studies")
+pytestmark = [pytest.mark.xdist_group("studies"), pytest.mark.slow]
 
 METRICS = {"mean_squared_error", "psnr", "codebook_usage", "codebook_perplexity"}
 

@@ -1,15 +1,12 @@
 """Tiny objectives of every stage, and trainers for them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run
 from transformers import ConvNextConfig, ConvNextForImageClassification, PrinterCallback
 
-import titok_hf
 from titok_hf import MaskGitScheduler, MaskGitVQGANModel, TiTokImageProcessor, TiTokModel
 from titok_hf.data import ImageCollator
 from titok_hf.data.digits import load_digits_dataset
@@ -23,6 +20,9 @@ from titok_hf.training import (
     TiTokTrainingArguments,
     WarmupObjective,
 )
+from titok_hf.training import throughput as throughput_module
+
+from .clock import Clock
 
 
 @pytest.fixture(scope="session")
@@ -30,20 +30,7 @@ def two_processes(tmp_path_factory):
     """Folder of what two processes did that ran `distributed_parts.py`; tests that use it are in
     one xdist group."""
     root = tmp_path_factory.mktemp("processes")
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(titok_hf.__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-    }
-    script = Path(__file__).with_name("distributed_parts.py")
-    subprocess.run([*launcher, script, root], env=environment, check=True, timeout=240)
+    run(Path(__file__).with_name("distributed_parts.py"), root, num_processes=2)
     return root
 
 
@@ -148,6 +135,15 @@ def make(make_objective, make_adversarial_objective):
         return make_objective(stage, **arguments)
 
     return make
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the throughput; the machine's is used before, for what matrix products take."""
+    throughput_module.matmul_flops(torch.device("cpu"), torch.float32)
+    clock = Clock()
+    monkeypatch.setattr(throughput_module, "time", clock)
+    return clock
 
 
 @pytest.fixture

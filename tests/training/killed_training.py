@@ -1,7 +1,6 @@
 """A training run that is killed again and again; run as a script, since a process that has trained
 must not fork."""
 
-import gc
 import json
 import os
 import random
@@ -103,7 +102,6 @@ def wait_for_writing(process, folder, generator):
 def main(folder):
     torch.set_num_threads(1)
     matmul_flops(torch.device("cpu"), torch.float32)  # each process would measure it
-    gc.freeze()  # nor need each process go through all that has been imported
     generator = random.Random(0)
     data = tiny_data()
     alone, killed = folder / "alone", folder / "killed"

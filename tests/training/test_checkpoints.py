@@ -2,15 +2,13 @@ import json
 import logging
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run
 from transformers import TrainerCallback
 
-import titok_hf
 from titok_hf.training.checkpoints import (
     MANIFEST,
     damage,
@@ -18,6 +16,8 @@ from titok_hf.training.checkpoints import (
     last_checkpoint,
     write_manifest,
 )
+
+pytestmark = pytest.mark.slow
 
 FILES = [
     "model.safetensors",
@@ -45,23 +45,9 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def run_script(name, *arguments, num_processes=None, check=True):
-    """Runs a script of this folder, by `torchrun` if on several processes."""
-    launcher = (
-        []
-        if num_processes is None
-        else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    )
-    launcher += [] if num_processes is None else [str(num_processes)]
-    return subprocess.run(
-        [sys.executable, *launcher, Path(__file__).with_name(name), *arguments],
-        env=os.environ
-        | {"PYTHONPATH": str(Path(titok_hf.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=check,
-        timeout=240,
-    )
+def run_script(name, *arguments, **options):
+    """Runs a script of this folder."""
+    return run(Path(__file__).with_name(name), *arguments, **options)
 
 
 class TestLastCheckpoint:

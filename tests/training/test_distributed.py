@@ -1,15 +1,11 @@
 """Two processes train as one, and go on bit by bit; accumulated batches count as a large one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-import titok_hf
+from forked import run
 
 from .distributed_stages import (
     ACCUMULATED,
@@ -28,31 +24,14 @@ ADVERSARIAL = ("decoder_finetuning", "single_stage-vq", "single_stage-kl")
 # tokens.
 APART = {"images_per_second", "peak_share", "epoch", "step", "masked_token_accuracy"}
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
-
-def launch(root, part):
-    """Runs the script in two processes."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(titok_hf.__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-    }
-    subprocess.run([*launcher, SCRIPT, root, part], env=environment, check=True, timeout=300)
+pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Folder of the runs in two processes: "two", "accumulated", "whole"."""
     root = tmp_path_factory.mktemp("distributed")
-    launch(root, "first")
+    run(SCRIPT, root, "first", num_processes=2)
     return root
 
 
@@ -167,7 +146,7 @@ def test_the_discriminator_started_in_the_middle(one, stage):
 @pytest.fixture(scope="module")
 def again(root):
     """Folder of the runs that went on from a checkpoint, in other processes."""
-    launch(root, "again")
+    run(SCRIPT, root, "again", num_processes=2)
     return root / "again"
 
 

@@ -28,6 +28,8 @@ from titok_hf.training.flops import (
 )
 from titok_hf.training.stages import recipe_objectives
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 

@@ -1,39 +1,19 @@
 """Training under FSDP, as far as two processes on CPUs allow."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-import titok_hf
+from forked import run
 
 from .sharded_training import STAGES, train
 
-pytestmark = pytest.mark.xdist_group("distributed")
+pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """What two processes got for each stage."""
     folder = tmp_path_factory.mktemp("sharded")
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    roots = (Path(titok_hf.__file__).parents[1], Path(__file__).parents[1])
-    subprocess.run(
-        [*torchrun, "-m", "training.sharded_training", folder],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots)), "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=120,
-    )
+    run("training.sharded_training", folder, num_processes=2)
     return {stage: torch.load(folder / f"{stage}.pt") for stage in STAGES}
 
 

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+pytestmark = pytest.mark.slow
+
 CONVOLUTIONAL = ("vqgan", "classifier")
 TRANSFORMERS = ("warmup", "decoder_finetuning", "single_stage", "generator")
 

@@ -79,6 +79,7 @@ def test_it_loads_and_its_arguments_are_valid(name, tmp_path):
         MaskGitScheduler(mask_token_id=4096, **recipe.scheduler)
 
 
+@pytest.mark.slow
 @every_large
 def test_its_objectives_are_built(name):
     with torch.device("meta"):

@@ -27,7 +27,7 @@ FOLDERS = {
     "generator": "pipeline",
 }
 
-pytestmark = pytest.mark.xdist_group("run")
+pytestmark = [pytest.mark.xdist_group("run"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

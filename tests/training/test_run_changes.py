@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 
 from titok_hf.training import Recipe, RecipeRun
 
+pytestmark = pytest.mark.slow
+
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 
 

@@ -1,13 +1,13 @@
-import time
-
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import TrainerCallback
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from titok_hf.training.flop_counter import FlopCounter
 from titok_hf.training.flops import training_flops
 from titok_hf.training.throughput import Throughput, matmul_flops
+
+from .clock import Slow
 
 
 @pytest.fixture
@@ -22,6 +22,10 @@ def make(make_objective, make_adversarial_objective):
 
 def steps_of(trainer):
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def rates_of(trainer):
+    return [entry["images_per_second"] for entry in steps_of(trainer)]
 
 
 class TestCounting:
@@ -79,17 +83,32 @@ class TestCounting:
         )
 
 
+class Products(TorchDispatchMode):
+    """Keeps what matrix products are made of, and lets each take its time."""
+
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.clock = clock
+        self.seconds = iter(seconds)
+        self.made = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten.mm.default:
+            first, second = arguments
+            assert first.dtype == second.dtype
+            self.made.append((first.dtype, tuple(first.shape), tuple(second.shape)))
+            self.clock.now += next(self.seconds)
+        return function(*arguments, **(keywords or {}))
+
+
 class TestPeak:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_it_is_what_a_product_takes(self, dtype):
-        first, second = torch.rand(2, 1024, 1024).to(dtype)
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            first @ second
-            times.append(time.perf_counter() - started)
-        measured = matmul_flops.__wrapped__(torch.device("cpu"), dtype)
-        assert measured == pytest.approx(2 * 1024**3 / min(times), rel=0.6)
+    def test_it_is_what_the_fastest_product_takes(self, clock, dtype):
+        """Products are made until 0.2 seconds are over."""
+        with Products(clock, [0.05, 0.03, 0.2, 0.01]) as products:
+            measured = matmul_flops.__wrapped__(torch.device("cpu"), dtype)
+        assert measured == pytest.approx(2 * 1024**3 / 0.03)
+        assert products.made == [(dtype, (1024, 1024), (1024, 1024))] * 3
 
     def test_measuring_leaves_the_random_numbers_alone(self):
         before = torch.get_rng_state()
@@ -97,47 +116,33 @@ class TestPeak:
         assert torch.equal(torch.get_rng_state(), before)
 
 
-class Slow(TrainerCallback):
-    """Sleeps in each step, in evaluation, and while checkpoints are saved."""
-
-    def __init__(self, step=0.0, evaluation=0.0):
-        self.step = step
-        self.evaluation = evaluation
-
-    def on_step_end(self, args, state, control, **kwargs):
-        time.sleep(self.step)
-
-    def on_prediction_step(self, args, state, control, **kwargs):
-        time.sleep(self.evaluation)
-
-
 class TestLog:
-    def test_images_per_second_and_share_follow_from_the_time(self, make, make_trainer):
-        """Steps of 4 images that sleep for 0.2 s and compute for much less."""
+    def test_images_per_second_and_share_follow_from_the_time(self, make, make_trainer, clock):
+        """Steps of 4 images that take 0.2 s."""
         trainer = make_trainer(
-            make("classifier"), callbacks=[Slow(step=0.2)], max_steps=6, logging_steps=2
+            make("classifier"), callbacks=[Slow(clock, step=0.2)], max_steps=6, logging_steps=2
         )
         trainer.train()
-        _, *entries = steps_of(trainer)
+        entries = steps_of(trainer)
+        assert len(entries) == 3
         peak = matmul_flops(torch.device("cpu"), torch.float32)
         for entry in entries:
-            assert 4 / 1.0 < entry["images_per_second"] < 4 / 0.2
+            assert entry["images_per_second"] == pytest.approx(4 / 0.2)
             of_images = entry["images_per_second"] * trainer.throughput.flops_per_image / peak
             assert entry["peak_share"] == pytest.approx(of_images, rel=1e-6)
 
-    def test_accumulated_batches_count(self, make, make_trainer):
-        slow = Slow(step=0.4)
+    def test_accumulated_batches_count(self, make, make_trainer, clock):
+        slow = Slow(clock, step=0.4)
         trainer = make_trainer(
             make("classifier"), callbacks=[slow], max_steps=3, gradient_accumulation_steps=4
         )
         trainer.train()
-        for entry in steps_of(trainer)[1:]:
-            assert 16 / 1.2 < entry["images_per_second"] < 16 / 0.4
+        assert rates_of(trainer) == pytest.approx([16 / 0.4] * 3)
 
-    def test_evaluation_does_not_count(self, make, make_trainer, digits):
+    def test_evaluation_does_not_count(self, make, make_trainer, digits, clock):
         trainer = make_trainer(
             make("classifier"),
-            callbacks=[Slow(step=0.1, evaluation=0.5)],
+            callbacks=[Slow(clock, step=0.1, evaluation=0.5)],
             eval_dataset=digits.select(range(8)),
             eval_strategy="steps",
             eval_steps=1,
@@ -145,21 +150,23 @@ class TestLog:
         )
         trainer.train()
         assert sum("eval_loss" in entry for entry in trainer.state.log_history) == 3
-        for entry in steps_of(trainer)[1:]:
-            assert entry["images_per_second"] > 4 / 0.8
+        assert rates_of(trainer) == pytest.approx([4 / 0.1] * 3)
 
-    def test_saving_does_not_count(self, make, make_trainer):
-        trainer = make_trainer(make("classifier"), max_steps=3, save_strategy="steps", save_steps=1)
+    def test_saving_does_not_count(self, make, make_trainer, clock):
+        slow = Slow(clock, step=0.1)
+        trainer = make_trainer(
+            make("classifier"), callbacks=[slow], max_steps=3, save_strategy="steps", save_steps=1
+        )
         save_model = trainer.save_model
 
         def slowly(*args, **kwargs):
-            time.sleep(0.7)
+            clock.now += 0.7
             save_model(*args, **kwargs)
 
         trainer.save_model = slowly
         trainer.train()
-        for entry in steps_of(trainer)[1:]:
-            assert entry["images_per_second"] > 4 / 0.6
+        assert rates_of(trainer) == pytest.approx([4 / 0.1] * 3)
+        assert clock.now == pytest.approx(3 * 0.1 + 3 * 0.7)
 
     def test_the_learning_rate_of_every_network(self, make, make_trainer):
         trainer = make_trainer(
@@ -174,8 +181,8 @@ class TestLog:
             assert entry["learning_rate"] == pytest.approx(4e-3 * (1 - done / 4))
             assert entry["learning_rate_discriminator"] == pytest.approx(1e-3 * (1 - done / 4))
 
-    def test_time_before_training_and_outside_of_it_does_not_count(self, make, make_trainer):
+    def test_time_before_training_and_outside_of_it_does_not_count(self, make, make_trainer, clock):
         throughput = Throughput(make_trainer(make("classifier")).accelerator)
         with throughput.paused():
-            time.sleep(0.01)
+            clock.now += 0.01
         assert throughput.seconds == 0.0

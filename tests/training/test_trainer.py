@@ -18,6 +18,8 @@ from titok_hf.evaluation import (
 from titok_hf.evaluation.sources import DatasetImages
 from titok_hf.training import TiTokTrainer, TiTokTrainingArguments
 
+pytestmark = pytest.mark.slow
+
 CODEBOOK = {"codebook_usage", "codebook_perplexity"}
 GAN = {
     "adversarial_loss",

@@ -96,6 +96,7 @@ class TestEpochs:
         assert not all(torch.equal(*pair) for pair in zip(seen[:18], seen[18:], strict=True))
 
 
+@pytest.mark.slow
 class TestUnreadable:
     def test_they_are_counted_and_listed_and_training_goes_on(
         self, make_objective, make_trainer, files, tmp_path
@@ -227,6 +228,7 @@ def test_masked_tokens_of_accumulated_batches_count_alike(
         torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 class TestPublishing:
     @pytest.mark.parametrize(
         ("stage", "model_class"),

@@ -109,6 +109,7 @@ def test_it_is_the_matrix_root_of_well_conditioned_covariances(num_features):
     assert frechet_distance(*reversed(sides)) == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variances", "reference_variances"),
     [
@@ -249,6 +250,7 @@ def test_jackknife_leaves_out_a_block_at_a_time():
         assert measured.method == "jackknife over 10 blocks of images"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_features", "num_rows"), [(4, 2000), (16, 400)])
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_standard_error_is_that_of_other_images(num_features, num_rows, paired):

@@ -1,34 +1,17 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-import titok_hf
+from forked import run
 
 from .distributed_metrics import NUM_IMAGES, measure
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.xdist_group("distributed")
 def test_two_processes_measure_as_one(tmp_path):
-    script = Path(__file__).with_name("distributed_metrics.py")
-    root = str(Path(titok_hf.__file__).parents[1])
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    subprocess.run(
-        [*torchrun, script, tmp_path, "2"],
-        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=120,
-    )
+    run(Path(__file__).with_name("distributed_metrics.py"), tmp_path, 2, num_processes=2)
     expected = measure()
     assert expected["count"][0] == NUM_IMAGES
     for rank in (0, 1):

@@ -144,6 +144,7 @@ def test_autocast_is_near(reconstructor, pixel_values):
         assert (output[name].float() - expected[name]).norm() < 0.1 * expected[name].norm(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["plain", "registers", "layer scale", "qk norm"])
 @torch.no_grad()
 def test_compiles_without_a_break(make_model, pixel_values, variant):
@@ -163,6 +164,7 @@ def test_compiles_without_a_break(make_model, pixel_values, variant):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_compiled_encode_and_decode(reconstructor, pixel_values):
     torch.compiler.reset()
     with torch.no_grad():
