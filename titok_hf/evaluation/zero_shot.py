@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..devices import default_device
 from ..modeling.checks import check_id_range
 from ..modeling.vtp import VTPModel, VTPProcessor
-from .files import open_images
+from .files import open_image_files
 
 
 def clip_templates() -> list[str]:
@@ -104,7 +104,7 @@ def zero_shot_files(
     """
     loaded = VTPModel.from_pretrained(model).eval().to(device or default_device())
     processor = VTPProcessor.from_pretrained(model)
-    opened: list[Image.Image] = open_images(images)
+    opened: list[Image.Image] = open_image_files(images)
     pixel_values = processor.image_processor(opened, crop="squash", return_tensors="pt")[
         "pixel_values"
     ]

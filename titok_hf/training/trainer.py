@@ -172,8 +172,8 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         args: `TiTokTrainingArguments`.
         data_collator: Makes batches, with its random changes of the images; they are the arguments
             of the objective's `forward`.
-        train_dataset: A data set with the collator's columns, or a split of `titok_hf.data.open_images`;
-            not needed to evaluate.
+        train_dataset: A data set with the collator's columns, or a split of
+            `titok_hf.data.open_images`; not needed to evaluate.
         kwargs: Those of `transformers.Trainer`. `compute_metrics` measures reconstructions, see
             `titok_hf.evaluation.ReconstructionMetrics`.
 
