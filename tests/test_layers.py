@@ -16,6 +16,7 @@ PACKAGE = Path(titok_hf.__file__).parent
 FLOORS = (
     ("cli", "app"),
     ("studies", "demo", "publish"),
+    ("train",),
     ("training", "evaluation", "conversion"),
     ("pipelines", "data", "perceptual"),
     ("modeling",),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         VTPVisionModel,
     )
     from .pipelines import MaskGitScheduler, TiTokPipeline
+    from .train import train_recipe
 
 __all__ = [
     "DiffusersTokenizer",
@@ -45,6 +46,7 @@ __all__ = [
     "VTPProcessor",
     "VTPVisionModel",
     "__version__",
+    "train_recipe",
 ]
 
 # The module of each name, for the import at first use; the block above tells type checkers the same.
@@ -67,6 +69,7 @@ _MODULES = {
     "VTPModel": "modeling.vtp",
     "VTPProcessor": "modeling.vtp",
     "VTPVisionModel": "modeling.vtp",
+    "train_recipe": "train",
 }
 
 

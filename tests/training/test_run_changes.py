@@ -62,10 +62,7 @@ class TestWrongArguments:
         ("override", "said"),
         [
             ("stages.generator.training.lr_scheduler_type=cosinus", "cosinus"),
-            (
-                "stages.generator.training.eval_strategy=steps",
-                r"generator.training.eval_strategy` must be 'no'",
-            ),
+            ("evaluation={metric: [psnr]}", r"metric.*evaluation.*metrics"),
             (
                 "stages.generator.model.num_attention_heads=3",
                 r"`num_attention_heads` must divide `hidden_size` 16",

@@ -97,7 +97,7 @@ def train(
     processes.
     """
     from ..distributed import process_state
-    from ..training import train_recipe
+    from ..train import train_recipe
 
     with training_progress() as progress:
         train_recipe(

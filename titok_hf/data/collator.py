@@ -1,6 +1,6 @@
 """From rows to batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from transformers.image_processing_backends import PilBackend
 from .augmentation import Augmentation
 from .decoding import decode_image
 from .loader import Sample
+from .samples import IndexedSamples, Samples
 
 
 class ImageCollator:
@@ -92,6 +93,45 @@ class ImageCollator:
         return batch
 
 
+class FeatureCollator:
+    """Training batches of a collator as `Trainer` knows them, which takes a list of features.
+
+    A feature is a row of the data set with all its columns, its image decoded. If the samples are
+    streamed, it has `image` or `codes`, and `label`.
+
+    Args:
+        collator: The collator; called in the workers of the loader.
+        samples: The samples of the data set.
+    """
+
+    def __init__(
+        self, collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]], samples: Samples
+    ):
+        self.collator = collator
+        self.rows = None
+        if isinstance(samples, IndexedSamples):
+            self.image_column = None if samples.holds_codes else samples.content
+            others = [name for name in samples.dataset.column_names if name != self.image_column]
+            self.rows = samples.dataset.select_columns(others)
+
+    def collate(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        """A batch of the collator, with the random numbers of the objective as `draws`."""
+        if self.rows is None:
+            features = [
+                {"image": sample.image, "codes": sample.row.codes, "label": sample.row.label}
+                for sample in samples
+            ]
+        else:
+            features = [self.rows[sample.row.index] for sample in samples]
+            if self.image_column is not None:
+                for feature, sample in zip(features, samples, strict=True):
+                    feature[self.image_column] = sample.image
+        batch = dict(self.collator(features))
+        if samples[0].draws.size:
+            batch["draws"] = torch.from_numpy(np.stack([sample.draws for sample in samples]))
+        return batch
+
+
 def choose_codes(sample: Sample) -> np.ndarray:
     """Codes `(N,)` int64 of a sample; of copies, the one of the variant of an image that the same
     numbers choose."""
@@ -99,4 +139,4 @@ def choose_codes(sample: Sample) -> np.ndarray:
     return codes[int(sample.rng.random() * len(codes))] if codes.ndim == 2 else codes
 
 
-__all__ = ["ImageCollator"]
+__all__ = ["FeatureCollator", "ImageCollator"]

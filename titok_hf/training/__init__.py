@@ -1,5 +1,6 @@
 """Training on HF `Trainer`: objectives of the stages, the trainer, and recipes."""
 
+from .arguments import TiTokTrainingArguments
 from .codebook import CodebookRevival
 from .discriminator import PatchDiscriminator
 from .objectives import (
@@ -11,8 +12,8 @@ from .objectives import (
 )
 from .perceptual import PerceptualLoss
 from .recipe import Recipe
-from .run import RecipeRun, train_recipe
-from .trainer import TiTokTrainer, TiTokTrainingArguments
+from .run import RecipeRun
+from .trainer import TiTokTrainer
 
 __all__ = [
     "ClassifierObjective",
@@ -27,5 +28,4 @@ __all__ = [
     "TiTokTrainer",
     "TiTokTrainingArguments",
     "WarmupObjective",
-    "train_recipe",
 ]

@@ -11,7 +11,7 @@ The random numbers that a sample needs, such as those that mask its tokens, come
 accumulated batches.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,7 +93,8 @@ class Objective(nn.Module):
 
     `num_draws` is how many random numbers a sample needs; `id_limits` holds the columns of a batch
     that are ids, and how many ids there are; `starts` holds the optimizer step at which a network's
-    training begins, where that is not 0.
+    training begins, where that is not 0. `predict`, if an objective has it, makes of a batch the
+    predictions, and what they are compared with, for a `compute_metrics`.
 
     Args:
         model: The network that the stage trains.
@@ -101,6 +102,7 @@ class Objective(nn.Module):
     """
 
     num_draws: int = 0
+    predict: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def __init__(self, model: PreTrainedModel, ema_decay: float = 0.0):
         super().__init__()
@@ -218,6 +220,10 @@ class WarmupObjective(Objective):
         decoded = self.result.decode(self.result.encode(pixel_values).latents)
         return self.vqgan.decode_codes(decoded.proxy_logits.argmax(-1)).reconstruction
 
+    def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstructions `(B, 3, H, W)` and the images."""
+        return self.reconstruct(inputs["pixel_values"]), inputs["pixel_values"]
+
     def forward(
         self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
     ) -> ObjectiveOutput:
@@ -317,6 +323,10 @@ class ReconstructionObjective(Objective):
     def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, H, W)`, encoded and decoded."""
         return self.result.decode(self.result.encode(pixel_values).latents).reconstruction
+
+    def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstructions `(B, 3, H, W)` and the images."""
+        return self.reconstruct(inputs["pixel_values"]), inputs["pixel_values"]
 
     def forward(
         self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
@@ -481,3 +491,8 @@ class ClassifierObjective(Objective):
         return ObjectiveOutput(
             loss=F.cross_entropy(logits, class_labels), parts={"accuracy": accuracy}
         )
+
+    def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(B, num_labels)` and the labels."""
+        images = (inputs["pixel_values"] - self.mean) / self.std
+        return self.result(images).logits, inputs["class_labels"]

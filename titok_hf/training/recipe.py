@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from ..data.augmentation import Augmentation
+from .arguments import TiTokTrainingArguments
 from .stages import STAGES, Stage, keys_of
-from .trainer import TiTokTrainingArguments
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 COMMON_PARTS = {
@@ -23,6 +23,7 @@ COMMON_PARTS = {
 }
 # Keys of a stage whose result is not trained but loaded.
 PRETRAINED = ("pretrained", "revision")
+EVALUATION = ("metrics", "extractor", "num_images")
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -54,6 +55,11 @@ class Recipe:
             is a branch, tag or commit.
         scheduler: Arguments of the `MaskGitScheduler`; needed with a generator.
         sampling: Default arguments of the `TiTokPipeline`; needed with a generator.
+        evaluation: Measures held-out images while a stage trains whose `training` has an
+            `eval_strategy`: `metrics` (names of those of reconstructions, such as `psnr` and
+            `frechet_distance`), `extractor` (network of the metrics on features, see
+            `titok_hf.evaluation.load_extractor`), and `num_images`, the first of which are taken;
+            all if not given.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Recipe:
     stages: dict[str, dict[str, Any]]
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
@@ -102,6 +109,7 @@ class Recipe:
                 raise ValueError(f"The recipe lacks {part}, which its stage {users[0]} needs.")
             known = [STAGES[name].recipe_parts.get(part, ()) for name in users or STAGES]
             check_keys(part, content.get(part, {}), itertools.chain.from_iterable(known))
+        check_keys("evaluation", content.get("evaluation", {}), EVALUATION)
         recipe = cls(**content)
         check_stages(recipe)
         ordered = {stage.name: stages[stage.name] for stage in recipe.all_stages()}

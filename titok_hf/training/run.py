@@ -2,35 +2,36 @@
 `from_pretrained` loads."""
 
 import copy
+import functools
 import json
 import logging
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
-from ..data.opening import open_images
+from ..data.opening import ImageSplits
 from ..data.samples import IndexedSamples, Samples
 from ..distributed import process_state
 from ..hub.folders import whole_folder
 from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor
+from .arguments import TiTokTrainingArguments
 from .checkpoints import checkpoints, delete_checkpoint, last_checkpoint
 from .memory import PeakMemory
 from .objectives import Objective
 from .previews import Previews
 from .recipe import Recipe
 from .stages import STAGES, Stage, recipe_objectives
-from .trainer import TiTokTrainer, TiTokTrainingArguments
+from .trainer import TiTokTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,9 @@ class RecipeRun:
         seed: Of all that is random.
         callbacks: For every stage's trainer.
         data_name: Name of the data set, for the model cards.
+        make_metrics: Makes, from an image processor, the `compute_metrics` of a stage whose
+            `training` has an `eval_strategy` and whose objective makes predictions. It sees
+            reconstructions and held-out images batch by batch (`batch_eval_metrics`).
 
     Raises:
         ValueError: If the folder holds a run of a recipe that differs in more, of another seed, or
@@ -71,22 +75,25 @@ class RecipeRun:
     def __init__(
         self,
         recipe: Recipe,
-        dataset: DatasetDict | Samples,
+        dataset: DatasetDict | ImageSplits | Samples,
         output_dir: str | Path,
         image_column: str = "image",
         label_column: str | None = "label",
         seed: int = 0,
         callbacks: Sequence[TrainerCallback] = (),
         data_name: str | None = None,
+        make_metrics: Callable[[TiTokImageProcessor], Callable] | None = None,
     ):
         self.recipe = recipe
         if isinstance(dataset, DatasetDict):
-            self.rows, self.preview_rows = (
-                IndexedSamples(dataset[split], image_column, label_column)
-                for split in ("train", "test" if "test" in dataset else "train")
-            )
-        else:
-            self.rows = self.preview_rows = dataset
+            stored = dataset
+
+            def open_split(split: str) -> IndexedSamples:
+                return IndexedSamples(stored[split], image_column, label_column)
+
+            dataset = ImageSplits(data_name or "data set", stored, open_split)
+        self.splits = dataset if isinstance(dataset, ImageSplits) else None
+        self.rows = dataset if self.splits is None else self.splits["train"]
         self.output_dir = Path(output_dir)
         self.work_dir = self.output_dir / "work"
         self.image_column = image_column
@@ -94,6 +101,7 @@ class RecipeRun:
         self.seed = seed
         self.callbacks = list(callbacks)
         self.data_name = data_name
+        self.make_metrics = make_metrics
         self.processor = TiTokImageProcessor.from_image_size(recipe.image_size)
         self.results: dict[str, Any] = {}
         with process_state().main_process_first():
@@ -131,7 +139,7 @@ class RecipeRun:
             stages[name] = {
                 part: arguments for part, arguments in stage.items() if part not in changeable
             }
-        return record | {"stages": stages}
+        return {**record, "stages": stages, "evaluation": {}}  # what is measured trains nothing
 
     def train(self) -> Any:
         """Runs the stages of the recipe, and those on demand only if another one requires them or
@@ -176,10 +184,11 @@ class RecipeRun:
                 f"The stage {labelled[0]} trains on class labels, which the data set does not have."
             )
         for stage in ahead:
-            self.training_arguments(stage)
+            if self.training_arguments(stage).eval_strategy != "no":
+                self.held_out_images()
             Augmentation(**stage.part("augmentation"))
         needed = {
-            stage.name: partial(self.checked_result, stage, ahead)
+            stage.name: functools.partial(self.checked_result, stage, ahead)
             for stage in self.recipe.all_stages()
             if stage.is_pretrained
         }
@@ -244,18 +253,40 @@ class RecipeRun:
             if stage.name in user.required():
                 user.check_result(stage.name, result)
 
+    @functools.cached_property
+    def held_out(self) -> Samples | None:
+        """The held-out split, if there is one: `test`, or else `validation`."""
+        if self.splits is None or not {"test", "validation"} & set(self.splits):
+            return None
+        return self.splits["test"]
+
+    def held_out_images(self) -> Dataset:
+        """The images that are measured while a stage trains.
+
+        Raises:
+            ValueError: If no images are held out, or they are streamed or tokens.
+        """
+        if self.held_out is None:
+            raise ValueError(
+                "`eval_strategy` measures held-out images, and the data set has no split test or "
+                "validation: add one, or leave `eval_strategy` out."
+            )
+        images = self.splits.dataset("test")
+        number = self.recipe.evaluation.get("num_images", len(images))
+        return images.select(range(min(number, len(images))))
+
     def training_arguments(self, stage: Stage) -> TiTokTrainingArguments:
         """The trainer's arguments of a stage.
 
         Raises:
             ValueError: If one is not valid, or `global_batch_size` is no multiple of what all
-                processes take at once, or images are to be evaluated, of which a run holds out
-                none.
+                processes take at once.
         """
         fields = dict(stage.part("training"))
         global_batch_size = fields.pop("global_batch_size", None)
         defaults = {
             "report_to": "none",
+            "batch_eval_metrics": True,
             "save_total_limit": 2,
             "use_cpu": not torch.accelerator.is_available(),  # or processes without an accelerator do not meet
             "disable_tqdm": bool(self.callbacks),
@@ -263,12 +294,6 @@ class RecipeRun:
         }
         own = {"output_dir": str(self.checkpoint_dir(stage.name)), "seed": self.seed}
         args = TiTokTrainingArguments(**{**defaults, **fields, **own})
-        if args.eval_strategy != "no":
-            raise ValueError(
-                f"`stages.{stage.name}.training.eval_strategy` must be 'no', got "
-                f"{args.eval_strategy.value!r}: a run holds "
-                "no images out; `titok evaluate` measures what the stage leaves."
-            )
         if global_batch_size is not None:
             at_once = args.train_batch_size * args.world_size
             if global_batch_size % at_once:
@@ -348,61 +373,22 @@ class RecipeRun:
             self.label_column if stage.reads_labels else None,
             Augmentation(**stage.part("augmentation")),
         )
+        evaluation: dict[str, Any] = {}
+        if args.eval_strategy != "no":
+            evaluation["eval_dataset"] = self.held_out_images()
+            if self.make_metrics is not None and objective.predict is not None:
+                evaluation["compute_metrics"] = self.make_metrics(collator.processor)
         trainer = TiTokTrainer(
             objective,
             args,
             train_dataset=self.rows,
             data_collator=collator,
             callbacks=self.callbacks,
+            **evaluation,
         )
         if self.callbacks:
             trainer.remove_callback(PrinterCallback)
-        if args.preview_steps and (draw := stage.preview(self.preview_rows)):
+        if args.preview_steps and (draw := stage.preview(self.held_out or self.rows)):
             folder = self.work_dir / "previews" / stage.name
             trainer.add_callback(Previews(trainer, args.preview_steps, folder, draw))
         return trainer
-
-
-def train_recipe(
-    recipe: str | Path,
-    data: str,
-    output_dir: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    image_column: str = "image",
-    label_column: str = "label",
-    revision: str | None = None,
-    streaming: bool = False,
-    seed: int = 0,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> Any:
-    """Trains a recipe on images, or on tokens, from wherever they are; goes on with a run that was
-    stopped.
-
-    Args:
-        recipe: A YAML file, or the name of a recipe that comes with the package.
-        data: See `titok_hf.data.open_images`; the split `train` trains.
-        output_dir: See `RecipeRun`.
-        overrides: Changes of the recipe, `key=value`.
-        image_column, label_column: Columns of the data; without a stage that needs labels, there
-            need be none.
-        revision: Branch, tag or commit of data on the Hub.
-        streaming: Whether to stream data that could also be downloaded as a whole.
-        seed: Of all that is random.
-        callbacks: For every stage's trainer.
-
-    Returns:
-        The result of the last stage.
-
-    Raises:
-        OSError, ValueError: If recipe, data or what is pretrained do not load or fit.
-    """
-    loaded = Recipe.load(recipe, overrides)
-    labelled = any(stage.reads_labels for stage in loaded.trained_stages())
-    splits = open_images(
-        data, image_column, label_column if labelled else None, revision, streaming=streaming
-    )
-    name = Path(data).name
-    return RecipeRun(
-        loaded, splits["train"], output_dir, image_column, label_column, seed, callbacks, name
-    ).train()

@@ -7,14 +7,13 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, Image
 from huggingface_hub import CommitInfo
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -25,71 +24,23 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
-    TrainingArguments,
     get_scheduler,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import HubStrategy
 
-from ..data.collator import ImageCollator
+from ..data.collator import FeatureCollator, ImageCollator
 from ..data.loader import TrainingLoader
 from ..data.samples import IndexedSamples, Samples
 from ..hub.provenance import inherit_provenance
+from .arguments import TiTokTrainingArguments
 from .checkpoints import WholeCheckpoints
 from .health import Finiteness, HealthWarnings
-from .objectives import Objective, ReconstructionObjective
+from .objectives import Objective
 from .open_trainer import OpenTrainer
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TiTokTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what a second network and long streams of images need.
-
-    The defaults are the reference's. `torch_compile` compiles transformer blocks, each by itself;
-    the first batch of each go runs uncompiled, to count its operations. `logging_strategy`,
-    `eval_strategy` and `save_strategy` go by steps, as an epoch may end within one.
-
-    Args:
-        discriminator_learning_rate: Peak learning rate of the discriminator.
-        shuffle_buffer: Samples that a stream's shuffle buffer holds, in each process and worker.
-        max_unreadable: Share of the images that may be unreadable before training stops.
-        preview_steps: Steps between pictures of what the network does, which a `RecipeRun` draws; 0
-            for none.
-    """
-
-    discriminator_learning_rate: float = field(
-        default=1e-4, metadata={"help": "Learning rate of the discriminator."}
-    )
-    shuffle_buffer: int = field(
-        default=1000, metadata={"help": "Samples in a stream's shuffle buffer."}
-    )
-    max_unreadable: float = field(
-        default=0.01, metadata={"help": "Share of the images that may be unreadable."}
-    )
-    preview_steps: int = field(default=0, metadata={"help": "Steps between pictures; 0 for none."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "The collator reads the images."}
-    )
-    adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's second moment decay."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "All of them are used."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "A loss that is not finite is said."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("logging_strategy", "eval_strategy", "save_strategy"):
-            if getattr(self, name) == "epoch":
-                raise ValueError(f"`{name}` must be 'no' or 'steps', got 'epoch'.")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(
-                f"`max_unreadable` must be a share in [0, 1], got {self.max_unreadable}."
-            )
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -170,15 +121,18 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
     Args:
         model: The objective.
         args: `TiTokTrainingArguments`.
-        data_collator: Makes batches, with its random changes of the images; they are the arguments
-            of the objective's `forward`.
-        train_dataset: A data set with the collator's columns, or a split of
-            `titok_hf.data.open_images`; not needed to evaluate.
-        kwargs: Those of `transformers.Trainer`. `compute_metrics` measures reconstructions, see
-            `titok_hf.evaluation.ReconstructionMetrics`.
+        data_collator: An `ImageCollator`, or any function that makes a batch of a list of features,
+            the rows of the data set; the batch holds the arguments of the objective's `forward`.
+        train_dataset: A data set of images, or a split of `titok_hf.data.open_images`; not needed
+            to evaluate.
+        kwargs: Those of `transformers.Trainer`. `compute_metrics` gets what the objective's
+            `predict` returns: reconstructions and images, see
+            `titok_hf.evaluation.ReconstructionMetrics`, or a classifier's logits and labels.
+            `processing_class` is published beside the network; if not given, the processor of an
+            `ImageCollator` is.
 
     Raises:
-        TypeError: If there is a `compute_metrics`, and the objective makes no reconstructions.
+        TypeError: If there is a `compute_metrics`, and the objective makes no predictions.
         ValueError: In training, if more images are unreadable than `args.max_unreadable` allows.
         FloatingPointError: In training, if a loss, gradient or weight is not finite.
         OSError: In training, if a checkpoint cannot be written.
@@ -188,24 +142,25 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         self,
         model: Objective,
         args: TiTokTrainingArguments,
-        data_collator: ImageCollator,
+        data_collator: ImageCollator | Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
         train_dataset: Dataset | Samples | None = None,
         **kwargs: Any,
     ):
-        if kwargs.get("compute_metrics") is not None and not isinstance(
-            model, ReconstructionObjective
-        ):
+        if kwargs.get("compute_metrics") is not None and model.predict is None:
             raise TypeError(
-                "`compute_metrics` measures reconstructions, which a ReconstructionObjective "
-                "makes, got a "
-                f"{type(model).__name__}."
+                "`compute_metrics` needs predictions, which a "
+                f"{type(model).__name__} does not make."
             )
         args = copy.copy(args)  # the caller's stay as they are
         self.rows = train_dataset
         if isinstance(train_dataset, Dataset):
-            self.rows = IndexedSamples(
-                train_dataset, data_collator.image_column, data_collator.label_column
-            )
+            if isinstance(data_collator, ImageCollator):
+                columns = (data_collator.image_column, data_collator.label_column)
+            else:
+                features = train_dataset.features.items()
+                images = [name for name, feature in features if isinstance(feature, Image)]
+                columns = (images[0] if images else "image", None)
+            self.rows = IndexedSamples(train_dataset, *columns)
         self.global_batch_size = (
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
@@ -242,10 +197,12 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         self.counts: Counter[str] = Counter()
 
     def get_train_dataloader(self) -> TrainingLoader:
-        args = self.args
+        args, collator = self.args, self.data_collator
+        if not isinstance(collator, ImageCollator):
+            collator = FeatureCollator(collator, self.rows)
         self.loader = TrainingLoader(
             self.rows,
-            self.data_collator.collate,
+            collator.collate,
             batch_size=args.train_batch_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
             rank=args.process_index,
@@ -384,16 +341,14 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The loss; for `compute_metrics` also what the tokenizer, the averaged one if there is an
-        average, makes of the images, and the images."""
+        """The loss; for `compute_metrics` also what the objective predicts."""
         inputs = self.prepare_inputs(inputs)
         self.model.check_batch(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
-            if prediction_loss_only:
+            if prediction_loss_only or self.model.predict is None:
                 return loss, None, None
-            tokenizer, images = self.model.result, inputs["pixel_values"]
-            return loss, tokenizer.decode(tokenizer.encode(images).latents).reconstruction, images
+            return loss, *self.model.predict(inputs)
 
     def training_step(
         self,
@@ -504,7 +459,9 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             "private": self.args.hub_private_repo if private is None else private,
         }
         commit = result.push_to_hub(repo_id, **where)
-        self.data_collator.processor.push_to_hub(repo_id, **where)
+        processor = self.processing_class or getattr(self.data_collator, "processor", None)
+        if processor is not None:
+            processor.push_to_hub(repo_id, **where)
         return commit
 
     def push_from_checkpoint(self, checkpoint_folder: str) -> None:

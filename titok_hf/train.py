@@ -1,0 +1,79 @@
+"""Training a recipe on data from anywhere, measured while it trains: the public `train_recipe`."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import BaseImageProcessor, TrainerCallback
+
+from .data.opening import open_images
+from .evaluation import ReconstructionMetrics, load_extractor
+from .training.recipe import Recipe
+from .training.run import RecipeRun
+
+
+def train_recipe(
+    recipe: str | Path,
+    data: str,
+    output_dir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    image_column: str = "image",
+    label_column: str = "label",
+    revision: str | None = None,
+    streaming: bool = False,
+    seed: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Any:
+    """Trains a recipe on images, or on tokens, from wherever they are; resumes a run that was
+    stopped.
+
+    Args:
+        recipe: A YAML file, or the name of a recipe that comes with the package.
+        data: See `titok_hf.data.open_images`; the split `train` trains.
+        output_dir: Folder of the run, see `RecipeRun`.
+        overrides: Changes of the recipe, `key=value`.
+        image_column, label_column: Columns of the data; without a stage that needs labels, there
+            need be none.
+        revision: Branch, tag or commit of data on the Hub.
+        streaming: Whether to stream data that could also be downloaded as a whole.
+        seed: Random seed.
+        callbacks: For every stage's trainer.
+
+    Returns:
+        The result of the last stage.
+
+    Raises:
+        OSError, ValueError: If recipe, data or what is pretrained do not load or fit.
+    """
+    loaded = Recipe.load(recipe, overrides)
+    labelled = any(stage.reads_labels for stage in loaded.trained_stages())
+    splits = open_images(
+        data, image_column, label_column if labelled else None, revision, streaming=streaming
+    )
+    run = RecipeRun(
+        loaded,
+        splits,
+        output_dir,
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+        callbacks=callbacks,
+        data_name=Path(data).name,
+        make_metrics=metrics_maker(loaded),
+    )
+    return run.train()
+
+
+def metrics_maker(recipe: Recipe) -> Callable[[BaseImageProcessor], ReconstructionMetrics] | None:
+    """A function that makes the `compute_metrics` of a recipe's part `evaluation`; `None` if the
+    recipe names no metrics."""
+    if "metrics" not in recipe.evaluation:
+        return None
+    name = recipe.evaluation.get("extractor")
+    extractor = None if name is None else load_extractor(name)
+    return partial(ReconstructionMetrics, metrics=recipe.evaluation["metrics"], extractor=extractor)
+
+
+__all__ = ["train_recipe"]

@@ -1,0 +1,53 @@
+"""`TrainingArguments` for networks with a discriminator and for long streams of images."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class TiTokTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with what a second network and long streams of images need.
+
+    The defaults are the reference's. `torch_compile` compiles transformer blocks, each by itself;
+    the first batch of each go runs uncompiled, to count its operations. `logging_strategy`,
+    `eval_strategy` and `save_strategy` go by steps, as an epoch may end within one.
+
+    Args:
+        discriminator_learning_rate: Peak learning rate of the discriminator.
+        shuffle_buffer: Samples that a stream's shuffle buffer holds, in each process and worker.
+        max_unreadable: Share of the images that may be unreadable before training stops.
+        preview_steps: Steps between pictures of what the network does, which a `RecipeRun` draws; 0
+            for none.
+    """
+
+    discriminator_learning_rate: float = field(
+        default=1e-4, metadata={"help": "Learning rate of the discriminator."}
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Samples in a stream's shuffle buffer."}
+    )
+    max_unreadable: float = field(
+        default=0.01, metadata={"help": "Share of the images that may be unreadable."}
+    )
+    preview_steps: int = field(default=0, metadata={"help": "Steps between pictures; 0 for none."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "The collator reads the images."}
+    )
+    adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's second moment decay."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "All of them are used."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "A loss that is not finite is said."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+            if getattr(self, name) == "epoch":
+                raise ValueError(f"`{name}` must be 'no' or 'steps', got 'epoch'.")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(
+                f"`max_unreadable` must be a share in [0, 1], got {self.max_unreadable}."
+            )
