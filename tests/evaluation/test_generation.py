@@ -550,7 +550,7 @@ class TestSamples:
         np.save(
             files[0], np.zeros_like(first.images.numpy())
         )  # so that it tells if it is made again
-        (files[0].parent / "000000012.partial").write_bytes(b"half a batch")
+        (files[0].parent / "000000012.npy.partial").write_bytes(b"half a batch")
         again = KeptImages(source, path, made_by)
         batches = list(again.batches(6))
         assert [batch.labels.tolist() for batch in batches][1] == [6, 7, 8, 9, 0, 1]

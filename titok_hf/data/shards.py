@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import datasets
 import fsspec
@@ -19,6 +18,7 @@ from datasets.packaged_modules.webdataset.webdataset import IMAGE_EXTENSIONS, ba
 from huggingface_hub import HfFileSystem
 from pyarrow import parquet
 
+from ..hub.folders import whole_file
 from ..version import __version__
 from .processes import process_state
 
@@ -89,10 +89,8 @@ def inspect_shards(
                         known[name] = {"stamp": stamps[members[name]], "shard": asdict(shard)}
             finally:
                 if new:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    unfinished = file.with_suffix(f".{uuid4().hex}")
-                    unfinished.write_text(json.dumps(known))
-                    unfinished.replace(file)
+                    with whole_file(file, shared=True) as partial:
+                        partial.write_text(json.dumps(known))
             found |= {path: Shard(**known[name]["shard"]) for name, path in members.items()}
     return [found[path] for path in paths], [stamps[path] for path in paths]
 

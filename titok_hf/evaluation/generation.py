@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from ..data.images import load_images
 from ..data.processes import process_state
 from ..hub.errors import explain_hub_errors
+from ..hub.folders import whole_file
 from ..modeling.auto import default_device
 from ..modeling.checks import parse_dtype
 from ..pipelines import TiTokPipeline
@@ -80,12 +81,8 @@ class KeptImages(ImageSource):
                 f"{path} exists already: measure it instead, choose another name, or delete it."
             )
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.record.with_suffix(
-                f".{process_state().process_index}"
-            )  # others read while this one writes
-            partial.write_text(json.dumps(made_by, indent=2) + "\n")
-            partial.rename(self.record)
+            with whole_file(self.record, shared=True) as partial:
+                partial.write_text(json.dumps(made_by, indent=2) + "\n")
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         if self.joined:
@@ -98,10 +95,8 @@ class KeptImages(ImageSource):
             if is_ours(number):
                 file = self.folder / f"{indices[0]:09d}.npy"
                 if not file.exists():
-                    partial = file.with_suffix(".partial")
-                    with partial.open("wb") as stream:
+                    with whole_file(file) as partial, partial.open("wb") as stream:
                         np.save(stream, self.source.make(indices).images.numpy())
-                    partial.rename(file)
                 yield ImageBatch(
                     indices, torch.from_numpy(np.load(file)), self.source.labels(indices)
                 )

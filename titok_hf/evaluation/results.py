@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
+from ..hub.folders import whole_file
 from ..modeling.weights import state_sha256
 from ..version import __version__
 from .extractors import INCEPTION
@@ -79,11 +80,9 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Writes JSON."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        content = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        with whole_file(path) as partial:
+            partial.write_text(content, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":

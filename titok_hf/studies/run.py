@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..data.images import load_image_dataset
+from ..hub.folders import whole_file
 from ..training.recipe import Recipe
 from ..training.run import RecipeRun
 from .measure import HeldOut
@@ -114,9 +115,8 @@ def run_study(
                     "values": values,
                 }
             )
-            partial = record.with_suffix(".partial")
-            partial.write_text(json.dumps(results, indent=1) + "\n")
-            partial.replace(record)
+            with whole_file(record) as partial:
+                partial.write_text(json.dumps(results, indent=1) + "\n")
     rows = summarize(study, results["runs"])
     (output_dir / "table.md").write_text(markdown_table(study, rows))
     plot(study, rows, output_dir / "plot.png")

@@ -20,7 +20,7 @@ from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
 from ..data.processes import process_state
 from ..data.rows import IndexedRows, ShardedRows, open_rows
-from ..hub.folders import whole_folder
+from ..hub.folders import whole_file, whole_folder
 from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor
 from .checkpoints import checkpoints, delete_checkpoint, last_checkpoint
@@ -117,10 +117,8 @@ class RecipeRun:
                 )
             logger.warning("%s goes on with changes of its recipe.", self.output_dir)
         if process_state().is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            partial_file = path.with_suffix(".partial")
-            partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
-            partial_file.replace(path)
+            with whole_file(path) as partial_file:
+                partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
 
     def lasting(self, record: dict[str, Any]) -> dict[str, Any]:
         """What of a record a run keeps to its end."""
