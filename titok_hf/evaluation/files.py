@@ -142,10 +142,7 @@ def probe_files(
     columns = {"image_column": image_column, "label_column": label_column}
     splits = load_image_dataset(data, **columns, revision=data_revision)
     origin = {"id": data, "revision": dataset_commit(data, data_revision), **columns}
-    location = {"revision": revision, "subfolder": subfolder}
-    model, processor = load_tokenizer(
-        tokenizer, **{name: value for name, value in location.items() if value}
-    )
+    model, processor = load_tokenizer(tokenizer, revision=revision, subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device or default_device(), torch_dtype)
     numbers = {"k": k, "seed": seed, "batch_size": batch_size}

@@ -379,12 +379,12 @@ def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionP
     Raises:
         OSError: If there is none.
     """
-    location = {"revision": revision} if revision else {}
     with explain_hub_errors(str(source)):
-        index = DiffusionPipeline.load_config(str(source), **location)
+        index = DiffusionPipeline.load_config(str(source), revision=revision)
     name = index["_class_name"]
     ours = (name[-1] if isinstance(name, list) else name) == TiTokPipeline.__name__
-    return (TiTokPipeline if ours else DiffusionPipeline).from_pretrained(source, **location)
+    pipeline_class = TiTokPipeline if ours else DiffusionPipeline
+    return pipeline_class.from_pretrained(source, revision=revision)
 
 
 def describe_pipeline(

@@ -284,10 +284,7 @@ def evaluate_reconstruction(
     elif loaded_protocol.reference == "train":
         against = open_source(data, loaded_protocol, "train", data_revision, image_column)
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
-    location = {"revision": revision, "subfolder": subfolder}
-    model, processor = load_tokenizer(
-        tokenizer, **{name: value for name, value in location.items() if value}
-    )
+    model, processor = load_tokenizer(tokenizer, revision=revision, subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device, torch_dtype)
     measured = measure_reconstruction(

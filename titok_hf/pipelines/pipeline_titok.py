@@ -17,9 +17,9 @@ from PIL import Image
 
 from ..hub.cards import MASKGIT_CITATION, TITOK_CITATION, Description
 from ..hub.errors import explain_hub_errors
+from ..hub.location import split_location
 from ..hub.publish import PublishMixin
 from ..modeling.checks import check_ids
-from ..modeling.loading import LOCATION_ARGUMENTS
 from ..modeling.maskgit.modeling_maskgit import (
     MaskGitModel,
     MaskGitPreTrainedModel,
@@ -218,7 +218,7 @@ image = pipe(0).images[0]"""
             ValueError: If there is no pipeline in it, or its parts do not fit each other.
         """
         folder = Path(pretrained_model_name_or_path)
-        location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
+        location, kwargs = split_location(kwargs)
         if not folder.is_dir():
             if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith(
                 (".", "/", "~")
