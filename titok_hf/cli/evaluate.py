@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..settings import override
 from .options import Device
 
 app = typer.Typer(
@@ -176,6 +177,8 @@ def generation(
     more."""
     from ..evaluation import evaluate_generation
 
+    arguments: dict[str, Any] = {}
+    override(arguments, sampler or ())
     result = evaluate_generation(
         source,
         protocol,
@@ -186,7 +189,7 @@ def generation(
         image_column=image_column,
         num_samples=num_samples,
         seeds=seed,
-        sampler=dict(parse_argument(argument) for argument in sampler or ()),
+        sampler=arguments,
         samples=samples,
         revision=revision,
         extractor_weights=extractor_weights,
@@ -324,15 +327,6 @@ def probe(
         table.add_row(name, str(measured["dimension"]), *cells)
     console.print(table)
     console.print(f"With all it depends on: [bold]{escape(str(output))}[/bold]")
-
-
-def parse_argument(argument: str) -> tuple[str, Any]:
-    from ..evaluation.protocol import parse_yaml
-
-    key, separator, value = argument.partition("=")
-    if not separator:
-        raise ValueError(f"An argument of the sampler must be `key=value`, got {argument!r}.")
-    return key, parse_yaml(value, argument)
 
 
 def show(results: list[Any], names: list[str], output: Path | None = None) -> None:

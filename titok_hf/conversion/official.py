@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.errors import explain_hub_errors, explain_loading_errors
 from ..modeling.checks import parse_dtype
 from ..modeling.loading import refuse_misfit
+from ..settings import load_yaml
 from .checkpoint import find_weights, read_tensors, resolve_references
 
 Shapes = Mapping[str, Sequence[int]]
@@ -77,7 +77,7 @@ class OfficialFormat(ABC):
             return None
         repo_id = "/".join(str(path).split("/")[:2])
         origin: dict[str, Any] = {"base_model": [repo_id]}
-        for released in yaml.safe_load((Path(__file__).parent / "released.yaml").read_text()):
+        for released in load_yaml(Path(__file__).with_name("released.yaml")):
             if repo_id in released["models"]:
                 origin |= {
                     key: value

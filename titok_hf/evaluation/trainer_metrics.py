@@ -8,6 +8,7 @@ import torch
 from transformers import BaseImageProcessor, EvalPrediction
 
 from ..modeling.weights import load_lpips
+from ..settings import suggestion
 from .extractors import FeatureExtractor, Judges
 from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
 from .metrics.estimate import RunningMean
@@ -18,7 +19,6 @@ from .protocol import (
     PAIR_METRICS,
     REFERENCE_METRICS,
     Protocol,
-    suggestion,
 )
 from .reconstruction import pair_metrics
 from .sources import ImageBatch, TensorImages, to_uint8
