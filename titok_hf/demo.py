@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from .data.digits import load_digits_dataset
 from .evaluation.digits import nearest_neighbors
-from .evaluation.extractors import Judges
 from .evaluation.generation import measure_generation
+from .evaluation.judges import Judges
 from .evaluation.pictures import (
     generation_grid,
     reconstruction_grid,

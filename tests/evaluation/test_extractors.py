@@ -6,14 +6,9 @@ from fixtures.extractors.networks import inception_weights, lpips_heads, vgg16_w
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.extractors import (
-    INCEPTION,
-    Extracted,
-    FeatureExtractor,
-    Judges,
-    load_extractor,
-)
+from titok_hf.evaluation.extractors import INCEPTION, Extracted, FeatureExtractor
 from titok_hf.evaluation.inception import InceptionExtractor
+from titok_hf.evaluation.judges import Judges, load_extractor
 from titok_hf.evaluation.protocol import METRICS, Protocol
 from titok_hf.evaluation.vision_extractor import VisionExtractor
 from titok_hf.modeling.lpips import LPIPS

@@ -28,9 +28,9 @@ from titok_hf.evaluation import (
 )
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.extractors import Judges
 from titok_hf.evaluation.generation import KeptImages, load_pipeline
 from titok_hf.evaluation.inception import InceptionExtractor
+from titok_hf.evaluation.judges import Judges
 from titok_hf.evaluation.sources import GeneratedImages, ReferenceImages, TensorImages, open_source
 
 from . import formulas

@@ -26,8 +26,8 @@ from titok_hf.evaluation import (
 )
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.extractors import Judges
 from titok_hf.evaluation.inception import InceptionExtractor
+from titok_hf.evaluation.judges import Judges
 from titok_hf.evaluation.protocol import CODE_METRICS
 from titok_hf.evaluation.sources import DatasetImages, ReferenceImages, TensorImages, open_source
 from titok_hf.modeling.diffusers_tokenizer import DiffusersTokenizer

@@ -20,7 +20,6 @@ from ..modeling.auto import default_device
 from ..modeling.checks import parse_dtype
 from ..pipelines import TiTokPipeline
 from .adm import ReferenceBatch, SampleWriter
-from .extractors import Judges
 from .feature_sets import (
     FeatureSet,
     Reference,
@@ -29,6 +28,7 @@ from .feature_sets import (
     match_classes,
     progress,
 )
+from .judges import Judges
 from .metrics.estimate import Estimate
 from .protocol import Protocol
 from .reconstruction import Measured

@@ -15,7 +15,7 @@ from ..modeling.auto import default_device, load_tokenizer
 from ..modeling.checks import parse_dtype
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
-from .extractors import Judges, float32_convolutions
+from .extractors import float32_convolutions
 from .feature_sets import (
     FeatureSet,
     Reference,
@@ -24,6 +24,7 @@ from .feature_sets import (
     match_classes,
     progress,
 )
+from .judges import Judges
 from .metrics.codebook import CodebookUsage
 from .metrics.estimate import Estimate, RunningMean
 from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity

@@ -9,8 +9,8 @@ from accelerate.utils import gather_object
 from ..data.processes import process_state
 from ..modeling.auto import default_device
 from .adm import write_statistics
-from .extractors import Judges
 from .feature_sets import FeatureSet, Reference, check_feasible, progress
+from .judges import Judges
 from .protocol import GAUSSIAN_METRICS, Protocol
 from .sources import open_source
 

@@ -9,8 +9,9 @@ from transformers import BaseImageProcessor, EvalPrediction
 
 from ..modeling.weights import load_lpips
 from ..settings import suggestion
-from .extractors import FeatureExtractor, Judges
+from .extractors import FeatureExtractor
 from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
+from .judges import Judges
 from .metrics.estimate import RunningMean
 from .protocol import (
     CLASS_METRICS,

@@ -4,9 +4,9 @@ import dataclasses
 
 from datasets import DatasetDict
 
-from ..evaluation.extractors import Judges
 from ..evaluation.feature_sets import Reference, check_feasible
 from ..evaluation.generation import measure_generation
+from ..evaluation.judges import Judges
 from ..evaluation.protocol import Protocol
 from ..evaluation.reconstruction import measure_reconstruction
 from ..evaluation.sources import DatasetImages, GeneratedImages

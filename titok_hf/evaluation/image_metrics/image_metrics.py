@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from titok_hf.evaluation.extractors import Judges, load_extractor
 from titok_hf.evaluation.generation import measure_generation
+from titok_hf.evaluation.judges import Judges, load_extractor
 from titok_hf.evaluation.metrics.codebook import CodebookUsage
 from titok_hf.evaluation.metrics.estimate import Estimate
 from titok_hf.evaluation.protocol import CODE_METRICS, METRICS, PAIR_METRICS, Protocol
