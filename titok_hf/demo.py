@@ -101,7 +101,13 @@ def run_demo(
             },
             "reconstructed": {
                 name: measure_reconstruction(
-                    model, run.processor, test, protocol, train, judges, progress_bar=False
+                    model,
+                    run.processor,
+                    test,
+                    protocol,
+                    reference=train,
+                    judges=judges,
+                    progress_bar=False,
                 ).values
                 for name, model in tokenizers.items()
             },

@@ -381,13 +381,17 @@ def open_rows(
             )
         if streaming:
             paths = files[split_of(files, split, source)]
-            return open_parquet(paths, features, source, image_column, label_column)
+            return open_parquet(
+                paths, features, source=source, image_column=image_column, label_column=label_column
+            )
     elif streaming and not is_here(source):
         raise ValueError(
             f"The data set {source!r} has no tar or Parquet files to stream; load it without "
             "`streaming`."
         )
-    dataset = load_split(source, split, image_column, label_column, revision)
+    dataset = load_split(
+        source, split, image_column=image_column, label_column=label_column, revision=revision
+    )
     return IndexedRows(
         dataset, image_column, label_column, folder=source if Path(source).is_dir() else None
     )
@@ -465,7 +469,16 @@ def open_tars(
         path: shard.damage for path, shard in zip(paths, shards, strict=True) if shard.damage
     }
     sizes = [shard.samples for shard in shards]
-    return ShardedRows(stream, sizes, paths, images, label_path, classes, damaged, stamps)
+    return ShardedRows(
+        stream,
+        sizes=sizes,
+        names=paths,
+        image_column=images,
+        label_column=label_path,
+        class_names=classes,
+        damaged=damaged,
+        stamps=stamps,
+    )
 
 
 def open_parquet(
@@ -503,7 +516,16 @@ def open_parquet(
         path: shard.damage for path, shard in zip(paths, shards, strict=True) if shard.damage
     }
     sizes = [shard.samples for shard in shards]
-    return ShardedRows(stream, sizes, paths, content, label_column, classes, damaged, stamps)
+    return ShardedRows(
+        stream,
+        sizes=sizes,
+        names=paths,
+        image_column=content,
+        label_column=label_column,
+        class_names=classes,
+        damaged=damaged,
+        stamps=stamps,
+    )
 
 
 def open_stream(

@@ -115,16 +115,16 @@ def token_card(
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     MetadataConfigs(default={"data_files": files}).to_dataset_card_data(data)
     text = token_dataset_text(
-        images or command["source"],
-        tokenizer,
-        command["tokenizer"]["class"],
-        tuple(result["shape"]),
-        result["codebook_size"],
-        describe_copies(command["augmentation"]) if result["copies"] > 1 else None,
-        "label" in features,
-        sum(split["unreadable"] for split in result["splits"].values()),
-        next(iter(splits)),
-        repo_id,
+        images=images or command["source"],
+        tokenizer=tokenizer,
+        model_class=command["tokenizer"]["class"],
+        shape=tuple(result["shape"]),
+        codebook_size=result["codebook_size"],
+        copies=describe_copies(command["augmentation"]) if result["copies"] > 1 else None,
+        labelled="label" in features,
+        num_unreadable=sum(split["unreadable"] for split in result["splits"].values()),
+        split=next(iter(splits)),
+        repo_id=repo_id,
     )
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
@@ -189,7 +189,7 @@ def push_tokens_to_hub(
         if revision is not None:
             api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
         sha = api.dataset_info(repo_id, revision=revision).sha
-        card = token_card(record, repo_id, images, tokenizer, license)
+        card = token_card(record, repo_id, images=images, tokenizer=tokenizer, license=license)
         edited = DatasetCard.load(local["README.md"]) if "README.md" in local else None
         if edited is None or GENERATED in edited.text:
             try:

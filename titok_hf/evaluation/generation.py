@@ -188,18 +188,27 @@ def measure_generation(
     judges = judges or Judges.load(protocol, metrics)
     against = None if reference is None else Reference(reference, metrics)
     for images in sets:
-        check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
+        check_feasible(
+            metrics,
+            protocol,
+            judges,
+            images.num_images,
+            labelled=images.labelled,
+            reference=against,
+        )
     classes = match_classes(sets[0], judges, protocol) if "accuracy" in metrics else None
     gathered, measured = None, []
     for number, images in enumerate(sets):
-        seen = FeatureSet(judges, metrics, images.num_images, protocol, classes)
+        seen = FeatureSet(judges, metrics, images.num_images, protocol, classes=classes)
         for batch in progress(images, batch_size, "samples", progress_bar):
             seen.update(batch)
         seen.reduce()
         if number == 0 and against is not None:
             gathered = against.gather(judges, protocol, batch_size, progress_bar)
         stored = {} if against is None else against.stored
-        measured.append(feature_metrics(seen, gathered, stored, protocol, metrics, paired=False))
+        measured.append(
+            feature_metrics(seen, gathered, stored, protocol, metrics=metrics, paired=False)
+        )
     results = measured[0]
     if len(sets) > 1:
         values = {name: [results[name].value for results in measured] for name in metrics}
@@ -270,7 +279,9 @@ def evaluate_generation(
     against = None
     if reference is not None:
         split = reference_split or ("train" if loaded_protocol.reference == "train" else None)
-        against = open_source(reference, loaded_protocol, split, reference_revision, image_column)
+        against = open_source(
+            reference, loaded_protocol, split, reference_revision, image_column=image_column
+        )
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
     made_here = not is_image_source(source)
     if made_here:
@@ -304,7 +315,7 @@ def evaluate_generation(
             )
         sets = [open_samples(str(source), loaded_protocol, metrics, image_column)]
         made_by = MadeBy.of(Path(source))
-    measured = measure_generation(sets, against, loaded_protocol, judges, batch_size)
+    measured = measure_generation(sets, against, loaded_protocol, judges, batch_size=batch_size)
     if isinstance(sets[0], KeptImages):
         sets[0].join()
     repeat = command(
@@ -370,7 +381,14 @@ def open_samples(
     dataset, split = load_images(source, image_column=image_column)
     labels = "label" if "accuracy" in metrics and "label" in dataset.column_names else None
     origin = {"id": source, "split": split}
-    return DatasetImages(dataset, protocol, image_column, labels, origin, crop="none")
+    return DatasetImages(
+        dataset,
+        protocol,
+        image_column=image_column,
+        label_column=labels,
+        origin=origin,
+        crop="none",
+    )
 
 
 def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionPipeline:

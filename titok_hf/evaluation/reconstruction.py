@@ -122,10 +122,12 @@ def measure_reconstruction(
         CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
     )
     against = Reference(images if reference is None else reference, metrics)
-    check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
+    check_feasible(
+        metrics, protocol, judges, images.num_images, labelled=images.labelled, reference=against
+    )
     means = {name: RunningMean() for name in metrics if name in PAIR_METRICS}
     classes = match_classes(images, judges, protocol) if "accuracy" in metrics else None
-    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol, classes)
+    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol, classes=classes)
     compared = [name for name in metrics if name in REFERENCE_METRICS] if reference is None else []
     originals = FeatureSet(judges, compared, images.num_images, protocol)
     autocast = getattr(torch, protocol.encoder_autocast or "bfloat16")
@@ -158,7 +160,7 @@ def measure_reconstruction(
         else against.gather(judges, protocol, batch_size, progress_bar)
     )
     results = feature_metrics(
-        reconstructed, gathered, against.stored, protocol, metrics, paired=reference is None
+        reconstructed, gathered, against.stored, protocol, metrics=metrics, paired=reference is None
     )
     results |= {name: mean.compute() for name, mean in means.items()}
     if codes is not None:
@@ -276,20 +278,39 @@ def evaluate_reconstruction(
     labels = (
         label_column if "accuracy" in metrics and label_column in dataset.column_names else None
     )
-    images = DatasetImages(dataset, loaded_protocol, image_column, labels, origin, num_images)
+    images = DatasetImages(
+        dataset,
+        loaded_protocol,
+        image_column=image_column,
+        label_column=labels,
+        origin=origin,
+        num_images=num_images,
+    )
     against = None
     if reference is not None:
         against = open_source(
-            reference, loaded_protocol, reference_split, reference_revision, image_column
+            reference,
+            loaded_protocol,
+            reference_split,
+            reference_revision,
+            image_column=image_column,
         )
     elif loaded_protocol.reference == "train":
-        against = open_source(data, loaded_protocol, "train", data_revision, image_column)
+        against = open_source(
+            data, loaded_protocol, "train", data_revision, image_column=image_column
+        )
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
     model, processor = load_tokenizer(tokenizer, revision=revision, subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device, torch_dtype)
     measured = measure_reconstruction(
-        model, processor, images, loaded_protocol, against, judges, batch_size
+        model,
+        processor,
+        images,
+        loaded_protocol,
+        reference=against,
+        judges=judges,
+        batch_size=batch_size,
     )
     data_record = origin | {"fingerprint": measured.fingerprint}
     repeat = command(

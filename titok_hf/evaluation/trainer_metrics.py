@@ -123,7 +123,9 @@ class ReconstructionMetrics:
             return {}
         seen = Reference(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
         protocol = dataclasses.replace(self.protocol, image_size=prediction.label_ids.shape[-1])
-        check_feasible(self.metrics, protocol, self.judges, self.num_images, False, seen)
+        check_feasible(
+            self.metrics, protocol, self.judges, self.num_images, labelled=False, reference=seen
+        )
         results = feature_metrics(*self.sides, {}, self.protocol, self.metrics, paired=True)
         results |= {name: mean.compute() for name, mean in self.means.items()}
         self.reset()

@@ -176,13 +176,13 @@ image = pipe(0).images[0]"""
         usage += f"  # class 0: {config.id2label[0]}"
         citations = (TITOK_CITATION, MASKGIT_CITATION)
         return Description(
-            "TiTok pipeline",
-            text,
-            usage,
-            "diffusers",
-            "unconditional-image-generation",
-            ("maskgit",),
-            citations,
+            title="TiTok pipeline",
+            text=text,
+            usage=usage,
+            library_name="diffusers",
+            pipeline_tag="unconditional-image-generation",
+            tags=("maskgit",),
+            citations=citations,
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -424,7 +424,9 @@ image = pipe(0).images[0]"""
                 both_logits = self.generator(torch.cat([codes, codes]), both).logits.float()
                 conditional, unconditional = both_logits.chunk(2)
                 logits = unconditional + scale * (conditional - unconditional)
-            output = self.scheduler.step(logits, timestep, codes, num_masked_at_first, generator)
+            output = self.scheduler.step(
+                logits, timestep, codes, num_masked_at_first, generator=generator
+            )
             codes = output.prev_sample  # (B, N)
             if callback_on_step_end is not None:
                 tensors = {"codes": codes, "predicted_codes": output.pred_original_sample}

@@ -190,13 +190,13 @@ scheduler = MaskGitScheduler.from_pretrained("{repo_id}")
 scheduler.set_timesteps(8)"""
         citations = (MASKGIT_CITATION,)
         return Description(
-            "MaskGIT scheduler",
-            text,
-            usage,
-            "diffusers",
-            "unconditional-image-generation",
-            ("maskgit",),
-            citations,
+            title="MaskGIT scheduler",
+            text=text,
+            usage=usage,
+            library_name="diffusers",
+            pipeline_tag="unconditional-image-generation",
+            tags=("maskgit",),
+            citations=citations,
         )
 
     def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:

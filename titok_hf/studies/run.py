@@ -88,11 +88,22 @@ def run_study(
             )
     dataset = load_image_dataset(data, image_column, label_column)
     image_size = variants[0].recipe.image_size
-    held_out = HeldOut(dataset, image_size, extractor, image_column, label_column)
+    held_out = HeldOut(
+        dataset, image_size, extractor, image_column=image_column, label_column=label_column
+    )
 
     def recipe_run(recipe: Recipe, seed: int, folder: str) -> RecipeRun:
         folder = output_dir / f"seed-{seed}" / folder
-        return RecipeRun(recipe, dataset, folder, image_column, label_column, seed, callbacks, data)
+        return RecipeRun(
+            recipe,
+            dataset,
+            folder,
+            image_column=image_column,
+            label_column=label_column,
+            seed=seed,
+            callbacks=callbacks,
+            data_name=data,
+        )
 
     for seed in study.seeds if seeds is None else seeds:
         done = [run["variant"] for run in results["runs"] if run["seed"] == seed]

@@ -397,9 +397,21 @@ def train_recipe(
     loaded = Recipe.load(recipe, overrides)
     labelled = any(stage.reads_labels for stage in loaded.trained_stages())
     rows = open_rows(
-        data, "train", image_column, label_column if labelled else None, revision, streaming
+        data,
+        split="train",
+        image_column=image_column,
+        label_column=label_column if labelled else None,
+        revision=revision,
+        streaming=streaming,
     )
     name = Path(data).name
     return RecipeRun(
-        loaded, rows, output_dir, image_column, label_column, seed, callbacks, name
+        loaded,
+        rows,
+        output_dir,
+        image_column=image_column,
+        label_column=label_column,
+        seed=seed,
+        callbacks=callbacks,
+        data_name=name,
     ).train()

@@ -92,13 +92,13 @@ codes = torch.full((1, {config.num_tokens}), generator.config.mask_token_id)  # 
 logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, {config.codebook_size})"""
         citations = (TITOK_CITATION, MASKGIT_CITATION)
         return Description(
-            "Masked generator",
-            text,
-            usage,
-            "transformers",
-            "unconditional-image-generation",
-            ("maskgit",),
-            citations,
+            title="Masked generator",
+            text=text,
+            usage=usage,
+            library_name="transformers",
+            pipeline_tag="unconditional-image-generation",
+            tags=("maskgit",),
+            citations=citations,
         )
 
     def backbone(self, ids: torch.Tensor) -> torch.Tensor:
@@ -147,8 +147,8 @@ logits = generator(codes, torch.tensor([0])).logits  # (1, {config.num_tokens}, 
                 logits,
                 target_codes,
                 codes == config.mask_token_id,
-                config.label_smoothing,
-                config.unmasked_weight,
+                label_smoothing=config.label_smoothing,
+                unmasked_weight=config.unmasked_weight,
             )
         return MaskGitOutput(loss=loss, logits=logits)
 

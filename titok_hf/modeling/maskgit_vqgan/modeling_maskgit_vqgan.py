@@ -155,7 +155,12 @@ codes = vqgan.encode(pixel_values).codes  # (1, {config.num_tokens})
 image = processor.postprocess(vqgan.decode_codes(codes).reconstruction)[0]"""
         citations = (MASKGIT_CITATION,)
         return Description(
-            "MaskGIT-VQGAN", text, usage, "transformers", "image-feature-extraction", (), citations
+            title="MaskGIT-VQGAN",
+            text=text,
+            usage=usage,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            citations=citations,
         )
 
     def encode(self, pixel_values: torch.Tensor) -> TokenizerEncoderOutput:

@@ -50,7 +50,11 @@ image = processor.postprocess(pixel_values)[0]"""
             "side, and back."
         )
         return Description(
-            "TiTok image processor", text, usage, "transformers", "image-feature-extraction"
+            title="TiTok image processor",
+            text=text,
+            usage=usage,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
         )
 
     def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:

@@ -234,7 +234,11 @@ pixel_values = processor(Image.open("image.png"), return_tensors="pt")["pixel_va
 {decode}
 {show}"""
         return Description(
-            "TiTok tokenizer", text, usage, "transformers", "image-feature-extraction"
+            title="TiTok tokenizer",
+            text=text,
+            usage=usage,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
         )
 
     def with_pixel_decoder(self, vqgan: MaskGitVQGANModel) -> "TiTokModel":

@@ -107,13 +107,12 @@ image = processor.postprocess(pixel_values)[0]"""
         text = f"VTP's image processor: images to normalized tensors of {size} pixels, and back."
         citations = (VTP_CITATION,)
         return Description(
-            "VTP image processor",
-            text,
-            usage,
-            "transformers",
-            "image-feature-extraction",
-            (),
-            citations,
+            title="VTP image processor",
+            text=text,
+            usage=usage,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            citations=citations,
         )
 
 

@@ -279,7 +279,13 @@ latents = model.encode(pixel_values).latents  # (1, {config.latent_dim}, h, w)""
             usage += "\nimage = processor.postprocess(model.decode(latents).reconstruction)[0]"
         citations = (VTP_CITATION,)
         return Description(
-            "VTP", text, usage, "transformers", "image-feature-extraction", ("vtp",), citations
+            title="VTP",
+            text=text,
+            usage=usage,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            tags=("vtp",),
+            citations=citations,
         )
 
     @torch.no_grad()

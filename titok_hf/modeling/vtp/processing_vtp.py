@@ -80,7 +80,12 @@ inputs = processor(images=Image.open("image.png"), text=["a photo of a cat"], re
         text = "VTP's processor: images to normalized tensors, texts to CLIP's byte pairs."
         citations = (VTP_CITATION,)
         return Description(
-            "VTP processor", text, usage, "transformers", "image-feature-extraction", (), citations
+            title="VTP processor",
+            text=text,
+            usage=usage,
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            citations=citations,
         )
 
     def replaces_card(self, api: HfApi, repo_id: str, revision: str | None) -> bool:
