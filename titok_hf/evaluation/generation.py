@@ -218,7 +218,8 @@ def measure_generation(
             )
             for name, of_sets in values.items()
         }
-    return Measured(results, seen.sha256, against and against.describe(gathered))
+    described = None if against is None else against.describe(gathered)
+    return Measured(results, seen.sha256, described)
 
 
 def evaluate_generation(
@@ -270,12 +271,13 @@ def evaluate_generation(
         TypeError: If the pipeline is of another kind.
         ValueError: If the protocol does not fit them.
     """
+    arguments = dict(locals())  # as they were given, for the command that repeats this
     state = process_state()
     torch_dtype = parse_dtype(dtype)
     count_override = [] if num_samples is None else [f"num_samples={num_samples}"]
     loaded_protocol = Protocol.load(protocol, [*overrides, *count_override])
     metrics = loaded_protocol.metrics_of("generation")
-    device_option, device = device, torch.device(device or default_device())
+    device = torch.device(device or default_device())
     against = None
     if reference is not None:
         split = reference_split or ("train" if loaded_protocol.reference == "train" else None)
@@ -318,24 +320,12 @@ def evaluate_generation(
     measured = measure_generation(sets, against, loaded_protocol, judges, batch_size=batch_size)
     if isinstance(sets[0], KeptImages):
         sets[0].join()
-    repeat = command(
-        "generation",
-        source,
-        protocol=protocol,
-        set=list(overrides),
-        reference=reference,
-        reference_split=reference_split,
-        reference_revision=(measured.reference or {}).get("revision"),
-        image_column=image_column,
-        num_samples=num_samples,
-        seed=seeds,
-        sampler=[f"{name}={json.dumps(value)}" for name, value in (sampler or {}).items()],
-        revision=made_by.generator["revision"] if made_here and made_by.generator else None,
-        extractor_weights=extractor_weights,
-        batch_size=batch_size,
-        device=device_option,
-        dtype=dtype,
-    )
+    arguments |= {
+        "reference_revision": (measured.reference or {}).get("revision"),
+        "revision": (made_by.generator or {}).get("revision") if made_here else None,
+        "samples": None,  # the command makes them anew
+        "seeds": seeds,
+    }
     return Evaluation(
         task="generation",
         metrics=measured.metrics,
@@ -348,7 +338,7 @@ def evaluate_generation(
         device=device_name(device),
         processes=state.num_processes,
         versions=versions(),
-        command=repeat,
+        command=command("generation", arguments),
     )
 
 
@@ -418,7 +408,11 @@ def describe_pipeline(
             (name for name in names if isinstance(getattr(pipeline, name, None), torch.nn.Module)),
             None,
         )
-        parts.append(found and describe_model(getattr(pipeline, found), source, revision, found))
+        parts.append(
+            None
+            if found is None
+            else describe_model(getattr(pipeline, found), source, revision, found)
+        )
     parameters = inspect.signature(type(pipeline).__call__).parameters
     defaults = {
         name: parameter.default

@@ -268,11 +268,12 @@ def evaluate_reconstruction(
         OSError: If the tokenizer, the data or weights are not there.
         ValueError: If the protocol does not fit them.
     """
+    arguments = dict(locals())  # as they were given, for the command that repeats this
     state = process_state()
     torch_dtype = parse_dtype(dtype)
     loaded_protocol = Protocol.load(protocol, overrides)
     metrics = loaded_protocol.metrics_of("reconstruction")
-    device_option, device = device, torch.device(device or default_device())
+    device = torch.device(device or default_device())
     dataset, found_split = load_images(data, split, data_revision, image_column)
     origin = {"id": data, "revision": dataset_commit(data, data_revision), "split": found_split}
     labels = (
@@ -313,27 +314,9 @@ def evaluate_reconstruction(
         batch_size=batch_size,
     )
     data_record = origin | {"fingerprint": measured.fingerprint}
-    repeat = command(
-        "reconstruction",
-        tokenizer,
-        subfolder=subfolder or None,
-        data=data,
-        protocol=protocol,
-        set=list(overrides),
-        split=split,
-        revision=described["revision"],
-        data_revision=origin["revision"],
-        image_column=image_column,
-        label_column=label_column,
-        num_images=num_images,
-        reference=reference,
-        reference_split=reference_split,
-        reference_revision=measured.reference.get("revision") if reference is not None else None,
-        extractor_weights=extractor_weights,
-        batch_size=batch_size,
-        device=device_option,
-        dtype=dtype,
-    )
+    arguments |= {"revision": described["revision"], "data_revision": origin["revision"]}
+    if reference is not None:
+        arguments["reference_revision"] = measured.reference.get("revision")
     return Evaluation(
         task="reconstruction",
         metrics=measured.metrics,
@@ -350,5 +333,5 @@ def evaluate_reconstruction(
         dtype=dtype,
         processes=state.num_processes,
         versions=versions(),
-        command=repeat,
+        command=command("reconstruction", arguments),
     )

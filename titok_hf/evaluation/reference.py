@@ -76,5 +76,5 @@ def write_reference(
     gathered.reduce()
     indices, images = (torch.cat(parts) for parts in zip(*gather_object(kept), strict=True))
     if state.is_main_process:
-        spatial = gathered.spatial and gathered.spatial.total()
+        spatial = None if gathered.spatial is None else gathered.spatial.total()
         write_statistics(output, gathered.gaussian.total(), spatial, images[indices.argsort()])

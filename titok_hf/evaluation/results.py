@@ -38,6 +38,8 @@ NAMES = {
 # computed.
 COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
 COMPUTED = ("device", "processes", "versions")
+# Options of the command line that are given once for each value of an argument.
+OPTIONS = {"features": "feature", "overrides": "set", "seeds": "seed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,13 +264,23 @@ def describe_model(
     }
 
 
-def command(task: str, source: str | Path, **options: Any) -> str:
-    """The command that repeats an evaluation; an option is left out if it is None, and repeated if
-    it is a list."""
-    words = ["titok", "evaluate", task, str(source)]
-    for name, value in options.items():
-        for part in value if isinstance(value, list) else [] if value is None else [value]:
-            words += [f"--{name.replace('_', '-')}", str(part)]
+def command(task: str, arguments: Mapping[str, Any]) -> str:
+    """The command that repeats an evaluation.
+
+    Args:
+        task: What comes after `titok evaluate`.
+        arguments: Those of the function that evaluates, its model or images first.
+    """
+    source, *options = arguments.items()
+    words = ["titok", "evaluate", task, str(source[1])]
+    for name, value in options:
+        if value is None or value == "":
+            continue
+        option = "--" + OPTIONS.get(name, name).replace("_", "-")
+        if isinstance(value, Mapping):
+            value = [f"{key}={json.dumps(part)}" for key, part in value.items()]
+        for part in value if isinstance(value, list | tuple) else [value]:
+            words += [option, str(part)]
     return shlex.join(words)
 
 
