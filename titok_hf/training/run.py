@@ -297,10 +297,10 @@ class RecipeRun:
             objective = stage.objective(results, self.rows.class_names or ())
             trainer = self.trainer(stage, objective)
             checkpoint = last_checkpoint(trainer.args.output_dir)
-            state = checkpoint and TrainerState.load_from_json(
-                str(Path(checkpoint) / "trainer_state.json")
-            )
-            if state and state.global_step >= trainer.args.max_steps:
+            state = None
+            if checkpoint is not None:
+                state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            if state is not None and state.global_step >= trainer.args.max_steps:
                 # stopped after the last step: Trainer would take one more
                 trainer._load_from_checkpoint(checkpoint)
                 trainer.state = state
@@ -309,7 +309,7 @@ class RecipeRun:
         log = {
             "seconds": time.perf_counter() - started,
             "peak_memory_gib": memory.gib,
-            "resumed_from": checkpoint and Path(checkpoint).name,
+            "resumed_from": None if checkpoint is None else Path(checkpoint).name,
             "history": trainer.state.log_history,
         }
         result = trainer.result()
