@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 
 from .data.opening import open_images
 from .evaluation.digits import nearest_neighbors
-from .evaluation.extractors import Judges
 from .evaluation.generation import measure_generation
+from .evaluation.judges import Judges
 from .evaluation.pictures import (
     generation_grid,
     reconstruction_grid,
@@ -104,7 +104,13 @@ def run_demo(
             },
             "reconstructed": {
                 name: measure_reconstruction(
-                    model, run.processor, test, protocol, train, judges, progress_bar=False
+                    model,
+                    run.processor,
+                    test,
+                    protocol,
+                    reference=train,
+                    judges=judges,
+                    progress_bar=False,
                 ).values
                 for name, model in tokenizers.items()
             },

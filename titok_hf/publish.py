@@ -10,9 +10,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTraine
 from .evaluation.results import Evaluation
 from .hub.cards import GENERATED
 from .hub.errors import explain_hub_errors
+from .hub.hashes import state_sha256
 from .hub.provenance import with_results, write_provenance
 from .modeling.vtp import VTPModel
-from .modeling.weights import state_sha256
 from .pipelines import TiTokPipeline
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from titok_hf import TiTokImageProcessor, VTPModel
 from titok_hf.data.digits import load_digits_dataset
-from titok_hf.modeling.weights import state_sha256
+from titok_hf.hub.hashes import state_sha256
 
 from .conftest import fingerprint
 

@@ -6,18 +6,14 @@ from fixtures.extractors.networks import inception_weights, lpips_heads, vgg16_w
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.extractors import (
-    INCEPTION,
-    Extracted,
-    FeatureExtractor,
-    Judges,
-    load_extractor,
-)
+from titok_hf.evaluation.extractors import INCEPTION, Extracted, FeatureExtractor
 from titok_hf.evaluation.inception import InceptionExtractor
+from titok_hf.evaluation.judges import Judges, load_extractor
 from titok_hf.evaluation.protocol import METRICS, Protocol
 from titok_hf.evaluation.vision_extractor import VisionExtractor
-from titok_hf.modeling.lpips import LPIPS
-from titok_hf.modeling.weights import file_sha256, load_lpips, state_sha256
+from titok_hf.hub.hashes import file_sha256, state_sha256
+from titok_hf.perceptual.lpips import LPIPS
+from titok_hf.perceptual.published_weights import load_lpips
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.extractors import INCEPTION, Judges
+from titok_hf.evaluation.extractors import INCEPTION
 from titok_hf.evaluation.feature_sets import (
     FeatureSet,
     Reference,
@@ -17,6 +17,7 @@ from titok_hf.evaluation.feature_sets import (
     feature_metrics,
     progress,
 )
+from titok_hf.evaluation.judges import Judges
 from titok_hf.evaluation.protocol import CLASS_METRICS, GAUSSIAN_METRICS, NEIGHBOR_METRICS, Protocol
 from titok_hf.evaluation.sources import ImageBatch, ReferenceImages, TensorImages
 

@@ -25,9 +25,9 @@ from titok_hf.evaluation import (
 )
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.extractors import Judges
 from titok_hf.evaluation.generation import KeptImages, load_pipeline
 from titok_hf.evaluation.inception import InceptionExtractor
+from titok_hf.evaluation.judges import Judges
 from titok_hf.evaluation.sources import GeneratedImages, ReferenceImages, TensorImages, open_source
 
 from . import formulas
@@ -547,7 +547,7 @@ class TestSamples:
         np.save(
             files[0], np.zeros_like(first.images.numpy())
         )  # so that it tells if it is made again
-        (files[0].parent / "000000012.partial").write_bytes(b"half a batch")
+        (files[0].parent / "000000012.npy.partial").write_bytes(b"half a batch")
         again = KeptImages(source, path, made_by)
         batches = list(again.batches(6))
         assert [batch.labels.tolist() for batch in batches][1] == [6, 7, 8, 9, 0, 1]

@@ -7,8 +7,8 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from titok_hf.evaluation.inception import FIDInceptionV3, InceptionExtractor, resize_like_tensorflow
+from titok_hf.hub.hashes import file_sha256
 from titok_hf.modeling.loading import load_strictly
-from titok_hf.modeling.weights import file_sha256
 
 TOLERANCE = 1e-5  # of the largest number
 EVERY = 8  # the fixture holds every 8th number

@@ -26,14 +26,14 @@ from titok_hf.evaluation import (
 )
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.extractors import Judges
 from titok_hf.evaluation.inception import InceptionExtractor
+from titok_hf.evaluation.judges import Judges
 from titok_hf.evaluation.protocol import CODE_METRICS
 from titok_hf.evaluation.sources import DatasetImages, ReferenceImages, TensorImages, open_source
 from titok_hf.modeling.diffusers_tokenizer import DiffusersTokenizer
-from titok_hf.modeling.lpips import LPIPS
 from titok_hf.modeling.vtp import VTPForImageReconstruction, VTPImageProcessor
 from titok_hf.modeling.vtp.modeling_vtp import VTPPixelDecoder, VTPVisionEncoder
+from titok_hf.perceptual.lpips import LPIPS
 
 from . import formulas
 from .tiny_models import Colors, CountingTiTok, make_kl, make_vq

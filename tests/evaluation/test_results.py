@@ -13,7 +13,13 @@ import titok_hf
 from titok_hf import TiTokModel
 from titok_hf.evaluation import Evaluation, Protocol, compare_results
 from titok_hf.evaluation.metrics.estimate import Estimate
-from titok_hf.evaluation.results import describe_model, device_name, differences, versions
+from titok_hf.evaluation.results import (
+    command,
+    describe_model,
+    device_name,
+    differences,
+    versions,
+)
 
 INCEPTION = {
     "name": "inception-v3-fid",
@@ -390,6 +396,22 @@ class TestRecords:
         assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
         assert (found["python"], found["numpy"]) == (platform.python_version(), numpy.__version__)
         assert {"pillow", "transformers", "diffusers", "datasets", "accelerate"} < found.keys()
+
+    def test_a_command_has_the_arguments_that_are_given(self):
+        arguments = {
+            "source": "my pipeline",
+            "overrides": ("crop=adm", "rounding=round"),
+            "seeds": [3, 4],
+            "sampler": {"guidance_schedule": "constant", "guidance_scale": None},
+            "num_samples": 5,
+            "revision": None,
+            "subfolder": "",
+        }
+        assert command("generation", arguments) == (
+            "titok evaluate generation 'my pipeline' --set crop=adm --set rounding=round "
+            "--seed 3 --seed 4 --sampler 'guidance_schedule=\"constant\"' "
+            "--sampler guidance_scale=null --num-samples 5"
+        )
 
     def test_the_device(self):
         assert device_name(torch.device("cpu")) == "cpu"

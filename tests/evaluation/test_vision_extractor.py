@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from titok_hf.evaluation.vision_extractor import VisionExtractor
-from titok_hf.modeling.weights import state_sha256
+from titok_hf.hub.hashes import state_sha256
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 TRANSFORMER = {

@@ -1,6 +1,6 @@
 import pytest
 
-from titok_hf.hub.folders import whole_folder
+from titok_hf.hub.folders import whole_file, whole_folder
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
@@ -65,3 +65,44 @@ def test_a_link_to_an_empty_folder_is_filled(tmp_path):
         (folder / "a.txt").write_text("a")
     assert (tmp_path / "real" / "a.txt").read_text() == "a"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
+def test_a_file_appears_when_it_is_whole(tmp_path, kind, shared):
+    target = tmp_path / "not" / "there" / "file.txt"
+    for content in ("first", "second"):
+        before = target.read_text() if target.exists() else None
+        with whole_file(kind(target), shared) as partial:
+            partial.write_text(content)
+            assert (target.read_text() if target.exists() else None) == before
+        assert target.read_text() == content
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_earlier_file(tmp_path, error):
+    target = tmp_path / "file.txt"
+    target.write_text("earlier")
+    with pytest.raises(error, match="half way"), whole_file(target) as partial:
+        partial.write_text("half")
+        raise error("half way")
+    assert target.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_run_left_of_a_file_is_overwritten(tmp_path):
+    (tmp_path / "file.txt.partial").write_text("old and longer")
+    with whole_file(tmp_path / "file.txt") as partial:
+        partial.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+    assert (tmp_path / "file.txt").read_text() == "new"
+
+
+def test_processes_may_write_one_file_at_once(tmp_path):
+    target = tmp_path / "file.txt"
+    with whole_file(target, shared=True) as first, whole_file(target, shared=True) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert target.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [target]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
 from titok_hf import MaskGitConfig, MaskGitUViTConfig, TiTokConfig, TiTokModel
-from titok_hf.modeling.lpips import VGG16_STAGES
+from titok_hf.perceptual.lpips import VGG16_STAGES
 from titok_hf.training import ClassifierObjective, Recipe, WarmupObjective
 from titok_hf.training.flop_counter import FlopCounter
 from titok_hf.training.flops import (

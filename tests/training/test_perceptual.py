@@ -3,7 +3,7 @@ import torch
 from fixtures.extractors.networks import lpips_heads, vgg16_weights
 from torch.nn import functional as F
 
-from titok_hf.modeling.lpips import LPIPS
+from titok_hf.perceptual.lpips import LPIPS
 from titok_hf.training import PerceptualLoss
 
 

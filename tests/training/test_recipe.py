@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 import titok_hf
+from titok_hf.settings import override
 from titok_hf.training import Recipe
-from titok_hf.training.recipe import override
 
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 SHIPPED = sorted(path.stem for path in (Path(titok_hf.__file__).parent / "recipes").glob("*.yaml"))
@@ -500,9 +500,3 @@ class TestBase:
             ValueError, match=r"'max_step' in `stages.warmup.training`: did you mean 'max_steps'"
         ):
             derive("stages: {warmup: {training: {max_step: 3}}}")
-
-
-def test_an_override_changes_plain_data_in_place():
-    content = {"stages": {"vqgan": {}}}
-    override(content, ["stages.vqgan.training.max_steps=3", "name=x"])
-    assert content == {"stages": {"vqgan": {"training": {"max_steps": 3}}}, "name": "x"}

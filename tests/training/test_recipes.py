@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import titok_hf
 from titok_hf import MaskGitConfig, MaskGitScheduler, MaskGitUViTConfig, TiTokConfig
 from titok_hf.conversion.maskgit import official_sampling
 from titok_hf.conversion.titok import OfficialTiTok
 from titok_hf.data import Augmentation
+from titok_hf.settings import load_yaml, parse_yaml
 from titok_hf.training import Recipe, TiTokTrainingArguments
 from titok_hf.training.flops import CLASS_NAMES, known_network
-from titok_hf.training.recipe import RecipeLoader, recipe_names
+from titok_hf.training.recipe import recipe_names
 from titok_hf.training.stages import recipe_objectives
 
 FOLDER = Path(titok_hf.__file__).parent / "recipes"
@@ -101,7 +101,7 @@ def test_every_figure_has_a_source_beside_it(name):
         code, separator, comment = line.partition("  # ")
         if code.lstrip().startswith("#") or not code.strip() or code.endswith(":"):
             continue
-        value = yaml.load(code.partition(":")[2], RecipeLoader)
+        value = parse_yaml(code.partition(":")[2], name)
         values = value.values() if isinstance(value, dict) else [value]
         if any(isinstance(value, int | float) for value in values) and not (
             separator and comment.strip()
@@ -121,7 +121,7 @@ def test_no_figure_of_its_base_stands_again(name):
             for key, value in leaves(content[part], (*path, part)).items()
         }
 
-    content = yaml.load((FOLDER / f"{name}.yaml").read_text(), RecipeLoader)
+    content = load_yaml(FOLDER / f"{name}.yaml")
     if "base" in content:
         base = leaves(Recipe.load(content["base"]).to_dict())
         own = leaves({key: value for key, value in content.items() if key != "base"})

@@ -1,4 +1,7 @@
-"""Commands of `titok evaluate`."""
+"""Commands of `titok evaluate`.
+
+Their parameters have the names of those of the functions that evaluate, and are passed through.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..settings import override
 from .options import Commands, Device
 
 app = Commands(
@@ -23,8 +27,8 @@ ProtocolName = Annotated[
         help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, or a YAML file with the fields of one."
     ),
 ]
-Changes = Annotated[
-    list[str] | None,
+Overrides = Annotated[
+    list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change the protocol, as in image_size=512."),
 ]
 
@@ -83,7 +87,7 @@ def reconstruction(
     ],
     data: Data,
     protocol: ProtocolName = "titok-rfid",
-    changes: Changes = None,
+    overrides: Overrides = (),
     split: Annotated[
         str | None, typer.Option(help="Split of the data; test or validation if not given.")
     ] = None,
@@ -107,29 +111,11 @@ def reconstruction(
     output: Output = Path("reconstruction.json"),
 ) -> None:
     """Measure what is left of images after a tokenizer: FID, PSNR, use of the codebook, and more."""
+    arguments = dict(locals())
+    del arguments["output"]
     from ..evaluation import evaluate_reconstruction
 
-    result = evaluate_reconstruction(
-        tokenizer,
-        data,
-        protocol,
-        changes or (),
-        split=split,
-        revision=revision,
-        subfolder=subfolder,
-        data_revision=data_revision,
-        image_column=image_column,
-        label_column=label_column,
-        num_images=num_images,
-        reference=reference,
-        reference_split=reference_split,
-        reference_revision=reference_revision,
-        extractor_weights=extractor_weights,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-    )
-    show([result], [tokenizer], output)
+    show([evaluate_reconstruction(**arguments)], [tokenizer], output)
 
 
 @app.command()
@@ -141,7 +127,7 @@ def generation(
         ),
     ],
     protocol: ProtocolName = "adm-256",
-    changes: Changes = None,
+    overrides: Overrides = (),
     reference: Reference = None,
     reference_split: ReferenceSplit = None,
     reference_revision: ReferenceRevision = None,
@@ -149,16 +135,17 @@ def generation(
     num_samples: Annotated[
         int | None, typer.Option(min=1, help="Images; the protocol's number if not given.")
     ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Of the samples; several give means over as many sets.")
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option("--seed", help="Of the samples; several give means over as many sets."),
     ] = None,
     sampler: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
             metavar="KEY=VALUE",
             help="Argument of the pipeline's call, as in num_inference_steps=8.",
         ),
-    ] = None,
+    ] = (),
     samples: Annotated[
         Path | None,
         typer.Option(
@@ -174,27 +161,13 @@ def generation(
 ) -> None:
     """Measure how good generated images are: FID, sFID, Inception Score, precision and recall, and
     more."""
+    arguments = dict(locals())
+    del arguments["output"]
     from ..evaluation import evaluate_generation
 
-    result = evaluate_generation(
-        source,
-        protocol,
-        changes or (),
-        reference=reference,
-        reference_split=reference_split,
-        reference_revision=reference_revision,
-        image_column=image_column,
-        num_samples=num_samples,
-        seeds=seed,
-        sampler=dict(parse_argument(argument) for argument in sampler or ()),
-        samples=samples,
-        revision=revision,
-        extractor_weights=extractor_weights,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-    )
-    show([result], [source], output)
+    arguments["sampler"] = {}
+    override(arguments["sampler"], sampler)
+    show([evaluate_generation(**arguments)], [source], output)
 
 
 @app.command()
@@ -204,7 +177,7 @@ def reference(
     ],
     output: Annotated[Path, typer.Option(dir_okay=False, help="File to write (.npz).")],
     protocol: ProtocolName = "adm-256",
-    changes: Changes = None,
+    overrides: Overrides = (),
     split: Annotated[
         str | None, typer.Option(help="Split of the data; test or validation if not given.")
     ] = None,
@@ -219,22 +192,11 @@ def reference(
 ) -> None:
     """Write the statistics of a data set, and some of its images, as ADM's reference batches hold
     them."""
+    arguments = dict(locals())
     from ..distributed import process_state
     from ..evaluation import write_reference
 
-    write_reference(
-        data,
-        output,
-        protocol,
-        changes or (),
-        split=split,
-        revision=revision,
-        image_column=image_column,
-        num_kept=num_kept,
-        extractor_weights=extractor_weights,
-        batch_size=batch_size,
-        device=device,
-    )
+    write_reference(**arguments)
     if process_state().is_main_process:
         console.print(f"Reference batch: [bold]{escape(str(output))}[/bold]")
 
@@ -269,12 +231,13 @@ def probe(
         str, typer.Argument(help="Folder or Hub repository of a tokenizer of any family.")
     ],
     data: Data,
-    feature: Annotated[
-        list[str] | None,
+    features: Annotated[
+        list[str],
         typer.Option(
-            help="What is probed: tokens, mean_token, unquantized or encoder; may be given again."
+            "--feature",
+            help="What is probed: tokens, mean_token, unquantized or encoder; may be given again.",
         ),
-    ] = None,
+    ] = ("tokens", "mean_token"),
     revision: Revision = None,
     subfolder: Annotated[
         str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")
@@ -293,23 +256,11 @@ def probe(
 ) -> None:
     """Measure what tokens know: accuracy of a linear classifier and of nearest neighbors on frozen
     features."""
+    arguments = dict(locals())
+    del arguments["output"]
     from ..evaluation import probe_files
 
-    probed = probe_files(
-        tokenizer,
-        data,
-        feature or ("tokens", "mean_token"),
-        revision=revision,
-        subfolder=subfolder,
-        data_revision=data_revision,
-        image_column=image_column,
-        label_column=label_column,
-        k=k,
-        seed=seed,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-    )
+    probed = probe_files(**arguments)
     output.write_text(json.dumps(probed, indent=2) + "\n")
     num_images = probed["data"]["test"]["num_images"]
     caption = f"{num_images} images; the most frequent class: {probed['majority_accuracy']:.1%}"
@@ -324,15 +275,6 @@ def probe(
         table.add_row(name, str(measured["dimension"]), *cells)
     console.print(table)
     console.print(f"With all it depends on: [bold]{escape(str(output))}[/bold]")
-
-
-def parse_argument(argument: str) -> tuple[str, Any]:
-    from ..evaluation.protocol import parse_yaml
-
-    key, separator, value = argument.partition("=")
-    if not separator:
-        raise ValueError(f"An argument of the sampler must be `key=value`, got {argument!r}.")
-    return key, parse_yaml(value, argument)
 
 
 def show(results: list[Any], names: list[str], output: Path | None = None) -> None:

@@ -218,7 +218,9 @@ def convert(
             )
         conversion.convert_to_official(source, output_dir)
     else:
-        conversion.convert(source, output_dir, generator, config, dtype and parse_dtype(dtype))
+        conversion.convert(
+            source, output_dir, generator, config, dtype=dtype and parse_dtype(dtype)
+        )
     console.print(f"Converted: [bold]{escape(str(output_dir))}[/bold]")
     if push:
         publish_folder(output_dir, push, private)
@@ -289,18 +291,18 @@ def tokenize(
         data,
         tokenizer,
         output_dir,
-        split,
-        image_column,
-        label_column if labels else None,
-        revision,
-        streaming,
-        Augmentation(crop, enlarge, horizontal_flip=augmentation == "flip"),
-        batch_size,
-        part_size,
-        num_workers,
-        max_unreadable,
-        dtype,
-        device,
+        split=split,
+        image_column=image_column,
+        label_column=label_column if labels else None,
+        revision=revision,
+        streaming=streaming,
+        augmentation=Augmentation(crop, enlarge, horizontal_flip=augmentation == "flip"),
+        batch_size=batch_size,
+        part_size=part_size,
+        num_workers=num_workers,
+        max_unreadable=max_unreadable,
+        dtype=dtype,
+        device=device,
     )
     if not process_state().is_main_process:
         return
@@ -385,9 +387,9 @@ def study(
         run_study(
             name,
             output_dir,
-            data,
-            seed,
-            overrides or (),
+            data=data,
+            seeds=seed,
+            overrides=overrides or (),
             quick=quick,
             extractor=extractor,
             image_column=image_column,

@@ -5,10 +5,10 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from transformers import PreTrainedConfig
 
 from ..modeling.maskgit import MaskGitConfig, MaskGitModel, MaskGitUViTModel
+from ..settings import load_yaml
 from .imagenet import imagenet_labels
 from .official import OfficialFormat, Shapes, refuse_unknown, section
 
@@ -197,7 +197,7 @@ def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], 
     """
     generator = section(official_config, "model.generator")
     if "num_steps" not in generator:
-        released = yaml.safe_load((Path(__file__).parent / "sampling.yaml").read_text())
+        released = load_yaml(Path(__file__).with_name("sampling.yaml"))
         name = f"{generator['model_type']}-{generator['image_seq_len']}"
         if name not in released:
             raise ValueError(

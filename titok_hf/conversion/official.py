@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -15,6 +14,7 @@ from ..devices import parse_dtype
 from ..hub.errors import explain_hub_errors, explain_loading_errors
 from ..hub.provenance import Provenance
 from ..modeling.loading import refuse_misfit
+from ..settings import load_yaml
 from .checkpoint import find_weights, read_tensors, resolve_references
 
 Shapes = Mapping[str, Sequence[int]]
@@ -78,7 +78,7 @@ class OfficialFormat(ABC):
             return {}
         repo_id = "/".join(str(path).split("/")[:2])
         origin: Provenance = {"base_model": [repo_id]}
-        for released in yaml.safe_load((Path(__file__).parent / "released.yaml").read_text()):
+        for released in load_yaml(Path(__file__).with_name("released.yaml")):
             if repo_id in released["models"]:
                 origin |= {
                     key: value

@@ -280,7 +280,7 @@ class BatchStream(IterableDataset):
         """A sample with the random numbers of the place that was the row's with the number `index`."""
         rng = np.random.default_rng((self.loader.seed, epoch, index))
         draws = rng.random(self.loader.num_draws, np.float32)
-        return Sample(epoch, chosen.row, chosen.image, draws, rng)
+        return Sample(epoch=epoch, row=chosen.row, image=chosen.image, draws=draws, rng=rng)
 
 
 def nothing_readable(first: DecodedSample, tries: int) -> ValueError:

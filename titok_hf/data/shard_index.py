@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import datasets
 import fsspec
@@ -21,6 +20,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from ..distributed import process_state
+from ..hub.folders import whole_file
 from ..version import __version__
 
 SPLIT_FOLDERS = {"train", "validation", "val", "test"}
@@ -90,10 +90,8 @@ def inspect_shards(
                         known[name] = {"stamp": stamps[members[name]], "shard": asdict(shard)}
             finally:
                 if new:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    unfinished = file.with_suffix(f".{uuid4().hex}")
-                    unfinished.write_text(json.dumps(known))
-                    unfinished.replace(file)
+                    with whole_file(file, shared=True) as partial:
+                        partial.write_text(json.dumps(known))
             found |= {path: Shard(**known[name]["shard"]) for name, path in members.items()}
     return [found[path] for path in paths], [stamps[path] for path in paths]
 

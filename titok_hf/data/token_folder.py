@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, Features
 
+from ..hub.folders import whole_file
 from ..version import __version__
 from .samples import Samples, StreamedSamples
 from .tokens import RECORD, STATISTICS, UNREADABLE, latent_statistics, token_card
@@ -329,9 +330,8 @@ class WorkFolder:
         self.partial.rename(self.folder)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        unfinished = (self.partial / RECORD).with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.partial / RECORD)
+        with whole_file(self.partial / RECORD) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def damaged_shards(rows: Samples) -> list[dict[str, str]]:

@@ -18,9 +18,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..devices import default_device, parse_dtype
 from ..distributed import process_state
+from ..hub.hashes import state_sha256
 from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
-from ..modeling.weights import state_sha256
 from .augmentation import Augmentation
 from .decoding import UnreadableImageError, decode_image
 from .opening import dataset_commit, open_images
@@ -84,7 +84,7 @@ class PartBatches(IterableDataset):
 
     def decode(self, part: int, rows: list[StoredSample]) -> Batch:
         """Decodes rows and makes their copies."""
-        batch, images = Batch(part, [], [], None, []), []
+        batch, images = Batch(part=part, keys=[], labels=[], pixel_values=None, unreadable=[]), []
         for row in rows:
             try:
                 image = decode_image(row.image)
@@ -170,7 +170,14 @@ def tokenize_to_folder(
         )
     model, processor = load_tokenizer(tokenizer)
     revision = dataset_commit(source, revision)
-    rows = open_splits(source, split, image_column, label_column, revision, streaming)
+    rows = open_splits(
+        source,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        revision=revision,
+        streaming=streaming,
+    )
     parts = plan_parts(rows, part_size)
     tokenizer_record = {
         "id": str(tokenizer),
@@ -178,7 +185,9 @@ def tokenize_to_folder(
         "weights_sha256": state_sha256(model),
     }
     model.to(device or default_device(), torch_dtype)
-    result = describe_result(model, processor, augmentation, rows, label_column is not None)
+    result = describe_result(
+        model, processor, augmentation, rows, labelled=label_column is not None
+    )
     command = {
         "source": source,
         "revision": revision,
@@ -199,7 +208,9 @@ def tokenize_to_folder(
             return work.read()
         mine, missing = todo[state.process_index :: state.num_processes], set(todo)
         batches = DataLoader(
-            PartBatches(rows, mine, processor, augmentation, batch_size, torch_dtype),
+            PartBatches(
+                rows, mine, processor, augmentation, batch_size=batch_size, dtype=torch_dtype
+            ),
             batch_size=None,
             num_workers=default_workers() if num_workers is None else num_workers,
             pin_memory=model.device.type == "cuda",
@@ -253,7 +264,7 @@ def plan_parts(rows: Mapping[str, Samples], part_size: int) -> list[Part]:
             full, rest = divmod(len(split_rows), part_size)
             sizes = [part_size] * full + [rest] * (rest > 0)
         for i, (size, stop) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
-            parts.append(Part(name, i, len(sizes), stop - size, stop))
+            parts.append(Part(split=name, number=i, count=len(sizes), start=stop - size, stop=stop))
     return parts
 
 

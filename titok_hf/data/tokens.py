@@ -189,7 +189,7 @@ def push_tokens_to_hub(
         if revision is not None:
             api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
         sha = api.dataset_info(repo_id, revision=revision).sha
-        card = token_card(record, repo_id, images, tokenizer, license)
+        card = token_card(record, repo_id, images=images, tokenizer=tokenizer, license=license)
         edited = DatasetCard.load(local["README.md"]) if "README.md" in local else None
         if edited is None or GENERATED in edited.text:
             try:

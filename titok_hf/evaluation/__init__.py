@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from .extractors import FeatureExtractor, Judges, load_extractor
+from .extractors import FeatureExtractor
 from .files import generate_to_file, probe_files, reconstruct_files
 from .generation import evaluate_generation, measure_generation
+from .judges import Judges, load_extractor
 from .metrics.frechet import frechet_distance
 from .probe import knn_probe, linear_probe, probe_tokenizer, token_features, vision_features
 from .protocol import Protocol

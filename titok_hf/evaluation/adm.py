@@ -3,6 +3,7 @@ batches, as npz."""
 
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import IO
 import numpy as np
 import torch
 
+from ..hub.folders import whole_file
 from .metrics.statistics import GaussianStatistics
 
 IMAGES = "arr_0"
@@ -120,9 +122,13 @@ class SampleWriter:
         self.num_written = 0
 
     def __enter__(self) -> "SampleWriter":
-        self.partial = partial_path(self.path)
-        self.archive = zipfile.ZipFile(self.partial, "w")
-        self.stream = self.archive.open(zipfile.ZipInfo(f"{IMAGES}.npy"), "w", force_zip64=True)
+        refuse_existing(self.path)
+        with ExitStack() as files:
+            archive = zipfile.ZipFile(files.enter_context(whole_file(self.path)), "w")
+            files.enter_context(archive)
+            member = zipfile.ZipInfo(f"{IMAGES}.npy")
+            self.stream = files.enter_context(archive.open(member, "w", force_zip64=True))
+            self.files = files.pop_all()
         header = {
             "descr": "|u1",
             "fortran_order": False,
@@ -156,14 +162,13 @@ class SampleWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stream.close()
-        self.archive.close()
-        if kind is None and self.num_written == self.num_images:
-            self.partial.replace(self.path)
-            return
-        self.partial.unlink()
-        if kind is None:
-            raise ValueError(f"{self.path} takes {self.num_images} images, got {self.num_written}.")
+        with self.files:  # what is raised here removes the file
+            if error is not None:
+                raise error
+            if self.num_written < self.num_images:
+                raise ValueError(
+                    f"{self.path} takes {self.num_images} images, got {self.num_written}."
+                )
 
 
 def write_statistics(
@@ -197,20 +202,15 @@ def write_statistics(
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"Images must have shape (N, 3, H, H), got {tuple(images.shape)}.")
         arrays[IMAGES] = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    path = Path(path)
-    partial = partial_path(path)
-    with partial.open("wb") as file:
+    refuse_existing(path)
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
-    partial.replace(path)
 
 
-def partial_path(path: Path) -> Path:
-    """Where a file is written until it is whole; raises `FileExistsError` if there is something at
-    its place."""
-    if path.exists():
+def refuse_existing(path: str | Path) -> None:
+    """Raises `FileExistsError` if there is something at the place of a file."""
+    if Path(path).exists():
         raise FileExistsError(f"{path} exists already: choose another name, or delete it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(path.name + ".partial")
 
 
 def read_moments(

@@ -4,16 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from ..devices import default_device
-from ..modeling.lpips import LPIPS
-from ..modeling.weights import load_lpips, state_sha256
-from .metrics.fidelity import import_ssim
-from .protocol import REFERENCE_METRICS, Protocol
 
 INCEPTION = "inception-v3-fid"  # the name that results give the network of FID
 
@@ -83,103 +76,3 @@ def float32_convolutions() -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = precision
-
-
-def load_extractor(
-    name: str, weights: str | Path | None = None, device: str | torch.device | None = None
-) -> FeatureExtractor:
-    """The extractor of a name.
-
-    Args:
-        name: `"inception"`, the network of FID, as ADM's and TiTok's evaluations use it;
-            `"inception-pytorch-fid"`, the same with pytorch-fid's resizing; `"digits"`; or a vision
-            model of transformers, folder or Hub repository, such as `"facebook/dinov2-large"`, and
-            maybe its revision, as `"owner/model@revision"`.
-        weights: Inception's: a file, or a file on the Hub as `owner/repo/file`; if not given, see
-            `find_weights`.
-        device: Where to compute; the accelerator if there is one, if not given.
-
-    Raises:
-        OSError: If the weights are not there; says where they should be.
-        ValueError: If they are of another network.
-    """
-    device = device or default_device()
-    if name.startswith("inception"):
-        from .inception import InceptionExtractor
-
-        names = {"inception": "tensorflow", "inception-pytorch-fid": "pytorch-fid"}
-        if name not in names:
-            raise ValueError(
-                f"The extractor must be one of {', '.join(names)}, digits or a model, got {name!r}."
-            )
-        return InceptionExtractor(weights, names[name], device)
-    if name == "digits":
-        from .digits import DigitsExtractor
-
-        return DigitsExtractor()
-    from .vision_extractor import VisionExtractor
-
-    model, _, revision = name.partition("@")
-    return VisionExtractor(model, revision or None, device)
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The networks that the metrics of a protocol need.
-
-    Args:
-        extractor: For metrics on features.
-        classifier: For `accuracy`, where the extractor is not the classifier.
-        lpips: For `lpips`.
-    """
-
-    extractor: FeatureExtractor | None = None
-    classifier: FeatureExtractor | None = None
-    lpips: LPIPS | None = None
-
-    @classmethod
-    def load(
-        cls,
-        protocol: Protocol,
-        metrics: Sequence[str],
-        weights: str | Path | None = None,
-        device: str | torch.device | None = None,
-    ) -> "Judges":
-        """Those that some metrics of a protocol need.
-
-        Args:
-            protocol: Names them.
-            metrics: The metrics.
-            weights: The extractor's, see `load_extractor`.
-            device: Where to compute; the accelerator if there is one, if not given.
-
-        Raises:
-            ImportError: If SSIM is among them, and torchmetrics is not installed.
-            OSError: If weights are not there; says where they should be.
-            ValueError: If they are of another network.
-        """
-        if "ssim" in metrics:
-            import_ssim()
-        device = device or default_device()
-        on_features = {*REFERENCE_METRICS, "inception_score"} | (
-            {"accuracy"} if protocol.classifier is None else set()
-        )
-        named = protocol.classifier if "accuracy" in metrics else None
-        return cls(
-            load_extractor(protocol.extractor, weights, device)
-            if on_features & set(metrics)
-            else None,
-            load_extractor(named, device=device) if named else None,
-            load_lpips().to(device) if "lpips" in metrics else None,
-        )
-
-    def identities(self) -> dict[str, dict[str, Any]]:
-        """What a result says of them."""
-        said = {}
-        if self.extractor is not None:
-            said["extractor"] = self.extractor.identity()
-        if self.classifier is not None:
-            said["classifier"] = self.classifier.identity()
-        if self.lpips is not None:
-            said["lpips"] = {"name": "LPIPS 0.1, VGG16", "weights_sha256": state_sha256(self.lpips)}
-        return said

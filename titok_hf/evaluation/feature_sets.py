@@ -11,7 +11,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from ..distributed import process_state
-from .extractors import INCEPTION, Judges
+from .extractors import INCEPTION
+from .judges import Judges
 from .metrics.estimate import Estimate, RunningMean
 from .metrics.frechet import jackknife_frechet
 from .metrics.inception_score import InceptionScore

@@ -138,19 +138,26 @@ def probe_files(
         OSError: If tokenizer or data are not there.
         ValueError: If they do not fit; see `probe_tokenizer`.
     """
+    arguments = dict(locals())  # as they were given, for the command that repeats this
     torch_dtype = parse_dtype(dtype)
     columns = {"image_column": image_column, "label_column": label_column}
     splits = open_images(data, **columns, revision=data_revision)
     datasets = {split: splits.dataset(split) for split in ("train", "test")}
     origin = {"id": data, "revision": dataset_commit(data, data_revision), **columns}
-    location = {"revision": revision, "subfolder": subfolder}
-    model, processor = load_tokenizer(
-        tokenizer, **{name: value for name, value in location.items() if value}
-    )
+    model, processor = load_tokenizer(tokenizer, revision=revision, subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device or default_device(), torch_dtype)
-    numbers = {"k": k, "seed": seed, "batch_size": batch_size}
-    probed = probe_tokenizer(model, processor, **datasets, features=features, **columns, **numbers)
+    probed = probe_tokenizer(
+        model,
+        processor,
+        **datasets,
+        **columns,
+        features=features,
+        batch_size=batch_size,
+        k=k,
+        seed=seed,
+    )
+    arguments |= {"revision": described["revision"], "data_revision": origin["revision"]}
     return {
         "tokenizer": described,
         "data": origin | {split: probed.pop(split) for split in ("train", "test")},
@@ -159,17 +166,5 @@ def probe_files(
         "device": device_name(model.device),
         "dtype": dtype,
         "versions": versions(),
-        "command": command(
-            "probe",
-            tokenizer,
-            subfolder=subfolder or None,
-            data=data,
-            feature=list(features),
-            revision=described["revision"],
-            data_revision=origin["revision"],
-            **columns,
-            **numbers,
-            device=device,
-            dtype=dtype,
-        ),
+        "command": command("probe", arguments),
     }

@@ -15,9 +15,9 @@ from diffusers import DiffusionPipeline
 from ..devices import default_device, parse_dtype
 from ..distributed import process_state
 from ..hub.errors import explain_hub_errors
+from ..hub.folders import whole_file
 from ..pipelines import TiTokPipeline
 from .adm import ReferenceBatch, SampleWriter
-from .extractors import Judges
 from .feature_sets import (
     FeatureSet,
     Reference,
@@ -26,6 +26,7 @@ from .feature_sets import (
     match_classes,
     progress,
 )
+from .judges import Judges
 from .metrics.estimate import Estimate
 from .protocol import Protocol
 from .reconstruction import Measured
@@ -78,12 +79,8 @@ class KeptImages(ImageSource):
                 f"{path} exists already: measure it instead, choose another name, or delete it."
             )
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.record.with_suffix(
-                f".{process_state().process_index}"
-            )  # others read while this one writes
-            partial.write_text(json.dumps(made_by, indent=2) + "\n")
-            partial.rename(self.record)
+            with whole_file(self.record, shared=True) as partial:
+                partial.write_text(json.dumps(made_by, indent=2) + "\n")
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         if self.joined:
@@ -96,10 +93,8 @@ class KeptImages(ImageSource):
             if is_ours(number):
                 file = self.folder / f"{indices[0]:09d}.npy"
                 if not file.exists():
-                    partial = file.with_suffix(".partial")
-                    with partial.open("wb") as stream:
+                    with whole_file(file) as partial, partial.open("wb") as stream:
                         np.save(stream, self.source.make(indices).images.numpy())
-                    partial.rename(file)
                 yield ImageBatch(
                     indices, torch.from_numpy(np.load(file)), self.source.labels(indices)
                 )
@@ -191,18 +186,27 @@ def measure_generation(
     judges = judges or Judges.load(protocol, metrics)
     against = None if reference is None else Reference(reference, metrics)
     for images in sets:
-        check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
+        check_feasible(
+            metrics,
+            protocol,
+            judges,
+            images.num_images,
+            labelled=images.labelled,
+            reference=against,
+        )
     classes = match_classes(sets[0], judges, protocol) if "accuracy" in metrics else None
     gathered, measured = None, []
     for number, images in enumerate(sets):
-        seen = FeatureSet(judges, metrics, images.num_images, protocol, classes)
+        seen = FeatureSet(judges, metrics, images.num_images, protocol, classes=classes)
         for batch in progress(images, batch_size, "samples", progress_bar):
             seen.update(batch)
         seen.reduce()
         if number == 0 and against is not None:
             gathered = against.gather(judges, protocol, batch_size, progress_bar)
         stored = {} if against is None else against.stored
-        measured.append(feature_metrics(seen, gathered, stored, protocol, metrics, paired=False))
+        measured.append(
+            feature_metrics(seen, gathered, stored, protocol, metrics=metrics, paired=False)
+        )
     results = measured[0]
     if len(sets) > 1:
         values = {name: [results[name].value for results in measured] for name in metrics}
@@ -212,7 +216,8 @@ def measure_generation(
             )
             for name, of_sets in values.items()
         }
-    return Measured(results, seen.sha256, against and against.describe(gathered))
+    described = None if against is None else against.describe(gathered)
+    return Measured(results, seen.sha256, described)
 
 
 def evaluate_generation(
@@ -264,16 +269,19 @@ def evaluate_generation(
         TypeError: If the pipeline is of another kind.
         ValueError: If the protocol does not fit them.
     """
+    arguments = dict(locals())  # as they were given, for the command that repeats this
     state = process_state()
     torch_dtype = parse_dtype(dtype)
     count_override = [] if num_samples is None else [f"num_samples={num_samples}"]
     loaded_protocol = Protocol.load(protocol, [*overrides, *count_override])
     metrics = loaded_protocol.metrics_of("generation")
-    device_option, device = device, torch.device(device or default_device())
+    device = torch.device(device or default_device())
     against = None
     if reference is not None:
         split = reference_split or ("train" if loaded_protocol.reference == "train" else None)
-        against = open_source(reference, loaded_protocol, split, reference_revision, image_column)
+        against = open_source(
+            reference, loaded_protocol, split, reference_revision, image_column=image_column
+        )
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
     made_here = not is_image_source(source)
     if made_here:
@@ -307,27 +315,15 @@ def evaluate_generation(
             )
         sets = [open_samples(str(source), loaded_protocol, metrics, image_column)]
         made_by = MadeBy.of(Path(source))
-    measured = measure_generation(sets, against, loaded_protocol, judges, batch_size)
+    measured = measure_generation(sets, against, loaded_protocol, judges, batch_size=batch_size)
     if isinstance(sets[0], KeptImages):
         sets[0].join()
-    repeat = command(
-        "generation",
-        source,
-        protocol=protocol,
-        set=list(overrides),
-        reference=reference,
-        reference_split=reference_split,
-        reference_revision=(measured.reference or {}).get("revision"),
-        image_column=image_column,
-        num_samples=num_samples,
-        seed=seeds,
-        sampler=[f"{name}={json.dumps(value)}" for name, value in (sampler or {}).items()],
-        revision=made_by.generator["revision"] if made_here and made_by.generator else None,
-        extractor_weights=extractor_weights,
-        batch_size=batch_size,
-        device=device_option,
-        dtype=dtype,
-    )
+    arguments |= {
+        "reference_revision": (measured.reference or {}).get("revision"),
+        "revision": (made_by.generator or {}).get("revision") if made_here else None,
+        "samples": None,  # the command makes them anew
+        "seeds": seeds,
+    }
     return Evaluation(
         task="generation",
         metrics=measured.metrics,
@@ -340,7 +336,7 @@ def evaluate_generation(
         device=device_name(device),
         processes=state.num_processes,
         versions=versions(),
-        command=repeat,
+        command=command("generation", arguments),
     )
 
 
@@ -382,12 +378,12 @@ def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionP
     Raises:
         OSError: If there is none.
     """
-    location = {"revision": revision} if revision else {}
     with explain_hub_errors(str(source)):
-        index = DiffusionPipeline.load_config(str(source), **location)
+        index = DiffusionPipeline.load_config(str(source), revision=revision)
     name = index["_class_name"]
     ours = (name[-1] if isinstance(name, list) else name) == TiTokPipeline.__name__
-    return (TiTokPipeline if ours else DiffusionPipeline).from_pretrained(source, **location)
+    pipeline_class = TiTokPipeline if ours else DiffusionPipeline
+    return pipeline_class.from_pretrained(source, revision=revision)
 
 
 def describe_pipeline(
@@ -403,7 +399,11 @@ def describe_pipeline(
             (name for name in names if isinstance(getattr(pipeline, name, None), torch.nn.Module)),
             None,
         )
-        parts.append(found and describe_model(getattr(pipeline, found), source, revision, found))
+        parts.append(
+            None
+            if found is None
+            else describe_model(getattr(pipeline, found), source, revision, found)
+        )
     parameters = inspect.signature(type(pipeline).__call__).parameters
     defaults = {
         name: parameter.default

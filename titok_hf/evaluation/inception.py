@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..devices import default_device
+from ..hub.hashes import file_sha256
 from ..modeling.loading import load_strictly
-from ..modeling.weights import INCEPTION, file_sha256, find_weights, load_weights
+from ..perceptual.published_weights import INCEPTION, find_weights, load_weights
 from .extractors import INCEPTION as NAME
 from .extractors import Extracted, FeatureExtractor, check_images, float32_convolutions
 

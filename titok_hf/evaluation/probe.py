@@ -378,7 +378,7 @@ def probe_tokenizer(
             train_features[name], train_labels, test_features[name], test_labels, seed=seed
         )
         neighbors = knn_probe(
-            train_features[name], train_labels, test_features[name], test_labels, k
+            train_features[name], train_labels, test_features[name], test_labels, k=k
         )
         result["features"][name] = {
             "dimension": train_features[name].shape[1],

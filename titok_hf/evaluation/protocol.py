@@ -1,12 +1,11 @@
 """Protocols: what a number depends on, apart from the model and the images."""
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
+from ..settings import check_keys, load_yaml, override, suggestion
 
 Task = Literal["reconstruction", "generation"]
 
@@ -141,12 +140,12 @@ class Protocol:
             FileNotFoundError: If there is no such protocol.
             ValueError: If a field is unknown, missing or has a wrong value.
         """
-        named = parse_yaml((Path(__file__).parent / "protocols.yaml").read_text(), "protocols.yaml")
+        named = load_yaml(Path(__file__).with_name("protocols.yaml"))
         path = Path(source)
         if str(source) in named:
             fields = {"name": str(source), **named[str(source)]}
         elif path.is_file():
-            fields = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+            fields = load_yaml(path)
             if not isinstance(fields, dict):
                 raise ValueError(f"{path} must hold the fields of a protocol, got {fields!r}.")
             base = fields.pop("base", None)
@@ -158,18 +157,7 @@ class Protocol:
             raise FileNotFoundError(
                 f"The protocol must be one of {names} or a YAML file, got {str(source)!r}."
             )
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator:
-                raise ValueError(f"A change of the protocol must be `key=value`, got {override!r}.")
-            parsed = parse_yaml(value, override)
-            if key.startswith("metrics.") and isinstance(fields.get("metrics", {}), dict):
-                fields["metrics"] = {
-                    **fields.get("metrics", {}),
-                    key.removeprefix("metrics."): parsed,
-                }
-            else:
-                fields[key] = parsed
+        override(fields, overrides)
         if overrides or (str(source) not in named and fields["name"] in list(named)):
             fields["name"] = f"{fields['name']}*"
         return cls.from_dict(fields)
@@ -182,11 +170,7 @@ class Protocol:
             ValueError: If a field is unknown, missing or has a wrong value.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
-        for name in fields:
-            if name not in known:
-                raise ValueError(
-                    f"Unknown field {name!r} of a protocol: {suggestion(name, list(known))}"
-                )
+        check_keys("protocol", fields, known)
         if missing := [
             name
             for name, field in known.items()
@@ -211,17 +195,3 @@ class Protocol:
                 f"choose another one, or name metrics with `metrics.{task}=[...]`."
             )
         return tuple(self.metrics[task])
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML as plain data; raises `ValueError` if it is none."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """The nearest known name, or all of them."""
-    nearest = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}."

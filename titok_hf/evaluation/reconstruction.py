@@ -14,7 +14,7 @@ from ..distributed import process_state
 from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
-from .extractors import Judges, float32_convolutions
+from .extractors import float32_convolutions
 from .feature_sets import (
     FeatureSet,
     Reference,
@@ -23,6 +23,7 @@ from .feature_sets import (
     match_classes,
     progress,
 )
+from .judges import Judges
 from .metrics.codebook import CodebookUsage
 from .metrics.estimate import Estimate, RunningMean
 from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
@@ -120,10 +121,12 @@ def measure_reconstruction(
         CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
     )
     against = Reference(images if reference is None else reference, metrics)
-    check_feasible(metrics, protocol, judges, images.num_images, images.labelled, against)
+    check_feasible(
+        metrics, protocol, judges, images.num_images, labelled=images.labelled, reference=against
+    )
     means = {name: RunningMean() for name in metrics if name in PAIR_METRICS}
     classes = match_classes(images, judges, protocol) if "accuracy" in metrics else None
-    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol, classes)
+    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol, classes=classes)
     compared = [name for name in metrics if name in REFERENCE_METRICS] if reference is None else []
     originals = FeatureSet(judges, compared, images.num_images, protocol)
     autocast = getattr(torch, protocol.encoder_autocast or "bfloat16")
@@ -156,7 +159,7 @@ def measure_reconstruction(
         else against.gather(judges, protocol, batch_size, progress_bar)
     )
     results = feature_metrics(
-        reconstructed, gathered, against.stored, protocol, metrics, paired=reference is None
+        reconstructed, gathered, against.stored, protocol, metrics=metrics, paired=reference is None
     )
     results |= {name: mean.compute() for name, mean in means.items()}
     if codes is not None:
@@ -264,11 +267,12 @@ def evaluate_reconstruction(
         OSError: If the tokenizer, the data or weights are not there.
         ValueError: If the protocol does not fit them.
     """
+    arguments = dict(locals())  # as they were given, for the command that repeats this
     state = process_state()
     torch_dtype = parse_dtype(dtype)
     loaded_protocol = Protocol.load(protocol, overrides)
     metrics = loaded_protocol.metrics_of("reconstruction")
-    device_option, device = device, torch.device(device or default_device())
+    device = torch.device(device or default_device())
     images = open_dataset(
         data,
         loaded_protocol,
@@ -282,7 +286,11 @@ def evaluate_reconstruction(
     against = None
     if reference is not None:
         against = open_source(
-            reference, loaded_protocol, reference_split, reference_revision, image_column
+            reference,
+            loaded_protocol,
+            reference_split,
+            reference_revision,
+            image_column=image_column,
         )
     elif loaded_protocol.reference == "train":
         against = open_dataset(
@@ -294,37 +302,25 @@ def evaluate_reconstruction(
             hold_out=split == "test",
         )
     judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
-    location = {"revision": revision, "subfolder": subfolder}
-    model, processor = load_tokenizer(
-        tokenizer, **{name: value for name, value in location.items() if value}
-    )
+    model, processor = load_tokenizer(tokenizer, revision=revision, subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device, torch_dtype)
     measured = measure_reconstruction(
-        model, processor, images, loaded_protocol, against, judges, batch_size
+        model,
+        processor,
+        images,
+        loaded_protocol,
+        reference=against,
+        judges=judges,
+        batch_size=batch_size,
     )
     data_record = images.describe() | {"fingerprint": measured.fingerprint}
-    repeat = command(
-        "reconstruction",
-        tokenizer,
-        subfolder=subfolder or None,
-        data=data,
-        protocol=protocol,
-        set=list(overrides),
-        split=split,
-        revision=described["revision"],
-        data_revision=data_record["revision"],
-        image_column=image_column,
-        label_column=label_column,
-        num_images=num_images,
-        reference=reference,
-        reference_split=reference_split,
-        reference_revision=measured.reference.get("revision") if reference is not None else None,
-        extractor_weights=extractor_weights,
-        batch_size=batch_size,
-        device=device_option,
-        dtype=dtype,
-    )
+    arguments |= {
+        "revision": described["revision"],
+        "data_revision": data_record["revision"],
+    }
+    if reference is not None:
+        arguments["reference_revision"] = measured.reference.get("revision")
     return Evaluation(
         task="reconstruction",
         metrics=measured.metrics,
@@ -341,5 +337,5 @@ def evaluate_reconstruction(
         dtype=dtype,
         processes=state.num_processes,
         versions=versions(),
-        command=repeat,
+        command=command("reconstruction", arguments),
     )

@@ -9,8 +9,8 @@ from accelerate.utils import gather_object
 from ..devices import default_device
 from ..distributed import process_state
 from .adm import write_statistics
-from .extractors import Judges
 from .feature_sets import FeatureSet, Reference, check_feasible, progress
+from .judges import Judges
 from .protocol import GAUSSIAN_METRICS, Protocol
 from .sources import open_source
 
@@ -52,12 +52,19 @@ def write_reference(
         raise FileExistsError(f"{output} exists already: choose another name, or delete it.")
     state = process_state()  # first, since it gives each process its device
     loaded = Protocol.load(protocol, overrides)
-    source = open_source(data, loaded, split, revision, image_column)
+    source = open_source(data, loaded, split, revision, image_column=image_column)
     judges = Judges.load(
         loaded, ["frechet_distance"], extractor_weights, device or default_device()
     )
     metrics = GAUSSIAN_METRICS if judges.extractor.num_spatial else GAUSSIAN_METRICS[:1]
-    check_feasible(metrics, loaded, judges, source.num_images, False, Reference(source, metrics))
+    check_feasible(
+        metrics,
+        loaded,
+        judges,
+        source.num_images,
+        labelled=False,
+        reference=Reference(source, metrics),
+    )
     gathered = FeatureSet(judges, metrics, source.num_images, loaded)
     spread = torch.zeros(source.num_images, dtype=torch.bool)
     spread[torch.arange(num_kept) * source.num_images // num_kept] = True
@@ -69,5 +76,5 @@ def write_reference(
     gathered.reduce()
     indices, images = (torch.cat(parts) for parts in zip(*gather_object(kept), strict=True))
     if state.is_main_process:
-        spatial = gathered.spatial and gathered.spatial.total()
+        spatial = None if gathered.spatial is None else gathered.spatial.total()
         write_statistics(output, gathered.gaussian.total(), spatial, images[indices.argsort()])

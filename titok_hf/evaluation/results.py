@@ -14,7 +14,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from ..modeling.weights import state_sha256
+from ..hub.folders import whole_file
+from ..hub.hashes import state_sha256
 from ..version import __version__
 from .extractors import INCEPTION
 from .metrics.estimate import Estimate
@@ -37,6 +38,8 @@ NAMES = {
 # computed.
 COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
 COMPUTED = ("device", "processes", "versions")
+# Options of the command line that are given once for each value of an argument.
+OPTIONS = {"features": "feature", "overrides": "set", "seeds": "seed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +82,9 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Writes JSON."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        content = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        with whole_file(path) as partial:
+            partial.write_text(content, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
@@ -263,13 +264,23 @@ def describe_model(
     }
 
 
-def command(task: str, source: str | Path, **options: Any) -> str:
-    """The command that repeats an evaluation; an option is left out if it is None, and repeated if
-    it is a list."""
-    words = ["titok", "evaluate", task, str(source)]
-    for name, value in options.items():
-        for part in value if isinstance(value, list) else [] if value is None else [value]:
-            words += [f"--{name.replace('_', '-')}", str(part)]
+def command(task: str, arguments: Mapping[str, Any]) -> str:
+    """The command that repeats an evaluation.
+
+    Args:
+        task: What comes after `titok evaluate`.
+        arguments: Those of the function that evaluates, its model or images first.
+    """
+    source, *options = arguments.items()
+    words = ["titok", "evaluate", task, str(source[1])]
+    for name, value in options:
+        if value is None or value == "":
+            continue
+        option = "--" + OPTIONS.get(name, name).replace("_", "-")
+        if isinstance(value, Mapping):
+            value = [f"{key}={json.dumps(part)}" for key, part in value.items()]
+        for part in value if isinstance(value, list | tuple) else [value]:
+            words += [option, str(part)]
     return shlex.join(words)
 
 

@@ -18,9 +18,9 @@ from transformers.image_utils import PILImageResampling
 
 from ..data.opening import dataset_commit, open_images
 from ..distributed import process_state
+from ..hub.hashes import file_sha256
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
-from ..modeling.weights import file_sha256
 from .adm import ReferenceBatch
 from .protocol import Protocol
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from transformers import BaseImageProcessor, EvalPrediction
 
-from ..modeling.weights import load_lpips
-from .extractors import FeatureExtractor, Judges
+from ..perceptual.published_weights import load_lpips
+from ..settings import suggestion
+from .extractors import FeatureExtractor
 from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
+from .judges import Judges
 from .metrics.estimate import RunningMean
 from .protocol import (
     CLASS_METRICS,
@@ -18,7 +20,6 @@ from .protocol import (
     PAIR_METRICS,
     REFERENCE_METRICS,
     Protocol,
-    suggestion,
 )
 from .reconstruction import pair_metrics
 from .sources import ImageBatch, TensorImages, to_uint8
@@ -122,7 +123,9 @@ class ReconstructionMetrics:
             return {}
         seen = Reference(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
         protocol = dataclasses.replace(self.protocol, image_size=prediction.label_ids.shape[-1])
-        check_feasible(self.metrics, protocol, self.judges, self.num_images, False, seen)
+        check_feasible(
+            self.metrics, protocol, self.judges, self.num_images, labelled=False, reference=seen
+        )
         results = feature_metrics(*self.sides, {}, self.protocol, self.metrics, paired=True)
         results |= {name: mean.compute() for name, mean in self.means.items()}
         self.reset()

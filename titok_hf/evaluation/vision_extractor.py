@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput, cached_file
 
 from ..devices import default_device
 from ..hub.errors import explain_loading_errors
-from ..modeling.weights import state_sha256
+from ..hub.hashes import state_sha256
 from .extractors import Extracted, FeatureExtractor, check_images, float32_convolutions
 
 

@@ -1,9 +1,29 @@
-"""Folders that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def whole_file(path: str | Path, shared: bool = False) -> Iterator[Path]:
+    """A path to write a file to, which takes its place in one rename when all is written.
+
+    Args:
+        path: Where the file ends up; it replaces an earlier one. Its folder is made if need be.
+        shared: Whether several processes may write the file at the same time.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + (f".{uuid4().hex}" if shared else "") + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from diffusers import DiffusionPipeline
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.errors import explain_loading_errors
+from ..hub.location import split_location
 from .diffusers_tokenizer import DiffusersTokenizer
-from .loading import LOCATION_ARGUMENTS
 from .maskgit_vqgan import MaskGitVQGANModel
 from .titok import TiTokImageProcessor, TiTokModel
 from .vtp import VTPForImageReconstruction, VTPImageProcessor
@@ -50,10 +50,10 @@ def load_tokenizer(
         ValueError: If it is no tokenizer, does not load (see `from_pretrained`), or has an image
             processor that does not fit it.
     """
-    location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+    location, _ = split_location(kwargs)
     with explain_loading_errors(path):
         config, _ = PreTrainedConfig.get_config_dict(path, **location)
-    if not config and "subfolder" not in location and is_pipeline(path, **location):
+    if not config and not location.get("subfolder") and is_pipeline(path, **location):
         raise FileNotFoundError(
             f"{path} is a whole pipeline: name its tokenizer with `subfolder`, such as 'vae'."
         )

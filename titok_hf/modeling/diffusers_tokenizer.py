@@ -19,8 +19,9 @@ from diffusers import (
 from torch import nn
 
 from ..hub.errors import explain_loading_errors
+from ..hub.location import split_location
 from .checks import check_id_range, check_ids, check_pixel_values
-from .loading import LOCATION_ARGUMENTS, refuse_misfit
+from .loading import refuse_misfit
 from .outputs import TokenizerDecoderOutput, TokenizerEncoderOutput
 from .quantization import DiagonalGaussian
 
@@ -146,7 +147,7 @@ class DiffusersTokenizer(nn.Module):
             ValueError: If it is no image autoencoder, is corrupt, lacks weights, or has others or
                 misshapen ones.
         """
-        location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        location, _ = split_location(kwargs)
         with explain_loading_errors(path):
             class_name = AutoencoderKL.load_config(path, **location).get("_class_name")
             if class_name not in AUTOENCODERS:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..hub.errors import explain_loading_errors
+from ..hub.location import split_location
 from ..hub.provenance import Provenance, read_provenance, write_provenance
 from ..hub.publish import PublishMixin
 from ..version import __version__
@@ -25,15 +26,6 @@ from ..version import __version__
 if TYPE_CHECKING:
     from ..conversion import OfficialFormat
 
-# What `from_pretrained` takes to find files.
-LOCATION_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-)
 # Names that give a family away, in our checkpoints as in official ones.
 FAMILY_MARKS = {
     "latent_token": "TiTokModel",
@@ -96,13 +88,10 @@ class CheckedConfigMixin:
         Raises:
             ValueError: If the configuration is of another model type.
         """
-        location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        location, others = split_location(kwargs)
         official = cls.official_format().find_config(pretrained_model_name_or_path, **location)
         if official is not None:
-            kwargs = {
-                name: value for name, value in kwargs.items() if name not in LOCATION_ARGUMENTS
-            }
-            return cls.official_format().config_fields(official), kwargs
+            return cls.official_format().config_fields(official), others
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -192,7 +181,7 @@ class CheckedLoadingMixin(PublishMixin):
             OSError: If there is no such folder or repository, or a file is missing there.
         """
         path, official_format = pretrained_model_name_or_path, cls.config_class.official_format()
-        location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        location, others = split_location(kwargs)
         provenance: Provenance = {}
         with refuse_unreadable(path), explain_loading_errors(path):
             if (
@@ -201,18 +190,14 @@ class CheckedLoadingMixin(PublishMixin):
                 and is_official(cls.config_class, path, config, location)
             ):
                 if isinstance(config, PreTrainedConfig):
-                    kwargs = {
-                        name: value
-                        for name, value in kwargs.items()
-                        if name not in LOCATION_ARGUMENTS
-                    }
+                    kwargs = others
                 else:
                     config, kwargs = cls.config_class.from_pretrained(
                         config or path, return_unused_kwargs=True, **kwargs
                     )
-                others = cls._keys_to_ignore_on_load_unexpected or ()
+                ignored = cls._keys_to_ignore_on_load_unexpected or ()
                 kwargs["state_dict"] = official_format.load_state_dict(
-                    path, config, dtype, others, **location
+                    path, config, dtype, ignored, **location
                 )
                 provenance = official_format.provenance(path)
                 path = None

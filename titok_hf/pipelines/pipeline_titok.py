@@ -16,9 +16,9 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 
 from ..hub.errors import explain_hub_errors
+from ..hub.location import split_location
 from ..hub.publish import PublishMixin
 from ..modeling.checks import check_id_range, check_ids
-from ..modeling.loading import LOCATION_ARGUMENTS
 from ..modeling.maskgit.modeling_maskgit import (
     MaskGitModel,
     MaskGitPreTrainedModel,
@@ -173,7 +173,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             ValueError: If there is no pipeline in it, or its parts do not fit each other.
         """
         folder = Path(pretrained_model_name_or_path)
-        location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
+        location, kwargs = split_location(kwargs)
         if not folder.is_dir():
             if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith(
                 (".", "/", "~")
@@ -380,7 +380,9 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
                 both_logits = self.generator(torch.cat([codes, codes]), both).logits.float()
                 conditional, unconditional = both_logits.chunk(2)
                 logits = unconditional + scale * (conditional - unconditional)
-            output = self.scheduler.step(logits, timestep, codes, num_masked_at_first, generator)
+            output = self.scheduler.step(
+                logits, timestep, codes, num_masked_at_first, generator=generator
+            )
             codes = output.prev_sample  # (B, N)
             if callback_on_step_end is not None:
                 tensors = {"codes": codes, "predicted_codes": output.pred_original_sample}

@@ -4,9 +4,9 @@ import dataclasses
 
 from datasets import DatasetDict
 
-from ..evaluation.extractors import Judges
 from ..evaluation.feature_sets import Reference, check_feasible
 from ..evaluation.generation import measure_generation
+from ..evaluation.judges import Judges
 from ..evaluation.protocol import Protocol
 from ..evaluation.reconstruction import measure_reconstruction
 from ..evaluation.sources import DatasetImages, GeneratedImages
@@ -54,7 +54,12 @@ class HeldOut:
             self.judges = Judges.load(self.protocol, judged)
             reference = Reference(self.train, judged)
             check_feasible(
-                judged, self.protocol, self.judges, self.test.num_images, True, reference
+                judged,
+                self.protocol,
+                self.judges,
+                self.test.num_images,
+                labelled=True,
+                reference=reference,
             )
 
     def measure(self, run: RecipeRun, images_per_class: int) -> dict[str, float]:
@@ -78,5 +83,11 @@ class HeldOut:
         if result.config.head == "proxy_codes":
             result = result.with_pixel_decoder(run.result("vqgan")).eval()
         return measure_reconstruction(
-            result, run.processor, self.test, protocol, train, judges, progress_bar=False
+            result,
+            run.processor,
+            self.test,
+            protocol,
+            reference=train,
+            judges=judges,
+            progress_bar=False,
         ).values

@@ -10,6 +10,7 @@ from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from ..data.opening import open_images
+from ..hub.folders import whole_file
 from ..training.recipe import Recipe
 from ..training.run import RecipeRun
 from .measure import HeldOut
@@ -89,11 +90,22 @@ def run_study(
     splits = open_images(data, image_column, label_column)
     dataset = DatasetDict({split: splits.dataset(split) for split in ("train", "test")})
     image_size = variants[0].recipe.image_size
-    held_out = HeldOut(dataset, image_size, extractor, image_column, label_column)
+    held_out = HeldOut(
+        dataset, image_size, extractor, image_column=image_column, label_column=label_column
+    )
 
     def recipe_run(recipe: Recipe, seed: int, folder: str) -> RecipeRun:
         folder = output_dir / f"seed-{seed}" / folder
-        return RecipeRun(recipe, dataset, folder, image_column, label_column, seed, callbacks, data)
+        return RecipeRun(
+            recipe,
+            dataset,
+            folder,
+            image_column=image_column,
+            label_column=label_column,
+            seed=seed,
+            callbacks=callbacks,
+            data_name=data,
+        )
 
     for seed in study.seeds if seeds is None else seeds:
         done = [run["variant"] for run in results["runs"] if run["seed"] == seed]
@@ -116,9 +128,8 @@ def run_study(
                     "values": values,
                 }
             )
-            partial = record.with_suffix(".partial")
-            partial.write_text(json.dumps(results, indent=1) + "\n")
-            partial.replace(record)
+            with whole_file(record) as partial:
+                partial.write_text(json.dumps(results, indent=1) + "\n")
     rows = summarize(study, results["runs"])
     (output_dir / "table.md").write_text(markdown_table(study, rows))
     plot(study, rows, output_dir / "plot.png")

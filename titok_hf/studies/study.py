@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..training.recipe import STAGES, Recipe, check_keys, override
+from ..settings import check_keys, load_yaml, override
+from ..training.recipe import STAGES, Recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "studies"
 
@@ -111,7 +110,7 @@ class Study:
             raise ValueError(f"`name` must be one of {', '.join(study_names())}, got {name!r}.")
         content = {"name": name}
         for file in ("base", name):
-            content |= yaml.safe_load((FOLDER / f"{file}.yaml").read_text())
+            content |= load_yaml(FOLDER / f"{file}.yaml")
         # through JSON, since YAML's aliases are shared dicts, and a change must be of one of them
         # only
         content["recipe"] = json.loads(json.dumps(content["recipe"]))

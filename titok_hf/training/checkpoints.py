@@ -15,6 +15,7 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..distributed import process_state
+from ..hub.folders import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +121,10 @@ def write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in [*files, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         flush(path)
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(
-        json.dumps({str(path.relative_to(folder)): path.stat().st_size for path in files}, indent=1)
-    )
-    flush(partial)
-    partial.rename(folder / MANIFEST)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    with whole_file(folder / MANIFEST) as partial:
+        partial.write_text(json.dumps(sizes, indent=1))
+        flush(partial)
     flush(folder)
     flush(folder.parent)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..settings import load_yaml
 from .flop_counter import FlopCounter
 from .objectives import Objective
 from .recipe import Recipe, recipe_names
@@ -26,9 +26,7 @@ UTILIZATION = 0.4
 CLASS_NAMES = [str(label) for label in range(1000)]  # as many as ImageNet has
 
 # Configurations of networks that recipes load, and what others report of recipes' costs.
-KNOWN: dict[str, dict[str, Any]] = yaml.safe_load(
-    Path(__file__).with_name("costs.yaml").read_text()
-)
+KNOWN: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("costs.yaml"))
 
 
 class ValuesOfMeta(TorchDispatchMode):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..modeling.lpips import LPIPS
+from ..perceptual.lpips import LPIPS
 from .losses import full_precision
 
 

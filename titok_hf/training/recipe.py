@@ -1,18 +1,15 @@
 """Recipes: all that trains and samples a model, as data."""
 
 import dataclasses
-import difflib
 import inspect
 import itertools
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..data.augmentation import Augmentation
+from ..settings import check_keys, load_yaml, override
 from .arguments import TiTokTrainingArguments
 from .stages import STAGES, Stage, keys_of
 
@@ -24,17 +21,6 @@ COMMON_PARTS = {
 # Keys of a stage whose result is not trained but loaded.
 PRETRAINED = ("pretrained", "revision")
 EVALUATION = ("metrics", "extractor", "num_images")
-
-
-class RecipeLoader(yaml.SafeLoader):
-    """YAML where `1e-4` is a number, as in version 1.2, and not a string, as in 1.1."""
-
-
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    [*"-+0123456789"],
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +157,7 @@ def read_recipe(source: str | Path, derived: tuple[Path, ...] = ()) -> dict[str,
         raise ValueError(f"The recipe {path} is its own `base`.")
     # through JSON, since YAML's aliases are shared dicts, and an override must change one of them
     # only
-    content = json.loads(json.dumps(parse_yaml(path.read_text(), str(path))))
+    content = json.loads(json.dumps(load_yaml(path)))
     if not isinstance(content, dict) or "base" not in content:
         return content
     base = content.pop("base")
@@ -188,29 +174,6 @@ def merge(base: Any, changes: Any) -> Any:
         return changes
     merged = base | {key: merge(base.get(key), value) for key, value in changes.items()}
     return {key: value for key, value in merged.items() if not (key in changes and value is None)}
-
-
-def override(content: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Changes a recipe that is still plain data.
-
-    Args:
-        content: The recipe, changed in place.
-        overrides: Changes like `"stages.warmup.training.max_steps=100"`; values are YAML.
-
-    Raises:
-        ValueError: If an override is not `key=value`, or its key is of something that has none.
-    """
-    for change in overrides:
-        key, separator, value = change.partition("=")
-        if not separator:
-            raise ValueError(f"An override must be `key=value`, got {change!r}.")
-        *parents, leaf = key.split(".")
-        target = content
-        for parent in parents:
-            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
-        if not isinstance(target, dict):
-            raise ValueError(f"The override {change!r} sets a key of something that has no keys.")
-        target[leaf] = parse_yaml(value, change)
 
 
 def check_stage(name: str, content: Any) -> None:
@@ -263,21 +226,3 @@ def check_stages(recipe: Recipe) -> None:
             )
     for stage in trained:
         stage.check()
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, RecipeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def check_keys(where: str, given: Any, known: Iterable[str]) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"`{where}` must be a mapping, got {given!r}.")
-    known = list(known)
-    for key in given:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}."
-            raise ValueError(f"Unknown key {key!r} in `{where}`: {hint}")

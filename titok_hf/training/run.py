@@ -21,7 +21,7 @@ from ..data.collator import ImageCollator
 from ..data.opening import ImageSplits
 from ..data.samples import IndexedSamples, Samples
 from ..distributed import process_state
-from ..hub.folders import whole_folder
+from ..hub.folders import whole_file, whole_folder
 from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor
 from .arguments import TiTokTrainingArguments
@@ -126,10 +126,8 @@ class RecipeRun:
                 )
             logger.warning("%s goes on with changes of its recipe.", self.output_dir)
         if process_state().is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            partial_file = path.with_suffix(".partial")
-            partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
-            partial_file.replace(path)
+            with whole_file(path) as partial_file:
+                partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
 
     def lasting(self, record: dict[str, Any]) -> dict[str, Any]:
         """What of a record a run keeps to its end."""
@@ -325,10 +323,10 @@ class RecipeRun:
             objective = stage.objective(results, self.rows.class_names or ())
             trainer = self.trainer(stage, objective)
             checkpoint = last_checkpoint(trainer.args.output_dir)
-            state = checkpoint and TrainerState.load_from_json(
-                str(Path(checkpoint) / "trainer_state.json")
-            )
-            if state and state.global_step >= trainer.args.max_steps:
+            state = None
+            if checkpoint is not None:
+                state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            if state is not None and state.global_step >= trainer.args.max_steps:
                 # stopped after the last step: Trainer would take one more
                 trainer.load_from_checkpoint(checkpoint)
                 trainer.state = state
@@ -337,7 +335,7 @@ class RecipeRun:
         log = {
             "seconds": time.perf_counter() - started,
             "peak_memory_gib": memory.gib,
-            "resumed_from": checkpoint and Path(checkpoint).name,
+            "resumed_from": None if checkpoint is None else Path(checkpoint).name,
             "history": trainer.state.log_history,
         }
         result = trainer.result()

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from titok_hf.evaluation.extractors import Judges, load_extractor
 from titok_hf.evaluation.generation import measure_generation
+from titok_hf.evaluation.judges import Judges, load_extractor
 from titok_hf.evaluation.metrics.codebook import CodebookUsage
 from titok_hf.evaluation.metrics.estimate import Estimate
 from titok_hf.evaluation.protocol import CODE_METRICS, METRICS, PAIR_METRICS, Protocol
 from titok_hf.evaluation.reconstruction import pair_metrics
 from titok_hf.evaluation.sources import TensorImages, square_images
-from titok_hf.modeling.weights import load_lpips
+from titok_hf.perceptual.published_weights import load_lpips
 
 NAMES = (*METRICS["generation"], *PAIR_METRICS, *CODE_METRICS)
 IMAGES = "images, PIL with 8 bits a channel or uint8 arrays (H, W, 3)"

@@ -31,7 +31,7 @@ def kernel_distance(
     Raises:
         ValueError: As `kernel_distances` does.
     """
-    distances = kernel_distances(features, reference, num_subsets, subset_size, seed)
+    distances = kernel_distances(features, reference, num_subsets, subset_size, seed=seed)
     num_images = min(len(features), len(reference))
     if num_subsets == 1 or num_images == subset_size:
         return Estimate(float(distances.mean()))

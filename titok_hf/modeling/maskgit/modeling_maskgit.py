@@ -120,8 +120,8 @@ class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
                 logits,
                 target_codes,
                 codes == config.mask_token_id,
-                config.label_smoothing,
-                config.unmasked_weight,
+                label_smoothing=config.label_smoothing,
+                unmasked_weight=config.unmasked_weight,
             )
         return MaskGitOutput(loss=loss, logits=logits)
 

@@ -11,8 +11,8 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from ...hub.errors import explain_loading_errors
+from ...hub.location import split_location
 from ...hub.publish import PublishMixin
-from ..loading import LOCATION_ARGUMENTS
 from .configuration_titok import TiTokConfig
 
 
@@ -44,7 +44,7 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
             with explain_loading_errors(pretrained_model_name_or_path):
                 return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
-            location = {name: kwargs.pop(name) for name in LOCATION_ARGUMENTS if name in kwargs}
+            location, kwargs = split_location(kwargs)
             try:
                 config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **location)
             except (OSError, ValueError):

@@ -6,8 +6,8 @@ from typing import Any
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
+from ...hub.location import split_location
 from ...hub.publish import PublishMixin
-from ..loading import LOCATION_ARGUMENTS
 from .configuration_vtp import VTPConfig
 from .image_processing_vtp import VTPImageProcessor
 
@@ -58,7 +58,7 @@ class VTPProcessor(PublishMixin, ProcessorMixin):
                 for name in ("processor_config.json", "tokenizer_config.json")
             ):
                 raise
-            location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+            location, _ = split_location(kwargs)
             try:
                 config = VTPConfig.from_pretrained(pretrained_model_name_or_path, **location)
             except (OSError, ValueError):

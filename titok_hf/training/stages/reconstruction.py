@@ -7,10 +7,10 @@ from typing import Any
 from PIL import Image
 
 from ...data.samples import Samples
-from ...modeling.lpips import LPIPS
 from ...modeling.maskgit_vqgan import MaskGitVQGANModel
 from ...modeling.titok import TiTokModel
-from ...modeling.weights import load_lpips
+from ...perceptual.lpips import LPIPS
+from ...perceptual.published_weights import load_lpips
 from ..discriminator import PatchDiscriminator
 from ..objectives import Objective, ReconstructionObjective
 from ..perceptual import PerceptualLoss

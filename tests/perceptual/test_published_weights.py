@@ -10,16 +10,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from titok_hf.evaluation.inception import InceptionExtractor
-from titok_hf.modeling.weights import (
+from titok_hf.hub.hashes import file_sha256, state_sha256
+from titok_hf.perceptual.published_weights import (
     INCEPTION,
     LPIPS_HEADS,
     VGG16,
     WeightsFile,
-    file_sha256,
     find_weights,
     load_lpips,
     load_weights,
-    state_sha256,
 )
 
 TENSORS = {"a": torch.arange(3.0), "b": torch.ones(2, 2, dtype=torch.int64)}

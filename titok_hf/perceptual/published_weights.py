@@ -1,14 +1,12 @@
 """Where the weights of metrics' networks come from: a given file, torch's cache, or the place of
 publication."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
-from torch import nn
 
 from ..hub.errors import explain_hub_errors
 from .lpips import LPIPS
@@ -142,19 +140,3 @@ def load_lpips(backbone: str | Path | None = None, heads: str | Path | None = No
     """
     files = find_weights(VGG16, backbone), find_weights(LPIPS_HEADS, heads)
     return LPIPS.from_state_dicts(*(load_weights(file) for file in files)).eval()
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def state_sha256(module: nn.Module) -> str:
-    """The SHA-256 of a network's weights, in hex: of name, dtype, shape and bytes of each tensor,
-    sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

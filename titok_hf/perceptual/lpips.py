@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .loading import load_strictly
+from ..modeling.loading import load_strictly
 
 # Channels of VGG16's convolutions between its max pools (arXiv 1409.1556, table 1, column D).
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

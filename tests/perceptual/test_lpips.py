@@ -4,7 +4,7 @@ import pytest
 import torch
 from fixtures.extractors.networks import images, lpips_heads, reference, vgg16_weights
 
-from titok_hf.modeling.lpips import LPIPS
+from titok_hf.perceptual.lpips import LPIPS
 
 
 @pytest.fixture(scope="module")

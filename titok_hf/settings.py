@@ -1,0 +1,84 @@
+"""Settings of recipes, protocols and commands: YAML, and changes like `key=value`."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML where `1e-4` is a number, as in version 1.2, and not a string, as in 1.1."""
+
+
+SettingsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    [*"-+0123456789"],
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Reads YAML as plain data.
+
+    Args:
+        text: The YAML.
+        where: The name of the text in an error.
+
+    Raises:
+        ValueError: If it is not valid.
+    """
+    try:
+        return yaml.load(text, SettingsLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load_yaml(path: str | Path) -> Any:
+    """Reads a YAML file as plain data; see `parse_yaml`."""
+    return parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+
+
+def override(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Changes settings that are still plain data.
+
+    Args:
+        content: The settings, changed in place.
+        overrides: Changes like `"stages.warmup.training.max_steps=100"`; values are YAML.
+
+    Raises:
+        ValueError: If an override is not `key=value`, or sets a key of something that has none.
+    """
+    for change in overrides:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise ValueError(f"An override must be `key=value`, got {change!r}.")
+        *parents, leaf = key.split(".")
+        target = content
+        for parent in parents:
+            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise ValueError(f"The override {change!r} sets a key of something that has no keys.")
+        target[leaf] = parse_yaml(value, change)
+
+
+def check_keys(where: str, given: Any, known: Iterable[str]) -> None:
+    """Checks that settings are a mapping with known keys.
+
+    Raises:
+        ValueError: If they are not; names the nearest known key.
+    """
+    if not isinstance(given, dict):
+        raise ValueError(f"`{where}` must be a mapping, got {given!r}.")
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"Unknown key {key!r} in `{where}`: {suggestion(key, known)}")
+
+
+def suggestion(name: Any, known: Sequence[str]) -> str:
+    """Says which known name is nearest to an unknown one, or lists all of them."""
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}."
