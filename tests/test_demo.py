@@ -39,7 +39,7 @@ def test_models_load(demo):
     tokenizer = TiTokModel.from_pretrained(folder / "tokenizer")
     pipeline = TiTokPipeline.from_pretrained(folder / "pipeline")
     assert tokenizer.config.vqgan_config.codebook_size == vqgan.config.codebook_size
-    assert pipeline.generator.config.codebook_size == tokenizer.config.codebook_size
+    assert pipeline.transformer.config.codebook_size == tokenizer.config.codebook_size
 
 
 def test_cards_carry_recipe_and_measures(demo):

@@ -82,7 +82,7 @@ def test_a_pipeline(hub, pipeline, tmp_path, kind):
     publish_folder(kind(tmp_path / "pipeline"), "user/pipeline")
     loaded = TiTokPipeline.from_pretrained("user/pipeline")
     assert is_same(loaded.tokenizer, pipeline.tokenizer) and is_same(
-        loaded.generator, pipeline.generator
+        loaded.transformer, pipeline.transformer
     )
     assert (
         'TiTokPipeline.from_pretrained("user/pipeline")'
@@ -185,7 +185,7 @@ def test_what_does_not_load_is_not_published(hub, tokenizer_folder, pipeline, tm
         publish_folder(tokenizer_folder, "user/broken")
 
     pipeline.save_pretrained(tmp_path / "pipeline")
-    (tmp_path / "pipeline" / "generator" / "model.safetensors").unlink()
+    (tmp_path / "pipeline" / "transformer" / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"model\.safetensors"):
         publish_folder(tmp_path / "pipeline", "user/broken")
 
@@ -372,7 +372,7 @@ class TestResults:
             of_pipeline
         )
         loaded = TiTokPipeline.from_pretrained("user/pipeline")
-        assert [r["metric"] for r in loaded.generator.provenance["results"]] == [
+        assert [r["metric"] for r in loaded.transformer.provenance["results"]] == [
             "accuracy",
             "recall",
         ]
@@ -383,7 +383,7 @@ class TestResults:
 
     def test_of_a_generator_alone(self, hub, pipeline_folder, generate):
         path = generate(pipeline_folder)
-        publish_folder(pipeline_folder / "generator", "user/generator", results=[path])
+        publish_folder(pipeline_folder / "transformer", "user/generator", results=[path])
         assert self.card(hub, "user/generator") == self.values(path)
 
     @pytest.mark.parametrize("with_text", [True, False])
@@ -408,7 +408,7 @@ class TestResults:
             publish_folder(tokenizer_folder, "user/titok", results=[path])
         assert not hub.repositories
 
-    @pytest.mark.parametrize("part", ["tokenizer", "generator"])
+    @pytest.mark.parametrize("part", ["tokenizer", "transformer"])
     def test_of_a_pipeline_with_another_part(self, hub, pipeline, pipeline_folder, generate, part):
         """The same generator makes other images with another tokenizer."""
         path = generate(pipeline_folder)
@@ -423,11 +423,11 @@ class TestResults:
     def test_of_another_kind_of_thing(
         self, hub, tokenizer_folder, pipeline_folder, reconstruct, generate
     ):
-        with pytest.raises(ValueError, match="a result of another generator"):
+        with pytest.raises(ValueError, match="a result of another transformer"):
             publish_folder(tokenizer_folder, "user/titok", results=[generate(pipeline_folder)])
         with pytest.raises(ValueError, match="a result of another tokenizer"):
             publish_folder(
-                pipeline_folder / "generator", "user/x", results=[reconstruct(tokenizer_folder)]
+                pipeline_folder / "transformer", "user/x", results=[reconstruct(tokenizer_folder)]
             )
         assert not hub.repositories
 

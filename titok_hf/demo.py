@@ -122,7 +122,7 @@ def run_demo(
         by_class = (
             generated.images.unflatten(0, (images_per_class, 10)).transpose(0, 1).flatten(0, 1)
         )
-        names = pipeline.generator.config.id2label
+        names = pipeline.transformer.config.id2label
         pixel_values = test.whole().images / 255
         reconstruction_grid(pixel_values, reconstruct(tokenizer, pixel_values).clamp(0, 1)).save(
             output_dir / "reconstructions.png"
@@ -167,7 +167,7 @@ def write_cards(
     for model, measured, folder in (
         (tokenizer, of_tokenizer, "tokenizer"),
         (pipeline.tokenizer, of_tokenizer, "pipeline/tokenizer"),
-        (pipeline.generator, of_generator, "pipeline/generator"),
+        (pipeline.transformer, of_generator, "pipeline/transformer"),
     ):
         model.provenance = {**model.provenance, "license": "cc-by-4.0", "results": measured}
         write_provenance(model.provenance, output_dir / folder)

@@ -78,17 +78,17 @@ def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path:
     earlier one of the same metric and protocol.
 
     Returns:
-        Which part of a pipeline it is about: `"tokenizer"` or `"generator"`.
+        Which part of a pipeline it is about: `"tokenizer"` or `"transformer"`.
 
     Raises:
         ValueError: If the result is of other weights, or does not say of which.
     """
-    part = "tokenizer" if result.task == "reconstruction" else "generator"
+    part = "tokenizer" if result.task == "reconstruction" else "transformer"
     models = {part: thing}
     if isinstance(thing, TiTokPipeline):  # generated images are the tokenizer's work, too
         models = {name: getattr(thing, name) for name in dict.fromkeys((part, "tokenizer"))}
     for name, model in models.items():
-        measured = getattr(result, name)
+        measured = result.generator if name == "transformer" else result.tokenizer
         if measured is None:
             raise ValueError(
                 f"{path} is a result of images whose maker it does not know: measure what you "

@@ -157,7 +157,7 @@ class TestTraining:
 
     def test_folders_are_the_classes(self, folder):
         pipeline = TiTokPipeline.from_pretrained(folder / "models" / "pipeline")
-        assert list(pipeline.generator.config.id2label.values()) == sorted(DIGIT_NAMES)
+        assert list(pipeline.transformer.config.id2label.values()) == sorted(DIGIT_NAMES)
 
 
 class TestReconstruct:

@@ -250,7 +250,7 @@ class TestGeneration:
         )
         assert (result.tokenizer["subfolder"], result.generator["subfolder"]) == (
             "tokenizer",
-            "generator",
+            "transformer",
         )
         assert result.sampler["class"] == "MaskGitScheduler"
         assert result.sampler["arguments"] == {

@@ -376,7 +376,7 @@ def test_sources_on_the_hub(
 
     pipeline = convert("lab/tokenizer", tmp_path / "pipeline", generator="lab/generator")
     assert_same_weights(pipeline.tokenizer, tokenizer)
-    assert_same_weights(pipeline.generator, generator)
+    assert_same_weights(pipeline.transformer, generator)
     assert provenance_of(pipeline)["base_model"] == ["lab/tokenizer", "lab/generator"]
     assert (
         "base_model:\n- lab/tokenizer\n- lab/generator"

@@ -47,7 +47,7 @@ def assert_same():
 
     def weights(thing):
         models = (
-            [thing] if isinstance(thing, PreTrainedModel) else [thing.tokenizer, thing.generator]
+            [thing] if isinstance(thing, PreTrainedModel) else [thing.tokenizer, thing.transformer]
         )
         return [item for model in models for item in model.state_dict().items()]
 

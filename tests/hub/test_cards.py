@@ -243,7 +243,7 @@ def provenances():
             "results": [RESULT],
             "training_data": "Of one.",
         },
-        "generator": {
+        "transformer": {
             "datasets": ["user/pictures", "user/more"],
             "base_model": ["user/generator"],
             "license": "cc-by-4.0",
@@ -271,12 +271,12 @@ def test_a_pipeline_has_the_provenance_of_both_parts(hub, pipeline, provenances)
     )
     assert [result.metric_type for result in data.eval_results] == ["rFID", "gFID"]
     assert provenance_of(TiTokPipeline.from_pretrained("user/card")) == merged
-    assert (pipeline.tokenizer.provenance, pipeline.generator.provenance) == tuple(
+    assert (pipeline.tokenizer.provenance, pipeline.transformer.provenance) == tuple(
         provenances.values()
     )
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "generator"])
+@pytest.mark.parametrize("name", ["tokenizer", "transformer"])
 def test_a_pipeline_has_the_provenance_of_one_part(pipeline, provenances, name):
     getattr(pipeline, name).provenance = provenances[name]
     assert provenance_of(pipeline) == provenances[name]
@@ -294,7 +294,7 @@ def test_one_base_model_by_its_name(hub, heavy_thing):
 def test_a_generated_card_is_replaced(hub, request, kind):
     thing = request.getfixturevalue(kind)
     thing.push_to_hub("user/card")
-    generator = thing.generator if kind == "pipeline" else thing
+    generator = thing.transformer if kind == "pipeline" else thing
     generator.provenance = PROVENANCE
     thing.push_to_hub("user/card")
     assert "Ten pictures." in card_of(hub)
@@ -356,7 +356,7 @@ def test_sizes_are_told(hub, pipeline):
     assert "32x32 images of 10 classes in 8 steps" in card_of(
         hub
     ) and "fills in 8 tokens" in card_of(hub)
-    generator = MaskGitModel.from_pretrained("user/card", subfolder="generator")
+    generator = MaskGitModel.from_pretrained("user/card", subfolder="transformer")
     assert (
         "8 TiTok tokens of 64 codes, given one of 10 classes"
         in generator.model_card("user/card").content

@@ -106,7 +106,7 @@ def test_a_pipeline_comes_back_from_a_subfolder(hub, pipeline, titok, assert_sam
     titok.push_to_hub("user/zoo")
     pipeline.push_to_hub("user/zoo", subfolder="pipelines/digits")
     assert_same(TiTokPipeline.from_pretrained("user/zoo", subfolder="pipelines/digits"), pipeline)
-    parts = {f"pipelines/digits/{name}/model.safetensors" for name in ("generator", "tokenizer")}
+    parts = {f"pipelines/digits/{name}/model.safetensors" for name in ("tokenizer", "transformer")}
     assert set(downloaded_weights(hub, "user/zoo")) == parts
     assert_same(TiTokModel.from_pretrained("user/zoo"), titok)
     with pytest.raises(ValueError, match=r"user/zoo.* no pipeline"):
@@ -123,8 +123,8 @@ def test_diffusers_asks_before_it_runs_code(hub, pipeline):
 
 def test_parts_are_replaced_while_loading(hub, pipeline, change, assert_same):
     pipeline.push_to_hub("user/parts")
-    other = MaskGitModel(pipeline.generator.config).eval()
-    assert_same(TiTokPipeline.from_pretrained("user/parts", generator=other).generator, other)
+    other = MaskGitModel(pipeline.transformer.config).eval()
+    assert_same(TiTokPipeline.from_pretrained("user/parts", transformer=other).transformer, other)
 
 
 def test_revisions(hub, heavy_thing, change, assert_same):
@@ -267,7 +267,7 @@ CUTS = {
         "model_index.json",
         "tokenizer/config.json",
         "tokenizer/model.safetensors",
-        "generator/model.safetensors",
+        "transformer/model.safetensors",
         "scheduler/scheduler_config.json",
         "/tree/",
     ],
@@ -356,8 +356,8 @@ def test_a_model_without_a_file(hub, model, path):
 @pytest.mark.parametrize(
     "path",
     [
-        "generator/model.safetensors",
-        "generator/config.json",
+        "transformer/model.safetensors",
+        "transformer/config.json",
         "tokenizer/model.safetensors",
         "tokenizer/config.json",
         "scheduler/scheduler_config.json",

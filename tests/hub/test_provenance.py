@@ -33,20 +33,20 @@ def test_nothing_known_is_no_file(titok, tmp_path):
 
 
 def test_nothing_known_replaces_what_was_published(hub, pipeline):
-    pipeline.tokenizer.provenance = pipeline.generator.provenance = KNOWN
+    pipeline.tokenizer.provenance = pipeline.transformer.provenance = KNOWN
     pipeline.push_to_hub("user/known")
     assert {path for path in hub.files("user/known") if "provenance" in path} == {
         "tokenizer/provenance.json",
-        "generator/provenance.json",
+        "transformer/provenance.json",
     }
-    pipeline.generator.provenance = {}
+    pipeline.transformer.provenance = {}
     pipeline.push_to_hub("user/known")
-    assert "generator/provenance.json" not in hub.files("user/known")
+    assert "transformer/provenance.json" not in hub.files("user/known")
     assert TiTokPipeline.from_pretrained("user/known").tokenizer.provenance == KNOWN
 
 
 def test_diffusers_finds_it_in_a_folder_and_leaves_it_on_the_hub(hub, pipeline, tmp_path):
-    pipeline.generator.provenance = KNOWN
+    pipeline.transformer.provenance = KNOWN
     pipeline.save_pretrained(tmp_path)
     pipeline.push_to_hub("user/known")
     trusted = {"trust_remote_code": True}

@@ -19,9 +19,9 @@ FILES = {
         "README.md",
         "model_index.json",
         "pipeline.py",
-        "generator/component.py",
-        "generator/config.json",
-        "generator/model.safetensors",
+        "transformer/component.py",
+        "transformer/config.json",
+        "transformer/model.safetensors",
         "scheduler/component.py",
         "scheduler/scheduler_config.json",
         "tokenizer/component.py",
@@ -219,7 +219,7 @@ def test_a_model_in_half_precision(hub, titok, assert_same):
 
 def test_the_parts_of_a_pipeline_are_models(hub, pipeline, assert_same):
     pipeline.push_to_hub("user/parts")
-    for name in ("tokenizer", "generator"):
+    for name in ("tokenizer", "transformer"):
         part = getattr(pipeline, name)
         assert_same(type(part).from_pretrained("user/parts", subfolder=name), part)
 

@@ -15,8 +15,8 @@ CHECK = ("_to_copy", "modeling/checks.py:check_id_range")
 def meta_pipeline(request, pipeline, vqgan):
     """On a device that has no values; with each tokenizer of codes."""
     if request.param == "vqgan":
-        config = type(pipeline.generator.config)(
-            **{**pipeline.generator.config.to_dict(), "num_tokens": 16}
+        config = type(pipeline.transformer.config)(
+            **{**pipeline.transformer.config.to_dict(), "num_tokens": 16}
         )
         pipeline = TiTokPipeline(vqgan, MaskGitModel(config).eval(), pipeline.scheduler)
         pipeline.set_progress_bar_config(disable=True)
@@ -41,7 +41,7 @@ def test_a_call_waits_once_for_its_images(meta_pipeline, steps, output_type, gui
 
 @pytest.mark.parametrize("steps", [2, 8])
 def test_codes_to_complete_are_read_once(meta_pipeline, steps):
-    codes = torch.full((2, meta_pipeline.generator.config.num_tokens), MASK)
+    codes = torch.full((2, meta_pipeline.transformer.config.num_tokens), MASK)
     for given, reads in ((codes, {}), (codes.to("meta"), {CHECK: 1})):
         assert reads_of(meta_pipeline, [3, 1], steps, codes=given, output_type="codes") == reads
 

@@ -251,8 +251,8 @@ def test_guidance_moves_from_unconditional_to_conditional_logits(
     for step in range(4):
         scale = guidance_scale_at(step, 4, guidance_scale, guidance_schedule)
         with torch.no_grad():
-            conditional = pipeline.generator(codes, labels).logits
-            unconditional = pipeline.generator(codes, torch.full((2,), NULL_LABEL)).logits
+            conditional = pipeline.transformer(codes, labels).logits
+            unconditional = pipeline.transformer(codes, torch.full((2,), NULL_LABEL)).logits
         guided = (1 - scale) * unconditional + scale * conditional
         codes = scheduler.step(guided, step, codes, generator=generators).prev_sample
 
@@ -264,7 +264,7 @@ def test_guidance_moves_from_unconditional_to_conditional_logits(
 
 def test_a_scale_of_one_never_asks_for_no_class(pipeline):
     asked = []
-    pipeline.generator.register_forward_pre_hook(
+    pipeline.transformer.register_forward_pre_hook(
         lambda module, inputs: asked.append(inputs[1].tolist())
     )
     pipeline([3, 1], 4, guidance_scale=1.0)
@@ -322,7 +322,7 @@ def test_labels_are_ids_or_names(pipeline, class_labels, ids):
 @pytest.fixture
 def imagenet_like(pipeline):
     names = ["goldfish, Carassius auratus", "crane", "crane, lifting machine", "maillot, tank suit"]
-    pipeline.generator.config.id2label = dict(enumerate(names))
+    pipeline.transformer.config.id2label = dict(enumerate(names))
     return pipeline
 
 
@@ -431,7 +431,7 @@ def test_folder_keeps_every_bit(titok, generator, tmp_path):
     loaded = TiTokPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
 
-    assert (type(loaded.tokenizer), type(loaded.generator)) == (TiTokModel, MaskGitModel)
+    assert (type(loaded.tokenizer), type(loaded.transformer)) == (TiTokModel, MaskGitModel)
     assert {name: loaded.config[name] for name in defaults} == defaults
     assert loaded.scheduler.config.mask_schedule == "root"
     assert loaded.label_ids("seven") == [7]
@@ -448,7 +448,7 @@ def test_folder_loads_as_bfloat16(pipeline, tmp_path):
     loaded.set_progress_bar_config(disable=True)
     images = loaded(LABELS, output_type="pt").images
 
-    assert loaded.tokenizer.dtype == loaded.generator.dtype == torch.bfloat16
+    assert loaded.tokenizer.dtype == loaded.transformer.dtype == torch.bfloat16
     assert images.dtype == torch.float32
     assert images.isfinite().all()
 
@@ -601,7 +601,7 @@ def test_folder_of_a_newer_version_is_refused(pipeline, tmp_path, part, change, 
 
 def test_two_checkpoints_of_a_part_are_refused(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
-    torch.save(pipeline.generator.state_dict(), tmp_path / "generator" / "pytorch_model.bin")
+    torch.save(pipeline.transformer.state_dict(), tmp_path / "transformer" / "pytorch_model.bin")
     with pytest.raises(
         ValueError,
         match=r"holds more than one checkpoint: model\.safetensors and pytorch_model\.bin",

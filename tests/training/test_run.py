@@ -151,7 +151,7 @@ class TestFolder:
 
     def test_the_pipeline_generates(self, finished):
         pipeline = TiTokPipeline.from_pretrained(finished[0] / "pipeline")
-        assert list(pipeline.generator.config.id2label.values()) == DIGIT_NAMES
+        assert list(pipeline.transformer.config.id2label.values()) == DIGIT_NAMES
         assert (pipeline.config.num_inference_steps, pipeline.config.guidance_scale) == (3, 1.5)
         assert pipeline.scheduler.config.mask_schedule == "cosine"
         assert pipeline.scheduler.config.choice_temperature == 2.5

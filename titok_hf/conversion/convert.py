@@ -227,7 +227,7 @@ def convert_to_official(source: str | Path, output_dir: str | Path, **location: 
             pipeline = TiTokPipeline.from_pretrained(path)
             sampling = sampling_to_official(dict(pipeline.scheduler.config), dict(pipeline.config))
             write_official(pipeline.tokenizer, folder / "tokenizer", {})
-            write_official(pipeline.generator, folder / "generator", sampling)
+            write_official(pipeline.transformer, folder / "generator", sampling)
         else:
             if not hasattr(AutoConfig.from_pretrained(path), "official_format"):
                 raise ValueError(f"{source} is no model of titok_hf.")

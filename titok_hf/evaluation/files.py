@@ -89,7 +89,7 @@ def generate_to_file(
         num_images_per_label=num_images_per_label,
         **arguments,
     ).images
-    id2label = loaded.generator.config.id2label
+    id2label = loaded.transformer.config.id2label
     names = [id2label[label] for label in loaded.label_ids(class_labels)]
     zoom = max(1, 64 // images[0].width)
     generation_grid(images, names, columns=num_images_per_label, zoom=zoom).save(output)

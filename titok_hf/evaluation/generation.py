@@ -394,7 +394,7 @@ def describe_pipeline(
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any]]:
     """What a result says of the tokenizer, the generator and the sampler of a pipeline."""
     parts = []
-    for names in (("tokenizer", "vae", "vqvae"), ("generator", "transformer", "unet")):
+    for names in (("tokenizer", "vae", "vqvae"), ("transformer", "unet")):
         found = next(
             (name for name in names if isinstance(getattr(pipeline, name, None), torch.nn.Module)),
             None,

@@ -56,7 +56,7 @@ def unmasking_grid(
             )
             column.append(cell)
         columns.append(column)
-    names = pipeline.generator.config.id2label
+    names = pipeline.transformer.config.id2label
     labels = [names[label] for label in pipeline.label_ids(class_labels)]
     return image_grid(list(zip(*columns, strict=True)), labels, zoom)
 

@@ -283,7 +283,7 @@ class GeneratedImages(ImageSource):
         self.num_classes = number_of_classes(pipeline) if "class_labels" in parameters else None
         self.labelled = self.num_classes is not None
         names = getattr(
-            getattr(getattr(pipeline, "generator", None), "config", None), "id2label", None
+            getattr(getattr(pipeline, "transformer", None), "config", None), "id2label", None
         )
         self.class_names = names and list(names.values())
 
@@ -402,8 +402,8 @@ def number_of_classes(pipeline: DiffusionPipeline) -> int:
     Raises:
         TypeError: If they are not where TiTok's and DiT's pipelines have them.
     """
-    if hasattr(pipeline, "generator"):
-        return pipeline.generator.config.num_labels
+    if hasattr(pipeline, "transformer"):
+        return pipeline.transformer.config.num_labels
     if hasattr(getattr(pipeline, "transformer", None), "config"):
         return pipeline.transformer.config.num_embeds_ada_norm
     raise TypeError(

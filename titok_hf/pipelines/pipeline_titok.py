@@ -96,7 +96,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
 
     Args:
         tokenizer: Decodes the codes.
-        generator: Predicts the codes; its `config.id2label` holds the class names.
+        transformer: The masked generator, which predicts the codes; its `config.id2label` holds the class names.
         scheduler: Decides what stays masked.
         num_inference_steps, guidance_scale, guidance_schedule: Defaults of a call.
 
@@ -105,12 +105,12 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         ValueError: If the components do not fit each other, or the guidance schedule is unknown.
     """
 
-    model_cpu_offload_seq = "generator->tokenizer"
+    model_cpu_offload_seq = "transformer->tokenizer"
 
     def __init__(
         self,
         tokenizer: TiTokModel | MaskGitVQGANModel,
-        generator: MaskGitPreTrainedModel,
+        transformer: MaskGitPreTrainedModel,
         scheduler: MaskGitScheduler,
         num_inference_steps: int = 8,
         guidance_scale: float = 5.5,
@@ -118,11 +118,11 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
     ):
         super().__init__()
         if not hasattr(tokenizer, "decode_codes") or not isinstance(
-            generator, MaskGitPreTrainedModel
+            transformer, MaskGitPreTrainedModel
         ):
             raise TypeError(
                 "A tokenizer that decodes codes and a masked generator are expected, got a "
-                f"{type(tokenizer).__name__} and a {type(generator).__name__}."
+                f"{type(tokenizer).__name__} and a {type(transformer).__name__}."
             )
         if isinstance(tokenizer, TiTokModel):
             head, quantizer = tokenizer.config.head, tokenizer.config.quantizer
@@ -135,20 +135,20 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         for name in ("codebook_size", "num_tokens"):
             of_tokenizer, of_generator = (
                 getattr(tokenizer.config, name),
-                getattr(generator.config, name),
+                getattr(transformer.config, name),
             )
             if of_tokenizer != of_generator:
                 raise ValueError(
                     f"Tokenizer and generator must have the same `{name}`, got {of_tokenizer} and "
                     f"{of_generator}."
                 )
-        if scheduler.config.mask_token_id != generator.config.mask_token_id:
+        if scheduler.config.mask_token_id != transformer.config.mask_token_id:
             raise ValueError(
                 "The scheduler's `mask_token_id` must be the generator's, "
-                f"{generator.config.mask_token_id}, got {scheduler.config.mask_token_id}."
+                f"{transformer.config.mask_token_id}, got {scheduler.config.mask_token_id}."
             )
         guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
-        self.register_modules(tokenizer=tokenizer, generator=generator, scheduler=scheduler)
+        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
         self.register_to_config(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -260,7 +260,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             class_labels = class_labels.flatten().tolist()
         elif isinstance(class_labels, int | str | np.integer):
             class_labels = [class_labels]
-        config, ids = self.generator.config, []
+        config, ids = self.transformer.config, []
         for label in class_labels:
             if isinstance(label, str):
                 found = [
@@ -319,7 +319,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
                 its own generator alone. From a single one a seed is drawn for each image in turn,
                 so that images do not depend on how many are made at once either.
             num_images_per_label: Images of each label.
-            codes: `(B, N)` codes to complete, with `generator.config.mask_token_id` where a token
+            codes: `(B, N)` codes to complete, with `transformer.config.mask_token_id` where a token
                 is to be filled in; the other tokens stay. `B` is the number of images.
             output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1],
                 `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1], `"codes"` for an int64 tensor
@@ -333,7 +333,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             ValueError, TypeError: If a label, the codes, the number of steps or generators, the
                 output type or the guidance schedule is not valid.
         """
-        config = self.generator.config
+        config = self.transformer.config
         device = self._execution_device
         num_inference_steps = (
             self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -374,10 +374,10 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps.tolist())):
             scale = guidance_scale_at(step, num_inference_steps, guidance_scale, guidance_schedule)
             if scale == 1:
-                logits = self.generator(codes, labels).logits.float()  # (B, N, codebook_size)
+                logits = self.transformer(codes, labels).logits.float()  # (B, N, codebook_size)
             else:
                 both = torch.cat([labels, torch.full_like(labels, config.null_label)])
-                both_logits = self.generator(torch.cat([codes, codes]), both).logits.float()
+                both_logits = self.transformer(torch.cat([codes, codes]), both).logits.float()
                 conditional, unconditional = both_logits.chunk(2)
                 logits = unconditional + scale * (conditional - unconditional)
             output = self.scheduler.step(

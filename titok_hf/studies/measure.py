@@ -75,7 +75,7 @@ class HeldOut:
         result = run.train()
         protocol, train, judges = self.protocol, self.train, self.judges
         if isinstance(result, TiTokPipeline):
-            number = images_per_class * result.generator.config.num_labels
+            number = images_per_class * result.transformer.config.num_labels
             images = [GeneratedImages(result, number, protocol, run.seed)]
             return measure_generation(
                 images, train, protocol, judges, batch_size=256, progress_bar=False

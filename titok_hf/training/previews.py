@@ -160,7 +160,7 @@ def sample_preview(
         generator=torch.Generator().manual_seed(seed),
         num_images_per_label=num_images_per_label,
     ).images
-    names = [pipeline.generator.config.id2label[label] for label in class_labels]
+    names = [pipeline.transformer.config.id2label[label] for label in class_labels]
     return generation_grid(
         images, names, columns=num_images_per_label, zoom=zoom_of(images[0].width)
     )
