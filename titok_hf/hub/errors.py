@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub, in one sentence each."""
+"""Errors of the Hub's client, explained in one sentence each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-# httpx's base class of all that can happen to a request, from whichever distribution of it the
-# client uses
+# httpx's base class of request errors, taken from whichever distribution of httpx the client uses
 HTTPError = HfHubHTTPError.__mro__[1]
 
 
@@ -26,10 +25,10 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
     do.
 
     Raises:
-        FileNotFoundError: If the repository, the revision or a file is missing, on the Hub or,
+        FileNotFoundError: If the repository, the revision or a file does not exist on the Hub or,
             offline, in the cache.
-        PermissionError: If the token is not accepted, or does not allow it.
-        ConnectionError: If the connection broke or the Hub is out of reach.
+        PermissionError: If the token is not accepted or lacks the permission.
+        ConnectionError: If the connection broke or the Hub cannot be reached.
         OSError: If the Hub refused for another reason.
     """
     try:
@@ -88,8 +87,8 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
 
 @contextmanager
 def explain_loading_errors(path: str | Path | None) -> Iterator[None]:
-    """As `explain_hub_errors`, where transformers or diffusers have put the client's error into one
-    of their own."""
+    """Same as `explain_hub_errors`, for client errors that transformers or diffusers wrapped in
+    their own."""
     try:
         yield
     except (OSError, HTTPError) as error:
@@ -101,7 +100,7 @@ def explain_loading_errors(path: str | Path | None) -> Iterator[None]:
 
 
 def client_error(error: BaseException | None) -> BaseException | None:
-    """The client's own error among those that led to an error."""
+    """Finds the client's error in an error's chain of causes; None if there is none."""
     seen = []
     while error is not None and error not in seen:
         if isinstance(error, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
@@ -112,14 +111,14 @@ def client_error(error: BaseException | None) -> BaseException | None:
 
 
 def reason(error: HfHubHTTPError) -> str:
-    """The missing file, or what the Hub says."""
+    """Returns the missing file, or the Hub's message."""
     if isinstance(error, EntryNotFoundError):
         return unquote(error.response.url.path.partition("/resolve/")[2].partition("/")[2])
     return " ".join((error.server_message or first_line(error)).split())
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something."""
+    """Returns the first non-empty line of an error's message, or its type."""
     return next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
     )

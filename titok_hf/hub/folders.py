@@ -1,4 +1,4 @@
-"""Folders that are whole or not there."""
+"""Atomic writes of folders."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to write into, which takes its place in one rename when all is written.
+    """Yields a temporary folder that is renamed to `folder` once everything is written.
 
     Args:
-        folder: Where it ends up; must not exist, or be empty and not the current one.
+        folder: The target; must not exist, or be empty and not the current directory.
 
     Raises:
-        FileExistsError: If there is something already.
+        FileExistsError: If the target already holds something.
     """
     folder = Path(folder).resolve()
     if folder.exists() and (folder == Path.cwd() or not folder.is_dir() or any(folder.iterdir())):
