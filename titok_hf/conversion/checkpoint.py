@@ -37,9 +37,7 @@ def find_weights(path: str | Path) -> list[Path]:
             {path / name for name in json.loads(index.read_text())["weight_map"].values()}
         )
         if missing := [shard.name for shard in shards if not shard.exists()]:
-            raise FileNotFoundError(
-                f"{index} names files that are not there: {', '.join(missing)}."
-            )
+            raise FileNotFoundError(f"{index} names files that do not exist: {', '.join(missing)}.")
         if set(candidates) == set(shards):
             return shards
     if not candidates:

@@ -127,7 +127,7 @@ def recognize(shapes: Shapes, source: str | Path) -> OfficialFormat:
             return official_format
     names = ", ".join(official_format.model_class.__name__ for official_format in FORMATS.values())
     raise ValueError(
-        f"{source} is none of the official checkpoints known here ({names}): it has tensors such "
+        f"{source} is none of the official checkpoints ({names}): it has tensors such "
         f"as {', '.join(list(shapes)[:3]) or 'none at all'}."
     )
 
@@ -230,7 +230,7 @@ def convert_to_official(source: str | Path, output_dir: str | Path, **location: 
             write_official(pipeline.generator, folder / "generator", sampling)
         else:
             if not hasattr(AutoConfig.from_pretrained(path), "official_format"):
-                raise ValueError(f"{source} is no model of titok_hf.")
+                raise ValueError(f"{source} is not a model of titok_hf.")
             write_official(AutoModel.from_pretrained(path), folder, {})
 
 

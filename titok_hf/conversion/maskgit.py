@@ -202,9 +202,9 @@ def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], 
         name = f"{generator['model_type']}-{generator['image_seq_len']}"
         if name not in released:
             raise ValueError(
-                f"How to sample is known of the released generators {', '.join(released)}, not of "
-                f"a {name}: give its official configuration, with {', '.join(SAMPLING_FIELDS)} in "
-                "`model.generator`."
+                "Sampling settings are known for the released generators "
+                f"{', '.join(released)}, not for a {name}: give its official configuration, with "
+                f"{', '.join(SAMPLING_FIELDS)} in `model.generator`."
             )
         generator = released[name]
     if missing := [field for field in SAMPLING_FIELDS if field not in generator]:
@@ -252,7 +252,7 @@ def sampling_to_official(scheduler: dict[str, Any], sampling: dict[str, Any]) ->
         f"`{key}={scheduler[key]!r}`" for key in expected if scheduler[key] != expected[key]
     ]:
         raise ValueError(
-            f"The reference samples otherwise than a scheduler with {', '.join(differing)}: it "
-            f"would have {expected}."
+            f"The reference cannot sample like a scheduler with {', '.join(differing)}: it needs "
+            f"{expected}."
         )
     return generator

@@ -248,8 +248,7 @@ def find_config_dict(path: str | Path, **location: Any) -> dict[str, Any]:
     if not config:
         raise FileNotFoundError(
             f"{Path(path) / location.get('subfolder', '')} has no config.json; `titok convert` "
-            "also reads official "
-            "weights that came without one."
+            "also reads official weights that came without one."
         )
     return config
 
@@ -265,7 +264,7 @@ class Section(dict):
         value = self.get(field)
         if field not in self or (isinstance(value, str) and value.startswith("${")):
             problem = (
-                f"refers with `{field}` to {value}, which is not there"
+                f"refers in `{field}` to {value}, which does not exist"
                 if field in self
                 else f"lacks `{field}`"
             )

@@ -176,8 +176,7 @@ class OfficialTiTok(OfficialFormat):
         if legacy != config.interleaved_latents:
             raise ValueError(
                 "In the official format, two-stage encoders read their output transposed and "
-                "single-stage ones do "
-                f"not; this model has `head={config.head!r}` and "
+                f"single-stage ones do not; this model has `head={config.head!r}` and "
                 f"`interleaved_latents={config.interleaved_latents}`."
             )
         if legacy:

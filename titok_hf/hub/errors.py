@@ -35,14 +35,12 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise PermissionError(
-            f"Access to {repo_id} has to be asked for on its page; then log in with `hf auth "
-            "login`."
+            f"Access to {repo_id} must be requested on its page; then log in with `hf auth login`."
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"There is no repository {repo_id} on the Hub, or it is private and the token does not "
-            "open it: check the "
-            "name, or log in with `hf auth login` or pass `token`."
+            f"There is no repository {repo_id} on the Hub, or it is private and the token gives no "
+            "access: check the name, or log in with `hf auth login` or pass `token`."
         ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
@@ -50,8 +48,7 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
-            f"{repo_id} is not in the cache, or not whole, and the Hub is out of reach or not to "
-            "be asked "
+            f"{repo_id} is not in the cache, or only in part, and the Hub is unreachable or disabled "
             "(`HF_HUB_OFFLINE`, `local_files_only`): load it once with a connection."
         ) from error
     except EntryNotFoundError as error:
@@ -80,8 +77,7 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"The connection to the Hub broke at {repo_id} ({type(error).__name__}: "
-            f"{first_line(error)}). A commit is "
-            "whole or not there, a download keeps what it has: try again."
+            f"{first_line(error)}). Uploads are atomic and downloads resume: try again."
         ) from error
 
 

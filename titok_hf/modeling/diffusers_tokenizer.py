@@ -164,8 +164,7 @@ class DiffusersTokenizer(nn.Module):
                     raise
                 raise ValueError(
                     f"The weights of {path} are truncated or corrupt. Copy them again, or download "
-                    "them again with "
-                    "`force_download=True`."
+                    "them again with `force_download=True`."
                 ) from error
         missing, unexpected, misshapen = (
             info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")
@@ -250,8 +249,7 @@ class DiffusersTokenizer(nn.Module):
         if self.config.codebook_size is None:
             raise ValueError(
                 "`decode_codes` needs a discrete tokenizer, a VQModel; this "
-                f"{type(self.autoencoder).__name__} is "
-                "continuous."
+                f"{type(self.autoencoder).__name__} is continuous."
             )
         check_ids(codes, "codes", ("batch", "tokens"))
         if not (
@@ -261,9 +259,8 @@ class DiffusersTokenizer(nn.Module):
         side = math.isqrt(codes.shape[1])
         if side**2 != codes.shape[1]:
             raise ValueError(
-                "`codes` must be of square images, a square number of them each, got "
-                f"{codes.shape[1]}; `decode` "
-                "takes the latents of other images."
+                f"`codes` must have a square number of tokens per image, got {codes.shape[1]}; "
+                "`decode` takes the latents of other images."
             )
         latents = self.autoencoder.quantize.embedding(codes).transpose(1, 2)  # (B, C, h * h)
         return self.decode(latents.unflatten(-1, (side, side)))

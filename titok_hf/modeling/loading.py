@@ -228,8 +228,7 @@ class CheckedLoadingMixin(PublishMixin):
                 if len(found := [name for name in WEIGHT_FILES if (folder / name).exists()]) > 1:
                     raise ValueError(
                         f"{folder} holds more than one checkpoint: {' and '.join(found)}. Remove "
-                        "all but one, or pass "
-                        "`use_safetensors=True` or `False`."
+                        "all but one, or pass `use_safetensors=True` or `False`."
                     )
             # `ignore_mismatched_sizes` reports misshapen weights in `info`; they are refused below
             model, info = super().from_pretrained(
@@ -273,14 +272,12 @@ def refuse_unreadable(path: str | Path | None) -> Iterator[None]:
     except SafetensorError as error:
         raise ValueError(
             f"The safetensors file of {path} is truncated or corrupt ({error}). Copy it again, or "
-            "download it again "
-            "with `force_download=True`."
+            "download it again with `force_download=True`."
         ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"The checkpoint {path} is a pickle that is corrupt or would run code, and was not "
-            "loaded. Where it can "
-            "be trusted, in the code that made it, save the tensors alone: "
+            "loaded. If you trust it, save only its tensors with the code that made it: "
             "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`."
         ) from error
     except (EOFError, RuntimeError) as error:
@@ -347,9 +344,8 @@ def guess_misfit(
         and all(name.startswith("pixel_") for name in missing)
     ):
         yield (
-            "It is a tokenizer from before decoder fine-tuning, given as a fine-tuned one: its "
-            "configuration should say `head='proxy_codes'`, in the official format "
-            "`finetune_decoder: false`."
+            "It is a tokenizer from before decoder fine-tuning, configured as fine-tuned: set "
+            "`head='proxy_codes'`, or in the official format `finetune_decoder: false`."
         )
     elif (
         model_class == "TiTokModel"
@@ -357,9 +353,8 @@ def guess_misfit(
         and all(name.startswith("pixel_") for name in unexpected)
     ):
         yield (
-            "It is a tokenizer after decoder fine-tuning, given as one from before: its "
-            "configuration should say `head='vqgan_decoder'`, in the official format "
-            "`finetune_decoder: true`."
+            "It is a tokenizer after decoder fine-tuning, configured as one from before: set "
+            "`head='vqgan_decoder'`, or in the official format `finetune_decoder: true`."
         )
     for name, got, expected in misshapen:
         if name.endswith(

@@ -203,7 +203,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             return super().from_pretrained(folder / subfolder, **kwargs)
         except OSError as error:
             raise OSError(
-                f"The pipeline in {pretrained_model_name_or_path} is not whole: {error}"
+                f"The pipeline in {pretrained_model_name_or_path} is incomplete: {error}"
             ) from error
 
     @classmethod

@@ -134,8 +134,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         if min(token_temperature, choice_temperature) < 0:
             raise ValueError(
                 f"Temperatures must not be negative, got {token_temperature} for tokens and "
-                f"{choice_temperature} for "
-                "the choice."
+                f"{choice_temperature} for the choice."
             )
         if confidence not in ("log_prob", "logit"):
             raise ValueError(f"`confidence` must be 'log_prob' or 'logit', got {confidence!r}.")
@@ -169,8 +168,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         ):
             raise ValueError(
                 f"This scheduler has fields that titok_hf {__version__} does not know: "
-                f"{', '.join(unknown)}. Install "
-                "a newer version."
+                f"{', '.join(unknown)}. Install a newer version."
             )
         return super().extract_init_dict(config_dict, **kwargs)
 

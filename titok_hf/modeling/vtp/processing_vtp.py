@@ -79,9 +79,8 @@ def clip_tokenizer(config: VTPConfig, **location: Any) -> CLIPTokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(CLIP_REPOSITORY, **location)
     except OSError as error:
         raise OSError(
-            f"The repository comes without a text tokenizer, and CLIP's, {CLIP_REPOSITORY}, is out "
-            "of reach: load it "
-            "once with a connection, or save a `VTPProcessor` beside the model."
+            f"The repository has no text tokenizer, and CLIP's, {CLIP_REPOSITORY}, is unreachable: "
+            "load it once with a connection, or save a `VTPProcessor` beside the model."
         ) from error
     tokenizer.model_max_length = config.text_context_length
     return tokenizer
