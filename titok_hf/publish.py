@@ -74,8 +74,7 @@ def publish_folder(
 
 
 def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path: str | Path) -> str:
-    """Puts a result into the provenance of the model that it is about; takes the place of an
-    earlier one of the same metric and protocol.
+    """Adds a result to its model's provenance, in place of one of the same metric and protocol.
 
     Returns:
         Which part of a pipeline it is about: `"tokenizer"` or `"generator"`.

@@ -113,7 +113,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises all kinds: KeyError, IndexError, OSError, …
             raise ValueError(
-                f"{path} is corrupt, or no file of tensors: expected safetensors or a state dict "
+                f"{path} is corrupt, or not a file of tensors: expected safetensors or a state dict "
                 f"saved by torch.save ({type(error).__name__}). Get it again."
             ) from error
     if not isinstance(tensors, dict) or not all(

@@ -352,6 +352,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         )
         if len(labels) == 0:
             raise ValueError("`class_labels` must name at least one class, got none.")
+        # start from masked codes
         if codes is None:
             codes = torch.full(
                 (len(labels), config.num_tokens), config.mask_token_id, device=device
@@ -360,6 +361,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             check_ids(codes, "codes", (len(labels), config.num_tokens))
             check_id_range(codes, "codes", config.codebook_size + 1)
             codes = codes.to(device, torch.int64)
+        # one random generator per image
         if not isinstance(generator, list):
             source = generator.device if generator is not None else "cpu"
             seeds = torch.stack(
@@ -367,6 +369,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             )
             generator = [torch.Generator(source).manual_seed(seed) for seed in seeds.tolist()]
 
+        # sample the codes
         self.scheduler.set_timesteps(num_inference_steps)
         num_masked_at_first = (codes == config.mask_token_id).sum(-1)  # (B,)
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps.tolist())):
@@ -389,6 +392,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
                     is_last = step == num_inference_steps - 1
                     check_id_range(codes, "codes", config.codebook_size + (not is_last))
 
+        # decode the codes
         if output_type == "codes":
             images = codes
         else:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..provenance import Provenance
 
-GENERATED = "<!-- Written by titok_hf, which writes it anew on the next push. Delete this line to keep your edits. -->"
+GENERATED = "<!-- Written by titok_hf, which overwrites it on the next push. Delete this line to keep your edits. -->"
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),

@@ -196,7 +196,7 @@ class MaskGitUViTModel(MaskGitPreTrainedModel):
 
     def backbone(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embeddings(ids) + self.position_embedding  # (B, 1 + N, W)
-        skips = []
+        skips = []  # long skip connections, from the last in-block to the first out-block
         for block in self.in_blocks:
             x = block(x)
             skips.append(x)

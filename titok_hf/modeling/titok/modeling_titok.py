@@ -63,6 +63,7 @@ class TiTokEncoder(nn.Module):
             torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1)
             + self.position_embedding
         )
+        # latent tokens
         if self.latent_tokens is not None:
             latents = (self.latent_tokens + self.latent_position_embedding).expand(
                 batch_size, -1, -1
@@ -106,12 +107,15 @@ class TiTokDecoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        # CLS token and one mask token per patch
         masks = torch.cat(
             [self.cls_token, self.mask_token.expand(-1, self.num_patches, -1)], dim=1
         )  # (1, 1 + P, W)
         masks = (masks + self.position_embedding).expand(len(latents), -1, -1)  # (B, 1 + P, W)
+        # latent tokens
         latents = latents.to(self.latent_embedding.weight.dtype)
         latents = self.latent_embedding(latents) + self.latent_position_embedding  # (B, K, W)
+        # transformer
         x = self.norm_in(torch.cat([masks, latents], dim=1))  # (B, 1 + P + K, W)
         for block in self.blocks:
             x = block(x)

@@ -188,6 +188,7 @@ class VTPVisionEncoder(nn.Module):
         patch_mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> VTPVisionOutput:
+        # patches
         patches = self.patch_embedding(
             pixel_values.to(self.patch_embedding.weight.dtype)
         )  # (B, D, h, w)
@@ -195,10 +196,12 @@ class VTPVisionEncoder(nn.Module):
         x = patches.flatten(2).transpose(1, 2)  # (B, N, D)
         if patch_mask is not None:  # mask tokens, as in masked image modeling
             x = torch.where(patch_mask[..., None], self.mask_token.to(x.dtype), x)
+        # CLS and register tokens
         prefix = [self.cls_token, self.register_tokens] if self.num_registers else [self.cls_token]
         x = torch.cat(
             [*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1
         )  # (B, 1 + R + N, D)
+        # transformer
         hidden_states = []
         for block in self.blocks:
             x = block(x, rope)
