@@ -1,6 +1,6 @@
 """1D visual tokenizers for the Hugging Face stack.
 
-Public names are loaded when they are first used: `import titok_hf` alone imports neither torch nor
+Public names are loaded on first use: `import titok_hf` alone imports neither torch nor
 transformers.
 """
 
@@ -49,7 +49,7 @@ __all__ = [
     "train_recipe",
 ]
 
-# The module of each name, for the import at first use; the block above tells type checkers the same.
+# Module of each public name, for the import on first use; type checkers read the block above.
 _MODULES = {
     "DiffusersTokenizer": "modeling.diffusers_tokenizer",
     "MaskGitConfig": "modeling.maskgit",
@@ -83,6 +83,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# Who has transformers already, and so its Auto classes, finds our models registered there.
+# If transformers is already imported, its Auto classes must know our models from the start.
 if "transformers" in sys.modules:
     from . import modeling  # noqa: F401

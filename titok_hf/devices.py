@@ -1,18 +1,18 @@
-"""Devices and data types by their names."""
+"""The default device, and data types by name."""
 
 import torch
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """Returns the accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """The dtype of a name.
+    """Returns the dtype with a name.
 
     Raises:
-        ValueError: If it is none that weights are stored in.
+        ValueError: If it is not a dtype that weights are stored in.
     """
     dtypes = {
         str(dtype).removeprefix("torch."): dtype

@@ -6,23 +6,23 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-# The main process may compute on features alone for longer than the usual 10 minutes.
+# The others may wait longer than the default 10 minutes for the main process to compute metrics.
 PATIENCE = timedelta(hours=6)
 
 
 def process_state() -> PartialState:
-    """How many processes there are, and which one this is; started by `torchrun`, they talk to each
-    other from now on.
+    """Returns this process's rank and the number of processes, and connects those that `torchrun`
+    started.
 
-    Without an accelerator accelerate must be told so, or each process takes itself for the only
-    one.
+    Without an accelerator, accelerate needs `cpu=True`; otherwise each process believes it is
+    alone.
     """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, on its device, in each of them; the tensor itself if
-    there is one."""
+    """Returns the sum of a tensor over all processes, on its device; the tensor itself if there is
+    one process."""
     state = process_state()
     if state.num_processes == 1:
         return values

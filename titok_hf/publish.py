@@ -1,4 +1,4 @@
-"""What `titok push` does: a folder that was trained or converted here, to the Hub."""
+"""Publishes a folder that was trained or converted here (`titok push`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +26,15 @@ def publish_folder(
 ) -> None:
     """Publishes a pipeline, or a model with its processor, with a model card.
 
-    It is loaded first: what cannot be loaded is not published. A `README.md` in the folder that
-    someone wrote or edited is the card; of it only the results are replaced.
+    The folder is loaded first, so that a broken one is not published. A `README.md` written or
+    edited by hand becomes the card; only its results are replaced.
 
     Args:
         folder: The folder.
-        repo_id: Repository, such as `"user/titok-l-32"`; created if it is not there.
-        private: Whether a new repository is private; if not given, as the account is set up.
-        token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
-        revision: Branch; created if it is not there.
+        repo_id: Repository, such as `"user/titok-l-32"`; created if it does not exist.
+        private: Whether a new repository is private; defaults to the account's setting.
+        token: Access token; defaults to that of `hf auth login` or `HF_TOKEN`.
+        revision: Branch; created if it does not exist.
         results: Files that `titok evaluate` wrote about these weights. They become part of the
             provenance, here and there, and so of the card and its metadata.
 
@@ -74,8 +74,7 @@ def publish_folder(
 
 
 def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path: str | Path) -> str:
-    """Puts a result into the provenance of the model that it is about; takes the place of an
-    earlier one of the same metric and protocol.
+    """Adds a result to its model's provenance, in place of one of the same metric and protocol.
 
     Returns:
         Which part of a pipeline it is about: `"tokenizer"` or `"transformer"`.

@@ -54,7 +54,7 @@ def test_missing_shard_is_an_error(tmp_path):
     write_shards(tmp_path)
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"index\.json names files that are not there: model-1\.safetensors"
+        FileNotFoundError, match=r"index\.json names files that do not exist: model-1\.safetensors"
     ):
         find_weights(tmp_path)
 

@@ -211,7 +211,7 @@ def test_unknown_sampling_is_asked_for(make_tokenizer, make_generator, write_off
     generator = write_official(make_generator(), "generator", config=False)
     with pytest.raises(
         ValueError,
-        match="released generators ViT-32, ViT-64, UViT-128, not of a ViT-8: give its off",
+        match="released generators ViT-32, ViT-64, UViT-128, not for a ViT-8: give its off",
     ):
         convert(write_official(make_tokenizer()), tmp_path / "pipeline", generator=generator)
 
@@ -351,14 +351,14 @@ def test_samplers_without_a_word_there_are_refused(
         tmp_path / "ours"
     )
     with pytest.raises(
-        ValueError, match=r"reference samples otherwise than .*`choice_temperature=4.5`"
+        ValueError, match=r"reference cannot sample like .*`choice_temperature=4.5`"
     ):
         convert_to_official(tmp_path / "ours", tmp_path / "official")
 
 
 def test_models_of_others_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="is no model of titok_hf"):
+    with pytest.raises(ValueError, match="is not a model of titok_hf"):
         convert_to_official(tmp_path, tmp_path / "official")
 
 

@@ -232,7 +232,7 @@ def test_quirks_are_on_for_two_stage_weights_only(make_tokenizer, write_official
         ),
         (
             put(token_size="${model.none}"),
-            r"refers with `token_size` to \${model.none}, which is not there",
+            r"refers in `token_size` to \${model.none}, which does not exist",
         ),
         (
             lambda tensors, config: config.pop("dataset"),
@@ -261,7 +261,7 @@ def test_fine_tuned_tokenizer_is_not_taken_for_one_before(make_tokenizer, write_
     folder = write_official(make_tokenizer("vqgan_decoder"), edit=put(finetune_decoder=False))
     with pytest.raises(
         ValueError,
-        match=r"are unexpected, pixel_decoder.*after decoder fine-tuning, given as one from",
+        match=r"are unexpected, pixel_decoder.*after decoder fine-tuning, configured as one from",
     ):
         TiTokModel.from_pretrained(folder)
 

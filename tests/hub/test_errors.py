@@ -52,7 +52,7 @@ def test_gated_repository(hub):
             raise HubError(403, "Access to it is restricted", "GatedRepo")
 
     hub.repositories["model", REPO] = GatedRepository("model", REPO, private=False)
-    assert_explained(info(), PermissionError, "asked for", "hf auth login")
+    assert_explained(info(), PermissionError, "requested", "hf auth login")
 
 
 @pytest.mark.parametrize(

@@ -475,7 +475,7 @@ def test_a_cut_download_of_an_official_repository(hub, official, tmp_path, asser
     hub.break_connection("GET", "model.safetensors", after_bytes=1000, times=None, abort=True)
     with pytest.raises(ConnectionError, match=repo_id):
         load(repo_id, cache_dir=tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"{repo_id} is not in the cache, or not whole"):
+    with pytest.raises(FileNotFoundError, match=f"{repo_id} is not in the cache, or only in part"):
         load(repo_id, cache_dir=tmp_path, local_files_only=True)
     hub.faults.clear()
     assert_same(load(repo_id, cache_dir=tmp_path), generator)

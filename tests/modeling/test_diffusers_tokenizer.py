@@ -265,9 +265,7 @@ def test_bad_codes_are_refused():
     tokenizer = DiffusersTokenizer(make_vq())
     with pytest.raises(ValueError, match=r"must be in \[0, 16\), got values from 16 to 16"):
         tokenizer.decode_codes(torch.full((1, 16), 16))
-    with pytest.raises(
-        ValueError, match="must be of square images, a square number of them each, got 12"
-    ):
+    with pytest.raises(ValueError, match="must have a square number of tokens per image, got 12"):
         tokenizer.decode_codes(torch.zeros(1, 12, dtype=torch.int64))
     with pytest.raises(
         ValueError, match="needs a discrete tokenizer, a VQModel; this AutoencoderKL is continuous"

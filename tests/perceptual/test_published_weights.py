@@ -190,7 +190,7 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path, name, write):
     write(tmp_path / name)
     with pytest.raises(
         ValueError,
-        match=rf"{name} is corrupt, or no file of tensors: expected safetensors or a state dict",
+        match=rf"{name} is corrupt, or not a file of tensors: expected safetensors or a state dict",
     ):
         load_weights(tmp_path / name)
 

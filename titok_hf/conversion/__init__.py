@@ -1,4 +1,4 @@
-"""Official checkpoints to ours and back: one file a family, configuration and names together."""
+"""Conversion of official checkpoints to ours and back: one file per family."""
 
 from .convert import OfficialCheckpoint, build_pipeline, convert, convert_to_official, load_official
 from .formats import FORMATS

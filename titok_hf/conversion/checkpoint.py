@@ -1,4 +1,4 @@
-"""Reading and writing the files of official checkpoints: tensors only, nothing that runs code."""
+"""Reads and writes files of official checkpoints: only tensors, nothing that runs code."""
 
 import json
 import re
@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_weights(path: str | Path) -> list[Path]:
-    """The file of a checkpoint, or its shards.
+    """Returns the file of a checkpoint, or its shards.
 
     Args:
         path: A file, or a folder that holds one checkpoint.
@@ -37,9 +37,7 @@ def find_weights(path: str | Path) -> list[Path]:
             {path / name for name in json.loads(index.read_text())["weight_map"].values()}
         )
         if missing := [shard.name for shard in shards if not shard.exists()]:
-            raise FileNotFoundError(
-                f"{index} names files that are not there: {', '.join(missing)}."
-            )
+            raise FileNotFoundError(f"{index} names files that do not exist: {', '.join(missing)}.")
         if set(candidates) == set(shards):
             return shards
     if not candidates:
@@ -57,9 +55,9 @@ def find_weights(path: str | Path) -> list[Path]:
 def read_tensors(
     files: Sequence[Path], unwanted: Set[str] = frozenset()
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint's files, but the unwanted ones.
+    """Reads the tensors of a checkpoint's files, except the unwanted ones.
 
-    They are read, not memory-mapped: what is loaded stays whole when the file is overwritten.
+    Files are read, not memory-mapped, so that loaded weights survive when the file is overwritten.
 
     Raises:
         ValueError: If a file is truncated, corrupt, a pickle that would run code, or holds anything
@@ -88,7 +86,7 @@ def read_tensors(
 
 
 def own_name(name: str) -> str:
-    """A weight's name without what saving from within DistributedDataParallel puts before it."""
+    """Removes the prefix that DistributedDataParallel adds to a weight's name."""
     return name.removeprefix("module.")
 
 
@@ -101,7 +99,7 @@ def write_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """An official configuration, JSON or YAML, with its references resolved.
+    """Reads an official configuration, JSON or YAML, and resolves its references.
 
     Raises:
         ValueError: If it is not a mapping.
@@ -116,10 +114,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def resolve_references(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with values for references such as `${model.vq_model.num_latent_tokens}`.
+    """Replaces references such as `${model.vq_model.num_latent_tokens}` by their values.
 
-    The reference leaves them in the `config.json` that it saves, too. Those that lead nowhere stay.
-    Numbers such as `1e-4`, which YAML 1.1 takes for text, become floats.
+    The reference implementation also leaves them in the `config.json` that it saves. Unresolvable
+    ones stay. Numbers such as `1e-4`, which YAML 1.1 reads as text, become floats.
     """
 
     def resolve(value: Any) -> Any:

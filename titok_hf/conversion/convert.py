@@ -1,4 +1,4 @@
-"""Official checkpoints to our folders, and back."""
+"""Converts official checkpoints to our folders, and back."""
 
 import json
 from contextlib import suppress
@@ -26,7 +26,7 @@ from .official import OfficialFormat, Shapes
 
 @dataclass
 class OfficialCheckpoint:
-    """An official model, and its official configuration."""
+    """A model loaded from an official checkpoint, with its official configuration."""
 
     model: PreTrainedModel
     config: dict[str, Any]
@@ -38,19 +38,19 @@ def load_official(
     dtype: torch.dtype | None = None,
     **location: Any,
 ) -> OfficialCheckpoint:
-    """Loads an official tokenizer (TiTok or VTP), generator or VQGAN, whichever it is.
+    """Loads an official tokenizer (TiTok or VTP), generator or VQGAN, and detects which it is.
 
     Args:
         source: A file (`.safetensors`, or a `.bin` of tensors); a folder with one; a Hub
             repository; or a file of a Hub repository, such as
             `fun-research/TiTok/tokenizer_titok_l32.bin`.
-        config: The official configuration, JSON or YAML. If not given, `config.json` beside the
-            weights; if there is none, the sizes of the tensors tell.
-        dtype: Of the weights; as stored if not given.
+        config: The official configuration, JSON or YAML. Defaults to `config.json` beside the
+            weights; without one, it is inferred from tensor shapes.
+        dtype: Dtype of the weights; as stored if not given.
         location: `revision`, `token`, `cache_dir`, … of a repository.
 
     Raises:
-        OSError: If there is no such file, folder or repository.
+        OSError: If the file, folder or repository does not exist.
         ValueError: If it is none of the three, a file is corrupt or unsafe, or weights and
             configuration do not fit.
     """
@@ -77,7 +77,7 @@ def load_official(
 
 
 def local_path(source: str, **location: Any) -> Path:
-    """A file or folder, downloaded if it is not there."""
+    """Returns the local path of a file or folder, downloading it if it is not local."""
     if Path(source).exists():
         return Path(source)
     repo_id, file = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
@@ -85,7 +85,7 @@ def local_path(source: str, **location: Any) -> Path:
         if source.endswith(SUFFIXES) and file:
             return Path(hf_hub_download(repo_id, file, **location))
         if source.count("/") == 1 and not source.endswith(SUFFIXES):
-            # the small files first: of a repository with many checkpoints, none is downloaded
+            # the small files first, so that nothing large is downloaded if there are many checkpoints
             folder = Path(snapshot_download(repo_id, allow_patterns="*.json", **location))
             weights = [
                 name
@@ -110,33 +110,33 @@ def local_path(source: str, **location: Any) -> Path:
 def files_of(
     repo_id: str, revision: str | None = None, token: str | None = None, **location: Any
 ) -> list[str]:
-    """Names of a repository's files; none if the Hub is not to be asked."""
+    """Returns the names of a repository's files; none when offline."""
     if is_offline_mode() or location.get("local_files_only"):
         return []
     return HfApi(token=token).list_repo_files(repo_id, revision=revision)
 
 
 def recognize(shapes: Shapes, source: str | Path) -> OfficialFormat:
-    """The format of a checkpoint with tensors of these names and shapes.
+    """Returns the format of a checkpoint with tensors of these names and shapes.
 
     Raises:
-        ValueError: If none fits.
+        ValueError: If no format fits.
     """
     for official_format in FORMATS.values():
         if official_format.recognizes(shapes):
             return official_format
     names = ", ".join(official_format.model_class.__name__ for official_format in FORMATS.values())
     raise ValueError(
-        f"{source} is none of the official checkpoints known here ({names}): it has tensors such "
+        f"{source} is none of the official checkpoints ({names}): it has tensors such "
         f"as {', '.join(list(shapes)[:3]) or 'none at all'}."
     )
 
 
 def build_pipeline(tokenizer: PreTrainedModel, generator: OfficialCheckpoint) -> TiTokPipeline:
-    """A pipeline that samples as the reference does with this generator.
+    """Builds a pipeline that samples as the reference does with this generator.
 
     Raises:
-        ValueError: If the two do not fit each other, or the second is no generator.
+        ValueError: If the two do not fit each other, or the second is not a generator.
     """
     if not isinstance(generator.model, MaskGitPreTrainedModel):
         raise ValueError(
@@ -161,18 +161,18 @@ def convert(
 
     Args:
         source: Tokenizer, generator or VQGAN, see `load_official`.
-        output_dir: The folder; appears when it is whole.
-        generator: With a tokenizer as `source`: the generator of its codes. The folder is a whole
-            pipeline then, which samples as the reference does by default.
-        config: The official configuration; of both, if there are two.
-        dtype: Of the weights; as stored if not given.
+        output_dir: The folder; written atomically.
+        generator: Generator of the tokenizer `source`. The folder is then a whole pipeline, which
+            samples as the reference does by default.
+        config: The official configuration; if there is a generator, of both.
+        dtype: Dtype of the weights; as stored if not given.
         location: `revision`, `token`, `cache_dir`, … of a repository.
 
     Returns:
         The model or pipeline.
 
     Raises:
-        FileExistsError: If the folder holds something already.
+        FileExistsError: If the folder already holds something.
         TypeError: If a generator is given as the tokenizer.
         OSError, ValueError: See `load_official`.
     """
@@ -193,8 +193,8 @@ def convert(
 
 
 def make_processor(tokenizer: PreTrainedModel) -> TiTokImageProcessor | VTPProcessor:
-    """The processor of a tokenizer that came without one; a VTP's has CLIP's text tokenizer if that
-    is in reach."""
+    """Makes the processor of a tokenizer that came without one; a VTP's has CLIP's text tokenizer
+    if it can be reached."""
     image_size = tokenizer.config.image_size
     if not isinstance(tokenizer, VTPModel):
         return TiTokImageProcessor.from_image_size(image_size)
@@ -210,16 +210,16 @@ def convert_to_official(source: str | Path, output_dir: str | Path, **location: 
 
     Args:
         source: Folder or Hub repository of a model or pipeline.
-        output_dir: The folder; appears when it is whole. A tokenizer or generator becomes
+        output_dir: The folder; written atomically. A tokenizer or generator becomes
             `config.json` and `model.safetensors`, as in the official repositories; a VQGAN the bare
             file of tensors `maskgit-vqgan-imagenet-f16-256.bin`; a pipeline one folder each,
             `tokenizer/` and `generator/`.
         location: `revision`, `token`, `cache_dir`, … of a repository.
 
     Raises:
-        FileExistsError: If the folder holds something already.
-        ValueError: If the official format has no word for what the model is.
-        OSError: If there is no such folder or repository.
+        FileExistsError: If the folder already holds something.
+        ValueError: If the official format cannot express the model.
+        OSError: If the folder or repository does not exist.
     """
     path = local_path(str(source), **location)
     with whole_folder(output_dir) as folder:
@@ -230,7 +230,7 @@ def convert_to_official(source: str | Path, output_dir: str | Path, **location: 
             write_official(pipeline.transformer, folder / "generator", sampling)
         else:
             if not hasattr(AutoConfig.from_pretrained(path), "official_format"):
-                raise ValueError(f"{source} is no model of titok_hf.")
+                raise ValueError(f"{source} is not a model of titok_hf.")
             write_official(AutoModel.from_pretrained(path), folder, {})
 
 
@@ -240,7 +240,7 @@ def write_official(model: PreTrainedModel, folder: Path, sampling: dict[str, Any
     Args:
         model: The model.
         folder: The folder.
-        sampling: More fields of `model.generator` in the official configuration.
+        sampling: Additional fields of `model.generator` in the official configuration.
     """
     official_format: OfficialFormat = model.config.official_format()
     config = official_format.official_config(model.config)

@@ -1,4 +1,4 @@
-"""The official formats, by the configuration class of the family."""
+"""The official formats, by the family's configuration class."""
 
 from transformers import PreTrainedConfig
 

@@ -1,4 +1,4 @@
-"""The masked generators as the reference stores them, and how it samples with them."""
+"""The reference's format of the masked generators, and its sampling settings."""
 
 import re
 from abc import abstractmethod
@@ -33,7 +33,7 @@ SAMPLING_FIELDS = ("num_steps", "randomize_temperature", "guidance_scale", "guid
 
 
 class OfficialMaskGit(OfficialFormat):
-    """What both generators share: the section `model.generator`."""
+    """Base class of both generators: the section `model.generator`."""
 
     official_type: Literal["ViT", "UViT"]
     embedding: str
@@ -81,7 +81,7 @@ class OfficialMaskGit(OfficialFormat):
         generator = {
             "model_type": self.official_type,
             "hidden_size": hidden_size,
-            "num_attention_heads": 16,  # of all released generators
+            "num_attention_heads": 16,  # as in all released generators
             "class_label_dropout": 0.1,
             "condition_num_classes": shapes[self.embedding][0] - codebook_size - 2,
             **self.sizes_from_shapes(shapes),
@@ -90,7 +90,7 @@ class OfficialMaskGit(OfficialFormat):
 
     @abstractmethod
     def sizes_from_shapes(self, shapes: Shapes) -> dict[str, int]:
-        """Numbers of layers and tokens, and the width of the MLPs, under their official names."""
+        """Returns the official fields for the numbers of layers and tokens and the MLP width."""
 
     def official_config(self, config: MaskGitConfig) -> dict[str, Any]:
         generator = {
@@ -116,7 +116,7 @@ class OfficialMaskGit(OfficialFormat):
 
 
 class OfficialMaskGitViT(OfficialMaskGit):
-    """The BERT, `ImageBert` there."""
+    """The BERT, the reference's `ImageBert`."""
 
     model_class = MaskGitModel
     official_type = "ViT"
@@ -146,7 +146,8 @@ class OfficialMaskGitViT(OfficialMaskGit):
 
 
 class OfficialMaskGitUViT(OfficialMaskGit):
-    """The U-ViT, `UViTBert` there. Its dropout fields reach no layer there, and are not taken over."""
+    """The U-ViT, the reference's `UViTBert`, whose dropout fields are ignored since no layer uses
+    them."""
 
     model_class = MaskGitUViTModel
     official_type = "UViT"
@@ -181,16 +182,16 @@ class OfficialMaskGitUViT(OfficialMaskGit):
 
 
 def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How the reference samples with a generator.
+    """Returns how the reference samples with a generator.
 
     Args:
-        official_config: Its configuration. If it says nothing of sampling, the released generator
-            of the same type and number of tokens is taken (`sampling.yaml`).
+        official_config: Its configuration. Without sampling fields, those of the released generator
+            with the same type and number of tokens are used (`sampling.yaml`).
 
     Returns:
-        Arguments of `MaskGitScheduler`, and of `TiTokPipeline`. The reference adds `c + s * (c -
-        u)` for constant and linear guidance: its scale is one less than ours there, and the same
-        for power-cosine.
+        Arguments of `MaskGitScheduler`, and of `TiTokPipeline`. The reference computes `c + s * (c
+        - u)` for constant and linear guidance, so its scale is one less than ours there; for
+        power-cosine it is the same.
 
     Raises:
         ValueError: If neither says how to sample.
@@ -201,9 +202,9 @@ def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], 
         name = f"{generator['model_type']}-{generator['image_seq_len']}"
         if name not in released:
             raise ValueError(
-                f"How to sample is known of the released generators {', '.join(released)}, not of "
-                f"a {name}: give its official configuration, with {', '.join(SAMPLING_FIELDS)} in "
-                "`model.generator`."
+                "Sampling settings are known for the released generators "
+                f"{', '.join(released)}, not for a {name}: give its official configuration, with "
+                f"{', '.join(SAMPLING_FIELDS)} in `model.generator`."
             )
         generator = released[name]
     if missing := [field for field in SAMPLING_FIELDS if field not in generator]:
@@ -228,7 +229,7 @@ def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def sampling_to_official(scheduler: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
-    """The way back from `official_sampling`: fields of `model.generator`.
+    """Inverts `official_sampling`: returns fields of `model.generator`.
 
     Args:
         scheduler: Configuration of a `MaskGitScheduler`.
@@ -251,7 +252,7 @@ def sampling_to_official(scheduler: dict[str, Any], sampling: dict[str, Any]) ->
         f"`{key}={scheduler[key]!r}`" for key in expected if scheduler[key] != expected[key]
     ]:
         raise ValueError(
-            f"The reference samples otherwise than a scheduler with {', '.join(differing)}: it "
-            f"would have {expected}."
+            f"The reference cannot sample like a scheduler with {', '.join(differing)}: it needs "
+            f"{expected}."
         )
     return generator

@@ -1,4 +1,4 @@
-"""MaskGIT-VQGAN as the reference stores it: `maskgit-vqgan-imagenet-f16-256.bin`, without a
+"""The reference's format of MaskGIT-VQGAN: `maskgit-vqgan-imagenet-f16-256.bin` without a
 configuration."""
 
 import re
@@ -17,7 +17,7 @@ FILE_NAME = "maskgit-vqgan-imagenet-f16-256.bin"
 
 
 class OfficialMaskGitVQGAN(OfficialFormat):
-    """The proxy-code VQGAN. Its residual shortcuts are computed from the blocks' own output."""
+    """The proxy-code VQGAN, whose residual shortcuts are computed from the blocks' own output."""
 
     model_class = MaskGitVQGANModel
 
@@ -28,8 +28,7 @@ class OfficialMaskGitVQGAN(OfficialFormat):
         try:
             return super().find_config(path, **location)
         except OSError:
-            # a folder or repository with the bare file: the released VQGAN, whose sizes are our
-            # defaults
+            # with only the bare file, it is the released VQGAN, whose sizes are our defaults
             if Path(path).is_dir():
                 if (Path(path) / location.get("subfolder", "") / FILE_NAME).exists():
                     return {}
@@ -85,8 +84,8 @@ class OfficialMaskGitVQGAN(OfficialFormat):
 
 
 def vqgan_name(name: str, config: MaskGitVQGANConfig) -> str:
-    """The official name of a weight of the VQGAN, whose decoder counts resolutions from the finest,
-    ours from the coarsest."""
+    """Returns the official name of a VQGAN weight; the official decoder counts resolutions from the
+    finest, ours from the coarsest."""
     last = len(config.channel_multipliers) - 1
     name = name.replace("quantizer.codebook", "quantize.embedding").replace(
         ".shortcut.", ".nin_shortcut."

@@ -1,4 +1,4 @@
-"""The shared frame of the official formats: one subclass a family."""
+"""Base class of the official formats: one subclass per family."""
 
 import re
 from abc import ABC, abstractmethod
@@ -21,59 +21,59 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class OfficialFormat(ABC):
-    """A family's checkpoints as the reference stores them: a configuration, and tensors under other
-    names and shapes.
+    """The reference's checkpoint format of a family: a configuration, and tensors under other names
+    and shapes.
 
-    The names and shapes of an official checkpoint follow from ours, so this map serves both
-    directions.
+    Official names and shapes are derived from ours, so one mapping serves both directions.
     """
 
     model_class: type[PreTrainedModel]
 
     @abstractmethod
     def recognizes(self, shapes: Shapes) -> bool:
-        """Whether a checkpoint with tensors of these names and shapes is of this family."""
+        """Whether tensors of these names and shapes are a checkpoint of this family."""
 
     @abstractmethod
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
-        """The fields of our configuration.
+        """Returns the fields of our configuration.
 
         Raises:
-            ValueError: If the official one is not of this family, or asks for what is not known.
+            ValueError: If the official one is of another family, or uses unknown features.
         """
 
     @abstractmethod
     def config_from_shapes(self, shapes: Shapes) -> dict[str, Any]:
-        """The official configuration of a checkpoint that came without one."""
+        """Infers the official configuration of a checkpoint that came without one."""
 
     @abstractmethod
     def official_config(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """The official configuration of one of our models.
+        """Returns the official configuration of one of our models.
 
         Raises:
-            ValueError: If the official format has no word for it.
+            ValueError: If the official format cannot express it.
         """
 
     @abstractmethod
     def official_name(self, name: str, config: PreTrainedConfig) -> str:
-        """The official name of one of our weights."""
+        """Returns the official name of one of our weights."""
 
     def is_official(self, config: dict[str, Any]) -> bool:
-        """Whether a `config.json` is the reference's; ours name a model type."""
+        """Whether a `config.json` is the reference's; ours have a model type."""
         return "model_type" not in config
 
     def find_config(self, path: str | Path, **location: Any) -> dict[str, Any] | None:
-        """The official configuration of a folder or Hub repository; None if it is in our format.
+        """Returns a folder's or Hub repository's official configuration; None if it is in our
+        format.
 
         Raises:
-            OSError: If there is none.
+            OSError: If there is no configuration.
         """
         config = find_config_dict(path, **location)
         return resolve_references(config) if self.is_official(config) else None
 
     def provenance(self, path: str | Path) -> Provenance:
-        """What is known of the weights of a Hub repository, or of a file of one; nothing of what is
-        here."""
+        """Returns the known provenance of a Hub repository or of a file in one; empty for local
+        files."""
         if Path(path).exists():
             return {}
         repo_id = "/".join(str(path).split("/")[:2])
@@ -99,17 +99,17 @@ class OfficialFormat(ABC):
         ignored: Sequence[str] = (),
         **location: Any,
     ) -> dict[str, torch.Tensor]:
-        """The weights of a folder or Hub repository, under our names, in our shapes.
+        """Loads the weights of a folder or Hub repository, under our names, in our shapes.
 
         Args:
             path: The folder or repository.
-            config: Our configuration of it.
-            dtype: Of the weights; as stored if None or `"auto"`.
-            ignored: Patterns of our names of weights that are not wanted; they are not read.
-            location: Where to find a repository.
+            config: Its configuration in our format.
+            dtype: Dtype of the weights; as stored if None or `"auto"`.
+            ignored: Patterns of our weight names that are not read.
+            location: Arguments that locate a repository.
 
         Raises:
-            OSError: If there is none.
+            OSError: If there are no weights.
             ValueError: If they do not fit the configuration, or cannot be read.
         """
         try:
@@ -123,7 +123,7 @@ class OfficialFormat(ABC):
         return self.to_ours(read_tensors(files, unwanted), config, dtype, ignored)
 
     def local_folder(self, path: str | Path, subfolder: str = "", **location: Any) -> Path:
-        """A folder with the checkpoint's files, downloaded if need be."""
+        """Returns a folder with the checkpoint's files, downloading them if necessary."""
         if not Path(path).is_dir():
             patterns = [
                 str(Path(subfolder) / name) for name in ("*.json", "*.safetensors", "*.bin")
@@ -142,11 +142,11 @@ class OfficialFormat(ABC):
         """Renames and reshapes an official checkpoint.
 
         Args:
-            tensors: The checkpoint. Emptied on the way, so that a conversion of the dtype never
-                holds both.
-            config: Our configuration of it.
-            dtype: Of the result; as stored if not given.
-            ignored: Patterns of our names of weights that are left out.
+            tensors: The checkpoint. Emptied on the way, so that a dtype conversion never holds both
+                copies.
+            config: Its configuration in our format.
+            dtype: Dtype of the result; as stored if not given.
+            ignored: Patterns of our weight names that are left out.
 
         Raises:
             ValueError: If weights are missing, unexpected or misshapen.
@@ -185,7 +185,7 @@ class OfficialFormat(ABC):
         return state_dict
 
     def to_official(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
-        """The weights of one of our models under official names, in official shapes, bit for bit."""
+        """Returns the weights of one of our models with official names and shapes, bit for bit."""
         ours = model.state_dict()
         tensors = self.constants(model.config)
         for official, names in self.layout(ours, model.config).items():
@@ -195,7 +195,7 @@ class OfficialFormat(ABC):
         return tensors
 
     def layout(self, ours: Iterable[str], config: PreTrainedConfig) -> dict[str, list[str]]:
-        """The official names, each with ours: one, or those whose tensors it joins along the first
+        """Returns each official name with ours: one, or several that it joins along the first
         axis."""
         layout: dict[str, list[str]] = {}
         for name in ours:
@@ -205,26 +205,26 @@ class OfficialFormat(ABC):
     def official_shape(
         self, names: Sequence[str], ours: Mapping[str, torch.Tensor]
     ) -> tuple[int, ...]:
-        """The official shape of some of our weights, joined."""
+        """Returns the official shape of some of our weights, joined."""
         shape = tuple(ours[names[0]].shape)
         return self.official_axes(
             names[0], shape if len(names) == 1 else (len(names) * shape[0], *shape[1:])
         )
 
     def official_axes(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-        """Our shape with the axes of length 1 that the official one has more or fewer."""
+        """Returns our shape with the official format's axes of length 1 added or removed."""
         return tuple(shape)
 
     def our_tensor(self, name: str, tensor: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-        """A weight that is stored in another order; its own inverse."""
+        """Reorders a weight that is stored in another order; its own inverse."""
         return tensor
 
     def constants(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-        """Official tensors that follow from the configuration."""
+        """Returns official tensors that follow from the configuration."""
         return {}
 
     def meta_state_dict(self, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-        """Names and shapes of our weights, without memory."""
+        """Returns names and shapes of our weights, without allocating memory."""
         with torch.device("meta"):
             return self.model_class(config).state_dict()
 
@@ -234,7 +234,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def find_config_dict(path: str | Path, **location: Any) -> dict[str, Any]:
-    """The `config.json` of a folder or Hub repository.
+    """Reads the `config.json` of a folder or Hub repository.
 
     Raises:
         OSError: If there is none.
@@ -248,14 +248,13 @@ def find_config_dict(path: str | Path, **location: Any) -> dict[str, Any]:
     if not config:
         raise FileNotFoundError(
             f"{Path(path) / location.get('subfolder', '')} has no config.json; `titok convert` "
-            "also reads official "
-            "weights that came without one."
+            "also reads official weights that came without one."
         )
     return config
 
 
 class Section(dict):
-    """A section of an official configuration, whose missing fields are one clear error."""
+    """A section of an official configuration, with a clear error for missing fields."""
 
     def __init__(self, name: str, fields: Mapping[str, Any]):
         super().__init__(fields)
@@ -265,7 +264,7 @@ class Section(dict):
         value = self.get(field)
         if field not in self or (isinstance(value, str) and value.startswith("${")):
             problem = (
-                f"refers with `{field}` to {value}, which is not there"
+                f"refers in `{field}` to {value}, which does not exist"
                 if field in self
                 else f"lacks `{field}`"
             )
@@ -274,10 +273,10 @@ class Section(dict):
 
 
 def section(official_config: dict[str, Any], name: str) -> Section:
-    """A section of the reference's nested configuration, by its dotted name.
+    """Returns a section of the reference's nested configuration, by its dotted name.
 
     Raises:
-        ValueError: If it is not there.
+        ValueError: If it does not exist.
     """
     found: Any = official_config
     for key in name.split("."):
@@ -291,7 +290,7 @@ def section(official_config: dict[str, Any], name: str) -> Section:
 
 
 def refuse_unknown(fields: Mapping[str, Any], known: set[str], name: str) -> None:
-    """Raises `ValueError` if a section has fields that would change the model in unknown ways."""
+    """Raises `ValueError` if a section has unknown fields, which might change the model."""
     if unknown := sorted(fields.keys() - known):
         raise ValueError(
             f"The section `{name}` of the official configuration has fields that are not known "

@@ -1,4 +1,4 @@
-"""TiTok's tokenizers as the reference stores them: its nested configuration, its names and shapes."""
+"""The reference's format of TiTok's tokenizers: nested configuration, names and shapes."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from ..modeling.titok import TiTokConfig, TiTokModel
 from .maskgit_vqgan import vqgan_name
 from .official import OfficialFormat, Shapes, refuse_unknown, section
 
-# The reference's names of the ViT sizes: width, layers, heads (modeling/modules/blocks.py).
+# Width, layers and heads of the reference's ViT sizes (modeling/modules/blocks.py).
 VIT_SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 KNOWN_FIELDS = {
     "quantize_mode",
@@ -29,7 +29,7 @@ KNOWN_FIELDS = {
     "is_legacy",
     "pretrained_tokenizer_weight",
 }
-# Ours to official, applied in this order.
+# Patterns of our names and their official replacements, applied in this order.
 NAMES = (
     (r"^encoder\.latent_tokens$", "latent_tokens"),
     (r"\.latent_position_embedding$", ".latent_token_positional_embedding"),
@@ -54,8 +54,8 @@ NAMES = (
     (r"^quantizer\.codebook\.", "quantize.embedding."),
     (r"^pixel_codebook\.", "pixel_quantize.embedding."),
 )
-# Linear layers of ours that are 1x1 convolutions there, and embeddings with a leading axis that
-# they lack there.
+# Our linear layers that are official 1x1 convolutions, and our embeddings whose leading axis the
+# official ones lack.
 CONVOLUTIONS = re.compile(r"(encoder\.proj|head\.proj|head\.proj_in|head\.proj_out)\.weight")
 WITHOUT_LEADING_AXIS = re.compile(
     r"encoder\.latent_tokens|.*\.(cls_token|position_embedding|latent_position_embedding)"
@@ -65,9 +65,9 @@ WITHOUT_LEADING_AXIS = re.compile(
 class OfficialTiTok(OfficialFormat):
     """The 1D tokenizers.
 
-    Two-stage ones are "legacy": their encoders read their output transposed, and the VQGAN at their
-    end computes its residual shortcuts from the blocks' own output. Both live in the released
-    weights.
+    Two-stage ones are "legacy": their encoders read their output transposed, and their VQGAN
+    decoders compute residual shortcuts from the blocks' own output. The released weights rely on
+    both.
     """
 
     model_class = TiTokModel
@@ -138,7 +138,7 @@ class OfficialTiTok(OfficialFormat):
             official |= {
                 "quantize_mode": "vq",
                 "codebook_size": shapes["quantize.embedding.weight"][0],
-                "use_l2_norm": legacy,  # of all released tokenizers
+                "use_l2_norm": legacy,  # as in all released tokenizers
                 "commitment_cost": 0.25,
             }
         else:
@@ -176,8 +176,7 @@ class OfficialTiTok(OfficialFormat):
         if legacy != config.interleaved_latents:
             raise ValueError(
                 "In the official format, two-stage encoders read their output transposed and "
-                "single-stage ones do "
-                f"not; this model has `head={config.head!r}` and "
+                f"single-stage ones do not; this model has `head={config.head!r}` and "
                 f"`interleaved_latents={config.interleaved_latents}`."
             )
         if legacy:

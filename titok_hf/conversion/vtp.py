@@ -1,4 +1,4 @@
-"""VTP as its authors store it: a flat configuration, and DINOv3's and OpenCLIP's names."""
+"""The official format of VTP: a flat configuration, and the names of DINOv3 and OpenCLIP."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ from ..modeling.vtp import VTPConfig, VTPModel
 from ..modeling.vtp.modeling_vtp import rotary_periods
 from .official import OfficialFormat, Section, Shapes, refuse_unknown
 
-# Ours to theirs; the rest are special below.
+# Our fields and the official ones; the rest are in `FIXED` and `SPECIAL`.
 FIELDS = {
     "image_size": "image_size",
     "has_text": "train_clip",
@@ -37,7 +37,7 @@ FIELDS |= {
     for part in ("vision", "decoder")
     for ours, theirs in PARTS.items()
 }
-# Fields with the one value that is known, which all released models have.
+# Fields with only one supported value, that of all released models.
 FIXED = {
     "text_ls_init_value": None,
     "text_embed_cls": False,
@@ -53,7 +53,7 @@ SPECIAL = {
     "vision_clip_feat",
     "text_mlp_ratio",
     "text_quick_gelu",
-    "text_pad_id",  # texts are not masked, so what follows their end does not matter
+    "text_pad_id",  # unused: texts are not masked, tokens after the end do not matter
     "init_logit_scale",
     "init_logit_bias",
 }
@@ -66,7 +66,7 @@ OF_TRANSFORMERS = {
     "transformers_version",
 }
 POOLING = {"cls": "cls", "mean": "pooled"}
-# Ours to official, applied in this order.
+# Patterns of our names and their official replacements, applied in this order.
 NAMES = (
     (r"^vision_encoder\.patch_embedding\.", "trunk.patch_embed.proj."),
     (r"^vision_encoder\.register_tokens$", "trunk.storage_tokens"),
@@ -101,7 +101,7 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 
 class OfficialVTP(OfficialFormat):
-    """The released models S, B and L, and all variants of their code."""
+    """The released models S, B and L, and all variants that their code supports."""
 
     model_class = VTPModel
 
@@ -109,7 +109,7 @@ class OfficialVTP(OfficialFormat):
         return "trunk.patch_embed.proj.weight" in shapes
 
     def is_official(self, config: dict[str, Any]) -> bool:
-        """Both formats have the model type `vtp`, and differ in their fields."""
+        """Checks a field, since both formats have the model type `vtp`."""
         return "vision_embed_dim" in config
 
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
@@ -187,12 +187,13 @@ class OfficialVTP(OfficialFormat):
         return (*shape, 1, 1) if CONVOLUTIONS.fullmatch(name) else tuple(shape)
 
     def our_tensor(self, name: str, tensor: torch.Tensor, config: VTPConfig) -> torch.Tensor:
-        """The text's projection without a bias is a bare matrix there, to multiply from the right."""
+        """Transposes a text projection without bias, officially a matrix multiplied from the
+        right."""
         bare = name == "text_projection.weight" and not config.text_projection_bias
         return tensor.T.contiguous() if bare else tensor
 
     def constants(self, config: VTPConfig) -> dict[str, torch.Tensor]:
-        """The periods of the rotary positions."""
+        """Returns the periods of the rotary positions."""
         parts = (
             {"trunk": "vision", "pixel_decoder": "decoder"}
             if config.has_decoder

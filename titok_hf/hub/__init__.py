@@ -1,1 +1,1 @@
-"""The border to the Hugging Face Hub: publishing with a model card, and errors in one sentence."""
+"""Access to the Hugging Face Hub: publishing with a model card, and errors in one sentence."""

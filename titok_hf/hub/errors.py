@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub, in one sentence each."""
+"""Errors of the Hub's client, explained in one sentence each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-# httpx's base class of all that can happen to a request, from whichever distribution of it the
-# client uses
+# httpx's base class of request errors, taken from whichever distribution of httpx the client uses
 HTTPError = HfHubHTTPError.__mro__[1]
 
 
@@ -26,24 +25,22 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
     do.
 
     Raises:
-        FileNotFoundError: If the repository, the revision or a file is missing, on the Hub or,
+        FileNotFoundError: If the repository, the revision or a file does not exist on the Hub or,
             offline, in the cache.
-        PermissionError: If the token is not accepted, or does not allow it.
-        ConnectionError: If the connection broke or the Hub is out of reach.
+        PermissionError: If the token is not accepted or lacks the permission.
+        ConnectionError: If the connection broke or the Hub cannot be reached.
         OSError: If the Hub refused for another reason.
     """
     try:
         yield
     except GatedRepoError as error:
         raise PermissionError(
-            f"Access to {repo_id} has to be asked for on its page; then log in with `hf auth "
-            "login`."
+            f"Access to {repo_id} must be requested on its page; then log in with `hf auth login`."
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"There is no repository {repo_id} on the Hub, or it is private and the token does not "
-            "open it: check the "
-            "name, or log in with `hf auth login` or pass `token`."
+            f"There is no repository {repo_id} on the Hub, or it is private and the token gives no "
+            "access: check the name, or log in with `hf auth login` or pass `token`."
         ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
@@ -51,8 +48,7 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
-            f"{repo_id} is not in the cache, or not whole, and the Hub is out of reach or not to "
-            "be asked "
+            f"{repo_id} is not in the cache, or only in part, and the Hub is unreachable or disabled "
             "(`HF_HUB_OFFLINE`, `local_files_only`): load it once with a connection."
         ) from error
     except EntryNotFoundError as error:
@@ -81,15 +77,14 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"The connection to the Hub broke at {repo_id} ({type(error).__name__}: "
-            f"{first_line(error)}). A commit is "
-            "whole or not there, a download keeps what it has: try again."
+            f"{first_line(error)}). Uploads are atomic and downloads resume: try again."
         ) from error
 
 
 @contextmanager
 def explain_loading_errors(path: str | Path | None) -> Iterator[None]:
-    """As `explain_hub_errors`, where transformers or diffusers have put the client's error into one
-    of their own."""
+    """Same as `explain_hub_errors`, for client errors that transformers or diffusers wrapped in
+    their own."""
     try:
         yield
     except (OSError, HTTPError) as error:
@@ -101,7 +96,7 @@ def explain_loading_errors(path: str | Path | None) -> Iterator[None]:
 
 
 def client_error(error: BaseException | None) -> BaseException | None:
-    """The client's own error among those that led to an error."""
+    """Finds the client's error in an error's chain of causes; None if there is none."""
     seen = []
     while error is not None and error not in seen:
         if isinstance(error, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
@@ -112,14 +107,14 @@ def client_error(error: BaseException | None) -> BaseException | None:
 
 
 def reason(error: HfHubHTTPError) -> str:
-    """The missing file, or what the Hub says."""
+    """Returns the missing file, or the Hub's message."""
     if isinstance(error, EntryNotFoundError):
         return unquote(error.response.url.path.partition("/resolve/")[2].partition("/")[2])
     return " ".join((error.server_message or first_line(error)).split())
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something."""
+    """Returns the first non-empty line of an error's message, or its type."""
     return next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
     )

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Atomic writes of files and folders."""
 
 import shutil
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ def whole_file(path: str | Path, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to write into, which takes its place in one rename when all is written.
+    """Yields a temporary folder that is renamed to `folder` once everything is written.
 
     Args:
-        folder: Where it ends up; must not exist, or be empty and not the current one.
+        folder: The target; must not exist, or be empty and not the current directory.
 
     Raises:
-        FileExistsError: If there is something already.
+        FileExistsError: If the target already holds something.
     """
     folder = Path(folder).resolve()
     if folder.exists() and (folder == Path.cwd() or not folder.is_dir() or any(folder.iterdir())):

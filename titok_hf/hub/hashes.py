@@ -8,13 +8,13 @@ from torch import nn
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+    """Returns the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_sha256(module: nn.Module) -> str:
-    """The SHA-256 of a network's weights, in hex: of name, dtype, shape and bytes of each tensor,
+    """Returns the SHA-256 of a network's weights, in hex: of name, dtype, shape and bytes of each tensor,
     sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

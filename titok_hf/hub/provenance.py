@@ -1,8 +1,8 @@
-"""Where weights come from and how well they do: `provenance.json` beside them.
+"""The origin and results of weights: `provenance.json` beside them.
 
 A provenance may hold `license`, `base_model`, `datasets`, `training_data`, `recipe`, and `results`,
 each with `task`, `dataset`, `split`, `metric`, `name`, `value`, `standard_error`, `protocol` and
-`source`. Models have it as their attribute `provenance`; no network reads it.
+`source`. Models store it in their attribute `provenance`; no network reads it.
 """
 
 import copy
@@ -20,11 +20,11 @@ Provenance = dict[str, Any]
 
 
 def read_provenance(path: str | Path, subfolder: str = "", **location: Any) -> Provenance:
-    """The provenance of weights in a folder or Hub repository; empty if it is not known.
+    """Reads the provenance of weights in a folder or Hub repository; empty if there is none.
 
     Args:
         path: The folder or repository.
-        subfolder: Folder of the weights in it.
+        subfolder: Subfolder of the weights.
         location: `revision`, `token`, `cache_dir`, … of a repository.
 
     Raises:
@@ -36,7 +36,7 @@ def read_provenance(path: str | Path, subfolder: str = "", **location: Any) -> P
             downloaded = hf_hub_download(
                 str(path), FILE_NAME, subfolder=subfolder or None, **location
             )
-        except EntryNotFoundError:  # also where the Hub is not asked and the cache has none
+        except EntryNotFoundError:  # also raised offline, if it is not cached
             return {}
         file = Path(downloaded)
     elif not file.exists():
@@ -51,7 +51,7 @@ def read_provenance(path: str | Path, subfolder: str = "", **location: Any) -> P
 
 
 def write_provenance(provenance: Provenance, folder: str | Path) -> None:
-    """Writes the provenance of the weights in a folder; an empty one has no file."""
+    """Writes the provenance of the weights in a folder; an empty one removes the file."""
     file = Path(folder) / FILE_NAME
     if provenance:
         text = json.dumps(provenance, indent=2, ensure_ascii=False)
@@ -61,8 +61,10 @@ def write_provenance(provenance: Provenance, folder: str | Path) -> None:
 
 
 def provenance_of(thing: Any) -> Provenance:
-    """The provenance of a model, or of a pipeline's models together: base models, data and results
-    of all, and what else the last one says. Empty for what has no weights."""
+    """Returns the provenance of a model, or of a pipeline's models together; empty without weights.
+
+    Base models, data sets and results of all models are joined; other entries are the last model's.
+    """
     parts = [
         part for part in getattr(thing, "components", {"": thing}).values() if has_provenance(part)
     ]
@@ -86,13 +88,13 @@ def has_provenance(thing: Any) -> bool:
 
 
 def inherit_provenance(model: Any, source: Any) -> None:
-    """Gives a model that is made of another's weights the other's provenance."""
+    """Copies the provenance of `source` to a model made from its weights."""
     if has_provenance(source):
         model.provenance = copy.deepcopy(source.provenance)
 
 
 def drop_results(model: Any) -> None:
-    """Drops the results of a model that is about to be trained: it will not be what was measured."""
+    """Drops the results of a model that is about to be trained, since they no longer apply."""
     if has_provenance(model):
         model.provenance = {
             key: value for key, value in model.provenance.items() if key != "results"
@@ -100,13 +102,12 @@ def drop_results(model: Any) -> None:
 
 
 def with_results(provenance: Provenance, results: Sequence[Mapping[str, Any]]) -> Provenance:
-    """A provenance with more results; a newer one takes the place of an older one of the same
-    metric and protocol."""
+    """Adds results to a provenance; they replace older ones of the same metric and protocol."""
     replaced = [identity(result) for result in results]
     kept = [old for old in provenance.get("results", []) if identity(old) not in replaced]
     return {**provenance, "results": [*kept, *results]}
 
 
 def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a result is of."""
+    """Returns the fields that tell which measurement a result is of."""
     return tuple(result.get(key) for key in ("task", "dataset", "split", "metric", "protocol"))

@@ -1,4 +1,4 @@
-"""`push_to_hub` for all that can be published."""
+"""`push_to_hub` for everything that can be published."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +11,8 @@ from .cards import GENERATED, render_card
 from .errors import explain_hub_errors
 from .provenance import FILE_NAME, provenance_of
 
-# What goes along with a model's `config.json`: weights as transformers names them, and where they
-# come from. Those of an earlier push go, since loading might prefer them to the new ones.
+# Weights and provenance beside a model's `config.json`. A push deletes those of an earlier push,
+# since loading might prefer them to the new ones.
 MODEL_PATTERNS = (
     FILE_NAME,
     "model.safetensors",
@@ -24,24 +24,24 @@ MODEL_PATTERNS = (
 
 
 class PublishMixin:
-    """Adds `push_to_hub`, with a model card, to whatever has `save_pretrained`."""
+    """Adds `push_to_hub` with a model card to any class with `save_pretrained`."""
 
     def model_card(self, repo_id: str, revision: str | None = None) -> ModelCard:
-        """The generated card.
+        """Generates the model card.
 
         Args:
             repo_id: Repository or folder that the card's snippet loads.
-            revision: Branch that it loads; the main one if not given.
+            revision: Branch that it loads; defaults to the main one.
         """
         return render_card(self, provenance_of(self), repo_id, revision)
 
     def complete_folder(self, folder: Path) -> None:
-        """Adds to a saved folder what the base class does not write."""
+        """Adds files that the base class does not write to a saved folder."""
 
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """As in the base class; with `push_to_hub=True` also published, as `repo_id` or the
+        """Same as in the base class; `push_to_hub=True` also publishes, as `repo_id` or under the
         folder's name."""
         names = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
         publishing = {name: kwargs.pop(name) for name in names if name in kwargs}
@@ -67,17 +67,17 @@ class PublishMixin:
     ) -> CommitInfo:
         """Publishes on the Hub, in one commit.
 
-        A card that someone wrote or edited stays; a generated one is replaced.
+        A card that was written or edited by hand stays; a generated one is replaced.
 
         Args:
-            repo_id: Repository, such as `"user/titok-l-32"`; created if it is not there.
-            commit_message: Of the commit.
-            private: Whether a new repository is private; if not given, as the account is set up.
-            token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
-            revision: Branch; created if it is not there.
-            subfolder: Folder in the repository; comes without a card.
+            repo_id: Repository, such as `"user/titok-l-32"`; created if it does not exist.
+            commit_message: Commit message.
+            private: Whether a new repository is private; defaults to the account's setting.
+            token: Access token; defaults to that of `hf auth login` or `HF_TOKEN`.
+            revision: Branch; created if it does not exist.
+            subfolder: Folder in the repository; no card is written for one.
             create_pr: Whether to open a pull request instead.
-            save_arguments: For `save_pretrained`, such as `max_shard_size`.
+            save_arguments: Passed to `save_pretrained`, such as `max_shard_size`.
 
         Raises:
             PermissionError: If the token may not write there.
@@ -109,12 +109,13 @@ class PublishMixin:
 
 
 def replaces_card(api: HfApi, repo_id: str, revision: str | None, is_model: bool) -> bool:
-    """Whether a push writes the card: if the repository has none yet, or a generated one.
+    """Whether a push writes the card: if the repository has none, or a model replaces a generated
+    one.
 
-    A processor or scheduler goes along with a model, whose card stays even if it is generated.
+    A processor or scheduler is pushed beside a model, whose card stays even if it is generated.
     """
     try:
-        # by its commit: by the name of a branch, a stale card might come from the cache
+        # by commit, since a branch name might return a stale card from the cache
         sha = api.model_info(repo_id, revision=revision).sha
         card = Path(api.hf_hub_download(repo_id, "README.md", revision=sha))
     except RemoteEntryNotFoundError:

@@ -1,4 +1,5 @@
-"""Networks, one folder a family. An import registers them with the Auto classes of transformers."""
+"""Networks, one folder per family. Importing this package registers them with transformers' Auto
+classes."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 

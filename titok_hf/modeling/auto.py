@@ -1,4 +1,4 @@
-"""Any visual tokenizer, by what its folder says that it is."""
+"""Loads a visual tokenizer of any family, chosen by its configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ TOKENIZERS: dict[str, tuple[type[PreTrainedModel], type[TiTokImageProcessor]]] =
 
 
 def is_pipeline(path: str | Path, **location: Any) -> bool:
-    """Whether a folder or Hub repository is a whole pipeline of diffusers."""
+    """Whether a folder or Hub repository is a whole diffusers pipeline."""
     try:
         DiffusionPipeline.load_config(path, **location)
     except OSError:
@@ -32,23 +32,23 @@ def is_pipeline(path: str | Path, **location: Any) -> bool:
 def load_tokenizer(
     path: str | Path, **kwargs: Any
 ) -> tuple[PreTrainedModel | DiffusersTokenizer, TiTokImageProcessor]:
-    """Loads a tokenizer of any family, and its image processor.
+    """Loads a tokenizer of any family with its image processor.
 
     Args:
-        path: Folder or Hub repository, in our format or the official one, or of an image
-            autoencoder of diffusers. That of a whole pipeline goes with the `subfolder` of its
-            tokenizer, such as `"vae"`.
-        kwargs: For `from_pretrained`; for an autoencoder of diffusers also `image_size`, see
+        path: Folder or Hub repository of a tokenizer in our format or the official one, or of an
+            image autoencoder of diffusers. For a whole pipeline, pass its tokenizer's `subfolder`,
+            such as `"vae"`.
+        kwargs: Passed to `from_pretrained`; for an autoencoder of diffusers also `image_size`, see
             `DiffusersTokenizer`.
 
     Returns:
-        A model with `encode`, `decode`, and, if it is discrete, `decode_codes`, in evaluation mode;
-        and the processor, made for the model's image size if there is none.
+        The model in evaluation mode, with `encode`, `decode` and, if it is discrete,
+        `decode_codes`; and its processor, made for the model's image size if none is stored.
 
     Raises:
-        OSError: If there is no such folder or repository, or it is a whole pipeline.
-        ValueError: If it is no tokenizer, does not load (see `from_pretrained`), or has an image
-            processor that does not fit it.
+        OSError: If the folder or repository does not exist, or is a whole pipeline.
+        ValueError: If it is not a tokenizer, does not load (see `from_pretrained`), or its image
+            processor does not fit it.
     """
     location, _ = split_location(kwargs)
     with explain_loading_errors(path):
@@ -57,10 +57,10 @@ def load_tokenizer(
         raise FileNotFoundError(
             f"{path} is a whole pipeline: name its tokenizer with `subfolder`, such as 'vae'."
         )
-    if "_class_name" in config:  # of diffusers
+    if "_class_name" in config:  # a diffusers model
         tokenizer = DiffusersTokenizer.from_pretrained(path, **kwargs)
         return tokenizer, TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
-    model_type = config.get("model_type", "titok")  # official TiTok configurations name none
+    model_type = config.get("model_type", "titok")  # official TiTok configurations lack it
     if model_type not in TOKENIZERS:
         raise ValueError(
             f"{path} must be a tokenizer, one of {', '.join(TOKENIZERS)} or an image autoencoder "

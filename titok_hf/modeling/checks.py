@@ -1,8 +1,7 @@
-"""Checks at the public border of the models: one sentence that says what was expected and what
-came.
+"""Input checks of the public model API; errors say what was expected and what was passed.
 
-The networks check shapes and dtypes, which the host knows. Values are checked where they enter,
-since a look at them waits for the device.
+Networks check shapes and dtypes, which the host knows. Values are checked only where they enter,
+since reading them synchronizes with the device.
 """
 
 import torch
@@ -18,9 +17,9 @@ def check_pixel_values(
 
     Args:
         pixel_values: The images.
-        num_channels: Their channels.
-        image_size: Both sides; any if not given.
-        multiple_of: What divides both sides.
+        num_channels: Expected number of channels.
+        image_size: Expected height and width; any if not given.
+        multiple_of: Number that must divide height and width.
     """
     if not torch.is_floating_point(pixel_values):
         raise TypeError(
@@ -42,9 +41,9 @@ def check_pixel_values(
 
 
 def check_unit_range(pixel_values: torch.Tensor) -> None:
-    """Raises `ValueError` unless images are in [0, 1]; reads them back from their device once.
+    """Raises `ValueError` unless images are in [0, 1]; synchronizes with the device once.
 
-    Values a tenth outside pass, since interpolation overshoots.
+    Values up to 0.1 outside pass, since interpolation overshoots.
     """
     low, high = torch.stack(torch.aminmax(pixel_values)).tolist()
     if not (low >= -0.1 and high <= 1.1):
@@ -69,8 +68,7 @@ def check_ids(ids: torch.Tensor, name: str, shape: tuple[int | str, ...]) -> Non
 
 
 def check_id_range(ids: torch.Tensor, name: str, upper: int) -> None:
-    """Raises `ValueError` unless `ids` are in `[0, upper)`; reads them back from their device
-    once."""
+    """Raises `ValueError` unless `ids` are in `[0, upper)`; synchronizes with the device once."""
     if ids.numel() == 0:
         return
     low, high = torch.stack(torch.aminmax(ids)).tolist()

@@ -1,4 +1,4 @@
-"""diffusers' image autoencoders, called as every other visual tokenizer is."""
+"""Image autoencoders of diffusers with the interface of our visual tokenizers."""
 
 import math
 from dataclasses import dataclass
@@ -25,8 +25,7 @@ from .loading import refuse_misfit
 from .outputs import TokenizerDecoderOutput, TokenizerEncoderOutput
 from .quantization import DiagonalGaussian
 
-# `ConsistencyDecoderVAE` is not among them: it draws its reconstruction at random, which `decode`
-# must not.
+# `ConsistencyDecoderVAE` is excluded: it decodes at random, and `decode` must be deterministic.
 AUTOENCODERS: dict[str, type[ModelMixin]] = {
     model_class.__name__: model_class
     for model_class in (
@@ -43,7 +42,7 @@ AUTOENCODERS: dict[str, type[ModelMixin]] = {
 
 @dataclass(frozen=True)
 class DiffusersTokenizerConfig:
-    """What is asked of a tokenizer's configuration.
+    """The configuration fields that every tokenizer provides.
 
     Args:
         image_size: Side of the square images that the image processor makes, in pixels.
@@ -60,19 +59,18 @@ class DiffusersTokenizer(nn.Module):
     """An image autoencoder of diffusers as a tokenizer: images `(B, 3, H, W)` in [0, 1] to latents
     and back.
 
-    diffusers' own range [-1, 1] stays inside. The latents are those that the autoencoder itself
-    gives and takes: `scaling_factor` and `shift_factor`, which diffusion models apply to them, are
-    not applied.
+    Images are converted to and from diffusers' range [-1, 1]. Latents are the autoencoder's own:
+    the `scaling_factor` and `shift_factor` of diffusion models are not applied.
 
     Args:
         autoencoder: One of `AUTOENCODERS`.
         image_size: Side of the images that the image processor makes, a multiple of the
-            downsampling factor; if not given, the `sample_size` of the autoencoder's configuration,
+            downsampling factor. Defaults to the `sample_size` of the autoencoder's configuration,
             or 256 if it has none. An `AutoencoderRAE` takes one size only.
 
     Raises:
         TypeError: If it is another model, such as a video autoencoder.
-        ValueError: If it takes no RGB images, or none of that size.
+        ValueError: If it does not take RGB images, or not of that size.
     """
 
     def __init__(self, autoencoder: ModelMixin, image_size: int | None = None):
@@ -135,17 +133,16 @@ class DiffusersTokenizer(nn.Module):
         """Loads an autoencoder from a folder or Hub repository, in evaluation mode.
 
         Args:
-            path: The folder or repository; for the autoencoder of a pipeline, the pipeline's, with
-                `subfolder="vae"`.
+            path: Folder or repository of the autoencoder, or of a pipeline with `subfolder="vae"`.
             image_size: See the class.
             use_safetensors: Whether to read safetensors or PyTorch's older files, from which only
-                tensors are taken.
-            kwargs: For `from_pretrained` of the autoencoder.
+                tensors are loaded.
+            kwargs: Passed to `from_pretrained` of the autoencoder.
 
         Raises:
-            OSError: If there is no such folder or repository, or a file is missing there.
-            ValueError: If it is no image autoencoder, is corrupt, lacks weights, or has others or
-                misshapen ones.
+            OSError: If the folder, the repository or a file in it does not exist.
+            ValueError: If it is not an image autoencoder, is corrupt, or has missing, unexpected or
+                misshapen weights.
         """
         location, _ = split_location(kwargs)
         with explain_loading_errors(path):
@@ -160,7 +157,7 @@ class DiffusersTokenizer(nn.Module):
                     path,
                     use_safetensors=use_safetensors,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # misshapen weights come back in `info`, and are refused below
+                    ignore_mismatched_sizes=True,  # misshapen weights are reported in `info` and refused below
                     **kwargs,
                 )
             except OSError as error:
@@ -168,8 +165,7 @@ class DiffusersTokenizer(nn.Module):
                     raise
                 raise ValueError(
                     f"The weights of {path} are truncated or corrupt. Copy them again, or download "
-                    "them again with "
-                    "`force_download=True`."
+                    "them again with `force_download=True`."
                 ) from error
         missing, unexpected, misshapen = (
             info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")
@@ -194,19 +190,16 @@ class DiffusersTokenizer(nn.Module):
         """Encodes float images `(B, 3, H, W)` in [0, 1].
 
         Args:
-            pixel_values: The images. Height and width are multiples of the downsampling factor; of
-                an `AutoencoderRAE`, they are its image size.
-            sample_posterior: Whether the latents are a sample of the posterior or its mode, where
-                it is a Gaussian; others are deterministic.
-            generator: Source of the sample's noise.
+            pixel_values: Images whose height and width are multiples of the downsampling factor;
+                for an `AutoencoderRAE`, equal to its image size.
+            sample_posterior: Whether to sample a Gaussian posterior instead of taking its mode;
+                other autoencoders are deterministic.
+            generator: A `torch.Generator` for the noise of the sample.
 
         Returns:
-            Latents `(B, C, h, w)`; of a Gaussian posterior its KL divergence as `quantizer_loss`;
-            of a `VQModel` codes `(B, h * w)` in raster order, `unquantized` `(B, C, h, w)` and the
-            quantizer's loss.
-
-        Raises:
-            TypeError, ValueError: If the images are not float, or of a size that does not fit.
+            Latents `(B, C, h, w)`; with a Gaussian posterior also its KL divergence as
+            `quantizer_loss`; for a `VQModel` also codes `(B, h * w)` in raster order, `unquantized`
+            `(B, C, h, w)` and the quantizer's loss.
         """
         only_size = self.config.image_size if isinstance(self.autoencoder, AutoencoderRAE) else None
         check_pixel_values(pixel_values, 3, only_size, self.downsampling_factor)
@@ -234,7 +227,7 @@ class DiffusersTokenizer(nn.Module):
     def decode(self, latents: torch.Tensor) -> TokenizerDecoderOutput:
         """Decodes latents `(B, C, h, w)` to images `(B, 3, H, W)`.
 
-        Those of a `VQModel` are taken as they are, not quantized again.
+        The latents of a `VQModel` are taken as they are, without quantizing them again.
         """
         model, latents = self.autoencoder, latents.to(self.dtype)
         if isinstance(model, VQModel):
@@ -250,27 +243,25 @@ class DiffusersTokenizer(nn.Module):
         """Decodes codes `(B, h * h)` of square images, in raster order, to images `(B, 3, H, H)`.
 
         Raises:
-            TypeError, ValueError: If the codes are not integers, fill no square, or are outside the
-                codebook (in training and in compiled code this is not looked for), or if this
+            TypeError, ValueError: If the codes are not integers, do not form a square, or are
+                outside the codebook (not checked in training or compiled code), or if this
                 tokenizer is continuous.
         """
         if self.config.codebook_size is None:
             raise ValueError(
                 "`decode_codes` needs a discrete tokenizer, a VQModel; this "
-                f"{type(self.autoencoder).__name__} is "
-                "continuous."
+                f"{type(self.autoencoder).__name__} is continuous."
             )
         check_ids(codes, "codes", ("batch", "tokens"))
         if not (
             self.autoencoder.training or torch.compiler.is_compiling()
-        ):  # it waits for the device
+        ):  # synchronizes with the device
             check_id_range(codes, "codes", self.config.codebook_size)
         side = math.isqrt(codes.shape[1])
         if side**2 != codes.shape[1]:
             raise ValueError(
-                "`codes` must be of square images, a square number of them each, got "
-                f"{codes.shape[1]}; `decode` "
-                "takes the latents of other images."
+                f"`codes` must have a square number of tokens per image, got {codes.shape[1]}; "
+                "`decode` takes the latents of other images."
             )
         latents = self.autoencoder.quantize.embedding(codes).transpose(1, 2)  # (B, C, h * h)
         return self.decode(latents.unflatten(-1, (side, side)))

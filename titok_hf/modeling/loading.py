@@ -1,7 +1,6 @@
-"""Loading that refuses what does not fit, where transformers would warn and go on with random
-weights.
+"""Strict loading: raises where transformers would warn and continue with random weights.
 
-Official checkpoints load as they are: `CheckedConfigMixin.official_format` says how.
+Official checkpoints load directly, see `CheckedConfigMixin.official_format`.
 """
 
 import pickle
@@ -26,7 +25,7 @@ from ..version import __version__
 if TYPE_CHECKING:
     from ..conversion import OfficialFormat
 
-# Names that give a family away, in our checkpoints as in official ones.
+# Parts of weight names that identify a family, in our checkpoints and in official ones.
 FAMILY_MARKS = {
     "latent_token": "TiTokModel",
     "word_embeddings": "MaskGitModel",
@@ -42,7 +41,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-# What a configuration may hold besides its fields.
+# Entries that a configuration may have besides its fields.
 KNOWN_TO_TRANSFORMERS = {
     *PreTrainedConfig().to_dict(),
     "_attn_implementation",
@@ -58,14 +57,15 @@ Misshapen = tuple[str, Sequence[int], Sequence[int]]
 
 
 class CheckedConfigMixin:
-    """Refuses the configuration of another kind of model, unknown fields, and sizes below 1."""
+    """Refuses configurations of another model type, unknown fields, and sizes below 1."""
 
     @classmethod
     def official_format(cls) -> "OfficialFormat":
-        """How the reference stores this family's checkpoints.
+        """Returns the reference's checkpoint format of this family.
 
-        This is the one import that points up: conversion knows the networks, and `from_pretrained`
-        of a network takes official checkpoints, however its class was imported.
+        This is the only import from a lower layer to a higher one: conversion imports the networks,
+        yet `from_pretrained` of a network must load official checkpoints however its class was
+        imported.
         """
         from ..conversion import FORMATS
 
@@ -83,7 +83,7 @@ class CheckedConfigMixin:
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; an official configuration comes as the fields of ours.
+        """Same as in transformers, but translates an official configuration to our fields.
 
         Raises:
             ValueError: If the configuration is of another model type.
@@ -103,7 +103,7 @@ class CheckedConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers.
+        """Same as in transformers, but refuses unknown fields.
 
         Raises:
             ValueError: If there are fields that this version does not know.
@@ -111,7 +111,7 @@ class CheckedConfigMixin:
         if "model_type" in config_dict and cls.official_format().is_official(config_dict):
             config_dict = cls.official_format().config_fields(
                 config_dict
-            )  # `AutoConfig` comes here directly
+            )  # `AutoConfig` calls this method directly
         if unknown := sorted(
             config_dict.keys() - {field.name for field in fields(cls)} - KNOWN_TO_TRANSFORMERS
         ):
@@ -132,14 +132,14 @@ class CheckedConfigMixin:
         )
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The fields to save, and the version that saves them."""
+        """Returns the fields to save, and the version of titok_hf that saves them."""
         return {**super().to_diff_dict(), "titok_hf_version": __version__}
 
 
 class CheckedLoadingMixin(PublishMixin):
     """Loads our checkpoints and official ones, refuses those that do not fit, and publishes.
 
-    `provenance` says where the weights come from and how well they do, for the model card.
+    `provenance` records the origin and results of the weights, for the model card.
     """
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
@@ -156,9 +156,9 @@ class CheckedLoadingMixin(PublishMixin):
         max_shard_size: int | str = "50GB",
         **kwargs: Any,
     ) -> None:
-        """As in transformers, and `push_to_hub=True` publishes with a card.
+        """Same as in transformers; `push_to_hub=True` also publishes a card.
 
-        `max_shard_size` stands in the signature because diffusers' pipelines look for it there.
+        `max_shard_size` is in the signature because diffusers' pipelines look for it there.
         """
         super().save_pretrained(save_directory, *args, max_shard_size=max_shard_size, **kwargs)
 
@@ -172,13 +172,14 @@ class CheckedLoadingMixin(PublishMixin):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, for folders and Hub repositories in our format or the reference's.
+        """Same as in transformers, for folders and Hub repositories in our format or the official
+        one.
 
         Raises:
             ValueError: If the checkpoint is of another model type, is corrupt or a pickle that
-                would run code, lacks weights, or has others or misshapen ones, or if a folder holds
+                would run code, has missing, unexpected or misshapen weights, or if a folder holds
                 more than one.
-            OSError: If there is no such folder or repository, or a file is missing there.
+            OSError: If the folder, the repository or a file in it does not exist.
         """
         path, official_format = pretrained_model_name_or_path, cls.config_class.official_format()
         location, others = split_location(kwargs)
@@ -212,11 +213,9 @@ class CheckedLoadingMixin(PublishMixin):
                 if len(found := [name for name in WEIGHT_FILES if (folder / name).exists()]) > 1:
                     raise ValueError(
                         f"{folder} holds more than one checkpoint: {' and '.join(found)}. Remove "
-                        "all but one, or pass "
-                        "`use_safetensors=True` or `False`."
+                        "all but one, or pass `use_safetensors=True` or `False`."
                     )
-            # misshapen weights come back in `info` instead of as transformers' own error, and are
-            # refused below
+            # `ignore_mismatched_sizes` reports misshapen weights in `info`; they are refused below
             model, info = super().from_pretrained(
                 path,
                 *args,
@@ -240,7 +239,7 @@ def is_official(
 ) -> bool:
     """Whether a folder or repository is in the official format.
 
-    One without a configuration of its own is not, if another is given.
+    If it has no configuration, it counts as ours as long as `config` is given.
     """
     try:
         return config_class.official_format().find_config(path, **location) is not None
@@ -252,20 +251,18 @@ def is_official(
 
 @contextmanager
 def refuse_unreadable(path: str | Path | None) -> Iterator[None]:
-    """Turns what readers of broken or unsafe files raise into a `ValueError` of one sentence."""
+    """Turns errors of reading broken or unsafe files into a `ValueError` of one sentence."""
     try:
         yield
     except SafetensorError as error:
         raise ValueError(
             f"The safetensors file of {path} is truncated or corrupt ({error}). Copy it again, or "
-            "download it again "
-            "with `force_download=True`."
+            "download it again with `force_download=True`."
         ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"The checkpoint {path} is a pickle that is corrupt or would run code, and was not "
-            "loaded. Where it can "
-            "be trusted, in the code that made it, save the tensors alone: "
+            "loaded. If you trust it, save only its tensors with the code that made it: "
             "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`."
         ) from error
     except (EOFError, RuntimeError) as error:
@@ -282,8 +279,8 @@ def refuse_misfit(
     unexpected: Sequence[str],
     misshapen: Sequence[Misshapen],
 ) -> None:
-    """Raises `ValueError` if any weight is missing, unexpected or misshapen, with the first names
-    and a guess why.
+    """Raises `ValueError` if weights are missing, unexpected or misshapen, with the first names and
+    a likely cause.
 
     Args:
         model_class: Name of the model's class.
@@ -317,7 +314,7 @@ def guess_misfit(
     unexpected: Sequence[str],
     misshapen: Sequence[Misshapen],
 ) -> Iterator[str]:
-    """What a misfit suggests, as sentences."""
+    """Yields likely causes of a misfit, as sentences."""
     families = {
         family for mark, family in FAMILY_MARKS.items() if any(mark in name for name in unexpected)
     }
@@ -332,9 +329,8 @@ def guess_misfit(
         and all(name.startswith("pixel_") for name in missing)
     ):
         yield (
-            "It is a tokenizer from before decoder fine-tuning, given as a fine-tuned one: its "
-            "configuration should say `head='proxy_codes'`, in the official format "
-            "`finetune_decoder: false`."
+            "It is a tokenizer from before decoder fine-tuning, configured as fine-tuned: set "
+            "`head='proxy_codes'`, or in the official format `finetune_decoder: false`."
         )
     elif (
         model_class == "TiTokModel"
@@ -342,9 +338,8 @@ def guess_misfit(
         and all(name.startswith("pixel_") for name in unexpected)
     ):
         yield (
-            "It is a tokenizer after decoder fine-tuning, given as one from before: its "
-            "configuration should say `head='vqgan_decoder'`, in the official format "
-            "`finetune_decoder: true`."
+            "It is a tokenizer after decoder fine-tuning, configured as one from before: set "
+            "`head='vqgan_decoder'`, or in the official format `finetune_decoder: true`."
         )
     for name, got, expected in misshapen:
         if name.endswith(
@@ -356,9 +351,9 @@ def guess_misfit(
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Loads weights that must be the network's, all of them and no others.
+    """Loads exactly the weights of a network, all of them and no others.
 
-    BatchNorm's `num_batches_tracked`, which no forward pass reads, may be there or not.
+    BatchNorm's `num_batches_tracked` is optional, since no forward pass reads it.
 
     Raises:
         ValueError: If a tensor is missing, unexpected or misshapen.
@@ -390,5 +385,5 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> No
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor counts the batches that a BatchNorm was trained on."""
+    """Whether a tensor is BatchNorm's count of training batches."""
     return name.endswith("num_batches_tracked")

@@ -1,4 +1,4 @@
-"""What every visual tokenizer returns, whatever its family."""
+"""Outputs shared by all visual tokenizers."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,13 @@ class TokenizerEncoderOutput(ModelOutput):
 
     Args:
         latents (`torch.FloatTensor`):
-            What `decode` takes: code vectors of a discrete tokenizer, a sample or the mode of the
-            posterior of a continuous one. `(B, N, C)` for 1D tokenizers, `(B, C, h, w)` for 2D
-            ones.
+            Input of `decode`: code vectors of a discrete tokenizer, or a sample or the mode of a
+            continuous one's posterior. `(B, N, C)` for 1D tokenizers, `(B, C, h, w)` for 2D ones.
         codes (`torch.LongTensor` of shape `(B, N)`, *optional*):
             Codebook indices in `[0, codebook_size)`; discrete tokenizers only.
         unquantized (`torch.FloatTensor`, *optional*):
-            The encoder's output before the nearest code is looked up, shaped like `latents`;
-            discrete tokenizers only.
+            The encoder's output before quantization, shaped like `latents`; discrete tokenizers
+            only.
         quantizer_loss (`torch.FloatTensor` of shape `()`):
             Codebook plus commitment loss of a vector quantizer; KL divergence from the standard
             normal, summed over the tokens of an image and averaged over images, of a diagonal
@@ -38,8 +37,8 @@ class TokenizerDecoderOutput(ModelOutput):
 
     Args:
         reconstruction (`torch.FloatTensor` of shape `(B, 3, H, W)`, *optional*):
-            Images in the range that the tokenizer takes, not clamped. Absent where the tokenizer
-            ends in proxy-code logits.
+            Images in the tokenizer's input range, not clamped. Absent if the tokenizer ends in
+            proxy-code logits.
         proxy_logits (`torch.FloatTensor` of shape `(B, h * w, proxy_codebook_size)`, *optional*):
             Logits of the proxy codes, in raster order; two-stage TiTok only.
     """
@@ -50,12 +49,12 @@ class TokenizerDecoderOutput(ModelOutput):
 
 @dataclass
 class TokenizerOutput(ModelOutput):
-    """Result of `forward`: encoding, decoding, and a loss where there is a target.
+    """Result of `forward`: encoding, decoding, and a loss if there is a target.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Error of the reconstruction (squared; absolute for VTP), or cross-entropy of the proxy
-            codes if they are given, plus `quantizer_loss`.
+            Reconstruction error (squared; absolute for VTP), or cross-entropy of the proxy codes if
+            they are given, plus `quantizer_loss`.
         reconstruction, proxy_logits: See `TokenizerDecoderOutput`.
         latents, codes, unquantized, quantizer_loss: See `TokenizerEncoderOutput`.
     """

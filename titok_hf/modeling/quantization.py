@@ -1,4 +1,4 @@
-"""From continuous latents to codes, or to a Gaussian: shared by the tokenizer families."""
+"""Bottlenecks shared by the tokenizer families: vector quantization and a diagonal Gaussian."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class VectorQuantizer(nn.Module):
     """Nearest-code quantizer with straight-through gradients (VQ-VAE, arXiv 1711.00937).
 
     With `normalize`, latents and codes are projected onto the unit sphere first (ViT-VQGAN, arXiv
-    2110.04627), as TiTok does. Norms, distances and losses are computed in float32 whatever the
-    dtype of the model.
+    2110.04627), as in TiTok. Norms, distances and losses are computed in float32 for any model
+    dtype.
     """
 
     def __init__(self, codebook_size: int, dim: int, commitment_cost: float, normalize: bool):
@@ -29,7 +29,7 @@ class VectorQuantizer(nn.Module):
         init.uniform_(self.codebook.weight, -bound, bound)
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
-        """Code vectors `(..., C)` of `codes` `(...)`, in [0, codebook_size)."""
+        """Returns the code vectors `(..., C)` of `codes` `(...)` in [0, codebook_size)."""
         return self.vectors(codes).to(self.codebook.weight.dtype)
 
     def vectors(self, codes: torch.Tensor) -> torch.Tensor:
@@ -37,15 +37,14 @@ class VectorQuantizer(nn.Module):
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def forward(self, unquantized: torch.Tensor) -> TokenizerEncoderOutput:
-        """Quantizes `unquantized` `(B, N, C)`; `latents` carries the gradient of its input
-        unchanged."""
+        """Quantizes `unquantized` `(B, N, C)`; gradients pass from `latents` to it unchanged."""
         latents = unquantized.float()  # (B, N, C)
         latents = F.normalize(latents, dim=-1) if self.normalize else latents
         with torch.no_grad():
             codebook = self.codebook.weight.float()  # (K, C)
             codebook = F.normalize(codebook, dim=-1) if self.normalize else codebook
             flat = latents.flatten(0, -2)  # (B * N, C)
-            # |z - e|^2 less |z|^2, which is the same for every code
+            # |z - e|^2 without |z|^2, which is constant over the codes
             distances = torch.addmm(
                 codebook.square().sum(-1), flat, codebook.t(), alpha=-2
             )  # (B * N, K)
@@ -64,8 +63,8 @@ class VectorQuantizer(nn.Module):
 
 @dataclass
 class DiagonalGaussian:
-    """The posterior of a KL-regularized tokenizer; `mean` and `logvar` have one shape, the
-    log-variance clamped."""
+    """Posterior of a KL-regularized tokenizer; `mean` and the clamped `logvar` have the same
+    shape."""
 
     mean: torch.Tensor
     logvar: torch.Tensor
@@ -79,7 +78,8 @@ class DiagonalGaussian:
     def sample(
         self, generator: torch.Generator | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """A sample in the dtype of the mean, from given or drawn standard normal noise in float32."""
+        """Draws a sample in the dtype of the mean, using `noise` (standard normal, float32) if
+        given."""
         if noise is None:
             source = generator.device if generator is not None else self.mean.device
             noise = torch.randn(self.mean.shape, generator=generator, device=source).to(
@@ -88,8 +88,8 @@ class DiagonalGaussian:
         return (self.mean.float() + (0.5 * self.logvar.float()).exp() * noise).to(self.mean.dtype)
 
     def kl(self) -> torch.Tensor:
-        """KL divergence from the standard normal: summed over all but the first axis, averaged over
-        the first."""
+        """Returns the KL divergence from the standard normal, summed over all axes but the first
+        and averaged over the first."""
         divergence = 0.5 * (
             self.mean.float().square() + self.logvar.float().exp() - 1.0 - self.logvar.float()
         )

@@ -23,14 +23,16 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights  # (B, N, heads, D)
 
 
+# Cosines and sines of rotary positions, `(n, D)` each.
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 def rotate(x: torch.Tensor, rope: Rotation) -> torch.Tensor:
-    """Rotates the last tokens of `x` `(B, heads, N, D)` by cosines and sines `(n, D)`, in their
+    """Rotates the last `n` tokens of `x` `(B, heads, N, D)` by cosines and sines `(n, D)`, in their
     dtype."""
     cos, sin = rope
     rotated = x.to(cos.dtype)
+    # CLS and register tokens come first and have no position
     prefix, tokens = rotated.split([x.shape[2] - len(cos), len(cos)], dim=2)
     first, second = tokens.chunk(2, dim=-1)
     tokens = tokens * cos + torch.cat([-second, first], dim=-1) * sin
@@ -38,10 +40,10 @@ def rotate(x: torch.Tensor, rope: Rotation) -> torch.Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the whole sequence; the kernel is
-    `config._attn_implementation`'s.
+    """Multi-head self-attention over the whole sequence; `config._attn_implementation` selects the
+    kernel.
 
-    With `qk_norm`, queries and keys are RMS-normalized per head; with `rope`, then rotated.
+    With `qk_norm`, queries and keys are RMS-normalized per head; `rope` then rotates them.
     """
 
     is_causal = False
@@ -80,7 +82,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(GradientCheckpointingLayer):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`.
+    """Pre-norm block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
     With `skip`, the input is first merged with the output of an earlier block (U-ViT, arXiv
     2209.12152).

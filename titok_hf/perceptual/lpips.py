@@ -1,5 +1,4 @@
-"""LPIPS: the perceptual distance of two images, from the features of VGG16 (arXiv 1801.03924,
-version 0.1)."""
+"""LPIPS: perceptual distance of images in VGG16's features (arXiv 1801.03924, version 0.1)."""
 
 from collections.abc import Mapping
 
@@ -14,8 +13,7 @@ MIN_SIZE = 16  # four max pools halve it to 1
 
 
 class Head(nn.Module):
-    """What a channel's difference counts. In the reference's file, a dropout stands before the
-    convolution."""
+    """Learned per-channel weight (1x1 convolution); `Identity` replaces the reference's dropout."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -26,19 +24,19 @@ class Head(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The distance of images to their targets: the weighted squared difference of their normalized
-    VGG16 features.
+    """Distance of images to their targets: the weighted squared difference of normalized VGG16
+    features.
 
-    Its parameters are frozen and gradients flow to the images, so that it is a loss as well as a
-    metric. The function is that of the package `lpips` with `net="vgg"`, and of its copy in
-    taming-transformers. Parameters have the names of the published files: `features.N.weight` and
-    `features.N.bias` of VGG16, `lin0.model.1.weight` to `lin4.model.1.weight` of the heads.
+    Parameters are frozen but gradients flow to the images, so it is a loss as well as a metric. It
+    equals the package `lpips` with `net="vgg"` and its copy in taming-transformers. Parameters have
+    the names of the published files: `features.N.weight` and `features.N.bias` of VGG16,
+    `lin0.model.1.weight` to `lin4.model.1.weight` of the heads.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # ImageNet's mean and standard deviation, of images in [-1, 1] (`ScalingLayer` of the
-        # reference)
+        # ImageNet's mean and standard deviation for images in [-1, 1] (the reference's
+        # `ScalingLayer`)
         self.register_buffer(
             "shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
         )
@@ -64,14 +62,14 @@ class LPIPS(nn.Module):
     def from_state_dicts(
         cls, backbone: Mapping[str, torch.Tensor], heads: Mapping[str, torch.Tensor]
     ) -> "LPIPS":
-        """The network with published weights.
+        """Builds the network with published weights.
 
         Args:
-            backbone: torchvision's VGG16, classifier or not.
-            heads: The reference's linear heads for it, `vgg.pth` of version 0.1.
+            backbone: Weights of torchvision's VGG16, with or without its classifier.
+            heads: The reference's linear heads for VGG16, `vgg.pth` of version 0.1.
 
         Raises:
-            ValueError: If a tensor is missing, misshapen, or of another network.
+            ValueError: If a tensor is missing, unexpected or misshapen.
         """
         features = {
             name: tensor for name, tensor in backbone.items() if not name.startswith("classifier.")
@@ -81,7 +79,7 @@ class LPIPS(nn.Module):
         return network
 
     def normalized_features(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Features `(B, C, h, w)` at the end of each stage, of length 1 at each position."""
+        """Returns the features `(B, C, h, w)` of each stage, with unit norm at each position."""
         x = (images - self.shift) / self.scale
         features = []
         for index, layer in enumerate(self.features):
@@ -91,16 +89,10 @@ class LPIPS(nn.Module):
         return features
 
     def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The distance of each image to its target.
+        """Computes the distance `(B,)` of each image to its target, 0 for equal images.
 
         Args:
             images, targets: Float images `(B, 3, H, W)` in [-1, 1], of at least 16x16 pixels.
-
-        Returns:
-            `(B,)`, 0 for equal images.
-
-        Raises:
-            TypeError, ValueError: If they are not float, of different shapes, or too small.
         """
         if not (torch.is_floating_point(images) and torch.is_floating_point(targets)):
             raise TypeError(

@@ -1,5 +1,4 @@
-"""Where the weights of metrics' networks come from: a given file, torch's cache, or the place of
-publication."""
+"""Finds the weights of metric networks: a given file, torch's cache, or a download."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ class WeightsFile:
     """A published file of weights.
 
     Args:
-        names: What it may be called in torch's cache, `torch.hub.get_dir()/checkpoints`; a download
-            gets the first.
-        url: Where it is published.
-        sha256: The beginning of its SHA-256, in hex, at least 8 digits.
+        names: Possible names in torch's cache, `torch.hub.get_dir()/checkpoints`; a download gets
+            the first.
+        url: Download address.
+        sha256: Its SHA-256 in hex, or the first digits of it, at least 8.
     """
 
     names: tuple[str, ...]
@@ -37,8 +36,7 @@ INCEPTION = WeightsFile(
 VGG16 = WeightsFile(
     ("vgg16-397923af.pth",), "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"
 )
-# Called `vgg.pth` where it is published, which says too little in a cache that all networks share.
-# BSD-2-Clause.
+# Published as `vgg.pth`, a name too vague for a cache that all networks share. BSD-2-Clause.
 LPIPS_HEADS = WeightsFile(
     ("lpips-v0.1-vgg-a78928a0.pth",),
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
@@ -47,17 +45,16 @@ LPIPS_HEADS = WeightsFile(
 
 
 def find_weights(published: WeightsFile, given: str | Path | None = None) -> Path:
-    """The local file of a network's weights, downloaded if it has to be.
+    """Returns the local file of a network's weights, downloading it if necessary.
 
     Args:
-        published: The file to take if none is given: from torch's cache, or else from its place of
-            publication.
+        published: File to use if none is given, from torch's cache or else its download address.
         given: A local file, or a file on the Hub as `owner/repository/path/of/file`.
 
     Raises:
-        FileNotFoundError: If the given file is neither here nor on the Hub, or the download failed;
-            the error then says from where to get the file and where to put it.
-        OSError: If the Hub refused, or is out of reach.
+        FileNotFoundError: If the given file is neither local nor on the Hub, or the download
+            failed; the error then says where to get the file and where to put it.
+        OSError: If the Hub refused or cannot be reached.
     """
     if given is not None:
         return find_given(given)
@@ -69,7 +66,7 @@ def find_weights(published: WeightsFile, given: str | Path | None = None) -> Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(published.url, str(target), hash_prefix=published.sha256)
-    except (OSError, RuntimeError) as error:  # a RuntimeError if the hash is another
+    except (OSError, RuntimeError) as error:  # RuntimeError: the hash differs
         raise FileNotFoundError(
             f"{published.url} could not be downloaded ({error}): get it elsewhere and put it at "
             f"{target}."
@@ -78,7 +75,7 @@ def find_weights(published: WeightsFile, given: str | Path | None = None) -> Pat
 
 
 def find_given(given: str | Path) -> Path:
-    """A local file, or one on the Hub, see `find_weights`."""
+    """Returns a local file, or downloads one from the Hub, see `find_weights`."""
     if Path(given).is_file():
         return Path(given)
     parts = str(given).split("/")
@@ -98,15 +95,14 @@ def find_given(given: str | Path) -> Path:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, by name, on the CPU.
+    """Loads the tensors of a file, by name, on the CPU.
 
     Args:
-        path: A safetensors file, or else one of `torch.save`, of which only tensors are read.
+        path: A safetensors file, or a file of `torch.save`, from which only tensors are read.
 
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If the file is corrupt, of another format, or holds anything but tensors by
-            name.
+        ValueError: If the file is corrupt, has another format, or holds anything but named tensors.
     """
     with path.open("rb") as file:
         try:
@@ -115,7 +111,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises all kinds: KeyError, IndexError, OSError, …
             raise ValueError(
-                f"{path} is corrupt, or no file of tensors: expected safetensors or a state dict "
+                f"{path} is corrupt, or not a file of tensors: expected safetensors or a state dict "
                 f"saved by torch.save ({type(error).__name__}). Get it again."
             ) from error
     if not isinstance(tensors, dict) or not all(
@@ -127,15 +123,15 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_lpips(backbone: str | Path | None = None, heads: str | Path | None = None) -> LPIPS:
-    """LPIPS with published weights.
+    """Loads LPIPS with published weights.
 
     Args:
-        backbone: File of torchvision's VGG16, local or on the Hub, see `find_weights`;
-            torchvision's if not given.
-        heads: File of the linear heads, `vgg.pth` of version 0.1; the reference's if not given.
+        backbone: File of torchvision's VGG16, local or on the Hub, see `find_weights`; downloaded
+            if not given.
+        heads: File of the linear heads, `vgg.pth` of version 0.1; downloaded if not given.
 
     Raises:
-        OSError: If a file is not there, see `find_weights`.
+        OSError: If a file cannot be found, see `find_weights`.
         ValueError: If a file is corrupt, or holds the weights of another network.
     """
     files = find_weights(VGG16, backbone), find_weights(LPIPS_HEADS, heads)

@@ -1,4 +1,4 @@
-"""Samplers: the masked-token scheduler and the pipeline that generates images with it."""
+"""Sampling: the masked-token scheduler and the pipeline that generates images with it."""
 
 from .pipeline_titok import TiTokPipeline, TiTokPipelineOutput
 from .scheduling_maskgit import MaskGitScheduler

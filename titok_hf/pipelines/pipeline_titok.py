@@ -1,4 +1,4 @@
-"""Class labels to images: a masked generator fills the tokens in, the tokenizer decodes them."""
+"""Class labels to images: a masked generator predicts the tokens, the tokenizer decodes them."""
 
 import inspect
 import json
@@ -32,7 +32,7 @@ from .scheduling_maskgit import MaskGitScheduler
 
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 ClassLabel = int | str
-# Modules in a saved pipeline's folder, one line each.
+# One-line modules in a saved pipeline's folder, for `trust_remote_code`.
 PIPELINE_MODULE, COMPONENT_MODULE = "pipeline", "component"
 CLASSES = {
     component.__name__: component
@@ -49,7 +49,7 @@ CLASSES = {
 def guidance_scale_at(
     step: int, num_inference_steps: int, guidance_scale: float, guidance_schedule: GuidanceSchedule
 ) -> float:
-    """The scale `s` of a step in `unconditional + s * (conditional - unconditional)`; 1 is no
+    """Returns a step's scale `s` in `unconditional + s * (conditional - unconditional)`; 1 is no
     guidance.
 
     With `q = step / num_inference_steps`, counted from 0, so that every schedule but the constant
@@ -81,7 +81,7 @@ class TiTokPipelineOutput(BaseOutput):
 
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
-            The images, as asked for by `output_type`; the codes for `"codes"`.
+            The images, in the format of `output_type`; the codes for `"codes"`.
         codes (`torch.LongTensor` of shape `(B, N)`):
             Their codes.
     """
@@ -98,7 +98,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         tokenizer: Decodes the codes.
         transformer: The masked generator, which predicts the codes; its `config.id2label` holds the class names.
         scheduler: Decides what stays masked.
-        num_inference_steps, guidance_scale, guidance_schedule: Defaults of a call.
+        num_inference_steps, guidance_scale, guidance_schedule: Defaults of `__call__`.
 
     Raises:
         TypeError: If a component is of another kind.
@@ -160,17 +160,17 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, subfolder: str = "", **kwargs: Any
     ) -> "TiTokPipeline":
-        """As in diffusers, from a folder or a Hub repository.
+        """Same as in diffusers, from a folder or a Hub repository.
 
         Args:
             pretrained_model_name_or_path: The folder or repository.
-            subfolder: Folder of the pipeline in it.
+            subfolder: Subfolder of the pipeline.
             kwargs: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` find a
-                repository; the rest goes to diffusers, components and `dtype` among it.
+                repository; the rest, such as components and `dtype`, goes to diffusers.
 
         Raises:
-            OSError: If there is no such repository, or the connection broke.
-            ValueError: If there is no pipeline in it, or its parts do not fit each other.
+            OSError: If the repository does not exist, or the connection broke.
+            ValueError: If it holds no pipeline, or the pipeline's parts do not fit each other.
         """
         folder = Path(pretrained_model_name_or_path)
         location, kwargs = split_location(kwargs)
@@ -184,7 +184,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
                 f"{subfolder}/" if subfolder else "",
             )
             with explain_hub_errors(repo_id):
-                # the index first: where there is none, nothing large is downloaded
+                # the index first, so that without one nothing large is downloaded
                 folder = Path(
                     snapshot_download(repo_id, allow_patterns=prefix + cls.config_name, **location)
                 )
@@ -203,12 +203,12 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             return super().from_pretrained(folder / subfolder, **kwargs)
         except OSError as error:
             raise OSError(
-                f"The pipeline in {pretrained_model_name_or_path} is not whole: {error}"
+                f"The pipeline in {pretrained_model_name_or_path} is incomplete: {error}"
             ) from error
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in diffusers, with the real modules in place of the one-line ones of the folder."""
+        """Same as in diffusers, with the real modules in place of the folder's one-line modules."""
         loaded = super().load_config(*args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(config.get("_class_name"), list):
@@ -230,10 +230,10 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         return loaded
 
     def complete_folder(self, folder: Path) -> None:
-        """Writes a one-line module beside each part, with which
-        `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads the folder too."""
+        """Writes the one-line modules with which `DiffusionPipeline.from_pretrained(...,
+        trust_remote_code=True)` loads the folder, too."""
         index = json.loads((folder / self.config_name).read_text())
-        index.pop("_name_or_path", None)  # where it was loaded from here means nothing elsewhere
+        index.pop("_name_or_path", None)  # a local path
         index["_class_name"] = [PIPELINE_MODULE, type(self).__name__]
         (folder / f"{PIPELINE_MODULE}.py").write_text(
             f"from titok_hf import {type(self).__name__}\n"
@@ -249,8 +249,8 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
     def label_ids(
         self, class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor
     ) -> list[int]:
-        """Ids of classes given by id or name; a name is a whole `id2label` entry or one of its
-        comma-separated parts.
+        """Returns the ids of classes given by id or name; a name is a whole `id2label` entry or one
+        of its comma-separated parts.
 
         Raises:
             ValueError: If an id is out of range, or a name unknown or shared by several classes.
@@ -309,15 +309,13 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         """Generates images.
 
         Args:
-            class_labels: Classes, by id or name; one image each unless `num_images_per_label` says
-                otherwise.
-            num_inference_steps: Steps of the sampler; the pipeline's default if not given.
+            class_labels: Classes, by id or name; one image each by default.
+            num_inference_steps: Number of sampling steps; defaults to the pipeline's.
             guidance_scale: Scale of classifier-free guidance, 1 for none (see `guidance_scale_at`).
             guidance_schedule: `"constant"`, `"linear"` or `"power-cosine"` (see
                 `guidance_scale_at`).
-            generator: Source of the randomness. With a list, one an image, each image depends on
-                its own generator alone. From a single one a seed is drawn for each image in turn,
-                so that images do not depend on how many are made at once either.
+            generator: A `torch.Generator`, or a list with one per image. A single one draws a seed
+                for each image, so images never depend on the batch size.
             num_images_per_label: Images of each label.
             codes: `(B, N)` codes to complete, with `transformer.config.mask_token_id` where a token
                 is to be filled in; the other tokens stay. `B` is the number of images.
@@ -327,7 +325,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             return_dict: Whether to return a `TiTokPipelineOutput` or the tuple `(images,)`.
             callback_on_step_end: Called after each step with the pipeline, the step, the timestep
                 and a dict of `"codes"` `(B, N)`, some still masked, and `"predicted_codes"` `(B,
-                N)`, the guess at all of them; may return a dict with changed `"codes"`.
+                N)`, all of them predicted; may return a dict with changed `"codes"`.
 
         Raises:
             ValueError, TypeError: If a label, the codes, the number of steps or generators, the
@@ -354,6 +352,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         )
         if len(labels) == 0:
             raise ValueError("`class_labels` must name at least one class, got none.")
+        # start from masked codes
         if codes is None:
             codes = torch.full(
                 (len(labels), config.num_tokens), config.mask_token_id, device=device
@@ -362,6 +361,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             check_ids(codes, "codes", (len(labels), config.num_tokens))
             check_id_range(codes, "codes", config.codebook_size + 1)
             codes = codes.to(device, torch.int64)
+        # one random generator per image
         if not isinstance(generator, list):
             source = generator.device if generator is not None else "cpu"
             seeds = torch.stack(
@@ -369,6 +369,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             )
             generator = [torch.Generator(source).manual_seed(seed) for seed in seeds.tolist()]
 
+        # sample the codes
         self.scheduler.set_timesteps(num_inference_steps)
         num_masked_at_first = (codes == config.mask_token_id).sum(-1)  # (B,)
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps.tolist())):
@@ -393,6 +394,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
                     is_last = step == num_inference_steps - 1
                     check_id_range(codes, "codes", config.codebook_size + (not is_last))
 
+        # decode the codes
         if output_type == "codes":
             images = codes
         else:

@@ -1,5 +1,4 @@
-"""The masked-token scheduler: how many tokens stay masked, which codes are drawn, which of them are
-kept."""
+"""The masked-token scheduler: how many tokens stay masked, and which codes are drawn and kept."""
 
 import inspect
 import math
@@ -21,9 +20,9 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.Tensor:
-    """Share of the tokens that are masked at `progress`, from 1 at 0 to 0 at 1.
+    """Returns the share of masked tokens at `progress`, from 1 at 0 to 0 at 1.
 
-    Sampling calls it with the share of steps done, training with a uniform random number.
+    Sampling passes the share of steps done, training a uniform random number.
 
     Args:
         progress: In [0, 1], any shape.
@@ -31,7 +30,7 @@ def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.
             MaskGIT's; `"linear"`: `1 - r`; `"root"`: `1 - sqrt(r)`.
 
     Returns:
-        A float32 tensor of the shape of `progress`, at least float32-exact at both ends.
+        A float32 tensor of the shape of `progress`, exact at both ends.
 
     Raises:
         ValueError: If the schedule is none of these.
@@ -51,11 +50,11 @@ def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.
 
 
 def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
-    """Uniform float32 noise in [0, 1) of `shape`; with a list of generators, row i comes from the
-    i-th alone.
+    """Draws uniform float32 noise in [0, 1) of `shape`; with a list of generators, row i uses the
+    i-th only.
 
     Raises:
-        ValueError: If there is not one generator a row.
+        ValueError: If there is not one generator per row.
     """
     if isinstance(generator, list):
         if len(generator) != shape[0]:
@@ -69,8 +68,8 @@ def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device)
 
 
 def gumbel(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
-    """Standard Gumbel noise, float32."""
-    # rand reaches 0 and never 1; both logarithms need the open interval
+    """Draws standard Gumbel noise in float32."""
+    # rand includes 0 but not 1; both logarithms need the open interval
     noise = uniform(shape, generator, device).clamp_min(torch.finfo(torch.float32).tiny)
     return -(-noise.log()).log()
 
@@ -105,7 +104,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
     Args:
         mask_token_id: Id of a masked token; `config.mask_token_id` of the generator.
         mask_schedule: See `mask_ratio`.
-        token_temperature: Randomness of the codes; 0 takes the likeliest.
+        token_temperature: Randomness of the codes; 0 takes the most likely.
         choice_temperature: Randomness of the order in which tokens are kept; fades linearly over
             the steps.
         anneal_token_temperature: Whether `token_temperature` fades in the same way, as in TiTok's
@@ -135,8 +134,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         if min(token_temperature, choice_temperature) < 0:
             raise ValueError(
                 f"Temperatures must not be negative, got {token_temperature} for tokens and "
-                f"{choice_temperature} for "
-                "the choice."
+                f"{choice_temperature} for the choice."
             )
         if confidence not in ("log_prob", "logit"):
             raise ValueError(f"`confidence` must be 'log_prob' or 'logit', got {confidence!r}.")
@@ -147,10 +145,10 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path | None = None, *args: Any, **kwargs: Any
     ) -> "MaskGitScheduler":
-        """As in diffusers.
+        """Same as in diffusers.
 
         Raises:
-            OSError: If there is no such folder or repository, or the connection broke.
+            OSError: If the folder or repository does not exist, or the connection broke.
         """
         with explain_loading_errors(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -159,7 +157,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
     def extract_init_dict(
         cls, config_dict: dict[str, Any], **kwargs: Any
     ) -> tuple[dict, dict, dict]:
-        """As in diffusers.
+        """Same as in diffusers, but refuses unknown fields.
 
         Raises:
             ValueError: If there are fields that this version does not know.
@@ -170,8 +168,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         ):
             raise ValueError(
                 f"This scheduler has fields that titok_hf {__version__} does not know: "
-                f"{', '.join(unknown)}. Install "
-                "a newer version."
+                f"{', '.join(unknown)}. Install a newer version."
             )
         return super().extract_init_dict(config_dict, **kwargs)
 
@@ -181,12 +178,13 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         """Plans `num_inference_steps` steps; `timesteps` counts them from 0.
 
         Args:
-            num_inference_steps: How many.
-            device: As in diffusers, and without effect: `step` needs the timestep as a number, so
-                `timesteps` stay on the CPU, where reading one does not wait for an accelerator.
+            num_inference_steps: Number of steps.
+            device: Unused, for diffusers' interface: `step` needs the timestep as a number, so
+                `timesteps` stays on the CPU, where reading it does not synchronize with an
+                accelerator.
 
         Raises:
-            ValueError: If the number of steps is not an integer, or there is not at least one.
+            ValueError: If the number of steps is not an integer of at least 1.
         """
         if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
             raise ValueError(
@@ -210,16 +208,16 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
 
         Args:
             logits: `(B, N, codebook_size)` for `sample`, guidance applied.
-            timestep: Element of `timesteps`, or this number.
-            sample: Codes `(B, N)`, masked ones `mask_token_id`. The others never change.
+            timestep: An element of `timesteps`, or its number.
+            sample: Codes `(B, N)`, with `mask_token_id` where masked. The others never change.
             num_masked_at_first: `(B,)` masked tokens of each image before the first step; all N if
-                not given. The reference takes the first image's mask length for the whole batch,
-                which is the same only if all images start with as many masked tokens.
-            generator: Source of the noise: one, or one an image.
+                not given. The reference uses the first image's count for the whole batch, which is
+                the same only if all images start with as many masked tokens.
+            generator: A `torch.Generator`, or a list with one per image.
             return_dict: Whether to return a `MaskGitSchedulerOutput` or a tuple of its first field.
 
         Raises:
-            ValueError: If `set_timesteps` was not called, the timestep is not one of its, or shapes
+            ValueError: If `set_timesteps` was not called, the timestep is out of range, or shapes
                 do not match.
         """
         if self.num_inference_steps is None:
@@ -239,6 +237,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         progress = (timestep + 1) / self.num_inference_steps
         fade = 1 - progress
 
+        # draw the codes
         logits = logits.float()
         if config.softmax_temperature_annealing:
             logits = logits / (0.5 + 0.8 * fade)
@@ -250,10 +249,11 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
             masked, (logits + token_temperature * noise).argmax(-1), sample
         )  # (B, N)
         if timestep == self.num_inference_steps - 1:
-            # All tokens are final now. The general way would keep one of them masked, and draw
-            # noise for an order that no longer matters.
+            # All tokens are final. The code below would keep one of them masked, and draw noise for
+            # an order that no longer matters.
             return MaskGitSchedulerOutput(drawn, drawn) if return_dict else (drawn,)
 
+        # rank them by confidence and mask the least confident again
         scores = logits.log_softmax(-1) if config.confidence == "log_prob" else logits
         confidence = scores.gather(-1, drawn.clamp(max=logits.shape[-1] - 1)[..., None])[
             ..., 0
@@ -265,21 +265,21 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         num_masked = masked.sum(-1)  # (B,)
         if num_masked_at_first is None:
             num_masked_at_first = torch.full_like(num_masked, sample.shape[1])
-        # `stay` tokens stay masked: as many as the schedule says of those masked at first, but at
-        # least one, since the last step is still to come, and one fewer than now, so that each step
-        # decides something. Where nothing is masked this is -1, and no rank is below it.
-        # The ratio is a scalar on the CPU, which any device takes as a number.
+        # `stay` tokens stay masked: the schedule's share of those masked at first, but at least one,
+        # as the last step is still to come, and at most one fewer than now, so that each step keeps
+        # a code. If nothing is masked this is -1, and no rank is below it.
+        # The ratio is a scalar on the CPU, which works with tensors of any device.
         stay = (num_masked_at_first * mask_ratio(progress, config.mask_schedule)).floor().long()
         stay = torch.minimum(stay.clamp_min(1), num_masked - 1)  # (B,)
-        # The first argsort lists positions by confidence; the second inverts this permutation,
-        # which gives each position its rank, 0 for the least confident.
+        # The first argsort sorts positions by confidence; the second inverts this permutation, which
+        # gives each position its rank, 0 for the least confident.
         rank = confidence.argsort(-1).argsort(-1)  # (B, N)
         remasked = torch.where(rank < stay[:, None], config.mask_token_id, drawn)
         return MaskGitSchedulerOutput(remasked, drawn) if return_dict else (remasked,)
 
     def num_masked(self, progress: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """How many of `num_tokens` tokens training masks: `max(1, round(mask_ratio(progress) *
-        num_tokens))`."""
+        """Returns how many of `num_tokens` tokens training masks: `max(1,
+        round(mask_ratio(progress) * num_tokens))`."""
         return (mask_ratio(progress, self.config.mask_schedule) * num_tokens).round().clamp_min(1)
 
     def add_noise(
@@ -289,17 +289,17 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         generator: Generators = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Masks random tokens, as training does.
+        """Masks random tokens, as in training.
 
         Args:
             original_samples: Codes `(B, N)`.
-            progress: `(B,)` in [0, 1]; see `num_masked` for how many tokens of each image are
-                masked.
-            generator: Source of the noise: one, or one an image.
+            progress: `(B,)` in [0, 1]; sets the number of masked tokens per image, see
+                `num_masked`.
+            generator: A `torch.Generator`, or a list with one per image.
             noise: `(B, N)`; the tokens where it is lowest are masked. Drawn if not given.
 
         Returns:
-            The codes `(B, N)`, masked ones `mask_token_id`.
+            The codes `(B, N)`, with `mask_token_id` where masked.
         """
         device, num_tokens = original_samples.device, original_samples.shape[1]
         num_masked = self.num_masked(progress, num_tokens).to(device)  # (B,)

@@ -1,7 +1,7 @@
-"""Model and data set cards: one Markdown template for each class, in this folder.
+"""Model and data set cards: one Markdown template per class, in this folder.
 
-A card says what a thing is, how to use it, where it comes from, how well it does and whom to cite.
-The metadata that every thing of a class shares stands at the top of its template.
+A card describes an object, its use, origin, results and citation. Metadata shared by all objects of
+a class is at the top of its template.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..provenance import Provenance
 
-GENERATED = "<!-- Written by titok_hf, which writes it anew on the next push. Delete this line to keep your edits. -->"
+GENERATED = "<!-- Written by titok_hf, which overwrites it on the next push. Delete this line to keep your edits. -->"
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -29,15 +29,15 @@ TEMPLATES.filters["yaml"] = lambda value: yaml.safe_dump(value, sort_keys=False)
 def render_card(
     thing: Any, provenance: Provenance, repo_id: str, revision: str | None = None
 ) -> ModelCard:
-    """The card of a model, processor, scheduler or pipeline.
+    """Renders the card of a model, processor, scheduler or pipeline.
 
-    Its template is named after its class, or after the nearest base class that has one.
+    The template is named after its class, or after the nearest base class that has one.
 
     Args:
-        thing: The thing; templates read its configuration.
-        provenance: Where it comes from, see `titok_hf.hub.provenance`.
+        thing: The object; templates read its configuration.
+        provenance: Its provenance, see `titok_hf.hub.provenance`.
         repo_id: Repository or folder that the snippet loads.
-        revision: Branch that it loads; the main one if not given.
+        revision: Branch that it loads; defaults to the main one.
     """
     template = TEMPLATES.select_template([f"{base.__name__}.md" for base in type(thing).__mro__])
     rendered = template.render(

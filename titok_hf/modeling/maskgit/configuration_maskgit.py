@@ -17,16 +17,16 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
 
     Args:
         codebook_size: Number of codes of the tokenizer.
-        num_tokens: Tokens of an image.
+        num_tokens: Number of tokens per image.
         num_labels: Number of classes.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: The transformer.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: Transformer sizes.
         hidden_dropout, attention_dropout: Dropout in training.
-        label_dropout: Share of the labels that training replaces by "no class", for classifier-free
+        label_dropout: Share of labels replaced by "no class" in training, for classifier-free
             guidance.
-        label_smoothing: Of the loss.
-        unmasked_weight: Weight in the loss of the tokens that were not masked; masked ones have 1.
-        initializer_range: Standard deviation of the weights at the start; narrow models want more
-            than the default.
+        label_smoothing: Label smoothing of the loss.
+        unmasked_weight: Loss weight of tokens that were not masked; masked ones have weight 1.
+        initializer_range: Standard deviation of the initial weights; narrow models need more than
+            the default.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
@@ -78,8 +78,8 @@ class MaskGitUViTConfig(MaskGitConfig):
     2406.07550).
 
     Args:
-        num_hidden_layers: Blocks on both sides of the middle one together; even.
-        hidden_dropout, attention_dropout: 0, as the network has no dropout.
+        num_hidden_layers: Number of blocks before and after the middle one, together; must be even.
+        hidden_dropout, attention_dropout: Must be 0, as the network has no dropout.
         See `MaskGitConfig` for the rest.
     """
 

@@ -1,4 +1,4 @@
-"""The masked generators: partly masked codes and a class label to logits of all codes."""
+"""The masked generators: predict all codes from partly masked codes and a class label."""
 
 from dataclasses import dataclass
 
@@ -37,14 +37,14 @@ def masked_token_loss(
     label_smoothing: float,
     unmasked_weight: float,
 ) -> torch.Tensor:
-    """Cross-entropy averaged over tokens, those not masked weighted by `unmasked_weight`.
+    """Cross-entropy averaged over tokens; those not masked are weighted by `unmasked_weight`.
 
     Args:
         logits: `(B, N, codebook_size)`.
         target_codes: `(B, N)` in [0, codebook_size).
         masked: `(B, N)`, true where the model saw the mask token.
         label_smoothing: Share of the target's probability spread over all codes.
-        unmasked_weight: Weight of a token that was not masked; masked tokens have 1.
+        unmasked_weight: Weight of tokens that were not masked; masked ones have weight 1.
     """
     losses = F.cross_entropy(
         logits.flatten(0, 1),
@@ -57,10 +57,10 @@ def masked_token_loss(
 
 
 class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
-    """The shared frame: `[label, codes]` as one sequence of ids, through a backbone, to logits of
-    the codes.
+    """Base class: maps `[label, codes]`, one sequence of ids, through a backbone to logits of the
+    codes.
 
-    Ids are the codes, the mask token, the labels and "no class", in this order.
+    The vocabulary is the codes, the mask token, the labels and "no class", in this order.
     """
 
     config: MaskGitConfig
@@ -74,7 +74,7 @@ class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     _supports_attention_backend = True
 
     def backbone(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids `(B, 1 + N)` to hidden states `(B, 1 + N, W)`."""
+        """Maps ids `(B, 1 + N)` to hidden states `(B, 1 + N, W)`."""
         raise NotImplementedError
 
     def forward(
@@ -84,30 +84,30 @@ class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
         target_codes: torch.Tensor | None = None,
         drop_labels: torch.Tensor | None = None,
     ) -> MaskGitOutput:
-        """Logits of every token's code; ids out of range are not looked for, which would read them
-        back from the device.
+        """Predicts the logits of every token's code.
+
+        The range of the ids is not checked, which would synchronize with the device.
 
         Args:
-            codes: `(B, N)` in [0, codebook_size], where `codebook_size`, which is
-                `config.mask_token_id`, is a masked token.
-            class_labels: `(B,)` in [0, num_labels], where `num_labels`, which is
-                `config.null_label`, is "no class".
+            codes: `(B, N)` in [0, codebook_size]; `codebook_size` (`config.mask_token_id`) is a
+                masked token.
+            class_labels: `(B,)` in [0, num_labels]; `num_labels` (`config.null_label`) is "no
+                class".
             target_codes: `(B, N)` in [0, codebook_size), for the loss.
-            drop_labels: `(B,)`, true for labels to be replaced by "no class"; if not given, in
-                training a random share of `config.label_dropout` of them.
-
-        Raises:
-            TypeError, ValueError: If ids have another dtype or shape.
+            drop_labels: `(B,)`, true for labels to replace by "no class"; if not given, training
+                drops each label with probability `config.label_dropout`.
         """
         config = self.config
         check_ids(codes, "codes", ("batch", config.num_tokens))
         check_ids(class_labels, "class_labels", (len(codes),))
+        # drop labels, for classifier-free guidance
         if drop_labels is None and self.training:
             drop_labels = (
                 torch.rand(class_labels.shape, device=class_labels.device) < config.label_dropout
             )
         if drop_labels is not None:
             class_labels = class_labels.masked_fill(drop_labels, config.null_label)
+        # labels follow the codes and the mask token in the vocabulary
         label_ids = config.codebook_size + 1 + class_labels
         hidden_states = self.backbone(
             torch.cat([label_ids[:, None], codes], dim=1)
@@ -127,7 +127,7 @@ class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
 
 
 class MaskGitModel(MaskGitPreTrainedModel):
-    """The bidirectional transformer of MaskGIT (arXiv 2202.04200), in TiTok's size: a BERT over 1D
+    """The bidirectional transformer of MaskGIT (arXiv 2202.04200) in TiTok's size: a BERT over 1D
     tokens."""
 
     def __init__(self, config: MaskGitConfig):
@@ -196,7 +196,7 @@ class MaskGitUViTModel(MaskGitPreTrainedModel):
 
     def backbone(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embeddings(ids) + self.position_embedding  # (B, 1 + N, W)
-        skips = []
+        skips = []  # long skip connections, from the last in-block to the first out-block
         for block in self.in_blocks:
             x = block(x)
             skips.append(x)

@@ -18,9 +18,9 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
         channel_multipliers: Channels of each resolution, in multiples of `hidden_channels`. Each
             resolution but the last halves the image, so the codes form a grid of side `image_size /
             2 ** (len(channel_multipliers) - 1)`.
-        num_res_blocks: Residual blocks of each resolution, and in the middle.
-        norm_num_groups: Groups of the group norms; divides every number of channels.
-        latent_channels: Channels of the latents and of the code vectors.
+        num_res_blocks: Number of residual blocks per resolution, and in the middle.
+        norm_num_groups: Number of groups of the group norms; must divide every number of channels.
+        latent_channels: Number of channels of the latents and of the code vectors.
         codebook_size: Number of codes.
         commitment_cost: Weight of the commitment loss.
         shortcut_of_output: Compatibility with the official weights: where a residual block changes
@@ -47,12 +47,12 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
 
     @property
     def patch_size(self) -> int:
-        """Pixels along one side of the square that a code stands for."""
+        """Side of the square that one code stands for, in pixels."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def num_tokens(self) -> int:
-        """Codes of an image."""
+        """Number of codes per image."""
         return (self.image_size // self.patch_size) ** 2
 
     def validate_architecture(self) -> None:

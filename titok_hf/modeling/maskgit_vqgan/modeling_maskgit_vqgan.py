@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 
 class MaskGitVQGANEncoder(nn.Module):
-    """`(B, 3, H, W)` to `(B, latent_channels, h, w)`."""
+    """Maps images `(B, 3, H, W)` to latents `(B, latent_channels, h, w)`."""
 
     def __init__(self, config: MaskGitVQGANConfig):
         super().__init__()
@@ -63,14 +63,14 @@ class MaskGitVQGANEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(pixel_values.to(self.conv_in.weight.dtype))
-        for blocks in self.down[:-1]:
+        for blocks in self.down[:-1]:  # every resolution but the last is halved
             x = F.avg_pool2d(blocks(x), 2)
         x = self.mid(self.down[-1](x))
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class MaskGitVQGANDecoder(nn.Module):
-    """`(B, latent_channels, h, w)` to `(B, 3, H, W)`."""
+    """Maps latents `(B, latent_channels, h, w)` to images `(B, 3, H, W)`."""
 
     def __init__(self, config: MaskGitVQGANConfig):
         super().__init__()
@@ -106,7 +106,7 @@ class MaskGitVQGANDecoder(nn.Module):
 
 
 class MaskGitVQGANModel(CheckedLoadingMixin, PreTrainedModel):
-    """A 2D VQGAN (MaskGIT, arXiv 2202.04200): images `(B, 3, H, W)` in [0, 1] to a raster of codes
+    """A 2D VQGAN (MaskGIT, arXiv 2202.04200): images `(B, 3, H, W)` in [0, 1] to a grid of codes
     and back."""
 
     config: MaskGitVQGANConfig
@@ -141,9 +141,6 @@ class MaskGitVQGANModel(CheckedLoadingMixin, PreTrainedModel):
         Returns:
             Latents and `unquantized` `(B, C, h, w)`, codes `(B, h * w)` in raster order, and the
             quantizer's loss.
-
-        Raises:
-            TypeError, ValueError: If the images are not float or not of the configured size.
         """
         check_pixel_values(pixel_values, self.config.num_channels, self.config.image_size)
         unquantized = self.encoder(pixel_values)  # (B, C, h, w)
@@ -163,23 +160,22 @@ class MaskGitVQGANModel(CheckedLoadingMixin, PreTrainedModel):
         """Decodes codes `(B, h * w)`, in raster order, to images `(B, 3, H, W)`.
 
         Raises:
-            TypeError, ValueError: If the codes are not integers, too many or too few, or outside
-                the codebook (in training and in compiled code this is not looked for).
+            TypeError, ValueError: If the codes are not integers, are too many or too few, or are
+                outside the codebook (not checked in training or compiled code).
         """
         check_ids(codes, "codes", ("batch", self.config.num_tokens))
-        if not (self.training or torch.compiler.is_compiling()):  # it waits for the device
+        if not (self.training or torch.compiler.is_compiling()):  # synchronizes with the device
             check_id_range(codes, "codes", self.config.codebook_size)
         return self.decode(self.code_latents(codes))
 
     def code_latents(self, codes: torch.Tensor) -> torch.Tensor:
-        """Latents `(B, C, h, w)` of codes `(B, h * w)`, as `decode` takes them; nothing is
-        checked."""
+        """Returns the latents `(B, C, h, w)` of codes `(B, h * w)` for `decode`, without checks."""
         side = self.config.image_size // self.config.patch_size
         return self.quantizer.lookup(codes).transpose(1, 2).unflatten(-1, (side, side))
 
     def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> TokenizerOutput:
-        """Reconstructs float images `(B, 3, H, W)` in [0, 1]; the loss is mean squared error plus
-        the quantizer's."""
+        """Reconstructs float images `(B, 3, H, W)` in [0, 1]; the loss is the mean squared error
+        plus the quantizer's loss."""
         encoded = self.encode(pixel_values)
         reconstruction = self.decode(encoded.latents).reconstruction  # (B, 3, H, W)
         loss = (

@@ -19,35 +19,33 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
 
     Args:
         image_size: Side of the square images, in pixels.
-        num_channels: Channels of the images.
+        num_channels: Number of image channels.
         encoder_patch_size: Side of the encoder's patches, in pixels.
         decoder_patch_size: Side of the square that one mask token of the decoder stands for, in
             pixels.
-        encoder_hidden_size, encoder_num_hidden_layers, encoder_num_attention_heads: The ViT
-            encoder.
-        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads: The ViT
-            decoder.
+        encoder_hidden_size, encoder_num_hidden_layers, encoder_num_attention_heads: Sizes of the
+            ViT encoder.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads: Sizes of the
+            ViT decoder.
         mlp_ratio: Width of the MLPs, in multiples of the hidden size.
-        num_latent_tokens: Tokens of an image, K in the paper.
-        representation: What the tokens of an image are. `"latent_tokens"`: what learned tokens
-            beside the patches have become, in no order of space (TiTok). `"patch_tokens"`: what the
-            encoder's patches have become, a grid, so that `num_latent_tokens` is their number: the
-            2D counterpart that the paper compares with.
-        latent_dim: Channels of a token.
+        num_latent_tokens: Number of tokens per image, K in the paper.
+        representation: The encoder outputs that become tokens. `"latent_tokens"`: learned tokens
+            appended to the patches, without a spatial order (TiTok). `"patch_tokens"`: the patches,
+            a grid, so that `num_latent_tokens` is their number: the paper's 2D counterpart.
+        latent_dim: Number of channels per token.
         quantizer: `"vq"` for codes, `"kl"` for continuous tokens with a Gaussian posterior.
         codebook_size: Number of codes, N in the paper; `"vq"` only.
         normalize_codes: Whether latents and codes are l2-normalized; `"vq"` only.
         commitment_cost: Weight of the commitment loss; `"vq"` only.
-        head: What the decoder ends in. `"proxy_codes"`: logits over the codes of a 2D VQGAN
-            (warm-up). `"vqgan_decoder"`: these logits, softened into code vectors, through the
-            VQGAN's decoder to pixels (decoder fine-tuning). `"pixels"`: pixels directly (single
-            stage).
-        vqgan_config: The VQGAN of the proxy codes; not for `"pixels"`.
+        head: Output of the decoder. `"proxy_codes"`: logits over the codes of a 2D VQGAN (warm-up).
+            `"vqgan_decoder"`: pixels that the VQGAN decodes from the expected code vectors under
+            these logits (decoder fine-tuning). `"pixels"`: pixels directly (single stage).
+        vqgan_config: Configuration of the proxy codes' VQGAN; must be None for `"pixels"`.
         interleaved_latents: Compatibility with the official two-stage weights: the encoder's output
             `(B, K, W)` is read as `(B, W, K)`, without a transpose, before it is projected to
             `latent_dim` channels.
-        initializer_range: Standard deviation of the weights at the start; narrow models want more
-            than the default.
+        initializer_range: Standard deviation of the initial weights; narrow models need more than
+            the default.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
@@ -89,12 +87,12 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image, under the name that all tokenizers share."""
+        """Number of tokens per image, under the name that all tokenizers share."""
         return self.num_latent_tokens
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> "TiTokConfig":
-        """The configuration of a size of the paper, such as `"titok-s-128"`.
+        """Returns the configuration of one of the paper's sizes, such as `"titok-s-128"`.
 
         Args:
             size: A name in `sizes.json` beside this file.

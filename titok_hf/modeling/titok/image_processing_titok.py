@@ -1,4 +1,4 @@
-"""TiTok's border between images and tensors, both ways."""
+"""Converts images to TiTok's input tensors and back."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
     """PIL, uint8 or float images to `pixel_values` `(B, 3, H, W)` in [0, 1], and back.
 
     By default the shorter side is resized to 256 pixels (bicubic, antialiased) and the center
-    256x256 is cut out. Gray, palette and RGBA images become RGB. Needs no torchvision.
+    256x256 is cropped. Gray, palette and RGBA images become RGB. Needs no torchvision.
     """
 
     config_class: type[PreTrainedConfig] = TiTokConfig
@@ -38,8 +38,8 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; where there is a tokenizer and no processor, as in the official
-        repositories, the tokenizer's image size makes one."""
+        """Same as in transformers; a tokenizer stored without a processor, as in the official
+        repositories, gets one for its image size."""
         try:
             with explain_loading_errors(pretrained_model_name_or_path):
                 return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
@@ -53,7 +53,7 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
 
     @classmethod
     def from_image_size(cls, image_size: int) -> "TiTokImageProcessor":
-        """The processor of a tokenizer for square images of `image_size` pixels."""
+        """Returns the processor of a tokenizer for square images of `image_size` pixels."""
         return cls(
             size={"shortest_edge": image_size},
             crop_size={"height": image_size, "width": image_size},
@@ -65,7 +65,7 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
         do_rescale: bool | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """One image to a channels-first array.
+        """Converts one image to a channels-first array.
 
         Raises:
             ValueError: If a float image is to be rescaled, or is not in [0, 1].
@@ -86,9 +86,11 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
         return super().process_image(image, **kwargs)
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
-        """Cuts out the center as torchvision does, with which the official weights were trained: an
-        offset that ends in a half is rounded to the even pixel. Images that are too small get a
-        black border."""
+        """Crops the center as torchvision does, which the official weights were trained with.
+
+        Half-pixel offsets are rounded to the even pixel. Images that are too small get a black
+        border.
+        """
         sides = (size.height, size.width)
         top, left = (
             round((side - wanted) / 2) for side, wanted in zip(image.shape[1:], sides, strict=True)
@@ -108,12 +110,12 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
                 in [0, 1], `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1].
 
         Raises:
-            ValueError: If the output type is none of these, or there is a NaN.
+            ValueError: If the output type is unknown, or there is a NaN.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
         images = pixel_values.detach().float().clamp(0, 1).cpu()
-        if images.isnan().any():  # which a clamp leaves, and the CPU can look at without waiting
+        if images.isnan().any():  # a clamp keeps NaNs; checked here, on the CPU
             raise ValueError("`pixel_values` must be finite, got NaN.")
         if output_type == "pt":
             return images

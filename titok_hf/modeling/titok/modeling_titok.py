@@ -19,11 +19,10 @@ from .configuration_titok import TiTokConfig
 
 
 class TiTokEncoder(nn.Module):
-    """ViT over `[CLS, patches, latent tokens]`; what the latent tokens have become is the image's
-    code.
+    """ViT over `[CLS, patches, latent tokens]`; its outputs at the latent tokens encode the image.
 
-    With `representation="patch_tokens"` there are no latent tokens, and the patches take their
-        place: K = P.
+    With `representation="patch_tokens"` there are no latent tokens, and the patches replace them: K
+    = P.
     """
 
     def __init__(self, config: TiTokConfig):
@@ -57,22 +56,26 @@ class TiTokEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         batch_size = len(pixel_values)
+        # CLS token and patches
         pixel_values = pixel_values.to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # (B, P, W)
         x = (
             torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1)
             + self.position_embedding
         )
+        # latent tokens
         if self.latent_tokens is not None:
             latents = (self.latent_tokens + self.latent_position_embedding).expand(
                 batch_size, -1, -1
             )  # (B, K, W)
             x = torch.cat([x, latents], dim=1)  # (B, 1 + P + K, W)
+        # transformer
         x = self.norm_in(x)
         for block in self.blocks:
             x = block(x)
+        # outputs at the last K tokens
         latents = self.norm_out(x[:, -self.num_latent_tokens :])  # (B, K, W)
-        if self.interleaved_latents:
+        if self.interleaved_latents:  # the official code reshapes without a transpose
             latents = latents.reshape(batch_size, -1, self.num_latent_tokens).transpose(
                 1, 2
             )  # (B, K, W)
@@ -80,8 +83,8 @@ class TiTokEncoder(nn.Module):
 
 
 class TiTokDecoder(nn.Module):
-    """ViT over `[CLS, mask tokens, latent tokens]`; what the mask tokens have become is the image,
-    patch by patch."""
+    """ViT over `[CLS, mask tokens, latent tokens]`; its outputs at the mask tokens are the image's
+    patches."""
 
     def __init__(self, config: TiTokConfig):
         super().__init__()
@@ -104,12 +107,15 @@ class TiTokDecoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        # CLS token and one mask token per patch
         masks = torch.cat(
             [self.cls_token, self.mask_token.expand(-1, self.num_patches, -1)], dim=1
         )  # (1, 1 + P, W)
         masks = (masks + self.position_embedding).expand(len(latents), -1, -1)  # (B, 1 + P, W)
+        # latent tokens
         latents = latents.to(self.latent_embedding.weight.dtype)
         latents = self.latent_embedding(latents) + self.latent_position_embedding  # (B, K, W)
+        # transformer
         x = self.norm_in(torch.cat([masks, latents], dim=1))  # (B, 1 + P + K, W)
         for block in self.blocks:
             x = block(x)
@@ -117,7 +123,8 @@ class TiTokDecoder(nn.Module):
 
 
 class ProxyCodeHead(nn.Module):
-    """Logits of the VQGAN's codes, one a patch: `(B, P, W)` to `(B, P, proxy_codebook_size)`."""
+    """Predicts the VQGAN's code of each patch: `(B, P, W)` to logits `(B, P,
+    proxy_codebook_size)`."""
 
     def __init__(self, config: TiTokConfig):
         super().__init__()
@@ -130,7 +137,7 @@ class ProxyCodeHead(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Pixels of each patch, smoothed over the patch borders: `(B, P, W)` to `(B, 3, H, W)`."""
+    """Predicts each patch's pixels and smooths the patch borders: `(B, P, W)` to `(B, 3, H, W)`."""
 
     def __init__(self, config: TiTokConfig):
         super().__init__()
@@ -199,7 +206,7 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
                 init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
     def with_pixel_decoder(self, vqgan: MaskGitVQGANModel) -> "TiTokModel":
-        """The tokenizer at the start of decoder fine-tuning: these weights, and the VQGAN's
+        """Returns the tokenizer at the start of decoder fine-tuning: these weights, and the VQGAN's
         codebook and decoder.
 
         Args:
@@ -209,7 +216,8 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
             A new model with `head="vqgan_decoder"`; its weights are copies.
 
         Raises:
-            ValueError: If this tokenizer does not end in proxy codes, or in those of another VQGAN.
+            ValueError: If this tokenizer does not end in proxy codes, or predicts another VQGAN's
+                codes.
         """
         if self.config.head != "proxy_codes":
             raise ValueError(
@@ -248,17 +256,14 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
 
         Args:
             pixel_values: The images.
-            sample_posterior: Whether the latents of a `"kl"` tokenizer are a sample of the
-                posterior or its mode; if not given, a sample in training mode only.
-            generator: Source of the sample's noise.
-            noise: The sample's noise `(B, K, C)`, standard normal; drawn if not given.
+            sample_posterior: Whether to sample the posterior of a `"kl"` tokenizer instead of
+                taking its mode; defaults to True in training mode only.
+            generator: A `torch.Generator` for the noise of the sample.
+            noise: Standard normal noise `(B, K, C)` of the sample; drawn if not given.
 
         Returns:
             Latents `(B, K, C)`, the quantizer's loss, and for `"vq"` codes `(B, K)` and
             `unquantized` `(B, K, C)`.
-
-        Raises:
-            TypeError, ValueError: If the images are not float or not of the configured size.
         """
         check_pixel_values(pixel_values, self.config.num_channels, self.config.image_size)
         encoded = self.encoder(pixel_values)  # (B, K, C), for "kl" (B, K, 2C)
@@ -273,11 +278,8 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
         """Decodes latents `(B, K, C)`.
 
         Returns:
-            The reconstruction `(B, 3, H, W)` unless the head is `"proxy_codes"`, the proxy-code
+            The reconstruction `(B, 3, H, W)` unless the head is `"proxy_codes"`, and the proxy-code
             logits `(B, P, N)` unless it is `"pixels"`.
-
-        Raises:
-            ValueError: If the latents have another shape.
         """
         expected = (self.config.num_latent_tokens, self.config.latent_dim)
         if latents.ndim != 3 or tuple(latents.shape[1:]) != expected:
@@ -290,6 +292,7 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
             return TokenizerDecoderOutput(reconstruction=hidden_states)
         if self.config.head == "proxy_codes":
             return TokenizerDecoderOutput(proxy_logits=hidden_states)
+        # the expected code vector of each patch, decoded by the VQGAN
         probabilities = hidden_states.float().softmax(-1).to(hidden_states.dtype)  # (B, P, N)
         side = self.config.image_size // self.config.decoder_patch_size
         vectors = (
@@ -301,11 +304,11 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
         )
 
     def decode_codes(self, codes: torch.Tensor) -> TokenizerDecoderOutput:
-        """Decodes codes `(B, K)` in [0, codebook_size), as `decode` does their vectors.
+        """Decodes codes `(B, K)` in [0, codebook_size), same as `decode` of their latents.
 
         Raises:
-            TypeError, ValueError: If the codes are not integers, too many or too few, or outside
-                the codebook (in training and in compiled code this is not looked for), or if this
+            TypeError, ValueError: If the codes are not integers, are too many or too few, or are
+                outside the codebook (not checked in training or compiled code), or if this
                 tokenizer is continuous.
         """
         if self.config.quantizer != "vq":
@@ -313,12 +316,12 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
                 '`decode_codes` needs a tokenizer with `quantizer="vq"`; this one is continuous.'
             )
         check_ids(codes, "codes", ("batch", self.config.num_latent_tokens))
-        if not (self.training or torch.compiler.is_compiling()):  # it waits for the device
+        if not (self.training or torch.compiler.is_compiling()):  # synchronizes with the device
             check_id_range(codes, "codes", self.config.codebook_size)
         return self.decode(self.code_latents(codes))
 
     def code_latents(self, codes: torch.Tensor) -> torch.Tensor:
-        """Latents `(B, K, C)` of codes `(B, K)`, as `decode` takes them; nothing is checked."""
+        """Returns the latents `(B, K, C)` of codes `(B, K)` for `decode`, without checks."""
         return self.quantizer.lookup(codes)
 
     def forward(
@@ -339,12 +342,9 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
             return_loss: Whether to compute the loss.
 
         Returns:
-            The loss is cross-entropy if there are proxy codes, else the mean squared error of the
-            reconstruction if there is one, plus the quantizer's loss.
-
-        Raises:
-            TypeError, ValueError: If images or proxy codes have another dtype or shape than
-                configured.
+            The outputs of `encode` and `decode`, and the loss: cross-entropy if there are proxy
+            codes, else the mean squared error if there is a reconstruction, plus the quantizer's
+            loss.
         """
         encoded = self.encode(pixel_values, sample_posterior, noise=noise)
         decoded = self.decode(encoded.latents)

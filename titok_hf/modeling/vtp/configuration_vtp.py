@@ -13,39 +13,39 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
     """Configuration of VTP's models. The defaults are VTP-B (arXiv 2512.13687).
 
     Args:
-        image_size: Side of the images of pre-training, in pixels. Positions are relative to the
-            image, so any size that is a multiple of the patch goes through, with less certainty the
-            further it is from this one.
-        num_channels: Channels of the images.
+        image_size: Side of the images in pre-training, in pixels. Positions are relative to the
+            image, so any multiple of the patch size works, less reliably the further it is from
+            this size.
+        num_channels: Number of image channels.
         patch_size: Side of the square that a latent stands for, in pixels.
-        vision_hidden_size, vision_num_hidden_layers, vision_num_attention_heads: The vision
-            encoder.
+        vision_hidden_size, vision_num_hidden_layers, vision_num_attention_heads: Sizes of the
+            vision encoder.
         vision_mlp_ratio: Width of its MLPs, in multiples of the hidden size.
         vision_mlp: `"swiglu"` (SwiGLU, its width times 2/3 rounded up to a multiple of 8),
             `"swiglu64"` (of 64), or `"mlp"` (two layers and a GELU).
         vision_norm: `"rmsnorm"` or `"layernorm"`.
-        vision_layer_scale: LayerScale at the start; None for none.
+        vision_layer_scale: Initial value of LayerScale; no LayerScale if None.
         vision_qk_norm: Whether queries and keys are RMS-normalized, before the rotation.
-        num_register_tokens: Register tokens beside the CLS token.
-        latent_dim: Channels of a latent, what the linear bottleneck after the last norm leaves.
+        num_register_tokens: Number of register tokens beside the CLS token.
+        latent_dim: Number of channels per latent, after the linear bottleneck.
         has_decoder: Whether there is a pixel decoder.
-        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads,
-        decoder_mlp_ratio, decoder_mlp,
-            decoder_norm, decoder_layer_scale, decoder_qk_norm: The pixel decoder, as for the vision
-                encoder.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads: Sizes of the
+            pixel decoder.
+        decoder_mlp_ratio, decoder_mlp, decoder_norm, decoder_layer_scale, decoder_qk_norm: Same as
+            for the vision encoder.
         has_text: Whether there is a text encoder.
         text_hidden_size, text_num_hidden_layers, text_num_attention_heads, text_intermediate_size:
-            The text encoder; its hidden size is also that of the shared embeddings.
-        text_vocab_size: Tokens of the text tokenizer.
-        text_context_length: Tokens of a text at most.
+            Sizes of the text encoder; its hidden size is also that of the shared embedding.
+        text_vocab_size: Vocabulary size of the text tokenizer.
+        text_context_length: Maximum number of tokens per text.
         text_hidden_act: `"gelu"` or `"quick_gelu"`.
-        text_projection_bias: Whether the projection of the text has a bias.
-        image_pooling: Which vision features are projected to the shared embedding: `"cls"`, or the
-            `"mean"` of the patches.
-        bottleneck_everywhere: Whether the shared embedding is projected from behind the bottleneck;
-            else only reconstruction goes through it.
+        text_projection_bias: Whether the text projection has a bias.
+        image_pooling: Vision features projected to the shared embedding: `"cls"`, or the `"mean"`
+            of the patches.
+        bottleneck_everywhere: Whether the shared embedding uses the bottleneck's output; otherwise
+            only reconstruction does.
         logit_bias: Whether the logits have a learned bias, as in SigLIP.
-        initializer_range: Standard deviation of the weights at the start.
+        initializer_range: Standard deviation of the initial weights.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has another type, or the sizes
@@ -92,7 +92,7 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
 
     @property
     def text_config(self) -> CLIPTextConfig:
-        """The text encoder as transformers' own CLIP."""
+        """Configuration of the text encoder as transformers' own CLIP."""
         return CLIPTextConfig(
             vocab_size=self.text_vocab_size,
             hidden_size=self.text_hidden_size,
@@ -103,7 +103,7 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
             max_position_embeddings=self.text_context_length,
             hidden_act=self.text_hidden_act,
             bos_token_id=0,
-            eos_token_id=2,  # to CLIP: pool where the id is largest
+            eos_token_id=2,  # makes CLIP pool at the largest id
             attn_implementation=self._attn_implementation,
         )
 

@@ -1,4 +1,4 @@
-"""VTP's border between images and tensors, both ways."""
+"""Converts images to VTP's input tensors and back."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ class VTPImageProcessorKwargs(ImagesKwargs, total=False):
 class VTPImageProcessor(TiTokImageProcessor):
     """PIL, uint8 or float images to normalized `pixel_values` `(B, 3, H, W)`, and back.
 
-    They are normalized by ImageNet's mean and standard deviation. `crop` says how an image becomes
-    `size`: `"adm"`, as for published reconstructions, cuts out the center (halved with a box filter
-    while it is twice as large, then bicubic to the shorter side); `"squash"`, as for published
-    zero-shot classification, resizes both sides (bilinear). Needs no torchvision.
+    Images are normalized by ImageNet's mean and standard deviation. `crop` selects how they are
+    brought to `size`: `"adm"`, as for published reconstructions, crops the center (halved with a
+    box filter while it is twice as large, then bicubic to the shorter side); `"squash"`, as for
+    published zero-shot classification, resizes both sides (bilinear). Needs no torchvision.
     """
 
     valid_kwargs = VTPImageProcessorKwargs
@@ -40,7 +40,7 @@ class VTPImageProcessor(TiTokImageProcessor):
 
     @classmethod
     def from_image_size(cls, image_size: int) -> "VTPImageProcessor":
-        """The processor for square images of `image_size` pixels."""
+        """Returns the processor for square images of `image_size` pixels."""
         return cls(size={"height": image_size, "width": image_size})
 
     def _preprocess(
@@ -52,7 +52,7 @@ class VTPImageProcessor(TiTokImageProcessor):
         return super()._preprocess(fitted, size=size, **kwargs)
 
     def fit(self, image: np.ndarray, crop: str, height: int, width: int) -> np.ndarray:
-        """An image `(3, H, W)`, uint8 or float in [0, 1], cropped or squashed to `(3, height,
+        """Crops or squashes an image `(3, H, W)`, uint8 or float in [0, 1], to `(3, height,
         width)`.
 
         Raises:
@@ -62,7 +62,7 @@ class VTPImageProcessor(TiTokImageProcessor):
             raise ValueError(f"`crop` must be 'adm' or 'squash', got {crop!r}.")
         if image.shape[1:] == (height, width):
             return image
-        if image.dtype != np.uint8:
+        if image.dtype != np.uint8:  # PIL resizes uint8 images
             return (
                 self.fit((image * 255).round().astype(np.uint8), crop, height, width).astype(
                     np.float32

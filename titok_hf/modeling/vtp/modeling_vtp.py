@@ -1,4 +1,4 @@
-"""VTP: a visual tokenizer that was pre-trained to understand, too (arXiv 2512.13687)."""
+"""VTP: a visual tokenizer that is also pre-trained for understanding (arXiv 2512.13687)."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerO
 from ..transformer import Attention, Rotation
 from .configuration_vtp import VTPConfig
 
-# Weights of what compares images with texts.
+# Weights that only compare images with texts.
 NAMES_OF_TEXT = (
     r"^text_encoder\.",
     r"^text_projection\.",
@@ -37,9 +37,9 @@ class VTPVisionOutput(ModelOutput):
         patch_tokens (`torch.FloatTensor` of shape `(B, N, D)`):
             The patches, in raster order, after the last norm, before the bottleneck.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
-            `(B, 1 + R + N, D)` after each block, each after the last norm too: CLS token,
-            registers, patches. Published linear probes read the CLS tokens of the last four, and
-            the mean of the patches of the last.
+            `(B, 1 + R + N, D)` after each block and the last norm: CLS token, registers, patches.
+            Published linear probes read the CLS tokens of the last four blocks and the mean of the
+            last block's patches.
     """
 
     cls_token: torch.FloatTensor | None = None
@@ -53,7 +53,7 @@ class VTPOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Contrastive loss of CLIP, where image i belongs to text i.
+            CLIP's contrastive loss, where image i belongs to text i.
         logits_per_image (`torch.FloatTensor` of shape `(B_image, B_text)`):
             Scaled cosines of image and text embeddings.
         logits_per_text (`torch.FloatTensor` of shape `(B_text, B_image)`):
@@ -70,7 +70,7 @@ class VTPOutput(ModelOutput):
 
 
 def rotary_periods(head_dim: int, device: torch.device) -> torch.Tensor:
-    """The bfloat16 periods `(head_dim / 4,)` of DINOv3's RoPE, from 1 up to 100."""
+    """Returns the periods `(head_dim / 4,)` of DINOv3's RoPE, from 1 up to 100, in bfloat16."""
     exponents = (
         2 * torch.arange(head_dim // 4, device=device, dtype=torch.bfloat16) / (head_dim // 2)
     )
@@ -78,11 +78,11 @@ def rotary_periods(head_dim: int, device: torch.device) -> torch.Tensor:
 
 
 def axial_rotation(height: int, width: int, head_dim: int, device: torch.device) -> Rotation:
-    """Cosines and sines `(height * width, head_dim)` of DINOv3's axial RoPE, in bfloat16 step by
-    step.
+    """Returns the cosines and sines `(height * width, head_dim)` of DINOv3's axial RoPE.
 
-    Coordinates run from -1 to 1 over each axis, whatever the size; half of a head turns with the
-    row, half with the column. The released weights were trained with this rounding.
+    Coordinates run from -1 to 1 along each axis at any size; half of a head rotates with the row,
+    half with the column. Every step is in bfloat16, the rounding that the released weights were
+    trained with.
     """
     dtype = torch.bfloat16
     rows = torch.arange(0.5, height, device=device, dtype=dtype) / height
@@ -162,7 +162,7 @@ class VTPBlock(GradientCheckpointingLayer):
 
 
 class VTPVisionEncoder(nn.Module):
-    """ViT over `[CLS, registers, patches]`, and the linear bottleneck behind its last norm."""
+    """ViT over `[CLS, registers, patches]`, with a linear bottleneck after its last norm."""
 
     def __init__(self, config: VTPConfig):
         super().__init__()
@@ -188,17 +188,20 @@ class VTPVisionEncoder(nn.Module):
         patch_mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> VTPVisionOutput:
+        # patches
         patches = self.patch_embedding(
             pixel_values.to(self.patch_embedding.weight.dtype)
         )  # (B, D, h, w)
         rope = axial_rotation(*patches.shape[2:], self.head_dim, patches.device)
         x = patches.flatten(2).transpose(1, 2)  # (B, N, D)
-        if patch_mask is not None:
+        if patch_mask is not None:  # mask tokens, as in masked image modeling
             x = torch.where(patch_mask[..., None], self.mask_token.to(x.dtype), x)
+        # CLS and register tokens
         prefix = [self.cls_token, self.register_tokens] if self.num_registers else [self.cls_token]
         x = torch.cat(
             [*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1
         )  # (B, 1 + R + N, D)
+        # transformer
         hidden_states = []
         for block in self.blocks:
             x = block(x, rope)
@@ -213,7 +216,7 @@ class VTPVisionEncoder(nn.Module):
 
 
 class VTPPixelDecoder(nn.Module):
-    """ViT over latents `(B, C, h, w)`, whose tokens unfold into patches: images `(B, 3, H, W)`."""
+    """ViT over latents `(B, C, h, w)`; its outputs unfold into patches of images `(B, 3, H, W)`."""
 
     def __init__(self, config: VTPConfig):
         super().__init__()
@@ -241,10 +244,10 @@ class VTPPixelDecoder(nn.Module):
 
 
 class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
-    """The shared frame.
+    """Base class of VTP's models.
 
     Images are float `(B, 3, H, W)`, normalized by ImageNet's mean and standard deviation, with
-    sides that are multiples of the patch.
+    sides that are multiples of the patch size.
     """
 
     config: VTPConfig
@@ -274,12 +277,7 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
                 init.constant_(parameter, getattr(self.config, f"{part}_layer_scale"))
 
     def encode(self, pixel_values: torch.Tensor) -> TokenizerEncoderOutput:
-        """Encodes images into latents `(B, C, H / p, W / p)`; they are deterministic.
-
-        Raises:
-            TypeError, ValueError: If the images are not float, channels-first, or of a size that the
-                patch divides.
-        """
+        """Encodes images into deterministic latents `(B, C, H / p, W / p)`."""
         check_pixel_values(
             pixel_values, self.config.num_channels, multiple_of=self.config.patch_size
         )
@@ -311,17 +309,14 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
         patch_mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> VTPVisionOutput:
-        """Features before the bottleneck.
+        """Returns features before the bottleneck.
 
         Args:
             pixel_values: The images.
-            patch_mask: `(B, N)`, true where the mask token takes a patch's place.
-            output_hidden_states: Whether to return those of all blocks, each after the last norm.
-                The published linear probes (85.7 for VTP-L) read these; the 64 channels behind the
+            patch_mask: `(B, N)`, true where the mask token replaces a patch.
+            output_hidden_states: Whether to return those of all blocks too, after the last norm.
+                The published linear probes (85.7 for VTP-L) read these; the 64 channels after the
                 bottleneck give less (74.9 in the paper's ablations).
-
-        Raises:
-            TypeError, ValueError: See `encode`; also if the mask has another shape.
         """
         check_pixel_values(
             pixel_values, self.config.num_channels, multiple_of=self.config.patch_size
@@ -339,7 +334,7 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
 
 
 class VTPVisionModel(VTPPreTrainedModel):
-    """The vision encoder alone, loaded from any VTP without its other parts: features and latents."""
+    """The vision encoder, for features and latents; loads from any VTP without its other parts."""
 
     _keys_to_ignore_on_load_unexpected = [r"^pixel_decoder\.", *NAMES_OF_TEXT]
 
@@ -361,8 +356,8 @@ class VTPVisionModel(VTPPreTrainedModel):
 
 
 class VTPForImageReconstruction(VTPPreTrainedModel):
-    """Vision encoder and pixel decoder, loaded from any VTP without its text encoder: a 2D visual
-    tokenizer with continuous latents."""
+    """A 2D tokenizer with continuous latents: vision encoder and pixel decoder; loads from any VTP
+    without its text encoder."""
 
     _keys_to_ignore_on_load_unexpected = [*NAMES_OF_TEXT]
 
@@ -387,8 +382,8 @@ class VTPForImageReconstruction(VTPPreTrainedModel):
 
 
 class VTPModel(VTPPreTrainedModel):
-    """All of VTP: vision encoder, pixel decoder, text encoder, and the embedding that images and
-    texts share."""
+    """The whole VTP: vision encoder, pixel decoder, text encoder, and the embedding shared by
+    images and texts."""
 
     input_modalities = ("image", "text")
 
@@ -417,14 +412,10 @@ class VTPModel(VTPPreTrainedModel):
         if module is self and self.config.has_text:
             init.constant_(self.logit_scale, math.log(1 / 0.07))
             if self.config.logit_bias:
-                init.constant_(self.logit_bias, -10.0)  # SigLIP's
+                init.constant_(self.logit_bias, -10.0)  # as in SigLIP
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embeddings `(B, E)` of images, unit vectors.
-
-        Raises:
-            TypeError, ValueError: See `encode`; also if there is no text encoder.
-        """
+        """Returns unit embeddings `(B, E)` of images."""
         self.check_has_text()
         vision = self.get_vision_features(pixel_values)
         features = (
@@ -435,15 +426,11 @@ class VTPModel(VTPPreTrainedModel):
         return F.normalize(self.image_projection(features), dim=-1)
 
     def get_text_features(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `(B, E)` of texts, unit vectors.
+        """Returns unit embeddings `(B, E)` of texts.
 
         Args:
             input_ids: `(B, L)` of `VTPProcessor`, with the start and the end of each text. The
-                features are those of the token with the largest id, the end.
-
-        Raises:
-            TypeError, ValueError: If the ids are not integers or longer than the context, or if
-                there is no text encoder.
+                features are those of the end, the token with the largest id.
         """
         self.check_has_text()
         check_ids(input_ids, "input_ids", ("batch", "length"))
@@ -467,13 +454,10 @@ class VTPModel(VTPPreTrainedModel):
         """Compares images and texts.
 
         Args:
-            pixel_values: Images.
+            pixel_values: Images `(B, 3, H, W)`.
             input_ids: Texts `(B, L)`.
             return_loss: Whether to compute the contrastive loss, if there are as many texts as
                 images.
-
-        Raises:
-            TypeError, ValueError: See `get_image_features` and `get_text_features`.
         """
         image_embeds = self.get_image_features(pixel_values)  # (B, E)
         text_embeds = self.get_text_features(input_ids)  # (T, E)

@@ -1,4 +1,4 @@
-"""VTP's images and texts together."""
+"""The joint processor of VTP's images and texts."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from ...hub.publish import PublishMixin
 from .configuration_vtp import VTPConfig
 from .image_processing_vtp import VTPImageProcessor
 
-# CLIP's byte pairs, for repositories that come without a tokenizer, as the official ones.
+# CLIP's tokenizer, for repositories without one, such as the official ones.
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"
 
 
 class VTPProcessorKwargs(ProcessingKwargs, total=False):
-    # no mask: what follows the end of a text has no influence
+    # no mask: tokens after the end of a text have no influence
     _defaults = {"text_kwargs": {"padding": "max_length", "return_attention_mask": False}}
 
 
 class VTPProcessor(PublishMixin, ProcessorMixin):
-    """Images to `pixel_values`, texts to `input_ids` of CLIP's byte pairs, padded to the context of
+    """Images to `pixel_values`, texts to `input_ids` of CLIP's tokenizer, padded to the context of
     77.
 
     Args:
@@ -43,11 +43,11 @@ class VTPProcessor(PublishMixin, ProcessorMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> "VTPProcessor":
-        """As in transformers; where there is a VTP and no processor, as in the official
-        repositories, the model's sizes and CLIP's tokenizer make one.
+        """Same as in transformers; a VTP stored without a processor, as in the official
+        repositories, gets one for its sizes, with CLIP's tokenizer.
 
         Raises:
-            OSError: If there is neither, or CLIP's tokenizer is out of reach.
+            OSError: If there is neither, or CLIP's tokenizer cannot be reached.
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -70,18 +70,17 @@ class VTPProcessor(PublishMixin, ProcessorMixin):
 
 
 def clip_tokenizer(config: VTPConfig, **location: Any) -> CLIPTokenizer:
-    """CLIP's tokenizer with the context of a VTP.
+    """Loads CLIP's tokenizer with the context length of a VTP.
 
     Raises:
-        OSError: If it is out of reach.
+        OSError: If it cannot be reached.
     """
     try:
         tokenizer = CLIPTokenizer.from_pretrained(CLIP_REPOSITORY, **location)
     except OSError as error:
         raise OSError(
-            f"The repository comes without a text tokenizer, and CLIP's, {CLIP_REPOSITORY}, is out "
-            "of reach: load it "
-            "once with a connection, or save a `VTPProcessor` beside the model."
+            f"The repository has no text tokenizer, and CLIP's, {CLIP_REPOSITORY}, is unreachable: "
+            "load it once with a connection, or save a `VTPProcessor` beside the model."
         ) from error
     tokenizer.model_max_length = config.text_context_length
     return tokenizer
