@@ -1,7 +1,7 @@
-"""How much computing a recipe takes: FLOPs of a training step, counted on networks without weights.
+"""Compute cost of a recipe: FLOPs of a training step, counted on networks without weights.
 
-`python -m titok_hf.training.flops` prints the table of `docs/recipes.md`; with names of recipes or
-YAML files, that of these.
+`python -m titok_hf.training.flops` prints the table of `docs/recipes.md`. With names of recipes or
+YAML files as arguments, it prints the table of these.
 """
 
 import sys
@@ -25,15 +25,14 @@ A100_FLOPS = 312e12  # dense bfloat16 or float16, NVIDIA A100 data sheet
 UTILIZATION = 0.4
 CLASS_NAMES = [str(label) for label in range(1000)]  # as many as ImageNet has
 
-# Configurations of networks that recipes load, and what others report of recipes' costs.
+# Configurations of pretrained networks that recipes load, and published costs of recipes.
 KNOWN: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("costs.yaml").read_text()
 )
 
 
 class ValuesOfMeta(TorchDispatchMode):
-    """Lets code run on the meta device that looks at values, which it has not: 0 stands for each of
-    them."""
+    """Lets code that reads values run on the meta device: every value reads as 0."""
 
     def __torch_dispatch__(
         self,
@@ -53,12 +52,12 @@ class ValuesOfMeta(TorchDispatchMode):
 def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> int:
     """FLOPs of the forward and backward pass of a batch.
 
-    Matrix products and convolutions count, 2 FLOPs a multiplication. What is done number by number
-    does not: norms, activations, the optimizer and the moving average. Attention is computed as the
-    two products that it is, on any device alike.
+    Matrix products and convolutions count, with 2 FLOPs per multiplication. Elementwise operations
+    do not: norms, activations, the optimizer and the moving average. Attention counts as its two
+    matrix products on every device.
 
     Args:
-        objective: On any device; on the meta device nothing is computed.
+        objective: The objective, on any device; on the meta device nothing is computed.
         batch: Arguments of its `forward`, on the same device.
     """
     with ValuesOfMeta(), FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
@@ -68,14 +67,14 @@ def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> i
 
 
 def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
-    """FLOPs of each stage that a recipe trains, for one image: an optimizer step's are this times
-    the global batch.
+    """FLOPs per image of each stage that a recipe trains.
 
-    The networks are built without weights, from their configurations.
+    An optimizer step takes this number times the global batch size. The networks are built without
+    weights, from their configurations.
 
     Args:
         recipe: The recipe.
-        tokens: Whether a generator trains on a data set of tokens, so that no image is encoded.
+        tokens: Whether a generator trains on a token data set, so that no image is encoded.
     """
     flops = {}
     with torch.device("meta"):
@@ -86,10 +85,10 @@ def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
 
 
 def known_network(stage: Stage) -> Any:
-    """The result of a pretrained stage without its weights.
+    """Returns the result of a pretrained stage without its weights.
 
     Raises:
-        OSError: If its configuration is neither known nor to be found where the recipe says.
+        OSError: If the configuration is neither in `costs.yaml` nor at the recipe's source.
     """
     location = dict(stage.recipe.stages[stage.name])
     source = location.pop("pretrained")
@@ -99,9 +98,9 @@ def known_network(stage: Stage) -> Any:
 
 
 def flops_table(names: Sequence[str]) -> str:
-    """What recipes cost, as a Markdown table: a row a stage, and one for all stages of a recipe.
+    """Returns the costs of recipes as a Markdown table: one row per stage, and a total per recipe.
 
-    GPU-hours are those of an A100 at `UTILIZATION` of its dense 16-bit peak.
+    GPU-hours assume an A100 at `UTILIZATION` of its dense 16-bit peak.
     """
     columns = (
         "recipe",
@@ -143,12 +142,12 @@ def flops_table(names: Sequence[str]) -> str:
 
 
 def cost(flops: int) -> str:
-    """FLOPs in the units of the table: EFLOPs and GPU-hours."""
+    """Formats FLOPs in the units of the table: EFLOPs and GPU-hours."""
     return f"{flops / 1e18:,.0f} | {flops / (A100_FLOPS * UTILIZATION) / 3600:,.0f}"
 
 
 def large_recipes() -> list[str]:
-    """The shipped recipes of ImageNet's scale."""
+    """Returns the names of the shipped recipes at ImageNet's scale."""
     return [name for name in recipe_names() if Recipe.load(name).image_size >= 256]
 
 
