@@ -87,7 +87,7 @@ class TestLastCheckpoint:
         with caplog.at_level(logging.WARNING):
             assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
         assert [record.getMessage() for record in caplog.records] == [
-            f"The checkpoint {broken} is passed over: {said}."
+            f"The checkpoint {broken} is skipped: {said}."
         ]
 
     def test_files_that_came_later_do_no_harm(self, tmp_path):

@@ -200,7 +200,7 @@ class StreamedSamples:
             ) from error
         if stamp != self.stamps[shard]:
             raise OSError(
-                f"The shard {name} has changed since it was counted; start again to count it anew."
+                f"The shard {name} has changed since it was counted; restart to count it again."
             )
 
     def sample(self, index: int, stored: Mapping[str, Any]) -> StoredSample:

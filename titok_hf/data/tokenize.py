@@ -278,8 +278,8 @@ def describe_result(
     for name, split_rows in rows.items():
         if (split_rows.class_names or []) != class_names[: len(split_rows.class_names or [])]:
             raise ValueError(
-                f"The split {name!r} has other classes than the others: tokenize it on its own "
-                "(`split`)."
+                f"The classes of the split {name!r} differ from those of the others: tokenize it "
+                "separately (`split`)."
             )
     # encode one image to learn the shape, whatever the family of the tokenizer
     pixel_values = augmentation.variant(Image.new("RGB", (64, 64)), processor, 0)[None]

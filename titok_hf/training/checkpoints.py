@@ -159,7 +159,7 @@ def newest_whole_checkpoint(folder: str | Path) -> str | None:
     for path in reversed(checkpoints(folder).values()):
         if (wrong := damage(path)) is None:
             return str(path)
-        logger.warning("The checkpoint %s is passed over: %s.", path, wrong)
+        logger.warning("The checkpoint %s is skipped: %s.", path, wrong)
     return None
 
 

@@ -51,7 +51,7 @@ class Previews(TrainerCallback):
             raise ValueError(f"`every_steps` must be at least 1, got {every_steps}.")
         if trainer.is_fsdp_enabled:
             raise ValueError(
-                "Previews need the whole network on the main process, which it has not under FSDP."
+                "Previews need the whole network on the main process, but FSDP shards it."
             )
         self.trainer = trainer
         self.every_steps = every_steps

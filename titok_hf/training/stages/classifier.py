@@ -75,7 +75,7 @@ class ClassifierStage(Stage):
             processor = AutoImageProcessor.from_pretrained(source, **location)
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
-                f"{source} is no image classifier, or not whole: {len(missing)} weights are "
+                f"{source} is no image classifier, or incomplete: {len(missing)} weights are "
                 f"missing, {', '.join(missing[:3])} among them."
             )
         size = (
@@ -84,7 +84,7 @@ class ClassifierStage(Stage):
         side = size.get("height") or size.get("shortest_edge")
         if side is None:
             raise ValueError(
-                f"The image processor of {source} must say the size of its images, got {size}."
+                f"The image processor of {source} must define the size of its images, got {size}."
             )
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if processor.do_normalize:

@@ -64,7 +64,7 @@ class ReconstructionStage(Stage):
         elif unused := [f"`{name}`" for name in weights if name in objective]:
             raise ValueError(
                 f"The stage {self.name} has a {' and a '.join(unused)} but no `perceptual_weight`, "
-                "by which the perceptual loss counts."
+                "so the perceptual loss is off."
             )
 
     def downloads(self) -> dict[str, Callable[[], LPIPS]]:
