@@ -1,15 +1,15 @@
-"""Images a second of the training loader, against a plain torch DataLoader on the same JPEG files.
+"""Images per second of the training loader and of a plain torch DataLoader on the same JPEG files.
 
     OMP_NUM_THREADS=1 python benchmarks/data_loading.py
     OMP_NUM_THREADS=1 python benchmarks/data_loading.py --quick
 
-writes JPEG files to a temporary folder, as single files and as tar shards: windows of
+The benchmark writes JPEG files to a temporary folder, as single files and as tar shards: windows of
 scikit-learn's two photographs, of 256x256 and of 500x375 pixels, which is about ImageNet's size.
-All loaders make batches of 32 images of 256x256 with TiTok's image processor. The plain one
-shuffles, decodes with PIL and calls the processor on each image. Printed are the medians of three
-rounds, in which the loaders take turns; a round begins behind the first batch. Then follow the
-parts of one batch without workers, for 32x32 pixels, too. `--quick` takes few images of 256x256,
-and one round.
+All loaders make batches of 32 images of 256x256 with TiTok's image processor. The plain loader
+shuffles, decodes with PIL and calls the processor on each image. The printed speeds are medians of
+three rounds, in which the loaders take turns; timing starts after the first batch. The times of the
+parts of one batch without workers follow, also for 32x32 pixels. `--quick` uses few images of
+256x256 and one round.
 """
 
 import sys
@@ -39,7 +39,7 @@ BATCH_SIZE = 32
 
 
 def write_images(folder: Path, width: int, height: int, count: int) -> None:
-    """JPEG files in `files/` and, a hundred at a time, in `tars/`."""
+    """Writes JPEG files to `files/` and, in shards of a hundred, to `tars/`."""
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640x427
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -57,7 +57,7 @@ def write_images(folder: Path, width: int, height: int, count: int) -> None:
 
 
 class PlainImages(Dataset):
-    """What one would write by hand."""
+    """The data set that one would write by hand."""
 
     def __init__(self, folder: Path, processor: TiTokImageProcessor):
         self.files = sorted(folder.rglob("*.jpg"))
@@ -83,7 +83,7 @@ def images_per_second(loader: Iterable, num_batches: int) -> float:
 def compare(
     folder: Path, name: str, num_batches: int, num_rounds: int, workers: tuple[int, ...]
 ) -> None:
-    """Prints the speed of all loaders on a folder of images."""
+    """Prints the speed of each loader on a folder of images."""
     processor = TiTokImageProcessor.from_image_size(256)
     collate = ImageCollator(processor).collate
     plain = PlainImages(folder / "files", processor)
@@ -117,7 +117,7 @@ def compare(
 
 
 def parts(folder: Path, name: str, image_size: int, num_rounds: int) -> None:
-    """Prints the time of the parts of a batch."""
+    """Prints the times of the parts of a batch."""
     rows = open_images(str(folder / "files"), label_column=None)["train"]
     collate = ImageCollator(TiTokImageProcessor.from_image_size(image_size)).collate
     stream = BatchStream(TrainingLoader(rows, collate, BATCH_SIZE, num_draws=256))

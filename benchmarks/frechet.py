@@ -1,15 +1,15 @@
-"""Time of a Fréchet distance: the classical route against ours, on the same features.
+"""Time of a Fréchet distance: the classical route and ours on the same features.
 
     OMP_NUM_THREADS=1 python benchmarks/frechet.py
     python benchmarks/frechet.py 10000 768
 
-takes 50,000 rows of 2048 features and three rounds of both routes in turn unless told otherwise,
-and prints the median seconds, the median ratio of a round and how far the results differ: with mean
-and covariance stored on one side, as FID is usually measured, on both, and on neither. The
-classical route is `np.cov` and `scipy.linalg.sqrtm` of the product of the covariances, as in ADM's
-evaluator and pytorch-fid. The features are Gaussian in float32. Variances fall with their rank to
-the power 1.2, from 1 to 1e-4; the sides have the same axes, as images and good samples nearly have,
-with standard deviations that differ by up to 20%.
+By default, the benchmark uses 50,000 rows of 2048 features and three rounds of both routes in turn.
+It prints the median time, the median ratio of the rounds and the difference between the results:
+with mean and covariance stored on one side, as FID is usually measured, on both, and on neither.
+The classical route is `np.cov` and `scipy.linalg.sqrtm` of the product of the covariances, as in
+ADM's evaluator and pytorch-fid. The features are Gaussian in float32. Variances fall with the rank
+to the power 1.2, from 1 to 1e-4. Both sides have the same axes, as is nearly true of images and
+good samples, and standard deviations that differ by up to 20%.
 """
 
 import sys
@@ -24,7 +24,7 @@ from titok_hf.evaluation.metrics import GaussianStatistics
 
 
 def make_features(num_images: int, axes: np.ndarray, seed: int) -> np.ndarray:
-    """Features `(n, D)` in float32 around 0.4, as those of Inception are, along axes `(D, D)`."""
+    """Returns float32 features `(n, D)` around 0.4, like those of Inception, on axes `(D, D)`."""
     rng = np.random.default_rng(seed)
     num_features = len(axes)
     deviations = np.arange(1, num_features + 1) ** -0.6 * rng.uniform(0.9, 1.1, num_features)

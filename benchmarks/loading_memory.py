@@ -1,12 +1,10 @@
-"""Peak memory of loading and converting TiTok-L-32 from official checkpoints, against the
-checkpoint's size.
+"""Peak memory of loading and converting official checkpoints of TiTok-L-32, relative to their size.
 
     python benchmarks/loading_memory.py
 
-makes a checkpoint of random weights (641M parameters, 2.6 GB, in a temporary folder, twice:
-safetensors and a .bin), runs each task in a process of its own, and prints the peak of its resident
-memory as a whole, that of the imports alone taken off, and both as multiples of the checkpoint's
-size.
+The benchmark writes a checkpoint of random weights (641M parameters, 2.6 GB) to a temporary folder,
+as safetensors and as a .bin, and runs each task in its own process. It prints the peak resident
+memory, also as a multiple of the checkpoint's size, and this multiple without the imports.
 """
 
 import json
@@ -28,7 +26,7 @@ TASKS = {
     "convert .bin": "convert('{folder}/tokenizer_titok_l32.bin', '{folder}/from_bin')",
     "from_pretrained of the result": "TiTokModel.from_pretrained('{folder}/from_bin')",
 }
-# Linux keeps the high-water mark of a process there; that of `resource` would include the parent's.
+# VmHWM is the peak of this process alone; `resource` would include the parent's.
 PROGRAM = """
 import re
 import torch
@@ -40,12 +38,13 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) *
 
 
 def write_checkpoint(folder: Path, size: str = "titok-l-32") -> int:
-    """An official checkpoint of random weights as folder and as `.bin`; returns its size in bytes."""
+    """Writes an official checkpoint of random weights as a folder and as a `.bin`; returns its size
+    in bytes."""
     vqgan_config = {"image_size": 256, "shortcut_of_output": True}
     config = TiTokConfig.from_size(
         size, head="vqgan_decoder", interleaved_latents=True, vqgan_config=vqgan_config
     )
-    official = config.official_format
+    official = config.official_format()
     ours = official.meta_state_dict(config)
     shapes = {
         name: official.official_shape(names, ours)

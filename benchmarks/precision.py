@@ -1,10 +1,10 @@
-"""How far bfloat16 and float16 move the images of a tokenizer.
+"""Effect of bfloat16 and float16 on the images of a tokenizer.
 
     python benchmarks/precision.py demo/tokenizer
 
-encodes and decodes the held-out digits in float32, bfloat16 and float16, and prints how many codes
-stay the same, and how far the images are from those of float32: of the whole way, and of the
-decoder alone, given the codes of float32.
+The benchmark encodes and decodes the held-out digits in float32, bfloat16 and float16. It prints
+the share of equal codes and the distance from the float32 images: for encoder and decoder, and for
+the decoder alone on the float32 codes.
 """
 
 import sys
@@ -17,7 +17,7 @@ from titok_hf.data import ImageCollator, open_images
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1]."""
+    """Returns the peak signal-to-noise ratio in dB of images in [0, 1]."""
     error = (images.float().clamp(0, 1) - reference.clamp(0, 1)).square().mean()
     return float(-10 * error.log10())
 

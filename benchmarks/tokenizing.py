@@ -1,14 +1,13 @@
-"""Images/s of `titok tokenize` from JPEG files to Parquet, against the bare encoder on the same
-machine.
+"""Images/s of `titok tokenize` from JPEG files to Parquet, relative to the bare encoder.
 
     python benchmarks/tokenizing.py
     python benchmarks/tokenizing.py --quick
 
-makes 128 JPEG files of 500x375 pixels and a TiTok-S-128 of random weights (256x256 pixels), and
-takes three rounds of both in turn. The bare encoder gets batches of 32 that are in memory.
-Tokenizing is the whole function: tokenizer and files are found, read, decoded, resized, encoded and
-written. Where other programs run, too, processor time says more than images/s. `--quick` takes a
-tiny encoder and one round.
+The benchmark makes 128 JPEG files of 500x375 pixels and a TiTok-S-128 of random weights (256x256
+pixels), and runs three rounds of both in turn. The bare encoder gets batches of 32 in memory.
+Tokenizing is the whole function: it finds and loads tokenizer and files, decodes, resizes, encodes
+and writes. On a busy machine, processor time is more reliable than images/s. `--quick` uses a tiny
+encoder and one round.
 """
 
 import argparse
@@ -30,7 +29,7 @@ BATCH_SIZE = 32
 
 
 def write_images(folder: Path, num_images: int) -> None:
-    """JPEG files of about 60 kB in two classes: smooth shapes with some grain, as photographs have."""
+    """Writes JPEG files of about 60 kB in two classes: smooth shapes with grain, as in photos."""
     rng = np.random.default_rng(0)
     for i in range(num_images):
         path = folder / "ab"[i % 2] / f"{i:05d}.jpg"
@@ -41,7 +40,7 @@ def write_images(folder: Path, num_images: int) -> None:
 
 
 def write_tokenizer(folder: Path, quick: bool) -> TiTokModel:
-    """A tokenizer of random weights that ends in pixels, so that little but the encoder has to be
+    """Writes a tokenizer of random weights whose decoder is tiny, so that little but the encoder is
     loaded."""
     tiny = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     sides = ("decoder", "encoder") if quick else ("decoder",)
@@ -59,7 +58,7 @@ def encode_batches(model: TiTokModel, pixel_values: torch.Tensor, num_images: in
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and of those that it has waited for, as the decoding workers."""
+    """Returns the processor time of this process and of its finished workers."""
     return sum(
         sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
@@ -73,7 +72,7 @@ def main(quick: bool = False) -> None:
         write_images(folder / "images", num_images)
         model = write_tokenizer(folder / "tokenizer", quick)
         pixel_values = torch.rand(BATCH_SIZE, 3, 256, 256)
-        encode_batches(model, pixel_values, BATCH_SIZE)  # the first is slower
+        encode_batches(model, pixel_values, BATCH_SIZE)  # the first batch is slower
         routes = {
             "bare encoder": lambda i: encode_batches(model, pixel_values, num_images),
             "titok tokenize": lambda i: tokenize_to_folder(

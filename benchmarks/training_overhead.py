@@ -1,12 +1,12 @@
-"""What the trainer costs over a bare loop, for each stage.
+"""Overhead of the trainer over a bare loop, for each stage.
 
     python benchmarks/training_overhead.py
 
-trains each stage twice on the same networks and batch size: by a bare loop of forward pass,
-backward pass and AdamW on one batch that lies in memory, and by `TiTokTrainer` with JPEG files
-read, cropped and flipped by one worker, gradients clipped, logs, and a moving average of the
-weights. Both take turns; the medians of their times a step, the ratio, and images a second are
-printed. The networks are of a size at which a step takes a second or more on two cores.
+The benchmark trains each stage twice with the same networks and batch size: by a bare loop of
+forward pass, backward pass and AdamW on one batch in memory, and by `TiTokTrainer` with JPEG files
+that one worker reads, crops and flips, gradient clipping, logs, and a moving average of the
+weights. The two take turns. It prints the median times per step, their ratio, and images per
+second. The networks are large enough that a step takes a second or more on two cores.
 """
 
 import argparse
@@ -56,7 +56,7 @@ STAGES = ("vqgan", "warmup", "decoder_finetuning", "single_stage", "generator")
 def make_objectives(
     image_size: int, width: int, depth: int
 ) -> dict[str, Callable[[float], Objective]]:
-    """For each stage what makes its objective, given the decay of the moving average."""
+    """Returns for each stage a function from the decay of the moving average to its objective."""
     vqgan_config = MaskGitVQGANConfig(
         image_size=image_size,
         hidden_channels=32,
@@ -104,7 +104,7 @@ def make_objectives(
 
 
 def bare_loop(objective: Objective, batch: dict[str, torch.Tensor], num_steps: int) -> float:
-    """Seconds a step, of all but the first."""
+    """Returns the mean seconds per step without the first step."""
     parameters = [
         p for _, network in objective.networks() for p in network.parameters() if p.requires_grad
     ]
@@ -120,7 +120,7 @@ def bare_loop(objective: Objective, batch: dict[str, torch.Tensor], num_steps: i
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Records the time at the end of each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

@@ -413,7 +413,7 @@ def test_an_error_of_a_worker_is_its_sentence(tmp_path, num_workers):
         take(make_loader(rows, num_workers=num_workers), 9)
     assert (
         str(caught.value)
-        == f"The shard {rows.names[2]} has changed since it was counted; start again to count it anew."
+        == f"The shard {rows.names[2]} has changed since it was counted; restart to count it again."
     )
 
 

@@ -82,7 +82,8 @@ def test_subfolders_are_classes_and_a_fifth_of_each_is_held_out(image_folder):
 def test_too_few_images_to_hold_a_fifth_out_are_an_error(save, sizes):
     labels = [name for name, size in zip("abc", sizes, strict=False) for _ in range(size)]
     with pytest.raises(
-        ValueError, match=r"2 images of every class and 5 on average: add images, or a split 'test'"
+        ValueError,
+        match=r"2 images of every class and 5 per class on average: add images, or a split 'test'",
     ):
         load_splits(save(train=make_split(labels, Value("string"))))
 

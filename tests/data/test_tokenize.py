@@ -547,7 +547,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_done_stays(make_titok_config, t
     if sentence == "skip":
         pytest.skip(f"needs a disk that can be filled, and may mount none: {done}")
     assert (
-        "tokens.partial is full. What is done stays there: make room" in sentence
+        "tokens.partial is full. Finished parts are kept: make room" in sentence
         and "\n" not in sentence
     )
     assert 1 <= len(done) < 10 and all(name.startswith("train-0000") for name in done)

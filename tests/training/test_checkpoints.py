@@ -87,7 +87,7 @@ class TestLastCheckpoint:
         with caplog.at_level(logging.WARNING):
             assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
         assert [record.getMessage() for record in caplog.records] == [
-            f"The checkpoint {broken} is passed over: {said}."
+            f"The checkpoint {broken} is skipped: {said}."
         ]
 
     def test_files_that_came_later_do_no_harm(self, tmp_path):
@@ -185,7 +185,7 @@ class TestSaving:
     def test_true_without_a_whole_one_is_an_error(self, make_objective, make_trainer, tmp_path):
         make_checkpoint(tmp_path / "trainer", 2, whole=False)
         with pytest.raises(
-            ValueError, match=r"There is no whole checkpoint in .*trainer to go on from"
+            ValueError, match=r"There is no whole checkpoint in .*trainer to resume from"
         ):
             make_trainer(make_objective("vqgan"), **self.OPTIONS).train(resume_from_checkpoint=True)
 
@@ -229,7 +229,7 @@ class TestFullDisk:
             "free there: "
             ".*(No space left on device|File too large|as on a full disk).* Make room and start "
             "again with the same "
-            f"command: training goes on from the last good checkpoint, {folder}/checkpoint-2."
+            f"command: training resumes from the last good checkpoint, {folder}/checkpoint-2."
         )
         with pytest.raises(OSError, match=said):
             trainer.train()

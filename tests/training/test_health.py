@@ -41,7 +41,7 @@ class TestFiniteness:
         trainer = make_trainer(make_objective("vqgan"), callbacks=[Poison(3)], **STEPS)
         said = (
             r"^Training has failed at step 3: not finite are loss, reconstruction_loss, grad_norm_model\. The last "
-            rf"good checkpoint is {tmp_path}/trainer/checkpoint-2\. Started again .* try a lower learning rate"
+            rf"good checkpoint is {tmp_path}/trainer/checkpoint-2\. An unchanged restart .* try a lower learning rate"
         )
         with pytest.raises(FloatingPointError, match=said):
             trainer.train()
@@ -52,7 +52,7 @@ class TestFiniteness:
         options = STEPS | {"save_strategy": "no"}
         trainer = make_trainer(make_objective("vqgan"), callbacks=[Poison(3)], **options)
         with pytest.raises(
-            FloatingPointError, match=r"at step 3: .* There is no checkpoint from before"
+            FloatingPointError, match=r"at step 3: .* There is no earlier checkpoint"
         ):
             trainer.train()
         assert trainer.state.global_step == 5

@@ -1,4 +1,4 @@
-"""Images in, token data sets out."""
+"""Image data sets for training and evaluation, and token data sets made from them."""
 
 from .augmentation import Augmentation
 from .collator import ImageCollator

@@ -1,4 +1,4 @@
-"""Random changes of training images."""
+"""Random augmentation of training images."""
 
 import math
 from dataclasses import dataclass
@@ -18,25 +18,20 @@ ADM = VTPImageProcessor()
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Crops images, flips, rotates, scales and shifts them, each in its own way; what comes in at
-    the borders is 0.
+    """Randomly crops, flips, rotates, scales and shifts each image; pixels from outside are 0.
 
     Args:
-        crop: What is cut out. `"center"`: what the image processor cuts out anyway. `"random"`:
-            anywhere, as for the published tokenizers. `"adm"`: ADM's center crop (halved with a box
+        crop: Kind of the crop. `"center"`: the crop of the image processor. `"random"`: a random
+            position, as for the published tokenizers. `"adm"`: ADM's center crop (halved with a box
             filter while it is twice as large, then bicubic; `center_crop_arr` of
-            openai/guided-diffusion). `"ten"`: the four corners or the center, mirrored or not, each
-            as likely; in the order of torchvision's `TenCrop`, which LlamaGen tokenizes with.
+            openai/guided-diffusion). `"ten"`: one of the four corners and the center, mirrored or
+            not, with equal probability; in the order of torchvision's `TenCrop`, as in LlamaGen.
         enlarge: Shorter side of the image before the crop `"random"` or `"ten"`, in multiples of
-            the crop's; rounded down to pixels, as in LlamaGen, where it is 1.1.
-        horizontal_flip: Whether to mirror every other image.
-        rotation: Largest rotation either way, in degrees.
-        scale: Largest change of size either way, as a fraction.
-        translation: Largest shift either way, as a fraction of the side.
-
-    Raises:
-        ValueError: If the crop is unknown, `enlarge` is below 1 or not used by the crop, or ten
-            crops are to be mirrored twice.
+            the crop's; rounded down to pixels, as in LlamaGen, which uses 1.1.
+        horizontal_flip: Whether to mirror images with probability 0.5.
+        rotation: Largest rotation in either direction, in degrees.
+        scale: Largest change of size in either direction, as a fraction.
+        translation: Largest shift in either direction, as a fraction of the side.
     """
 
     crop: str = "center"
@@ -64,15 +59,15 @@ class Augmentation:
 
     @property
     def variants(self) -> int | None:
-        """How many images come of one, each as likely; `None` if the changes are continuous or a
-        crop is anywhere."""
+        """Number of equally likely results per image; `None` if the crop is random or the
+        augmentation is continuous."""
         if self.crop == "random" or self.is_affine:
             return None
         return self.num_views
 
     @property
     def num_views(self) -> int:
-        """Fixed crops, mirrored ones included."""
+        """Number of fixed crops, including mirrored ones."""
         return 10 if self.crop == "ten" else 1 + self.horizontal_flip
 
     @property
@@ -83,17 +78,17 @@ class Augmentation:
     def __call__(
         self, image: Image.Image, processor: PilBackend, rng: np.random.Generator
     ) -> torch.Tensor:
-        """Changes an image at random.
+        """Augments an image.
 
         Args:
-            image: RGB, of any size.
+            image: RGB image of any size.
             processor: The image processor of the tokenizer.
-            rng: Source of the random numbers. If there are `variants`, the first one chooses among
-                them.
+            rng: Source of randomness; with finite `variants`, its first number picks one.
 
         Returns:
-            Its `pixel_values`, `(3, H, W)`.
+            The `pixel_values`, `(3, H, W)`.
         """
+        # crop and flip
         if self.crop == "random":
             enlarged, (height, width) = self.enlarged(image, processor)
             top = int(rng.integers(enlarged.shape[1] - height + 1))
@@ -107,27 +102,29 @@ class Augmentation:
             pixel_values = self.variant(image, processor, int(rng.random() * self.num_views))
         if not self.is_affine:
             return pixel_values
+
+        # rotation, scaling and shift, in coordinates where the side is [-1, 1]
         turn, grow, right, down = 2 * rng.random(4) - 1  # in [-1, 1)
         angle, scale = turn * math.radians(self.rotation), 1 + grow * self.scale
         x_shift, y_shift = (
             2 * self.translation * right,
             2 * self.translation * down,
-        )  # the side is [-1, 1]
+        )
         cos, sin = scale * math.cos(angle), scale * math.sin(angle)
         matrix = torch.tensor([[cos, -sin, x_shift], [sin, cos, y_shift]], dtype=pixel_values.dtype)
         grid = F.affine_grid(matrix[None], [1, *pixel_values.shape], align_corners=False)
         return F.grid_sample(pixel_values[None], grid, align_corners=False)[0]
 
     def variant(self, image: Image.Image, processor: PilBackend, number: int) -> torch.Tensor:
-        """One of the fixed crops of an image.
+        """Returns one of the fixed crops of an image.
 
         Args:
-            image: RGB, of any size.
+            image: RGB image of any size.
             processor: The image processor of the tokenizer.
-            number: Which one, in [0, `variants`). The second half is the first half mirrored.
+            number: Number of the crop, in [0, `variants`). The second half mirrors the first half.
 
         Returns:
-            Its `pixel_values`, `(3, H, W)`.
+            The `pixel_values`, `(3, H, W)`.
         """
         if self.crop == "center":
             pixel_values = processor(image, return_tensors="pt")["pixel_values"][0]
@@ -148,8 +145,8 @@ class Augmentation:
     def enlarged(
         self, image: Image.Image, processor: PilBackend
     ) -> tuple[np.ndarray, tuple[int, int]]:
-        """The image before the crop, resized as the processor does, `(3, h, w)` uint8, and the
-        crop's size."""
+        """Returns the enlarged image before the crop, `(3, h, w)` uint8, resized with the
+        processor's filter, and the size of the crop."""
         size = crop_size(processor)
         shorter_side = int(max(size) * self.enlarge)
         array = np.asarray(image).transpose(2, 0, 1)
@@ -159,13 +156,13 @@ class Augmentation:
 
 
 def crop_size(processor: PilBackend) -> tuple[int, int]:
-    """Height and width of the images that a processor makes."""
+    """Returns height and width of a processor's output images."""
     size = processor.crop_size or processor.size
     return size.height, size.width
 
 
 def to_tensor(crop: np.ndarray, processor: PilBackend) -> torch.Tensor:
-    """The `pixel_values` of an image `(3, H, W)` in uint8 that has its size already."""
+    """Returns the `pixel_values` of a uint8 image `(3, H, W)` that already has its final size."""
     batch = processor(
         crop,
         do_resize=False,

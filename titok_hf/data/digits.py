@@ -1,6 +1,6 @@
 """The embedded data set: scikit-learn's 1,797 handwritten digits, from the UCI repository.
 
-Needs scikit-learn, which carries them: `pip install "titok_hf[demo]"`.
+It requires scikit-learn, which contains the images: `pip install "titok_hf[demo]"`.
 """
 
 import numpy as np
@@ -16,7 +16,8 @@ DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 
 def split_rows() -> dict[str, np.ndarray]:
-    """Row numbers of the fixed splits: a stratified fifth is `test`, the rest `train`."""
+    """Returns the row numbers of the fixed splits: a stratified fifth is `test`, the rest
+    `train`."""
     labels = load_digits().target
     train, test = train_test_split(
         np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
@@ -25,14 +26,15 @@ def split_rows() -> dict[str, np.ndarray]:
 
 
 def load_digits_pixels(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The digits of a split as arrays: pixels `(n, 64)` in [0, 1], in steps of 1/16, and labels
-    `(n,)`."""
+    """Returns the digits of a split as arrays: pixels `(n, 64)` in [0, 1], in steps of 1/16, and
+    labels `(n,)`."""
     digits, rows = load_digits(), split_rows()[split]
     return digits.data[rows] / 16, digits.target[rows]
 
 
 def load_digits_dataset() -> DatasetDict:
-    """The digits as 8x8 gray images with labels, white on black; the image processor enlarges them."""
+    """Returns the digits as labelled 8x8 gray images, white on black; image processors enlarge
+    them."""
     features = Features({"image": Image(), "label": ClassLabel(names=DIGIT_NAMES)})
     splits = {}
     for split in ("train", "test"):

@@ -1,4 +1,4 @@
-"""Grids of images, for eyes: reconstructions under their images, samples a row a class."""
+"""Grids of images for display: reconstructions below their images, or one row per class."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,7 @@ TEXT = (228, 228, 231)
 def image_grid(
     rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), zoom: int = 2
 ) -> Image.Image:
-    """Rows of images of one size on a dark ground, each row with a label on its left if there are
-    labels."""
+    """Draws rows of images of one size on a dark background, with optional labels on the left."""
     gap = 4
     width, height = (side * zoom for side in rows[0][0].size)
     font = ImageFont.load_default(size=14)
@@ -44,7 +43,7 @@ def reconstruction_grid(
     pairs: int = 3,
     zoom: int = 2,
 ) -> Image.Image:
-    """Pairs of rows: images `(B, 3, H, W)` in [0, 1] above their reconstructions."""
+    """Draws pairs of rows: images `(B, 3, H, W)` in [0, 1] above their reconstructions."""
     processor = TiTokImageProcessor()
     above, below = processor.postprocess(originals), processor.postprocess(reconstructions)
     rows, labels = [], []
@@ -57,8 +56,8 @@ def reconstruction_grid(
 def generation_grid(
     images: Sequence[Image.Image], names: Sequence[str], columns: int = 12, zoom: int = 2
 ) -> Image.Image:
-    """A row for each name, of at most `columns` images; the images come name by name, equally many
-    of each."""
+    """Draws a row of at most `columns` images per name; `images` holds equally many of each name,
+    one name after the other."""
     each = len(images) // len(names)
     rows = [images[start : start + min(each, columns)] for start in range(0, len(images), each)]
     return image_grid(rows, names, zoom)

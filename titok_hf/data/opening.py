@@ -1,9 +1,9 @@
-"""The one way to images and tokens: what a source means, which splits it has, and how each opens.
+"""The single entry point for images and tokens: finds a source, its splits, and opens them.
 
 A source is an embedded data set, a folder, tar shards, or a data set on the Hub. Its splits are
-those that it is stored with. If labelled images are not streamed and have neither `test` nor
-`validation`, a fifth of `train` is `test` and the rest `train`. Where `test` is asked for and there
-is only `validation`, `validation` is opened.
+those in which it is stored. If labelled images are not streamed and have neither `test` nor
+`validation`, a fifth of `train` becomes `test`. A request for `test` opens `validation` if that is
+the only held-out split.
 """
 
 import math
@@ -55,18 +55,18 @@ from .shard_index import (
     tar_classes,
 )
 
-# The data sets that come with the package, by the name that opens them: functions that give a
-# `DatasetDict`. They are imported when they are asked for, as they need optional libraries.
+# The data sets of the package: names and functions that return a `DatasetDict`. The functions are
+# imported on demand, because they need optional libraries.
 EMBEDDED = {"digits": "titok_hf.data.digits:load_digits_dataset"}
 
 
 class ImageSplits:
-    """The splits of a data set by name, each opened when it is asked for: `splits["train"]`.
+    """The splits of a data set by name, each opened on access: `splits["train"]`.
 
     Args:
         source: Name of the data set, for errors.
-        names: The splits.
-        open_split: Opens one of them.
+        names: Names of the splits.
+        open_split: Opens a split by its name.
     """
 
     def __init__(self, source: str, names: Iterable[str], open_split: Callable[[str], Samples]):
@@ -81,10 +81,10 @@ class ImageSplits:
         return self.open_split(self.resolve(split))
 
     def dataset(self, split: str) -> Dataset:
-        """A split as `datasets` knows it: images are decoded, and all columns are there.
+        """Returns a split as a `datasets.Dataset`, with decoded images and all columns.
 
         Raises:
-            ValueError: If it is streamed, or holds tokens; see also `open_images`.
+            ValueError: If it is streamed or holds tokens; see also `open_images`.
         """
         samples = self[split]
         if isinstance(samples, StreamedSamples) or samples.holds_codes:
@@ -96,13 +96,10 @@ class ImageSplits:
         return samples.dataset
 
     def resolve(self, split: str | None = None) -> str:
-        """The name of the split that is opened for another name.
+        """Returns the name of the split that a request opens.
 
         Args:
-            split: The split; if not given, `test`, else `validation`, else the only one.
-
-        Raises:
-            ValueError: If there is no such split.
+            split: The requested split; if not given, the only split, else `test` or `validation`.
         """
         if split is None and len(self.names) == 1:
             return self.names[0]
@@ -127,42 +124,40 @@ def open_images(
     streaming: bool = False,
     hold_out: bool = True,
 ) -> ImageSplits:
-    """Opens images, or tokens where there is a column `codes`.
+    """Opens images, or tokens if there is a column `codes`.
 
-    Samples of tar shards are made of members with the same name up to the first dot, one behind the
-    other: one with the extension of an image, and for the label the class's number in the member
-    `cls`, or as `label` in `json`. Names of the classes are the lines of `classnames.txt` beside
-    the shards, if it is there. Classes without names are called by their numbers, from 0 to the
-    largest label. If labels of images are classes, integers or strings, they mean the same classes
-    in all splits, those of `train`.
+    A sample of a tar shard consists of consecutive members with the same name up to the first dot:
+    one with an image extension and, for the label, the number of the class in the member `cls`, or
+    as `label` in `json`. The lines of `classnames.txt` next to the shards, if present, name the
+    classes; else their names are the numbers from 0 to the largest label. Labels are classes,
+    integers or strings; in all splits they denote the classes of `train`.
 
     Args:
-        source: `"digits"` for the embedded data set; a folder of images, one subfolder a class, or
-            without classes; a folder of tar shards or of Parquet files, or one written by
+        source: `"digits"` for the embedded data set; a folder of images, with or without one
+            subfolder per class; a folder of tar shards or Parquet files, or one written by
             `save_to_disk`; tar shards as a pattern such as `"data/train-{0000..0015}.tar"` or
-            `"data/*.tar"`, which is all `train`; or the name of a data set on the Hub.
+            `"data/*.tar"`, which become `train`; or the name of a data set on the Hub.
         image_column: Name of the column of images; in tar shards an extension, or `"image"` for
-            that of any image.
+            any image extension.
         label_column: Name of the column of labels; in tar shards `"label"` or an integer in the
             member `json`. `None` if labels are not wanted.
         revision: Branch, tag or commit of a data set on the Hub.
-        streaming: Whether to stream Parquet files, rather than to load them; tar shards always are.
-        hold_out: Whether a fifth of `train` is `test`, with the same share of every class and
-            always the same, if labelled images that are not streamed have neither `test` nor
-            `validation`. The same fifth is held out if labels are not wanted, but there is a column
-            `label`, as other stages of a training want them; unless a class is too small for it.
-            Say `False` to measure on all that is there.
+        streaming: Whether to stream Parquet files instead of loading them; tar shards always are.
+        hold_out: Whether a fixed, stratified fifth of `train` becomes `test` if labelled images are
+            not streamed and have neither `test` nor `validation`. With `label_column=None`, a
+            column `label` is used if there is one and no class is too small, so that all stages of
+            a training hold out the same fifth. Set it to `False` to evaluate on all images.
 
     Returns:
-        The splits. Each opens as `StreamedSamples` if it is streamed: what the shards hold is
-        counted once, and then kept in the cache of `datasets`; those of tar files on the Hub are
-        read through for it. Else it opens as `IndexedSamples`; `splits.dataset("train")` is the
-        `datasets.Dataset` behind them.
+        The splits. A streamed split opens as `StreamedSamples`: its shards are indexed once, which
+        reads whole tar files from the Hub, and the index is cached with those of `datasets`. Other
+        splits open as `IndexedSamples`; `splits.dataset("train")` is the `datasets.Dataset` behind
+        them.
 
     Raises:
         FileNotFoundError: If there is no such folder or data set.
         ValueError: If there is no image, or nothing to stream. When a split is opened: if there is
-            no such split or column, no label where one is wanted, or no fifth to hold out.
+            no such split or column, a label is missing, or no fifth can be held out.
     """
     stored = locate(source, revision)
     if stored.kind == ".tar" or (streaming and stored.kind == ".parquet"):
@@ -191,8 +186,7 @@ def open_images(
 
 
 def dataset_commit(source: str, revision: str | None = None) -> str | None:
-    """The commit of a data set on the Hub; `None` if it is embedded, or here as a folder or as
-    shards."""
+    """Returns the commit of a data set on the Hub; `None` if it is embedded or local."""
     if source in EMBEDDED or Path(source).exists() or is_shard_pattern(source):
         return None
     return HfApi().dataset_info(source, revision=revision).sha
@@ -200,13 +194,13 @@ def dataset_commit(source: str, revision: str | None = None) -> str | None:
 
 @dataclass(frozen=True)
 class Stored:
-    """How a data set is stored.
+    """Storage format of a data set.
 
     Args:
         kind: `"embedded"`; `"saved"` by `save_to_disk`; `"images"`, a folder of image files;
             `".tar"` or `".parquet"`, shards; `"hub"`, anything else on the Hub.
         files: Tar or Parquet files by split.
-        features: The features that a data set on the Hub declares, if it does.
+        features: The features that a data set on the Hub declares, if any.
     """
 
     kind: str
@@ -215,11 +209,11 @@ class Stored:
 
 
 def locate(source: str, revision: str | None = None) -> Stored:
-    """Finds out what a source means; see `open_images`.
+    """Finds the data that a source names; see `open_images`.
 
     Raises:
         FileNotFoundError: If there is no such folder or data set.
-        ValueError: If it is a file that is no tar shard, or no shard matches.
+        ValueError: If the source is a file but no tar shard, or no shard matches.
     """
     if source in EMBEDDED:
         return Stored("embedded")
@@ -243,10 +237,10 @@ def locate(source: str, revision: str | None = None) -> Stored:
 
 
 def look_into(folder: Path) -> Stored:
-    """Finds out what a folder holds, and which of its files are which split.
+    """Finds the kind of data in a folder, and the split of each of its files.
 
-    This is the one place that gives a meaning to the names of folders and files; those of image
-    files are still left to `datasets`, which `load` calls.
+    Only this function interprets names of folders and files; those of image files are left to
+    `datasets`, which `load` calls.
     """
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return Stored("saved")
@@ -254,12 +248,12 @@ def look_into(folder: Path) -> Stored:
         files = [
             str(path)
             for path in folder.rglob(f"*{kind}")
-            if path.name != "metadata.parquet"  # which describes an image folder
+            if path.name != "metadata.parquet"  # metadata of an image folder
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         ]
         if not files:
             continue
-        # `datasets` takes the path for a part of its patterns
+        # `datasets` treats the path as part of its glob patterns
         found = load_dataset_builder(builder, data_dir=escape(str(folder))).config.data_files
         splits = {
             str(split): sorted(path for path in paths if path.endswith(kind))
@@ -271,19 +265,18 @@ def look_into(folder: Path) -> Stored:
 
 
 def is_shard_pattern(source: str) -> bool:
-    """Whether a source names tar files, with or without wildcards, rather than a folder or a
-    repository."""
+    """Whether a source is a tar file or a pattern, rather than a folder or a repository."""
     return source.endswith(".tar") or (
         any(sign in source for sign in "*?[{") and not Path(source).exists()
     )
 
 
 def matching_files(pattern: str) -> list[str]:
-    """The tar files that a pattern names: `{0000..0015}` and `{a,b}` as in a shell, then `*`, `?`
-    and `[]`.
+    """Returns the tar files that match a pattern of `{0000..0015}` and `{a,b}` as in a shell, and
+    `*`, `?` and `[]`.
 
     Raises:
-        ValueError: If a part of the pattern names none.
+        ValueError: If any alternative of the pattern matches no file.
     """
     if braces := re.search(r"\{([^{}]*)\}", pattern):
         numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
@@ -309,7 +302,7 @@ def load(source: str, stored: Stored, revision: str | None = None) -> DatasetDic
     """Loads all splits of a data set that is not streamed.
 
     Raises:
-        ValueError: If it is a folder that holds no images.
+        ValueError: If the source is a folder without images.
     """
     match stored.kind:
         case "embedded":
@@ -331,7 +324,7 @@ def load(source: str, stored: Stored, revision: str | None = None) -> DatasetDic
 
 
 def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:
-    """Whether a fifth of `train` is the split `test`; see `open_images`."""
+    """Whether a fifth of `train` becomes the split `test`; see `open_images`."""
     if "train" not in dataset or {"test", "validation"} & set(dataset):
         return False
     train = dataset["train"]
@@ -341,7 +334,7 @@ def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:
 
 
 def has_a_fifth(labels: Sequence[int | None]) -> bool:
-    """Whether `train_test_split` can hold a fifth out, with its share of every class."""
+    """Whether `train_test_split` can hold out a stratified fifth."""
     images = Counter(labels)  # of each class
     return (
         None not in images
@@ -351,7 +344,7 @@ def has_a_fifth(labels: Sequence[int | None]) -> bool:
 
 
 def fifth_held_out(train: Dataset, source: str, label_column: str) -> DatasetDict:
-    """The splits `train` and `test` of images that are all `train`.
+    """Splits images into `train` and a stratified fifth, `test`.
 
     Raises:
         ValueError: If there are too few images.
@@ -360,17 +353,17 @@ def fifth_held_out(train: Dataset, source: str, label_column: str) -> DatasetDic
     if not has_a_fifth(train[label_column][:]):
         raise ValueError(
             f"A fifth of {source!r} cannot be held out as the split 'test', which takes 2 images "
-            "of every class and 5 on average: add images, or a split 'test'."
+            "of every class and 5 per class on average: add images, or a split 'test'."
         )
     return train.train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
 
 
 def with_classes(split: Dataset, first: Dataset, source: str, label_column: str) -> Dataset:
-    """A split whose labels are the classes of another one; tokens stay as they are.
+    """Converts the labels of a split to the classes of another one; tokens are left unchanged.
 
     Args:
         split: The split.
-        first: The split that says which classes there are: classes, integers or strings.
+        first: The split that defines the classes; its labels are classes, integers or strings.
         source: Name of the data set, for errors.
         label_column: Name of the column of labels.
 
@@ -392,9 +385,9 @@ def with_classes(split: Dataset, first: Dataset, source: str, label_column: str)
         numbered = isinstance(values[0], int)
         classes = ClassLabel(names=[str(i) for i in range(values[-1] + 1)] if numbered else values)
     labels = split.features[label_column]
-    if labels == classes:  # a cast would leave a copy beside the source
+    if labels == classes:  # a cast would write a copy next to the source
         return split
-    if isinstance(labels, ClassLabel):  # the same id may mean another class: go by the names
+    if isinstance(labels, ClassLabel):  # the same id may be another class, so match by name
         names = [
             None if label is None or label < 0 else labels.names[label]
             for label in split[label_column]
@@ -455,7 +448,7 @@ def open_shards(
 
 
 def holds_images(feature: Any) -> bool:
-    """Whether a column of Parquet files holds images, or paths or bytes of image files."""
+    """Whether a column of Parquet files holds images, or the paths or bytes of image files."""
     if isinstance(feature, Value):
         return feature.dtype.removeprefix("large_") in ("string", "binary")
     return isinstance(feature, Image | dict)

@@ -1,4 +1,4 @@
-"""Samples as they are stored, undecoded: read by number, or shard by shard."""
+"""Stored samples before decoding, read in any order or shard by shard."""
 
 import os
 import re
@@ -20,16 +20,15 @@ NO_LABELS = "`label_column`, or say `label_column=None` if labels are not wanted
 
 @dataclass
 class StoredSample:
-    """A sample as it is stored.
+    """A sample as stored.
 
     Args:
-        index: Its number in the split.
-        key: Its name: `__key__` in a tar shard, the column `key`, or its file, with the path in a
-            folder or repository of files; else its number.
-        image: Not yet decoded, see `decode_image`; `None` in a data set of tokens, or if the sample
-            lacks it.
-        label: Number of its class; `None` if labels are not wanted.
-        codes: Of a data set of tokens, int64: `(N,)`, or `(copies, N)`.
+        index: Number of the sample in the split.
+        key: Name of the sample: `__key__` in a tar shard, the column `key`, or the path of its file
+            in the folder or repository; else its number.
+        image: The undecoded image, see `decode_image`; `None` in a token data set, or if missing.
+        label: Number of the class; `None` if labels are not wanted.
+        codes: Codes in a token data set, int64: `(N,)`, or `(copies, N)`.
     """
 
     index: int
@@ -40,25 +39,25 @@ class StoredSample:
 
 
 class IndexedSamples:
-    """Samples of a data set that is here, in any order.
+    """Samples of a local data set, accessible in any order.
 
     Args:
         dataset: Images, or tokens if it has the column `codes`.
         image_column: Name of the column of images.
         label_column: Name of the column of labels, classes or integers; `None` if they are not
             wanted.
-        source: Name of the data set, for errors. If it is a folder of images, keys are paths from
-            there.
+        source: Name of the data set, for errors. If it is a folder of images, keys are relative to
+            it.
 
     Attributes:
-        dataset (`Dataset`): The data set with all its columns; images of any kind have become a
-            column of `datasets.Image`.
+        dataset (`Dataset`): The data set with all its columns; the image column is cast to
+            `datasets.Image`.
         class_names (`list[str] | None`): Names of the classes, if labels are wanted; plain integers
             are their own names.
-        holds_codes (`bool`): Whether this is a data set of tokens.
+        holds_codes (`bool`): Whether this is a token data set.
 
     Raises:
-        ValueError: If a column is missing or holds something else, or a sample has no label.
+        ValueError: If a column is missing or of another kind, or a sample has no label.
     """
 
     def __init__(
@@ -97,33 +96,32 @@ class IndexedSamples:
         return StoredSample(index, key, content, label)
 
     def read(self, start: int, stop: int) -> Iterator[StoredSample]:
-        """The samples `start` to `stop`, the latter excluded."""
+        """Yields the samples `start` to `stop - 1`."""
         return (self[index] for index in range(start, stop))
 
     def name_of(self, sample: StoredSample) -> str:
-        """The name of a sample in `unreadable.jsonl`."""
+        """Returns the name of a sample in `unreadable.jsonl`."""
         return sample.key
 
 
 class StreamedSamples:
-    """Samples in shards, which are read in their order.
+    """Samples in shards that are read sequentially.
 
     Args:
-        read_file: Reads a shard from a sample on: `read_file(name, start)` gives dictionaries with
-            a key (`__key__` or `key`, if there is one), the image or codes as `content`, and the
-            label as `label`, if it is wanted.
-        sizes: Samples of each shard, as far as it can be read.
-        names: Path or address of each shard.
+        read_file: Reads a shard from a given sample: `read_file(name, start)` yields dictionaries
+            with a key (`__key__` or `key`, if there is one), the image or codes as `content`, and
+            the label as `label`, if it is wanted.
+        sizes: Number of readable samples in each shard.
+        names: Path or URL of each shard.
         labelled: Whether labels are wanted.
         class_names: Names of the classes, if known; see `open_images`.
-        damaged: For each shard that cannot be read to its end, by name, what is wrong.
-        stamps: For each shard, what `stamp_of` gave when it was counted; a file that has changed is
-            an error.
-        holds_codes: Whether this is a data set of tokens.
+        damaged: Maps each shard that cannot be read to its end to the reason.
+        stamps: Result of `stamp_of` for each shard when it was indexed; a changed file is an error.
+        holds_codes: Whether this is a token data set.
 
     Raises:
-        OSError: While reading: if a shard has vanished or changed, or cannot be read.
-        ValueError: While reading: if a sample has no label.
+        OSError: While reading, if a shard has vanished or changed, or cannot be read.
+        ValueError: While reading, if a sample has no label.
     """
 
     def __init__(
@@ -154,7 +152,7 @@ class StreamedSamples:
     def read_shard(
         self, shard: int, start: int = 0, stop: int | None = None
     ) -> Iterator[StoredSample]:
-        """The samples `start` to `stop` of a shard, the latter excluded."""
+        """Yields the samples `start` to `stop - 1` of a shard; by default all of them."""
         stop = self.sizes[shard] if stop is None else min(stop, self.sizes[shard])
         if start >= stop:
             return
@@ -164,7 +162,7 @@ class StreamedSamples:
         for place in range(start, stop):
             try:
                 sample = next(samples, None)
-            except Exception as error:  # whatever pyarrow, tarfile or a file system raise
+            except Exception as error:  # pyarrow, tarfile and file systems have their own errors
                 raise OSError(
                     f"The shard {name} cannot be read at its sample {place}: {error}"
                 ) from error
@@ -176,7 +174,7 @@ class StreamedSamples:
             yield self.sample(self.offsets[shard] + place, sample)
 
     def read(self, start: int, stop: int) -> Iterator[StoredSample]:
-        """The samples `start` to `stop` of all shards in their order, the latter excluded."""
+        """Yields the samples `start` to `stop - 1`, counted over all shards."""
         for shard in range(bisect_right(self.offsets, start) - 1, len(self.sizes)):
             offset = self.offsets[shard]
             if offset >= stop:
@@ -184,16 +182,14 @@ class StreamedSamples:
             yield from self.read_shard(shard, max(start - offset, 0), stop - offset)
 
     def name_of(self, sample: StoredSample) -> str:
-        """The name of a sample in `unreadable.jsonl`; the same key may be in several shards."""
+        """Returns the name of a sample in `unreadable.jsonl`; with the shard, because several
+        shards may have the same key."""
         return f"{self.names[bisect_right(self.offsets, sample.index) - 1]}: {sample.key}"
 
     def check_unchanged(self, shard: int) -> None:
-        """Checks that a file is the one that was counted; addresses name a commit.
-
-        Raises:
-            OSError: If it is not.
-        """
+        """Raises `OSError` if the file of a shard has changed since it was indexed."""
         name = self.names[shard]
+        # a URL names a commit, so that its file cannot change
         if self.stamps is None or "://" in name:
             return
         try:
@@ -204,13 +200,13 @@ class StreamedSamples:
             ) from error
         if stamp != self.stamps[shard]:
             raise OSError(
-                f"The shard {name} has changed since it was counted; start again to count it anew."
+                f"The shard {name} has changed since it was counted; restart to count it again."
             )
 
     def sample(self, index: int, stored: Mapping[str, Any]) -> StoredSample:
         content, label = stored["content"], stored.get("label")
         key = key_of(stored, content, index)
-        # many data sets on the Hub say by -1 that there is none
+        # many data sets on the Hub mark a missing label by -1
         if self.labelled and (label is None or label < 0):
             raise ValueError(
                 f"The sample {key!r} has no label but {label}; without labels: `label_column=None`."
@@ -224,7 +220,7 @@ Samples = IndexedSamples | StreamedSamples
 
 
 def key_of(sample: Mapping[str, Any], content: Any, index: int, folder: str | None = None) -> str:
-    """The name of a sample; see `StoredSample`."""
+    """Returns the name of a sample; see `StoredSample`."""
     for column in KEY_COLUMNS:
         if column in sample:
             return str(sample[column])
@@ -238,10 +234,10 @@ def key_of(sample: Mapping[str, Any], content: Any, index: int, folder: str | No
 
 
 def check_labels(dataset: Dataset, label_column: str) -> int:
-    """The largest label of a data set; -1 if it is empty.
+    """Returns the largest label of a data set; -1 if it is empty.
 
     Raises:
-        ValueError: If a sample has none; many data sets on the Hub say so by -1.
+        ValueError: If a sample has no label, or -1, which marks a missing one in many data sets.
     """
     labels = dataset[label_column][:]
     lacking = sum(label is None or label < 0 for label in labels)
@@ -258,7 +254,7 @@ def check_labels(dataset: Dataset, label_column: str) -> int:
 def names_of_classes(
     features: Features, label_column: str | None, source: str | None = None
 ) -> list[str] | None:
-    """Names of the classes of a column; `None` if it holds plain integers, or labels are not
+    """Returns the class names of a column; `None` if it holds plain integers, or labels are not
     wanted.
 
     Raises:
@@ -278,7 +274,7 @@ def names_of_classes(
 
 
 def as_images(dataset: Dataset, image_column: str, source: str | None = None) -> Dataset:
-    """A split whose images, of whatever kind the column is, are a column of `datasets.Image`.
+    """Casts the image column of a split to `datasets.Image`.
 
     Raises:
         ValueError: If there is no such column, or it holds no images.
@@ -298,16 +294,13 @@ def no_images(column: str, source: str | None, found: Any) -> ValueError:
 def check_column(
     columns: Sequence[str], column: str, source: str | None, option: str = "`image_column`"
 ) -> None:
-    """Checks that a data set has a column.
+    """Raises `ValueError` if a data set lacks a column.
 
     Args:
-        columns: Those that it has.
-        column: The one that is wanted.
+        columns: Columns of the data set.
+        column: The required column.
         source: Name of the data set, if it has one.
-        option: The argument that names another one.
-
-    Raises:
-        ValueError: If it has not.
+        option: The argument that chooses another column, for the error.
     """
     if column not in columns:
         name = "The data set" if source is None else f"The data set {source!r}"

@@ -1,5 +1,4 @@
-"""Shards of a data set: how many samples they hold, which of them are damaged, and what their
-samples are."""
+"""Inspection and reading of shards: their numbers of samples, damage, labels and contents."""
 
 import hashlib
 import json
@@ -24,21 +23,21 @@ from ..hub.folders import whole_file
 from ..version import __version__
 
 SPLIT_FOLDERS = {"train", "validation", "val", "test"}
-READERS = 16  # shards inspected at once: remote ones make one wait
+READERS = 16  # shards inspected in parallel, because remote ones have latency
 
 
 @dataclass
 class Shard:
-    """What is known of a shard without decoding anything.
+    """Summary of a shard, found without decoding images.
 
     Args:
-        samples: How many can be read.
-        layouts: Of a tar file: which members the samples have, by extension, and how many have
-            these, such as `{"cls jpg": 1250}`.
-        labels: For the member `cls` and for each integer in the member `json` of a tar file, or for
-            the columns of integers of a Parquet file, as far as its footer says it: how many
-            samples have a value, the smallest, and the largest.
-        damage: Why it is not read to its end, in a sentence.
+        samples: Number of readable samples.
+        layouts: Number of samples of a tar file by the extensions of their members, such as
+            `{"cls jpg": 1250}`.
+        labels: Count, minimum and maximum of the labels, for the member `cls` and each integer in
+            the member `json` of a tar file, or for each column of integers of a Parquet file whose
+            footer has them.
+        damage: Sentence that says why the shard cannot be read to its end, if so.
     """
 
     samples: int
@@ -50,19 +49,19 @@ class Shard:
 def inspect_shards(
     paths: Sequence[str], inspect: Callable[[str], Shard]
 ) -> tuple[list[Shard], list[list[Any]]]:
-    """Inspects shards: one process of each machine first; the others find its results in the cache
-    of `datasets`.
+    """Inspects shards: first in one process per machine, whose results the others read from the
+    cache of `datasets`.
 
     Args:
-        paths: Files, or addresses `hf://…` that name a commit.
+        paths: Files, or URLs `hf://…` that name a commit.
         inspect: `inspect_tar` or `inspect_parquet`.
 
     Returns:
-        What they hold, and the stamp of each, see `stamp_of`.
+        Summary and stamp of each shard, see `stamp_of`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a file holds what cannot be read; see `inspect_tar`.
+        ValueError: If the content of a file is not valid; see `inspect_tar`.
     """
     with process_state().local_main_process_first():
         stamps = {path: stamp_of(path) for path in paths}
@@ -88,7 +87,7 @@ def inspect_shards(
                         new, pool.map(inspect, map(members.get, new)), strict=True
                     ):
                         known[name] = {"stamp": stamps[members[name]], "shard": asdict(shard)}
-            finally:
+            finally:  # an error in one shard keeps the results of those before it
                 if new:
                     with whole_file(file, shared=True) as partial:
                         partial.write_text(json.dumps(known))
@@ -97,8 +96,8 @@ def inspect_shards(
 
 
 def stamp_of(path: str) -> list[Any]:
-    """What changes when a file does: its size and the time of the last change; on the Hub, size and
-    hash."""
+    """Returns a value that identifies a version of a file: its size and time of modification; on
+    the Hub, size and hash."""
     if path.startswith("hf://"):
         info = HfFileSystem().info(path)
         return [info["size"], info["lfs"]["sha256"] if info["lfs"] else info["blob_id"]]
@@ -111,7 +110,7 @@ def open_shard(path: str) -> BinaryIO:
 
 
 def inspect_parquet(path: str) -> Shard:
-    """Reads the footer of a Parquet file; if it has none, the file cannot be read at all."""
+    """Reads the footer of a Parquet file; a file without one is not readable at all."""
     with open_shard(path) as file:
         try:
             metadata = parquet.read_metadata(file)
@@ -138,21 +137,21 @@ def inspect_parquet(path: str) -> Shard:
 
 
 def parquet_features(path: str) -> datasets.Features:
-    """The columns of a Parquet file."""
+    """Returns the columns of a Parquet file."""
     with open_shard(path) as file:
         return datasets.Features.from_arrow_schema(parquet.read_schema(file))
 
 
 def inspect_tar(path: str) -> Shard:
-    """Walks over the headers of a tar file, without its images, and counts its whole samples.
+    """Walks over the headers of a tar file, skipping image data, and counts its complete samples.
 
-    In a truncated file these are all before the last one that begins in it. Where the file ends
-    between two members, the last one counts, too, if it has all members of the one before. Where it
-    ends behind the content of a member, in the zeros that pad it, the sample does not count, whole
-    as it may be: `datasets` does not read it either.
+    In a truncated file, the last sample does not count, with one exception: if the file ends
+    between two members, it counts if it has all members of the sample before. If the file ends in
+    the zeros that pad a member, the sample does not count even if its content is complete, because
+    `datasets` does not read it either.
 
     Raises:
-        ValueError: If a member `cls` holds no integer, or a member `json` no JSON: `datasets` would
+        ValueError: If a member `cls` is no integer, or a member `json` is no JSON; `datasets` would
             fail on these.
     """
     shard = Shard(samples=0)
@@ -175,14 +174,14 @@ def inspect_tar(path: str) -> Shard:
                 before, last = last, members
             file.seek(archive.offset)
             end = file.read(tarfile.BLOCKSIZE)
-    except tarfile.ReadError as error:  # behind the last sample
+    except tarfile.ReadError as error:  # later than `last`, which is complete
         if last:
             count(last)
         shard.damage = (
             f"It is no tar file, or truncated or damaged after {shard.samples} samples: {error}."
         )
         return shard
-    whole = bool(end) and not any(end)  # zeros mark the end
+    whole = bool(end) and not any(end)  # a block of zeros marks the end of a tar file
     if last and (whole or (before and before.keys() <= last.keys())):
         count(last)
     if not whole:
@@ -194,21 +193,21 @@ def inspect_tar(path: str) -> Shard:
 def samples_of(
     archive: tarfile.TarFile, wanted: Collection[str], start: int = 0
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of each sample, grouped as `datasets` groups them: members that follow each
-    other and have the same name up to the first dot.
+    """Yields key and members of each sample, grouped as in `datasets`: consecutive members with the
+    same name up to the first dot.
 
     Args:
         archive: The tar file.
-        wanted: Extensions whose contents are read; of other members they are empty.
-        start: The first sample; those before it are passed over.
+        wanted: Extensions whose contents are read; the contents of other members are empty.
+        start: Number of the first sample to yield.
 
     Raises:
-        tarfile.ReadError: Where `datasets` fails, too: at the end of a truncated file, or if two
+        tarfile.ReadError: Where `datasets` fails too: at the end of a truncated file, or if two
             members of a sample have the same extension.
     """
     number, key, members = 0, "", {}
     while (member := archive.next()) is not None:
-        archive.members = []  # it would keep all of them
+        archive.members = []  # else the archive would keep all of them in memory
         name = os.path.basename(member.name)
         stem, dot, extension = name.partition(".")
         if not (member.isreg() and stem and dot) or name.startswith("__"):
@@ -232,13 +231,13 @@ def samples_of(
 def read_tar(
     path: str, start: int, images: Sequence[str], label: str | None
 ) -> Iterator[dict[str, Any]]:
-    """The samples of a tar file from number `start` on, as `StreamedSamples` takes them.
+    """Yields the samples of a tar file from number `start`, in the form of `StreamedSamples`.
 
     Args:
-        path: Path or address of the file.
-        start: The first sample.
+        path: Path or URL of the file.
+        start: Number of the first sample.
         images: Extensions of images, see `image_extensions`.
-        label: Where labels are, see `find_labels`; `None` if they are not wanted.
+        label: Name of the label, see `find_labels`; `None` if labels are not wanted.
     """
     labels = () if label is None else ("cls", "json")
     with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -249,12 +248,12 @@ def read_tar(
 
 
 def read_parquet(path: str, start: int, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file from number `start` on, as `StreamedSamples` takes them.
+    """Yields the rows of a Parquet file from number `start`, in the form of `StreamedSamples`.
 
     Args:
-        path: Path or address of the file.
-        start: The first row.
-        columns: The columns to read, with the name that each gets.
+        path: Path or URL of the file.
+        start: Number of the first row.
+        columns: Maps each column to read to its name in the result.
     """
     with open_shard(path) as file, parquet.ParquetFile(file) as rows:
         for group in range(rows.num_row_groups):
@@ -262,7 +261,7 @@ def read_parquet(path: str, start: int, columns: Mapping[str, str]) -> Iterator[
             start -= skipped
             if skipped == rows.metadata.row_group(group).num_rows:
                 continue
-            # a worker is forked, and Arrow's threads are not
+            # workers of the data loader are forked, and Arrow's threads do not survive a fork
             batches = rows.iter_batches(64, [group], list(columns), use_threads=False)
             for batch in batches:
                 passed = min(skipped, batch.num_rows)
@@ -272,7 +271,7 @@ def read_parquet(path: str, start: int, columns: Mapping[str, str]) -> Iterator[
 
 
 def labels_of(members: dict[str, bytes], path: str) -> dict[str, int]:
-    """The number in the member `cls`, and the integers by name in the member `json`."""
+    """Returns the number in the member `cls` and the integers in the member `json`, by name."""
     try:
         described = json.loads(members["json"]) if "json" in members else None
     except ValueError as error:
@@ -291,12 +290,12 @@ def labels_of(members: dict[str, bytes], path: str) -> dict[str, int]:
 
 
 def image_extensions(shards: Sequence[Shard], source: str, image_column: str) -> list[str]:
-    """Which members of tar shards are the images, by extension; of a sample, one.
+    """Returns the extensions of the image members in tar shards; each sample has one of them.
 
     Args:
-        shards: What is known of the shards.
+        shards: Summaries of the shards.
         source: Name of the data set, for errors.
-        image_column: The extension, or `"image"` for all extensions of images.
+        image_column: The extension, or `"image"` for all image extensions.
 
     Raises:
         ValueError: If there are no such members, or more than one in a sample.
@@ -324,34 +323,33 @@ def image_extensions(shards: Sequence[Shard], source: str, image_column: str) ->
         names = ", ".join(sorted(several & set(images)))
         raise ValueError(
             f"Samples of {source!r} hold several images ({names}); name the extension of the right "
-            "one with "
-            "`image_column`."
+            "one with `image_column`."
         )
     return images
 
 
 def find_labels(shards: Sequence[Shard], source: str, label_column: str) -> str:
-    """Where tar shards have their labels: `"cls"` for this member, or a name in the member `json`.
+    """Finds the labels of tar shards: returns `"cls"` for this member, or a name in the member
+    `json`.
 
     Raises:
-        ValueError: If they have none.
+        ValueError: If there are none.
     """
     names = set().union(*(shard.labels for shard in shards))
     name = "cls" if label_column == "label" and "cls" in names else label_column
     if name not in names:
         raise ValueError(
             f"The shards of {source!r} hold no labels (members .cls, or the integer "
-            f"{label_column!r} in .json); "
-            "say `label_column=None` if labels are not wanted."
+            f"{label_column!r} in .json); say `label_column=None` if labels are not wanted."
         )
     return name
 
 
 def largest_label(shards: Sequence[Shard], paths: Sequence[str], label: str) -> int:
-    """The largest label of shards.
+    """Returns the largest label of shards.
 
     Raises:
-        ValueError: If a sample has none, or a negative one, which says the same in many data sets.
+        ValueError: If a sample has no label, or a negative one, which often marks a missing label.
     """
     largest = -1
     for shard, path in zip(shards, paths, strict=True):
@@ -362,20 +360,19 @@ def largest_label(shards: Sequence[Shard], paths: Sequence[str], label: str) -> 
             raise ValueError(
                 f"Every sample must have a label of 0 or more in {label!r}; of the shard {path} "
                 f"{f'one is {smallest}' if smallest < 0 else lacking}: leave them out, or say "
-                "`label_column=None` if "
-                "labels are not wanted."
+                "`label_column=None` if labels are not wanted."
             )
     return largest
 
 
 def tar_classes(paths: Sequence[str], largest: int) -> list[str]:
-    """Names of the classes: the lines of `classnames.txt` beside the shards, or above a folder of a
-    split.
+    """Returns the class names: the lines of `classnames.txt` next to the shards, or above the
+    folder of a split.
 
-    This file is the convention of CLIP_benchmark's data sets. Without it, they are numbers.
+    The file is the convention of CLIP_benchmark's data sets. Without it, the names are numbers.
 
     Args:
-        paths: Of the shards.
+        paths: Paths of the shards.
         largest: The largest label.
 
     Raises:

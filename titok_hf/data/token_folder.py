@@ -1,4 +1,4 @@
-"""The folder of a token data set while it is being made: which parts are done, and what they hold."""
+"""The folder of a token data set in progress: its parts, their metadata, and its completion."""
 
 import errno
 import json
@@ -22,8 +22,8 @@ from ..version import __version__
 from .samples import Samples, StreamedSamples
 from .tokens import RECORD, STATISTICS, UNREADABLE, latent_statistics, token_card
 
-ROW_GROUP = 1_000  # rows of a Parquet file that are written and read together
-PART_KEY = b"titok_hf"  # of the metadata of a Parquet file
+ROW_GROUP = 1_000  # rows per row group of a Parquet file
+PART_KEY = b"titok_hf"  # key of our entry in the metadata of a Parquet file
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Part:
     """Consecutive samples of a split that become one file.
 
     Args:
-        split: The split.
-        number: Which of its `count` parts, from 0; of shards, which shard.
-        count: Parts of the split.
-        start, stop: Its samples, by number in the split.
+        split: Name of the split.
+        number: Number of the part in the split, from 0; for shards, the number of the shard.
+        count: Number of parts in the split.
+        start, stop: Range of its samples in the split.
     """
 
     split: str
@@ -52,11 +52,11 @@ class Batch(NamedTuple):
     """Decoded samples of a part.
 
     Args:
-        part: Number of the part among those that are to be done.
-        keys, labels: Of the images that are readable.
-        pixel_values: `(B * copies, 3, H, W)`, the copies of an image side by side; `None` if no
-            image is readable.
-        unreadable: `key` and `reason` of the others.
+        part: Index into the list of remaining parts.
+        keys, labels: Keys and labels of the readable images.
+        pixel_values: `(B * copies, 3, H, W)`, the copies of an image in a row; `None` if no image
+            is readable.
+        unreadable: `key` and `reason` of each unreadable image.
     """
 
     part: int
@@ -67,15 +67,16 @@ class Batch(NamedTuple):
 
 
 class PartWriter:
-    """Writes a file of a token data set, which takes its place in one rename when it is whole.
+    """Writes a file of a token data set, and moves it to its place by one rename when complete.
 
-    What is to be known of it later stands in its own metadata; see `read_part`.
+    Row count, bytes, unreadable files and sums of latents are stored in the Parquet metadata; see
+    `read_part`.
 
     Args:
-        path: Where it ends up.
-        features: Its columns.
-        unfinished: Folder on the same disk to write in.
-        num_copies: Copies of each image.
+        path: Final path of the file.
+        features: Columns of the file.
+        unfinished: Temporary folder on the same disk.
+        num_copies: Number of copies of each image.
     """
 
     def __init__(self, path: Path, features: Features, unfinished: Path, num_copies: int):
@@ -85,11 +86,11 @@ class PartWriter:
         self.batches: list[dict[str, Any]] = []
         self.num_rows, self.num_bytes, self.num_waiting = 0, 0, 0
         self.unreadable: list[dict[str, str]] = []
-        self.sums: np.ndarray | None = None  # (3, C): count, sum and sum of squares of each channel
+        self.sums: np.ndarray | None = None  # (3, C), see `channel_sums`
 
     @property
     def num_seen(self) -> int:
-        """Samples that are written or unreadable."""
+        """Number of samples so far, including unreadable ones."""
         return self.num_rows + len(self.unreadable)
 
     def add(self, batch: Batch, values: np.ndarray | None) -> None:
@@ -108,7 +109,7 @@ class PartWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits as a group of rows."""
+        """Writes the buffered rows as a row group."""
         columns = {}
         for name in self.features:
             pieces = [batch[name] for batch in self.batches]
@@ -121,7 +122,7 @@ class PartWriter:
         self.batches, self.num_waiting = [], 0
 
     def finish(self) -> None:
-        """Writes the rest, and puts the file in its place."""
+        """Writes the remaining rows and the metadata, and moves the file to its place."""
         if self.batches:
             self.flush()
         known = {
@@ -132,26 +133,23 @@ class PartWriter:
         }
         self.writer.add_key_value_metadata({PART_KEY: json.dumps(known).encode()})
         self.writer.close()
-        with self.temporary.open("rb+") as file:  # or a power cut might leave it empty in its place
+        with self.temporary.open("rb+") as file:  # a power cut might otherwise leave it empty
             os.fsync(file.fileno())
         self.temporary.rename(self.path)
 
 
 def read_part(path: Path) -> dict[str, Any]:
-    """What a finished part says of itself: `rows`, `bytes`, `unreadable` and the `sums` of its
+    """Returns the metadata of a finished part: `rows`, `bytes`, `unreadable`, and `sums` of its
     latents."""
     return json.loads(pq.read_metadata(path).metadata[PART_KEY])
 
 
 def channel_sums(latents: np.ndarray, num_copies: int) -> np.ndarray:
-    """Count, sum and sum of squares of each channel, in float64.
+    """Returns count, sum and sum of squares of each channel, `(3, C)`, in float64.
 
     Args:
         latents: `(B, K, C)` or `(B, C, h, w)`; with copies `(B, copies, …)`.
-        num_copies: Copies of each image.
-
-    Returns:
-        `(3, C)`.
+        num_copies: Number of copies of each image.
     """
     if num_copies > 1:
         latents = latents.reshape(-1, *latents.shape[2:])
@@ -163,14 +161,13 @@ def channel_sums(latents: np.ndarray, num_copies: int) -> np.ndarray:
 
 
 class WorkFolder:
-    """The folder of a token data set while it is being made; in its place, by one rename, when it
-    is whole.
+    """The folder of a token data set in progress; one rename moves it to its place when complete.
 
     Args:
-        folder: Where it ends up.
-        command: What makes it, for the record.
-        rows: Of each split.
-        max_unreadable: Share of a split that may be unreadable.
+        folder: Final path of the folder.
+        command: Arguments that define the data set, for the record.
+        rows: Samples of each split.
+        max_unreadable: Largest allowed share of unreadable samples in a split.
     """
 
     def __init__(
@@ -185,20 +182,20 @@ class WorkFolder:
         self.unfinished = self.partial / "unfinished"
         self.command = json.loads(
             json.dumps(command)
-        )  # as a record that is read: tuples are lists there
+        )  # the form of a record that was read: tuples become lists
         self.rows, self.max_unreadable = rows, max_unreadable
         self.num_unreadable = dict.fromkeys(rows, 0)
 
     def read(self) -> dict[str, Any]:
-        """The record of the finished data set."""
+        """Returns the record of the finished data set."""
         return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
 
     def prepare(self, parts: list[Part]) -> list[Part] | None:
-        """What is left to do; `None` if the data set is whole. Of all processes the main one alone
-        calls it.
+        """Prepares the folder and returns the remaining parts; `None` if the data set is complete.
+        Only the main process calls it.
 
         Raises:
-            FileExistsError: If the folder holds something else, or what another command made.
+            FileExistsError: If the folder holds anything else, or the result of another command.
         """
         for folder in (self.folder, self.partial):
             if not (folder / RECORD).exists():
@@ -206,9 +203,8 @@ class WorkFolder:
             made_by = json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"]
             if others := [key for key in self.command if made_by.get(key) != self.command[key]]:
                 raise FileExistsError(
-                    f"{folder} holds what another command made (with other "
-                    f"{' and '.join(others)}): choose another "
-                    "folder, or delete it."
+                    f"{folder} holds the result of another command (with other "
+                    f"{' and '.join(others)}): choose another folder, or delete it."
                 )
             if folder == self.folder:
                 return None
@@ -236,13 +232,13 @@ class WorkFolder:
         batches: Iterable[tuple[Batch, np.ndarray | None]],
         result: Mapping[str, Any],
     ) -> Iterator[int]:
-        """Writes encoded batches into the files of their parts, and yields the number of samples of
-        each.
+        """Writes encoded batches to the files of their parts, and yields the number of samples in
+        each batch.
 
         Args:
-            parts: What this process writes.
-            done: What was there before.
-            batches: With codes or latents; `part` is the number in `parts`.
+            parts: Parts that this process writes.
+            done: Parts that were finished before.
+            batches: Batches with codes or latents; `part` is an index into `parts`.
             result: See `describe_result`.
 
         Raises:
@@ -254,7 +250,7 @@ class WorkFolder:
             self.count_unreadable(part.split, read_part(self.path(part))["unreadable"])
         features, open_parts = Features.from_dict(result["features"]), {}
         for part in parts:
-            if part.start == part.stop:
+            if part.start == part.stop:  # an empty part gets no batch, but still a file
                 PartWriter(self.path(part), features, self.unfinished, result["copies"]).finish()
         for batch, values in batches:
             part = parts[batch.part]
@@ -273,7 +269,7 @@ class WorkFolder:
         """Counts unreadable images of a split.
 
         Raises:
-            ValueError: If they are too many by now.
+            ValueError: If their total exceeds the allowed share.
         """
         self.num_unreadable[split] += len(unreadable)
         count, total = self.num_unreadable[split], len(self.rows[split])
@@ -281,13 +277,12 @@ class WorkFolder:
             raise ValueError(
                 f"{count} of the {total} images of the split {split!r} cannot be read, more than "
                 f"the share of {self.max_unreadable:g} that `max_unreadable` allows; the last is "
-                f"{unreadable[-1]['key']}: {unreadable[-1]['reason']} To go on with what is done, "
-                f"in {self.partial}, allow more."
+                f"{unreadable[-1]['key']}: {unreadable[-1]['reason']} Allow more to continue from "
+                f"the finished parts in {self.partial}."
             )
 
     def finish(self, parts: list[Part], result: Mapping[str, Any]) -> None:
-        """Adds card, statistics and the list of what is unreadable, and moves the folder to its
-        place.
+        """Adds card, statistics and the list of unreadable images, then moves the folder.
 
         Raises:
             ValueError: If too many images are unreadable.
@@ -335,24 +330,20 @@ class WorkFolder:
 
 
 def damaged_shards(rows: Samples) -> list[dict[str, str]]:
-    """`key` and `reason` of the shards that are not read to their end."""
+    """Returns `key` and `reason` of each shard that cannot be read to its end."""
     damaged = rows.damaged if isinstance(rows, StreamedSamples) else {}
     return [{"key": name, "reason": reason} for name, reason in damaged.items()]
 
 
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Says in a sentence that the disk of a folder is full.
-
-    Raises:
-        OSError: If it is.
-    """
+    """Context manager that replaces the `OSError` of a full disk by a readable one."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
-            f"The disk of {folder} is full. What is done stays there: make room, and start the "
-            "same command again."
+            f"The disk of {folder} is full. Finished parts are kept: make room, and start the same "
+            "command again."
         ) from error

@@ -1,5 +1,4 @@
-"""Images to a token data set: in parts that many processes share, and that a killed run need not do
-again."""
+"""Tokenizing of images to a token data set, in parts that processes share and a restart keeps."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,18 +31,18 @@ Tokenizer = PreTrainedModel | DiffusersTokenizer
 
 
 class PartBatches(IterableDataset):
-    """The batches of parts, none across the border of two, so that a part never depends on another.
+    """The batches of parts; no batch spans two parts, so that parts are independent.
 
-    Each worker makes every K-th batch, or of shards, which are read one after the other, every K-th
-    shard.
+    With K workers, each makes every K-th batch, or every K-th shard, since shards are read
+    sequentially.
 
     Args:
-        rows: Of each split.
-        parts: What is to be done.
+        rows: Samples of each split.
+        parts: Remaining parts.
         processor: Image processor of the tokenizer.
-        augmentation: What makes the copies.
-        batch_size: Images at once, copies counted.
-        dtype: Of the pixel values.
+        augmentation: Augmentation whose variants are the copies.
+        batch_size: Number of images per batch, including copies.
+        dtype: Data type of the pixel values.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class PartBatches(IterableDataset):
         self.rows_per_batch = max(1, batch_size // augmentation.variants)
 
     def pieces(self) -> Iterator[tuple[int, Callable[[], Iterator[StoredSample]]]]:
-        """What one worker reads in one go: the number of a part, and how to read rows of it."""
+        """Yields the units of work: the index of a part, and a function that reads rows of it."""
         for i, part in enumerate(self.parts):
             rows = self.rows[part.split]
             if isinstance(rows, StreamedSamples):
@@ -78,12 +77,12 @@ class PartBatches(IterableDataset):
                 rows = read()
                 while batch := list(islice(rows, self.rows_per_batch)):
                     yield self.decode(part, batch)
-        # raised in a worker, they would arrive with a traceback as their text
+        # the data loader would turn an error raised in a worker into one with a traceback as text
         except (OSError, ValueError) as error:
             yield error
 
     def decode(self, part: int, rows: list[StoredSample]) -> Batch:
-        """Decodes rows and makes their copies."""
+        """Decodes rows and makes the copies of each image."""
         batch, images = Batch(part=part, keys=[], labels=[], pixel_values=None, unreadable=[]), []
         for row in rows:
             try:
@@ -117,50 +116,48 @@ def tokenize_to_folder(
     dtype: str = "float32",
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    """Writes the codes or latents of images as Parquet files that `load_dataset` and `open_images`
-    read.
+    """Writes the codes or latents of images as Parquet files for `load_dataset` and `open_images`.
 
-    Any number of processes share the work; they need a folder that all of them see. Stopped and
-    started again with the same arguments, also by other processes, it does what is missing, and
-    ends with the same files as if it had never been stopped. Until then they wait in
-    `OUTPUT_DIR.partial`.
+    Any number of processes can share the work if all of them see the output folder. An interrupted
+    run resumes with the same arguments, on any number of processes, and ends with the same files as
+    an uninterrupted one. Unfinished data sets are in `OUTPUT_DIR.partial`.
 
     The columns are `key`; `label`, if there are labels; and `codes`, `N` integers of the smallest
-    unsigned type that holds the codebook, or `latents` in float32, `(K, C)` or `(C, h, w)`. With an
-    augmentation of several variants both are of all of them, `(copies, …)`. With latents the folder
-    also holds `latent_statistics.json`: mean and standard deviation of each channel over the split
-    `train`, in float64.
+    unsigned type that holds the codebook, or `latents` in float32, `(K, C)` or `(C, h, w)`. An
+    augmentation with several variants adds an axis of copies, `(copies, …)`. With latents, the
+    folder also has `latent_statistics.json`: mean and standard deviation of each channel over the
+    split `train`, in float64.
 
     Args:
         source: See `open_images`.
         tokenizer: Folder or Hub repository of a tokenizer of any family.
-        output_dir: The folder; appears when it is whole.
-        split: Which one; all of them if not given.
+        output_dir: The output folder; it appears when the data set is complete.
+        split: The split to tokenize; all splits if not given.
         image_column, label_column: Columns of the images; `label_column=None` if labels are not
             wanted.
         revision: Branch, tag or commit of a data set on the Hub.
-        streaming: Whether to stream what could also be loaded as a whole.
-        augmentation: Its variants are the copies of an image; the image as the processor cuts it,
-            if not given.
-        batch_size: Images that are encoded at once.
-        part_size: Samples of a part, which is what a kill can lose; of shards, each shard is a
-            part.
-        num_workers: Processes that decode, for each that encodes; one less than there are cores, at
-            most 8, if not given.
-        max_unreadable: Share of the samples of a split that may be unreadable; those are left out,
+        streaming: Whether to stream files that could also be loaded.
+        augmentation: Its variants are the copies of an image; by default one copy, with the crop of
+            the image processor.
+        batch_size: Number of images encoded at once.
+        part_size: Number of samples per part, the most that an interruption can lose; each shard is
+            a part of its own.
+        num_workers: Number of decoding workers per process; by default the number of cores minus
+            one, at most 8, shared by the processes of a machine.
+        max_unreadable: Largest allowed share of unreadable samples in a split; those are left out
             and listed in `unreadable.jsonl`. A damaged shard counts as one.
-        dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
-        device: Where to compute; the accelerator if there is one, if not given.
+        dtype: Data type of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
+        device: Device to compute on; by default the accelerator if there is one.
 
     Returns:
-        The record of the data set, `tokenize.json`: `command` says how it was made, `result` what
-            there is of it.
+        The record of the data set, `tokenize.json`: `command` holds the arguments, `result` the
+        contents.
 
     Raises:
-        FileExistsError: If the folder holds something else, or is being made with other arguments.
-        OSError: If tokenizer or images do not load, or the disk is full; what is done stays.
-        ValueError: If they do not fit each other, or too many images are unreadable; what is done
-            stays.
+        FileExistsError: If the folder holds anything else, or the result of other arguments.
+        OSError: If tokenizer or images do not load, or the disk is full; finished parts are kept.
+        ValueError: If tokenizer and images do not fit each other, or too many images are
+            unreadable; finished parts are kept.
     """
     state = process_state()
     torch_dtype, augmentation = parse_dtype(dtype), augmentation or Augmentation()
@@ -239,10 +236,10 @@ def open_splits(
     revision: str | None,
     streaming: bool,
 ) -> dict[str, Samples]:
-    """The rows of one split of a source, or of all.
+    """Opens one split of a source, or all.
 
     Raises:
-        ValueError: If a split holds tokens already.
+        ValueError: If a split already holds tokens.
     """
     splits = open_images(source, image_column, label_column, revision, streaming=streaming)
     rows = {name: splits[name] for name in (splits if split is None else [split])}
@@ -255,7 +252,7 @@ def open_splits(
 
 
 def plan_parts(rows: Mapping[str, Samples], part_size: int) -> list[Part]:
-    """The parts of all splits: the shards, or `part_size` samples each."""
+    """Returns the parts of all splits: the shards, or `part_size` samples each."""
     parts = []
     for name, split_rows in rows.items():
         if isinstance(split_rows, StreamedSamples):
@@ -269,9 +266,9 @@ def plan_parts(rows: Mapping[str, Samples], part_size: int) -> list[Part]:
 
 
 def default_workers() -> int:
-    """Workers of each process: all cores but one, shared by the processes of this machine, at most
-    8 each."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun says it
+    """Returns the number of workers per process: its share of the machine's cores minus one, at
+    most 8."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun
     return min(8, max(0, os.cpu_count() // processes - 1))
 
 
@@ -282,7 +279,7 @@ def describe_result(
     rows: Mapping[str, Samples],
     labelled: bool,
 ) -> dict[str, Any]:
-    """What comes out: shape of a row, size of the codebook, number of copies, and the columns.
+    """Returns the shape of a row, the size of the codebook, the number of copies and the columns.
 
     Raises:
         ValueError: If splits name their classes differently, or the processor does not fit the
@@ -292,9 +289,10 @@ def describe_result(
     for name, split_rows in rows.items():
         if (split_rows.class_names or []) != class_names[: len(split_rows.class_names or [])]:
             raise ValueError(
-                f"The split {name!r} has other classes than the others: tokenize it on its own "
-                "(`split`)."
+                f"The classes of the split {name!r} differ from those of the others: tokenize it "
+                "separately (`split`)."
             )
+    # encode one image to learn the shape, whatever the family of the tokenizer
     pixel_values = augmentation.variant(Image.new("RGB", (64, 64)), processor, 0)[None]
     with torch.inference_mode():
         encoded = model.encode(pixel_values.to(model.device, model.dtype))
@@ -315,10 +313,10 @@ def describe_result(
 def encode_batches(
     model: Tokenizer, batches: Iterable[Batch | Exception], num_copies: int
 ) -> Iterator[tuple[Batch, np.ndarray | None]]:
-    """Codes or latents `(B, …)` of batches, with copies `(B, copies, …)`; `None` if no image is
-    readable.
+    """Yields batches with their codes or latents `(B, …)`, with copies `(B, copies, …)`; `None` if
+    no image is readable.
 
-    What is done with a batch is done while an accelerator works on the next.
+    A batch is yielded once the next one is queued, so that host and device work in parallel.
     """
 
     def fetch(batch: Batch, values: torch.Tensor | None) -> tuple[Batch, np.ndarray | None]:

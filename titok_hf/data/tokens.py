@@ -1,4 +1,4 @@
-"""Token data sets: Parquet files of codes or latents, their card, and the way to the Hub."""
+"""Token data sets: columns of their Parquet files, statistics, card, and upload to the Hub."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -41,14 +41,14 @@ STATISTICS = "latent_statistics.json"
 def token_features(
     shape: tuple[int, ...], codebook_size: int | None, class_names: list[str], labelled: bool
 ) -> Features:
-    """The columns of a token data set.
+    """Returns the columns of a token data set.
 
     Args:
-        shape: What one image becomes: codes `(N,)`, or latents `(K, C)` or `(C, h, w)`; with copies
-            one axis before.
-        codebook_size: Of a discrete tokenizer; its codes are in the smallest unsigned type. `None`
-            for latents.
-        class_names: Names of the classes; none if they are not known.
+        shape: Shape per image: codes `(N,)`, or latents `(K, C)` or `(C, h, w)`; with copies, one
+            more axis in front.
+        codebook_size: Codebook size of a discrete tokenizer, which decides the integer type;
+            `None` for latents.
+        class_names: Names of the classes; empty if unknown.
         labelled: Whether there are labels.
     """
     features = Features({"key": Value("string")})
@@ -66,11 +66,8 @@ def token_features(
 
 
 def latent_statistics(sums: Sequence[np.ndarray]) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel, from `channel_sums` of all parts.
-
-    Returns:
-        `mean` and `std`, `C` numbers each.
-    """
+    """Returns `mean` and `std` of each channel, `C` numbers each, from `channel_sums` of all
+    parts."""
     count, total, squares = np.sum(sums, axis=0)
     mean = total / count
     return {
@@ -86,14 +83,14 @@ def token_card(
     tokenizer: str | None = None,
     license: str | None = None,
 ) -> DatasetCard:
-    """The card of a token data set.
+    """Returns the card of a token data set.
 
     Args:
-        record: Content of its `tokenize.json`.
+        record: Content of `tokenize.json`.
         repo_id: Repository or folder that the card's snippet loads.
-        images: What the images are; the recorded source if not given.
+        images: Description of the images; the recorded source if not given.
         tokenizer: Repository of the tokenizer; the recorded one if not given.
-        license: Of the data set.
+        license: License of the data set.
     """
     command, result = record["command"], record["result"]
     tokenizer = tokenizer or command["tokenizer"]["id"]
@@ -130,7 +127,7 @@ def token_card(
 
 
 def describe_copies(augmentation: Mapping[str, Any]) -> str:
-    """What the copies of an image are, in words, from the fields of an `Augmentation`."""
+    """Describes the copies of an image in words, from the fields of an `Augmentation`."""
     if augmentation["crop"] != "ten":
         return "its own crop and that mirrored"
     enlarged = f" of the image, resized to {augmentation['enlarge']:g} times that size" * (
@@ -151,24 +148,24 @@ def push_tokens_to_hub(
 ) -> CommitInfo:
     """Publishes a folder of tokens with its card, in one commit.
 
-    If the connection breaks, nothing has changed; the next call does not send again what had
-    arrived. Files of an earlier push that the folder lacks go. The text of a card that someone
-    wrote or edited, here or there, stays.
+    The upload is atomic; after a lost connection, the next call reuses the files that had arrived.
+    Files of an earlier push that the folder lacks are deleted. The text of a card that was written
+    or edited by hand, locally or on the Hub, is kept.
 
     Args:
-        folder: Result of `tokenize_to_folder`.
-        repo_id: Repository, such as `"user/imagenet-titok-l-32"`; created if it is not there.
-        images: What the images are, such as the name of their data set; where they came from if not
-            given.
-        tokenizer: Repository of the tokenizer, if it is not where it was loaded from.
-        license: Of the data set.
-        private: Whether a new repository is private; if not given, as the account is set up.
+        folder: Output folder of `tokenize_to_folder`.
+        repo_id: Repository, such as `"user/imagenet-titok-l-32"`; created if it does not exist.
+        images: Description of the images, such as the name of their data set; the recorded source
+            if not given.
+        tokenizer: Repository of the tokenizer, if it was loaded from elsewhere.
+        license: License of the data set.
+        private: Whether a new repository is private; the account's default if not given.
         token: Access token; if not given, that of `hf auth login` or `HF_TOKEN`.
-        revision: Branch; created if it is not there.
+        revision: Branch; created if it does not exist.
 
     Raises:
-        FileNotFoundError: If the folder is no whole token data set.
-        OSError: If the Hub refused, or the connection broke; see `explain_hub_errors`.
+        FileNotFoundError: If the folder is no complete token data set.
+        OSError: If the Hub refuses, or the connection is lost; see `explain_hub_errors`.
     """
     folder = Path(folder)
     if not (folder / RECORD).exists():
@@ -193,7 +190,7 @@ def push_tokens_to_hub(
         edited = DatasetCard.load(local["README.md"]) if "README.md" in local else None
         if edited is None or GENERATED in edited.text:
             try:
-                # by its commit: by the name of a branch, a stale card might come from the cache
+                # pinned to the commit, because a branch name might give a stale card from the cache
                 remote = api.hf_hub_download(
                     repo_id, "README.md", repo_type="dataset", revision=sha
                 )

@@ -1,5 +1,4 @@
-"""Checkpoints that are whole or ignored: killed at any moment, a run goes on from the newest whole
-one."""
+"""Complete checkpoints: a run killed at any time resumes from the newest complete one."""
 
 import json
 import logging
@@ -19,50 +18,49 @@ from ..hub.folders import whole_file
 
 logger = logging.getLogger(__name__)
 
-# The file that is written last: the size of each file of the checkpoint, in bytes.
+# The file that is written last; it holds the size of each file of the checkpoint in bytes.
 MANIFEST = "whole.json"
-# What `torch.save` says of a file that it cannot write, in a RuntimeError without a reason.
+# If `torch.save` cannot write a file, it raises a RuntimeError with one of these and no reason.
 TORCH_WRITER = ("inline_container", "iostream error")
 
 
 class WholeCheckpoints:
-    """Mixin of `OpenTrainer` whose checkpoints end with a manifest, which is written when all else is
-    on the disk.
+    """Mixin of `OpenTrainer` that writes a manifest once all other files of a checkpoint are on the
+    disk.
 
-    Old checkpoints are deleted only after that, so that once there is a whole checkpoint, there is
+    Old checkpoints are deleted only then, so that from the first complete checkpoint on there is
     always one.
     """
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
-        """As in `Trainer`; `True` goes on from the newest whole checkpoint.
+        """Same as in `Trainer`; `True` resumes from the newest complete checkpoint.
 
         Raises:
-            ValueError: If there is no whole one.
+            ValueError: If `True` is given and there is no complete checkpoint.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(
-                    f"There is no whole checkpoint in {self.args.output_dir} to go on from; start "
-                    "without "
-                    "`resume_from_checkpoint`."
+                    f"There is no whole checkpoint in {self.args.output_dir} to resume from; start "
+                    "without `resume_from_checkpoint`."
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes the checkpoint of this step, and then deletes those that are more than
-        `save_total_limit`.
+        """Writes the checkpoint of this step, then deletes old ones beyond `save_total_limit`.
 
-        The process that cannot write says so and ends; the launcher ends those that wait for it.
+        A process that cannot write raises an error, and the launcher ends those that wait for it.
 
         Raises:
-            OSError: If it cannot be written, as on a full disk; what was written of it is deleted.
+            OSError: If the checkpoint cannot be written, for example because the disk is full; the
+                files written so far are deleted.
         """
         run_dir = Path(self.checkpoints_dir(trial))
         folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        # Trainer itself would delete the old ones before this one is whole
+        # Trainer itself would delete the old ones before this one is complete
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             if self.args.should_save:
@@ -92,10 +90,10 @@ class WholeCheckpoints:
 
 
 def unwritten(step: int, folder: Path, reason: str, free: int) -> OSError:
-    """The error of a checkpoint that could not be written, where `free` bytes were left."""
+    """Returns the error of a checkpoint that could not be written with `free` bytes left."""
     last = newest_whole_checkpoint(folder.parent)
     good = (
-        f"goes on from the last good checkpoint, {last}"
+        f"resumes from the last good checkpoint, {last}"
         if last
         else "starts anew, as there is no earlier one"
     )
@@ -107,8 +105,7 @@ def unwritten(step: int, folder: Path, reason: str, free: int) -> OSError:
 
 
 def checkpoints(folder: str | Path) -> dict[int, Path]:
-    """The checkpoints in a trainer's folder by their steps, from the first to the last, whole or
-    not."""
+    """Returns all checkpoints in a trainer's folder by step, in order, complete or not."""
     found = {}
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name):
@@ -117,7 +114,7 @@ def checkpoints(folder: str | Path) -> dict[int, Path]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Sees to it that all files of a checkpoint are on the disk, and then declares it whole."""
+    """Flushes all files of a checkpoint to the disk, then marks it as complete."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in [*files, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         flush(path)
@@ -130,7 +127,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the list of files of a folder, is on the disk."""
+    """Waits until a file, or the directory entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -139,7 +136,7 @@ def flush(path: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; `None` if it is whole."""
+    """Returns what is wrong with a checkpoint; `None` if it is complete."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -156,39 +153,39 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole checkpoint in a trainer's folder, as this process sees it; warns of newer
-    ones that are not."""
+    """Returns the newest complete checkpoint that this process sees in a trainer's folder; warns of
+    newer incomplete ones."""
     for path in reversed(checkpoints(folder).values()):
         if (wrong := damage(path)) is None:
             return str(path)
-        logger.warning("The checkpoint %s is passed over: %s.", path, wrong)
+        logger.warning("The checkpoint %s is skipped: %s.", path, wrong)
     return None
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest whole checkpoint in a trainer's folder, the same one in all processes, each of
-    which must ask."""
+    """Returns the newest complete checkpoint in a trainer's folder, the same in all processes; all
+    of them must call it."""
     found = [newest_whole_checkpoint(folder) if process_state().is_main_process else None]
     return broadcast_object_list(found)[0]
 
 
 def delete_checkpoint(folder: Path) -> None:
-    """Deletes a checkpoint, its manifest first: what is left after a kill does not count as whole."""
+    """Deletes a checkpoint, manifest first, so that it is incomplete if the process is killed."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def delete_old_checkpoints(folder: Path, limit: int, step: int, keep: set[Path]) -> None:
-    """Deletes checkpoints that are not whole, and then the oldest, until `limit` are left.
+    """Deletes incomplete checkpoints, and then the oldest ones until `limit` are left.
 
-    Those of later steps are of an earlier run in the same folder, and count as older than all of
-    this one.
+    Checkpoints of later steps belong to an earlier run in the same folder; they count as older than
+    all of this run.
 
     Args:
-        folder: The trainer's.
-        limit: Checkpoints to keep, those in `keep` among them.
-        step: At which training is.
-        keep: Checkpoints that stay in any case.
+        folder: The trainer's folder.
+        limit: Number of checkpoints to keep, including those in `keep`.
+        step: Current step of training.
+        keep: Checkpoints that are never deleted.
     """
     whole = {}
     for number, path in checkpoints(folder).items():

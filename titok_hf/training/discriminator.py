@@ -24,16 +24,16 @@ class BlurDownsample(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Images `(B, 3, H, W)` to a map `(B, 1, h, w)` of logits, positive for real.
+    """The convolutional discriminator of the reference's decoder fine-tuning.
 
-    The convolutional discriminator of the reference's decoder fine-tuning
-    (`modeling/modules/discriminator.py` of bytedance/1d-tokenizer).
+    It maps images `(B, 3, H, W)` to logits `(B, 1, h, w)`, positive for real images. The reference
+    is `modeling/modules/discriminator.py` of bytedance/1d-tokenizer.
 
     Args:
         num_channels: Channels of the images.
-        hidden_channels: Channels at full resolution; each stage doubles them after the first.
-        num_stages: Halvings of the resolution.
-        logits_size: Side of the map, to which features are max-pooled where they are larger.
+        hidden_channels: Channels at full resolution; each stage after the first doubles them.
+        num_stages: Number of stages; each halves the resolution.
+        logits_size: Side of the map of logits; larger features are max-pooled to it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Counting floating point operations as they run."""
+"""A counter of the floating point operations that run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ aten = torch.ops.aten
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts the floating point operations of what runs inside it, by the formulas of
+    """Context manager that counts the floating point operations inside it, by the formulas of
     `FlopCounterMode`.
 
-    That one also takes operations apart, which changes the last bits of the results. It does not
-    know attention on CPUs, and counts products that attention computes again in the backward pass,
-    which here do not count.
+    Unlike `FlopCounterMode`, it does not decompose operations, which would change the last bits of
+    the results. It also knows attention on CPUs, and does not count the products that attention
+    recomputes in the backward pass.
     """
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class FlopCounter(TorchDispatchMode):
 def attention_flops(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *arguments: Any, **kwargs: Any
 ) -> int:
-    """Of attention's two products, from the shapes `(B, heads, tokens, channels)`."""
+    """FLOPs of attention's two products, from the shapes `(B, heads, tokens, channels)`."""
     return sdpa_flop_count(query, key, value)
 
 
 def attention_backward_flops(gradient: Sequence[int], *shapes: Any, **kwargs: Any) -> int:
-    """Of their gradients, two products for each."""
+    """FLOPs of the gradients of attention: two products for each product."""
     return 2 * attention_flops(*shapes)
 
 
@@ -75,8 +75,10 @@ def convolution_backward_flops(
     out_shape: Any = None,
     **kwargs: Any,
 ) -> int:
-    """Of the gradients of a convolution, as many each as the convolution took. torch's own formula
-    counts the weights' gradient of a convolution in groups as often too many as there are groups.
+    """FLOPs of the gradients of a convolution; each takes as many as the forward pass.
+
+    torch's own formula overcounts the weight gradient of a grouped convolution by a factor of the
+    number of groups.
     """
     transposed, output_mask = arguments[4], arguments[-1]
     positions = math.prod((x_shape if transposed else grad_shape)[2:])

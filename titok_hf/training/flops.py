@@ -1,17 +1,16 @@
-"""How much computing a recipe takes: FLOPs of a training step, counted on networks without weights.
+"""Compute cost of a recipe: FLOPs of a training step, counted on networks without weights.
 
-`python -m titok_hf.training.flops` prints the table of `docs/recipes.md`; with names of recipes or
-YAML files, that of these.
+`python -m titok_hf.training.flops` prints the table of `docs/recipes.md`. With names of recipes or
+YAML files as arguments, it prints the table of these.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..settings import load_yaml
 from .flop_counter import FlopCounter
@@ -19,61 +18,40 @@ from .objectives import Objective
 from .recipe import Recipe, recipe_names
 from .stages import Stage, recipe_objectives
 
-aten = torch.ops.aten
-
 A100_FLOPS = 312e12  # dense bfloat16 or float16, NVIDIA A100 data sheet
 UTILIZATION = 0.4
 CLASS_NAMES = [str(label) for label in range(1000)]  # as many as ImageNet has
 
-# Configurations of networks that recipes load, and what others report of recipes' costs.
+# Configurations of pretrained networks that recipes load, and published costs of recipes.
 KNOWN: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("costs.yaml"))
-
-
-class ValuesOfMeta(TorchDispatchMode):
-    """Lets code run on the meta device that looks at values, which it has not: 0 stands for each of
-    them."""
-
-    def __torch_dispatch__(
-        self,
-        func: Callable,
-        types: Sequence[type],
-        args: tuple = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is aten._local_scalar_dense.default and args[0].is_meta:
-            return 0.0 if args[0].is_floating_point() else 0
-        if func is aten.bincount.default and args[0].is_meta:
-            return args[0].new_zeros(kwargs.get("minlength", 0))
-        return func(*args, **kwargs)
 
 
 def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> int:
     """FLOPs of the forward and backward pass of a batch.
 
-    Matrix products and convolutions count, 2 FLOPs a multiplication. What is done number by number
-    does not: norms, activations, the optimizer and the moving average. Attention is computed as the
-    two products that it is, on any device alike.
+    Matrix products and convolutions count, with 2 FLOPs per multiplication. Elementwise operations
+    do not: norms, activations, the optimizer and the moving average. Attention counts as its two
+    matrix products on every device.
 
     Args:
-        objective: On any device; on the meta device nothing is computed.
+        objective: The objective, on any device; on the meta device nothing is computed.
         batch: Arguments of its `forward`, on the same device.
     """
-    with ValuesOfMeta(), FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
         objective(**batch).loss.backward()
     objective.zero_grad()
     return counter.flops
 
 
 def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
-    """FLOPs of each stage that a recipe trains, for one image: an optimizer step's are this times
-    the global batch.
+    """FLOPs per image of each stage that a recipe trains.
 
-    The networks are built without weights, from their configurations.
+    An optimizer step takes this number times the global batch size. The networks are built without
+    weights, from their configurations.
 
     Args:
         recipe: The recipe.
-        tokens: Whether a generator trains on a data set of tokens, so that no image is encoded.
+        tokens: Whether a generator trains on a token data set, so that no image is encoded.
     """
     flops = {}
     with torch.device("meta"):
@@ -84,10 +62,10 @@ def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
 
 
 def known_network(stage: Stage) -> Any:
-    """The result of a pretrained stage without its weights.
+    """Returns the result of a pretrained stage without its weights.
 
     Raises:
-        OSError: If its configuration is neither known nor to be found where the recipe says.
+        OSError: If the configuration is neither in `costs.yaml` nor at the recipe's source.
     """
     location = dict(stage.recipe.stages[stage.name])
     source = location.pop("pretrained")
@@ -97,9 +75,9 @@ def known_network(stage: Stage) -> Any:
 
 
 def flops_table(names: Sequence[str]) -> str:
-    """What recipes cost, as a Markdown table: a row a stage, and one for all stages of a recipe.
+    """Returns the costs of recipes as a Markdown table: one row per stage, and a total per recipe.
 
-    GPU-hours are those of an A100 at `UTILIZATION` of its dense 16-bit peak.
+    GPU-hours assume an A100 at `UTILIZATION` of its dense 16-bit peak.
     """
     columns = (
         "recipe",
@@ -141,12 +119,12 @@ def flops_table(names: Sequence[str]) -> str:
 
 
 def cost(flops: int) -> str:
-    """FLOPs in the units of the table: EFLOPs and GPU-hours."""
+    """Formats FLOPs in the units of the table: EFLOPs and GPU-hours."""
     return f"{flops / 1e18:,.0f} | {flops / (A100_FLOPS * UTILIZATION) / 3600:,.0f}"
 
 
 def large_recipes() -> list[str]:
-    """The shipped recipes of ImageNet's scale."""
+    """Returns the names of the shipped recipes at ImageNet's scale."""
     return [name for name in recipe_names() if Recipe.load(name).image_size >= 256]
 
 

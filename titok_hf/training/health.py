@@ -1,5 +1,5 @@
-"""What goes wrong in training, found and said: numbers that are not finite, codebooks and
-discriminators that fail."""
+"""Detection of training failures: non-finite numbers, collapsing codebooks, failing
+discriminators."""
 
 import itertools
 import logging
@@ -22,14 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class Finiteness:
-    """Finds the first step whose loss or gradient is not finite, without waiting for the device at
-    each step.
+    """Finds the first step with a non-finite loss or gradient, without a device sync at each step.
 
-    The steps are noted on the device, and looked at when there is something to log or to save, in
-    all processes together: all of them stop.
+    The steps are recorded on the device and read when the trainer logs or saves. All processes
+    check together, so that all of them stop.
 
     Args:
-        accelerator: The trainer's.
+        accelerator: The trainer's accelerator.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -37,12 +36,12 @@ class Finiteness:
         self.first_steps: dict[tuple[str, ...], torch.Tensor] = {}
 
     def observe(self, step: int, values: Mapping[str, torch.Tensor]) -> None:
-        """Notes which of the scalars are not finite.
+        """Records which scalars are not finite.
 
         Args:
-            step: The one that is being taken, from 1.
-            values: `"loss"` and its parts, or the gradient norms `"grad_norm_…"`. The norms need
-                not be finite where a gradient scaler skips such steps.
+            step: Number of the current step, from 1.
+            values: `"loss"` and its parts, or the gradient norms `"grad_norm_…"`. Do not pass the
+                norms where a gradient scaler skips steps with non-finite gradients.
         """
         names = tuple(values)
         scalars = torch.stack([value.detach().float() for value in values.values()])  # (n,)
@@ -50,16 +49,16 @@ class Finiteness:
         self.first_steps[names] = torch.where((first < 0) & ~scalars.isfinite(), step, first)
 
     def check(self, step: int, output_dir: str | Path, model: nn.Module | None = None) -> None:
-        """Stops if a loss or gradient was not finite; all processes must ask.
+        """Raises an error if a loss or gradient was not finite; all processes must call it.
 
         Args:
-            step: Steps taken.
-            output_dir: Where the checkpoints are.
-            model: Its weights and buffers must be finite, too: to be given before it is saved.
+            step: Number of steps taken.
+            output_dir: Folder of the checkpoints.
+            model: If given, its weights and buffers must be finite too. Pass it before it is saved.
 
         Raises:
-            FloatingPointError: With the step, what is not finite, the last good checkpoint, and
-                what to try.
+            FloatingPointError: With the step, the non-finite values, the last good checkpoint, and
+                advice.
         """
         names = list(itertools.chain.from_iterable(self.first_steps))
         firsts = [*self.first_steps.values()]
@@ -75,8 +74,7 @@ class Finiteness:
             name: [s for s in steps if s >= 0]
             for name, steps in zip(names, by_process.T.tolist(), strict=True)
         }
-        # a part of the log may well be no number, such as the share of right tokens where none is
-        # masked
+        # a part of the loss may be NaN without harm, such as the accuracy when no token is masked
         decisive = [
             min(steps)
             for name, steps in found.items()
@@ -93,44 +91,44 @@ class Finiteness:
             + (
                 f"The last good checkpoint is {last}. "
                 if last
-                else "There is no checkpoint from before. "
+                else "There is no earlier checkpoint. "
             )
-            + "Started again as it was, it would fail at the same step: try a lower learning rate, a longer warm-up, "
-            "a lower `max_grad_norm`, a lower `adversarial_weight` if it is the discriminator, or "
+            + "An unchanged restart would fail at the same step: try a lower learning rate, a longer "
+            "warm-up, a lower `max_grad_norm`, a lower `adversarial_weight` if the discriminator fails, or "
             "`bf16` instead of `fp16`."
         )
 
 
 def weights_are_finite(model: nn.Module, device: torch.device) -> torch.Tensor:
-    """Whether all weights and buffers that this process holds are finite: a boolean scalar on a
-    device."""
+    """Returns whether all weights and buffers of this process are finite, as a boolean scalar on
+    `device`."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return torch.stack([tensor.detach().isfinite().all().to(device) for tensor in local]).all()
 
 
 class HealthWarnings(TrainerCallback):
-    """Warns of a codebook that collapses, and of a discriminator that wins, sees nothing, or
-    explodes.
+    """Warns when the codebook collapses, or when the discriminator wins, sees nothing, or explodes.
 
-    Each warning comes once, when its condition has held for some logs in a row, and again only
-    after it was over. The first ten logs are let pass, as losses move most there. The conditions:
+    A warning is logged once its condition has held for some logs in a row, and again only after the
+    condition has ended. The first ten logs are ignored, because losses change most there. The
+    conditions:
 
-    - The codebook collapses: in the mean of 10 logs, the perplexity is below a tenth of the number
-      of codes, or less than a tenth of them are in use. A trained codebook ends above a half. The
-      perplexity is the surer sign: `CodebookRevival` makes a dead code count as used for about a
-      hundred steps more, so that with all tokens on 3 of 4,096 codes 94% of them are in use on
-      average, and the perplexity is 1% of their number (7% of 256). In the demo's warm-up, which
-      begins with a few codes, it does not fall below 17% before it rises.
-    - The discriminator wins: its hinge loss is below 0.1, and the logits of real and made images
-      are more than 2 apart, in 5 logs. The hinge asks for 1 and -1, a distance of 2; beyond it,
-      with no loss left, it learns nothing more, and what it tells the decoder is only that all is
-      wrong.
+    - The codebook collapses: averaged over 10 logs, the perplexity is below a tenth of the number
+      of codes, or less than a tenth of the codes are in use. A trained codebook reaches more than
+      half. The perplexity is the more reliable sign: `CodebookRevival` counts a dead code as used
+      for about a hundred more steps, so that with all tokens on 3 of 4,096 codes, 94% of the codes
+      are in use on average while the perplexity is 1% of their number (7% of 256). In the demo's
+      warm-up, which starts with few codes, it does not fall below 17% before it rises.
+    - The discriminator wins: its hinge loss is below 0.1, and the logits of real and fake images
+      are more than 2 apart, in 5 logs. The hinge loss asks for 1 and -1, a distance of 2. Beyond
+      that the loss is 0, the discriminator stops learning, and its gradient no longer helps the
+      decoder.
     - The discriminator sees nothing: its hinge loss is above 0.95, and the logits are less than 0.1
-      apart, in 20 logs since it has begun to learn. The loss is 1 where the logits are 0 whatever
-      the image.
-    - Something explodes: a gradient norm, or a logit beyond 10 (ten times what the hinge asks for),
-      is more than 10 times its median in the last 50 logs. Steady training varies by a factor of 2
+      apart, in 20 logs after it started to learn. The loss is 1 if the logits are 0 for every
+      image.
+    - A network explodes: a gradient norm, or a logit beyond 10 (ten times the hinge's target), is
+      more than 10 times its median over the last 50 logs. Steady training varies by a factor of 2
       or 3.
     """
 
@@ -142,7 +140,7 @@ class HealthWarnings(TrainerCallback):
         self.reset(0)
 
     def reset(self, codebook_size: int) -> None:
-        """Forgets all logs; `codebook_size` is 0 where no codebook is trained."""
+        """Clears the history; `codebook_size` is 0 if no codebook is trained."""
         self.codebook_size = codebook_size
         self.num_logs = 0
         self.lasting: Counter[str] = Counter()
@@ -156,8 +154,7 @@ class HealthWarnings(TrainerCallback):
         model: nn.Module,
         **kwargs: Any,
     ) -> None:
-        """Goes through the log of a run that goes on, so that it warns as if it had not been
-        interrupted."""
+        """Replays the log of a resumed run, so that it warns as an uninterrupted one would."""
         revival = getattr(model, "codebook_revival", None)
         self.reset(0 if revival is None else len(revival.shares))
         for entry in state.log_history:
@@ -177,7 +174,7 @@ class HealthWarnings(TrainerCallback):
                 logger.warning("Step %d: %s", state.global_step, warning)
 
     def warnings(self, logs: Mapping[str, float]) -> list[str]:
-        """What there is to say after another log; of one that is not of training steps, nothing."""
+        """Returns the warnings after a new log; a log without training loss gives none."""
         if "loss" not in logs:
             return []
         self.num_logs += 1
@@ -190,7 +187,7 @@ class HealthWarnings(TrainerCallback):
         ]
 
     def collapse(self, logs: Mapping[str, float]) -> dict[str, str]:
-        """What to say if the codebook collapses."""
+        """Returns the warning by name if the codebook collapses."""
         means = {}
         for name in ("codebook_usage", "codebook_perplexity"):
             if name not in logs:
@@ -203,14 +200,14 @@ class HealthWarnings(TrainerCallback):
         text = (
             f"the codebook collapses: codebook_usage is {usage:.2f} in the last logs, "
             f"codebook_perplexity {perplexity:.3g} of {self.codebook_size}. Lower the learning "
-            "rate or lengthen its warm-up; if that does "
-            "not help, take fewer codes or a smaller `latent_dim`."
+            "rate or lengthen its warm-up; if that does not help, use fewer codes or a smaller "
+            "`latent_dim`."
         )
         return {"collapse": text}
 
     def failing_discriminator(self, logs: Mapping[str, float]) -> dict[str, str]:
-        """What to say if the discriminator, which has a gradient as soon as it learns, has nothing
-        more to learn."""
+        """Returns the warning by name if the discriminator wins or sees nothing."""
+        # without a gradient, the discriminator has not started to learn
         if not logs.get("grad_norm_discriminator"):
             return {}
         loss, real, fake = (
@@ -228,10 +225,10 @@ class HealthWarnings(TrainerCallback):
         return {}
 
     def explosions(self, logs: Mapping[str, float]) -> dict[str, str]:
-        """What to say of each size that explodes; networks that do not learn yet have no gradient,
-        and steps whose gradients float16 cannot hold are skipped."""
+        """Returns a warning for each gradient norm and logit that explodes."""
         found = {}
         for name in ("grad_norm_model", "grad_norm_discriminator", "real_logit", "fake_logit"):
+            # 0: the network does not learn yet; not finite: the float16 scaler skipped the step
             size = abs(logs.get(name, 0.0))
             if size == 0 or not math.isfinite(size):
                 continue
@@ -243,9 +240,8 @@ class HealthWarnings(TrainerCallback):
                     network, rate = ("discriminator", "discriminator_learning_rate")
                 found[f"explosion of {name}"] = (
                     f"the {network} explodes: {name} is {logs[name]:.3g}, where the median of the "
-                    f"last logs was {median:.3g}. If it does not come down, go back to a "
-                    f"checkpoint from before, and lower `{rate}` "
-                    "or `max_grad_norm`."
+                    f"last logs was {median:.3g}. If it does not come down, go back to an earlier "
+                    f"checkpoint and lower `{rate}` or `max_grad_norm`."
                 )
             earlier.append(size)
         return found

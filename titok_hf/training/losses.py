@@ -1,4 +1,4 @@
-"""Adversarial losses, means over all processes, and full precision for what needs it."""
+"""Adversarial losses, means over all processes, and a context of full precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,17 +10,17 @@ GRADIENT_SCALE = 2.0**12  # a power of 2, so that it changes no bit where nothin
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """A context without autocast on a device; the device "meta" has none."""
+    """Returns a context that disables autocast on a device; the device "meta" has no autocast."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all processes; the gradient is that of this process's part.
+    """Returns the mean of a tensor over all processes, with the gradient of the local tensor.
 
-    Distributed training averages gradients over processes, which makes that of a function of such a
-    mean whole.
+    Distributed training averages gradients over processes, which gives the full gradient of any
+    function of this mean.
     """
     if not distributed.is_initialized():
         return values
@@ -30,8 +30,7 @@ def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
 
 
 def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """Hinge loss that raises the logits of real images over 1 and pushes those of fake ones under
-    -1."""
+    """Hinge loss that pushes the logits of real images above 1 and those of fake ones below -1."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
@@ -45,8 +44,8 @@ def lecam_loss(
     moving average.
 
     Args:
-        real_mean, fake_mean: Mean logits of this batch, scalars.
-        real_average, fake_average: Their exponential moving averages, scalars without gradient.
+        real_mean, fake_mean: Mean logits of the batch, scalars.
+        real_average, fake_average: Exponential moving averages of them, scalars without gradient.
     """
     return F.relu(real_mean - fake_average).square() + F.relu(real_average - fake_mean).square()
 
@@ -54,15 +53,14 @@ def lecam_loss(
 def adaptive_weight(
     reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer: torch.Tensor
 ) -> torch.Tensor:
-    """What the adversarial loss is multiplied by so that it pulls on the last layer as the
-    reconstruction does.
+    """VQGAN's adaptive weight: the ratio of the losses' gradient norms at the decoder's last layer.
 
-    The ratio of the gradients' norms (Taming Transformers, arXiv 2012.09841, equation 7), at most
-    10,000; gradients are averaged over all processes first. They are those of multiplied losses:
-    the gradient of a mean over all pixels would be 0 in float16.
+    See Taming Transformers (arXiv 2012.09841, equation 7). The ratio is clamped to 10,000, and the
+    gradients are first averaged over all processes. The losses are scaled up before the backward
+    pass, because the gradient of a mean over all pixels would underflow in float16.
 
     Args:
-        reconstruction_loss: Scalar, perceptual part included.
+        reconstruction_loss: Scalar that includes the perceptual loss.
         adversarial_loss: Scalar.
         last_layer: Weight of the decoder's last layer.
 

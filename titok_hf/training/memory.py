@@ -1,4 +1,4 @@
-"""How much memory a part of a run takes at most."""
+"""Peak memory of a part of a run."""
 
 import resource
 import sys
@@ -6,10 +6,9 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """Context manager that measures the process's largest resident memory inside it.
+    """Context manager that measures the peak resident memory of the process, `gib`, in GiB.
 
-    `gib` is the peak in GiB. Linux can reset its counter; elsewhere the peak since the process
-    started is reported.
+    Only Linux can reset the counter; elsewhere the peak since the start of the process is reported.
     """
 
     gib: float = 0.0

@@ -1,13 +1,12 @@
-"""What each stage minimizes: networks, frozen helpers and moving averages in one module that
-`Trainer` can hold.
+"""Training objectives: networks, frozen helpers and moving averages in one module for `Trainer`.
 
-An objective maps a batch to a loss and its parts, says which parameters are optimized together, and
-is told after each optimizer step. One backward pass serves a generator and its discriminator: the
-generator's loss sees the discriminator with detached parameters, the discriminator's loss sees the
-reconstruction detached.
+An objective maps a batch to a loss and its parts, defines which parameters are optimized together,
+and is updated after each optimizer step. One backward pass serves the tokenizer and its
+discriminator: the tokenizer's loss uses detached discriminator parameters, and the discriminator's
+loss uses detached reconstructions.
 
-The random numbers that a sample needs, such as those that mask its tokens, come with the batch as
-`draws`, uniform in [0, 1), so that they do not depend on how samples are spread over processes and
+The random numbers of a sample, such as those that mask its tokens, come with the batch as `draws`,
+uniform in [0, 1), so that they do not depend on how samples are split over processes and
 accumulated batches.
 """
 
@@ -43,11 +42,11 @@ from .perceptual import PerceptualLoss
 
 @dataclass
 class ObjectiveOutput(ModelOutput):
-    """Result of an objective.
+    """Output of an objective.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            What is minimized.
+            The loss to minimize.
         parts (`dict[str, torch.Tensor]`):
             Scalars for the log.
     """
@@ -57,15 +56,16 @@ class ObjectiveOutput(ModelOutput):
 
 
 def standard_normal(draws: torch.Tensor) -> torch.Tensor:
-    """Uniform float32 numbers in [0, 1), multiples of 2^-24, to standard normal ones."""
+    """Maps uniform float32 numbers in [0, 1), multiples of 2^-24, to standard normal ones."""
+    # half of the smallest step stands for 0, whose quantile is minus infinity
     return torch.special.ndtri(draws.clamp_min(2.0**-25))
 
 
 class MovingAverage(AveragedModel):
-    """The exponential moving average of a model's weights; its buffers are the model's.
+    """The exponential moving average of a model's weights; buffers are copied from the model.
 
-    torch's own `update_parameters` asks the buffer `n_averaged` whether the step is the first, and
-    so waits for the device. Here the host knows.
+    torch's own `update_parameters` reads the buffer `n_averaged` to find the first step, and so
+    waits for the device. Here the host keeps track of it.
     """
 
     def __init__(self, model: PreTrainedModel, decay: float):
@@ -75,9 +75,9 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: PreTrainedModel, step: int) -> None:
-        """Follows the model; `step` is how many optimizer steps there have been."""
+        """Updates the average; `step` is the number of optimizer steps taken."""
         averages, weights = [*self.module.parameters()], [*model.parameters()]
-        if step == 1 and not self.has_begun:  # a run that is resumed begins at a later step
+        if step == 1 and not self.has_begun:  # a resumed run starts at a later step
             for average, weight in zip(averages, weights, strict=True):
                 average.copy_(weight)
         else:
@@ -89,12 +89,12 @@ class MovingAverage(AveragedModel):
 
 
 class Objective(nn.Module):
-    """Base of all objectives.
+    """Base class of objectives.
 
-    `num_draws` is how many random numbers a sample needs; `id_limits` holds the columns of a batch
-    that are ids, and how many ids there are; `starts` holds the optimizer step at which a network's
-    training begins, where that is not 0. `predict`, if an objective has it, makes of a batch the
-    predictions, and what they are compared with, for a `compute_metrics`.
+    `num_draws` is the number of random numbers per sample; `id_limits` maps each column of ids in a
+    batch to the number of ids; `starts` maps a network to the optimizer step at which its training
+    starts, if that is not 0. `predict`, if defined, maps a batch to predictions and targets for
+    `compute_metrics`.
 
     Args:
         model: The network that the stage trains.
@@ -114,19 +114,19 @@ class Objective(nn.Module):
         self.codebook_revival = None
         self.id_limits: dict[str, int] = {}
         self.starts: dict[str, int] = {}
-        classes = {type(module).__name__ for module in model.modules()}  # of which FSDP's units are
+        classes = {type(module).__name__ for module in model.modules()}
+        # FSDP reads its units from here; it fails on class names that the model lacks
         self._no_split_modules = [
             name for name in getattr(model, "_no_split_modules", None) or () if name in classes
         ]
 
     @property
     def result(self) -> PreTrainedModel:
-        """The network to keep: the averaged one if there is an average, in evaluation mode."""
+        """The network to save, in evaluation mode; with averaged weights if there is an average."""
         return (self.model if self.ema is None else self.ema.module).eval()
 
     def networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name and module of each network that has an optimizer's learning rate and gradient
-        clipping of its own."""
+        """Yields name and module of each network with its own optimizer settings and clipping."""
         yield "model", self.model
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
@@ -134,14 +134,13 @@ class Objective(nn.Module):
         self.model.activation_checkpointing_enable(**kwargs)
 
     def check_batch(self, batch: Mapping[str, torch.Tensor]) -> None:
-        """Looks at the values of a batch, in training while it is on the host: `forward` does not,
-        since on the device it would wait for them.
+        """Checks the values of a batch while it is still on the host.
 
-        Of the images the first one is looked at. It tells whether the image processor gives what
-        the networks take, and costs nothing against all of them.
+        `forward` does not check them, because that would wait for the device. Only the first image
+        is checked: that suffices to find an image processor of another range, and is cheap.
 
         Raises:
-            ValueError: If images are not in [0, 1], or ids out of range.
+            ValueError: If images are not in [0, 1], or ids are out of range.
         """
         if "pixel_values" in batch:
             check_unit_range(batch["pixel_values"][0])
@@ -150,15 +149,15 @@ class Objective(nn.Module):
                 check_id_range(batch[name], name, limit)
 
     def batch_weights(self, batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor | None:
-        """How much the loss of each of some batches counts in their mean; `None` if all count the
-        same."""
+        """Returns the weights of accumulated batches in the mean of their losses; `None` if all are
+        equal."""
         return None
 
     def after_optimizer_step(self, step: int) -> None:
-        """Updates what follows the weights without a gradient.
+        """Updates what is trained without a gradient: dead codes and moving averages.
 
         Args:
-            step: How many optimizer steps there have been.
+            step: Number of optimizer steps taken.
         """
         if self.codebook_revival is not None:
             self.codebook_revival.after_optimizer_step(step)
@@ -166,12 +165,12 @@ class Objective(nn.Module):
             self.ema.update_parameters(self.model, step)
 
     def statistics(self) -> dict[str, torch.Tensor]:
-        """Scalars for the log that belong to no batch: usage and perplexity of a codebook that is
-        trained."""
+        """Returns scalars for the log that belong to no batch: usage and perplexity of a trained
+        codebook."""
         return {} if self.codebook_revival is None else self.codebook_revival.statistics()
 
     def observe_codes(self, encoded: TokenizerEncoderOutput) -> None:
-        """Tells the revival of the codebook of a training batch, where the stage trains one."""
+        """Passes a training batch to the codebook revival, if the stage trains a codebook."""
         if self.codebook_revival is None or not self.training:
             return
         unquantized = encoded.unquantized
@@ -181,7 +180,7 @@ class Objective(nn.Module):
 
 
 def posterior_size(model: TiTokModel | MaskGitVQGANModel) -> int:
-    """Random numbers that a sample of the posterior takes, if the tokenizer has one."""
+    """Returns the random numbers per sample of the tokenizer's posterior; 0 if it has none."""
     config = model.config
     return (
         config.num_latent_tokens * config.latent_dim
@@ -191,7 +190,7 @@ def posterior_size(model: TiTokModel | MaskGitVQGANModel) -> int:
 
 
 def posterior_noise(model: TiTokModel, draws: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """The noise of the posterior's sample from draws `(B, K * C)`, as an argument of `encode`."""
+    """Returns the posterior's noise from draws `(B, K * C)`, as an argument of `encode`."""
     if draws is None:
         return {}
     return {
@@ -216,7 +215,7 @@ class WarmupObjective(Objective):
             self.codebook_revival = CodebookRevival(model.quantizer.codebook)
 
     def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images `(B, 3, H, W)`, encoded, and decoded from the most likely proxy codes."""
+        """Encodes images `(B, 3, H, W)` and decodes them from the most likely proxy codes."""
         decoded = self.result.decode(self.result.encode(pixel_values).latents)
         return self.vqgan.decode_codes(decoded.proxy_logits.argmax(-1)).reconstruction
 
@@ -227,7 +226,7 @@ class WarmupObjective(Objective):
     def forward(
         self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
     ) -> ObjectiveOutput:
-        """Images `(B, 3, H, W)` in [0, 1] to cross-entropy plus the quantizer's loss."""
+        """Maps images `(B, 3, H, W)` in [0, 1] to cross-entropy plus the quantizer's loss."""
         with torch.no_grad():
             proxy_codes = self.vqgan.encode(pixel_values).codes  # (B, P)
         output = self.model(pixel_values, proxy_codes, **posterior_noise(self.model, draws))
@@ -242,32 +241,28 @@ class WarmupObjective(Objective):
 
 
 class ReconstructionObjective(Objective):
-    """Stages `decoder_finetuning` and `single_stage`, and the VQGAN's own training: images from
-    images.
+    """Stages `vqgan`, `decoder_finetuning` and `single_stage`: reconstruction of images.
 
-    `reconstruction + perceptual_weight * perceptual + adversarial_weight * adversarial +
-    quantizer_weight * quantizer` for the tokenizer; hinge loss plus `lecam_weight * LeCam` for the
-    discriminator. Of several processes, LeCam sees the mean logits of all; of accumulated batches,
-    each has its own.
+    The tokenizer minimizes `reconstruction_weight * reconstruction + perceptual_weight * perceptual
+    + adversarial_weight * adversarial + quantizer_weight * quantizer`, the discriminator the hinge
+    loss plus `lecam_weight * LeCam`. LeCam uses the mean logits over all processes, but of each
+    accumulated batch alone.
 
     Args:
-        model: The tokenizer: TiTok ending in pixels, or a VQGAN.
+        model: The tokenizer: a TiTok that ends in pixels, or a VQGAN.
         freeze_encoder: Whether encoder and quantizer keep their weights, as in
             `decoder_finetuning`.
-        perceptual: Needed if `perceptual_weight` is not 0.
-        discriminator: Needed if `adversarial_weight` is not 0.
+        perceptual: Required if `perceptual_weight` is not 0.
+        discriminator: Required if `adversarial_weight` is not 0.
         distance: The reconstruction loss: mean squared (`"l2"`) or mean absolute error (`"l1"`).
         reconstruction_weight, perceptual_weight, adversarial_weight, quantizer_weight,
-            lecam_weight: Weights.
+            lecam_weight: Loss weights.
         discriminator_start: Optimizer step from which the adversarial losses count; the
-            discriminator's schedule of the learning rate, warm-up included, begins there.
+            discriminator's learning rate schedule, including warm-up, starts there.
         adaptive_weight: Whether `adversarial_weight` is also multiplied by
             `titok_hf.training.losses.adaptive_weight`.
-        lecam_decay: Of the moving averages of the discriminator's mean logits.
+        lecam_decay: Decay of the moving averages of the discriminator's mean logits.
         ema_decay: See `Objective`.
-
-    Raises:
-        ValueError: If the distance is neither of the two.
     """
 
     def __init__(
@@ -321,7 +316,7 @@ class ReconstructionObjective(Objective):
             yield "discriminator", self.discriminator
 
     def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images `(B, 3, H, W)`, encoded and decoded."""
+        """Encodes and decodes images `(B, 3, H, W)`."""
         return self.result.decode(self.result.encode(pixel_values).latents).reconstruction
 
     def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -331,20 +326,25 @@ class ReconstructionObjective(Objective):
     def forward(
         self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
     ) -> ObjectiveOutput:
-        """Images `(B, 3, H, W)` in [0, 1] to the loss of tokenizer and discriminator; `step` counts
-        from 0."""
+        """Maps images `(B, 3, H, W)` in [0, 1] to the summed loss of tokenizer and discriminator;
+        `step` counts from 0."""
+        # reconstruction
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             encoded = self.model.encode(pixel_values, **posterior_noise(self.model, draws))
         self.observe_codes(encoded)
         reconstruction = self.model.decode(encoded.latents).reconstruction  # (B, 3, H, W)
         parts = {"reconstruction_loss": self.distance(reconstruction, pixel_values)}
         loss = self.reconstruction_weight * parts["reconstruction_loss"]
+
+        # perceptual loss
         if self.perceptual is not None:
             parts["perceptual_loss"] = self.perceptual(reconstruction, pixel_values)
             loss = loss + self.perceptual_weight * parts["perceptual_loss"]
+
+        # adversarial losses
         if self.discriminator is not None:
-            # a factor, not a branch: every parameter must get a gradient in every step of
-            # distributed training
+            # a factor rather than a branch, because distributed training needs a gradient of every
+            # parameter in every step
             started = float(step >= self.starts["discriminator"])
             frozen = {
                 name: parameter.detach()
@@ -355,6 +355,7 @@ class ReconstructionObjective(Objective):
             ).mean()
             weight = self.adversarial_weight * started
             if self.adaptive_weight and torch.is_grad_enabled():
+                # the kernel of the last trained convolution
                 last_layer = [
                     p for p in self.model.parameters() if p.ndim == 4 and p.requires_grad
                 ][-1]
@@ -366,6 +367,8 @@ class ReconstructionObjective(Objective):
             loss = loss + started * self.discriminator_loss(
                 pixel_values, reconstruction.detach(), started, parts
             )
+
+        # quantizer loss
         if not self.freeze_encoder:
             parts["quantizer_loss"] = encoded.quantizer_loss
             loss = loss + self.quantizer_weight * encoded.quantizer_loss
@@ -374,7 +377,8 @@ class ReconstructionObjective(Objective):
     def discriminator_loss(
         self, real: torch.Tensor, fake: torch.Tensor, started: float, parts: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Hinge and LeCam loss of real and fake images `(B, 3, H, W)`; adds the parts to the log."""
+        """Returns the hinge plus LeCam loss of real and fake images `(B, 3, H, W)`, and adds its
+        terms to `parts`."""
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).chunk(2)
         parts["discriminator_loss"] = hinge_discriminator_loss(real_logits, fake_logits)
         mean_logits = mean_over_processes(
@@ -396,13 +400,12 @@ class ReconstructionObjective(Objective):
 
 
 class MaskedTokenObjective(Objective):
-    """The generator's training: codes of a frozen tokenizer, some of them masked, to the codes that
-    were masked.
+    """Stage `generator`: prediction of masked codes of a frozen tokenizer.
 
     Args:
         model: The generator.
-        tokenizer: Turns images into codes.
-        scheduler: Masks codes; its `mask_schedule` is the sampler's.
+        tokenizer: The tokenizer that turns images into codes.
+        scheduler: Masks codes by the same `mask_schedule` as the sampler.
         ema_decay: See `Objective`.
     """
 
@@ -419,11 +422,11 @@ class MaskedTokenObjective(Objective):
         self.num_draws = 2 + model.config.num_tokens
         self.id_limits = {
             "codes": model.config.codebook_size,
-            "class_labels": model.config.num_labels + 1,  # "no class" among them
+            "class_labels": model.config.num_labels + 1,  # including "no class"
         }
 
     def batch_weights(self, batches: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """The sum of the tokens' weights in each batch, since the loss is their weighted mean."""
+        """Returns the sum of token weights of each batch; its loss is their weighted mean."""
         config = self.model.config
         masked = torch.stack(
             [
@@ -442,13 +445,13 @@ class MaskedTokenObjective(Objective):
         draws: torch.Tensor | None = None,
         step: int = 0,
     ) -> ObjectiveOutput:
-        """Images `(B, 3, H, W)` in [0, 1], or their codes `(B, N)`, and labels `(B,)` to the
+        """Maps images `(B, 3, H, W)` in [0, 1], or their codes `(B, N)`, and labels `(B,)` to the
         masked-token loss.
 
-        Of a sample's draws, one says how many tokens are masked, N which, and one whether its label
-        is dropped.
+        Column 0 of `draws` sets the mask ratio, column 1 label dropout, and columns 2 and up which
+        tokens are masked.
         """
-        if codes is None:  # in the tokenizer's own precision, as a data set of tokens is made
+        if codes is None:  # without autocast, for the same codes as in a token data set
             with torch.no_grad(), full_precision(pixel_values.device):
                 codes = self.tokenizer.encode(pixel_values).codes  # (B, N)
         if draws is None:
@@ -463,8 +466,7 @@ class MaskedTokenObjective(Objective):
 
 
 class ClassifierObjective(Objective):
-    """Cross-entropy of an image classifier, for a perceptual loss where no pretrained classifier
-    fits.
+    """Stage `classifier`: cross-entropy of an image classifier, for use in a perceptual loss.
 
     Images are normalized with `MEAN` and `STD`.
     """
@@ -485,7 +487,7 @@ class ClassifierObjective(Objective):
         draws: torch.Tensor | None = None,
         step: int = 0,
     ) -> ObjectiveOutput:
-        """Images `(B, 3, H, W)` in [0, 1] and labels `(B,)` to cross-entropy."""
+        """Maps images `(B, 3, H, W)` in [0, 1] and labels `(B,)` to cross-entropy."""
         logits = self.model((pixel_values - self.mean) / self.std).logits  # (B, num_labels)
         accuracy = (logits.argmax(-1) == class_labels).float().mean()
         return ObjectiveOutput(

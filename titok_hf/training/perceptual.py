@@ -1,4 +1,4 @@
-"""The perceptual loss: distance of two images in the eyes of networks trained to see."""
+"""The perceptual loss: distance between images according to pretrained networks."""
 
 from collections.abc import Sequence
 
@@ -14,31 +14,25 @@ from .losses import full_precision
 class PerceptualLoss(nn.Module):
     """Distance of a frozen classifier's logits, LPIPS, or their weighted mean.
 
-    With `classifier_mse` the mean squared error of the logits of both images,
+    `classifier_mse` is the mean squared error between the logits of both images; the loss is
 
     `(classifier_weight * classifier_mse + lpips_weight * LPIPS) / (classifier_weight +
     lpips_weight)`,
 
-    as in `modeling/modules/perceptual_loss.py` of bytedance/1d-tokenizer: its `convnext_s`, of
-    TiTok's decoder fine-tuning, is a ConvNeXt-S alone; its `lpips-convnext_s-1.0-0.1`, of
-    single-stage training, has `lpips_weight=1.0, classifier_weight=0.1`, and counts 1.1 times in
-    the sum of the losses.
-
-    Everything is computed in float32, under autocast too, as there.
+    as in `modeling/modules/perceptual_loss.py` of bytedance/1d-tokenizer. There, `convnext_s`, used
+    in TiTok's decoder fine-tuning, is a ConvNeXt-S alone; `lpips-convnext_s-1.0-0.1`, used in
+    single-stage training, has `lpips_weight=1.0, classifier_weight=0.1`, and enters the sum of the
+    losses with weight 1.1. As there, everything is computed in float32, even under autocast.
 
     Args:
-        classifier: Any image classifier of transformers, taking `pixel_values` and returning
-            `logits`; needed if `classifier_weight` is not 0.
-        image_size: Side to which images are resized for the classifier (bilinear, antialiased); as
-            they are if not given.
+        classifier: An image classifier of transformers that takes `pixel_values` and returns
+            `logits`; required if `classifier_weight` is not 0.
+        image_size: Side to which images are resized for the classifier (bilinear, antialiased); if
+            not given, they keep their size.
         image_mean, image_std: Normalization of images in [0, 1] for the classifier; ImageNet's if
             not given.
-        lpips: Needed if `lpips_weight` is not 0. It sees the images at their own size.
+        lpips: Required if `lpips_weight` is not 0. It gets the images at their original size.
         classifier_weight, lpips_weight: Weights in the mean.
-
-    Raises:
-        ValueError: If a weight is negative or none is positive, or if a network with a weight is
-            missing.
     """
 
     def __init__(
@@ -74,19 +68,19 @@ class PerceptualLoss(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """Stays in evaluation mode, whatever the mode of what it is part of."""
+        """Stays in evaluation mode, even if the parent module is switched to training."""
         return super().train(False)
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, num_labels)` of images `(B, 3, H, W)` in [0, 1]."""
+        """Returns the logits `(B, num_labels)` of images `(B, 3, H, W)` in [0, 1]."""
         if self.image_size is not None and images.shape[-1] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
         return self.classifier((images - self.mean) / self.std).logits
 
     def forward(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The loss, a scalar, of images `(B, 3, H, W)` and their targets, both in [0, 1].
+        """Returns the loss, a scalar, of reconstructions `(B, 3, H, W)` and targets, in [0, 1].
 
-        The gradient goes to the reconstruction alone.
+        Only the reconstruction gets a gradient.
         """
         with full_precision(reconstruction.device):
             reconstruction, pixel_values = reconstruction.float(), pixel_values.detach().float()

@@ -1,4 +1,4 @@
-"""Pictures of what a network in training does: reconstructions under their images, samples a row a
+"""Preview pictures during training: reconstructions below their images, or samples, one row per
 class."""
 
 import copy
@@ -24,24 +24,20 @@ from .trainer import TiTokTrainer
 
 
 class Previews(TrainerCallback):
-    """Draws a picture at intervals, writes it as a PNG, and sends it where `report_to` sends the
-    log.
+    """Draws a picture at intervals, saves it as a PNG, and sends it to the loggers in `report_to`.
 
-    The main process draws, and the others go on until they need it. Training goes on as if nothing
-    had been drawn: random numbers and the modes of the networks are left as they were, and the time
-    does not count.
+    The main process draws while the others continue until they need it. Drawing does not affect
+    training: random states and modes of the networks are restored, and its time is not counted.
 
     Args:
-        trainer: The trainer, to which the callback is added by
-            `trainer.add_callback(Previews(trainer, …))`.
-        every_steps: Steps from one picture to the next.
-        folder: Where they are written, as `step-….png`.
-        draw: Draws what the trainer's objective does: `reconstruction_preview` or `sample_preview`
-            with all arguments but the objective.
+        trainer: The trainer; add the callback by `trainer.add_callback(Previews(trainer, …))`.
+        every_steps: Number of steps between pictures.
+        folder: Folder of the pictures, which are named `step-….png`.
+        draw: Draws a picture from the trainer's objective: `reconstruction_preview` or
+            `sample_preview` with all other arguments bound.
 
     Raises:
-        ValueError: If `every_steps` is not at least 1, or the network is in shards on several
-            processes (FSDP).
+        ValueError: If `every_steps` is below 1, or the network is sharded over processes (FSDP).
     """
 
     def __init__(
@@ -55,7 +51,7 @@ class Previews(TrainerCallback):
             raise ValueError(f"`every_steps` must be at least 1, got {every_steps}.")
         if trainer.is_fsdp_enabled:
             raise ValueError(
-                "Previews need the whole network on the main process, which it has not under FSDP."
+                "Previews need the whole network on the main process, but FSDP shards it."
             )
         self.trainer = trainer
         self.every_steps = every_steps
@@ -81,8 +77,7 @@ class Previews(TrainerCallback):
             self.send(picture, state.global_step)
 
     def send(self, picture: Image.Image, step: int) -> None:
-        """Sends a picture to TensorBoard, Trackio and Weights & Biases, as far as the trainer's log
-        goes there."""
+        """Sends a picture to TensorBoard, Trackio and Weights & Biases, where the trainer logs."""
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback):
                 callback.tb_writer.add_image(
@@ -99,7 +94,7 @@ class Previews(TrainerCallback):
 
 
 def first_images(rows: Samples, count: int = 24) -> list[Image.Image]:
-    """The first images of a data set that can be read."""
+    """Returns the first `count` readable images of a data set."""
     images: list[Image.Image] = []
     for row in rows.read(0, len(rows)):
         with suppress(UnreadableImageError):
@@ -112,7 +107,7 @@ def first_images(rows: Samples, count: int = 24) -> list[Image.Image]:
 def reconstruction_previews(
     data: Samples, processor: TiTokImageProcessor
 ) -> Callable[[ReconstructionObjective | WarmupObjective], Image.Image]:
-    """A function that draws the first images of a data set with `reconstruction_preview`."""
+    """Returns a function that draws the first images of a data set by `reconstruction_preview`."""
     pixel_values = processor(first_images(data), return_tensors="pt").pixel_values
     return partial(reconstruction_preview, pixel_values=pixel_values)
 
@@ -120,12 +115,11 @@ def reconstruction_previews(
 def reconstruction_preview(
     objective: ReconstructionObjective | WarmupObjective, pixel_values: torch.Tensor
 ) -> Image.Image:
-    """Images above what the tokenizer in training, the averaged one if there is an average, makes
-    of them.
+    """Draws images above their reconstructions by the tokenizer's averaged weights, if any, else by
+    the current ones.
 
     Args:
-        objective: Of a tokenizer; of a stage that ends in proxy codes the most likely ones are
-            decoded.
+        objective: Objective of a tokenizer; a warm-up decodes the most likely proxy codes.
         pixel_values: Images `(B, 3, H, W)` in [0, 1].
     """
     images = pixel_values.to(next(objective.parameters()).device)
@@ -141,13 +135,13 @@ def sample_preview(
     seed: int = 0,
     **sampling: Any,
 ) -> Image.Image:
-    """Samples of the generator in training, the averaged one if there is an average: a row a class.
+    """Draws samples of the generator, one row per class, with its averaged weights if any.
 
     Args:
-        objective: Of the generator.
-        class_labels: Classes.
-        num_images_per_label: Images of each.
-        seed: Of the noise, the same in each picture.
+        objective: Objective of the generator.
+        class_labels: Classes to sample.
+        num_images_per_label: Number of images per class.
+        seed: Random seed of the sampling, the same for each picture.
         sampling: `num_inference_steps`, `guidance_scale` and `guidance_schedule`, see
             `TiTokPipeline`.
     """
@@ -167,5 +161,5 @@ def sample_preview(
 
 
 def zoom_of(side: int) -> int:
-    """How much to enlarge images of a side, so that small ones can be seen."""
+    """Returns the factor by which images of a side are enlarged, so that small ones are visible."""
     return max(1, 64 // side)

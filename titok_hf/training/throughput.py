@@ -1,5 +1,4 @@
-"""How fast a run is: images a second, and the share of what its devices reach in a plain matrix
-product."""
+"""Speed of a run: images per second, and FLOPs relative to a large matrix product."""
 
 import functools
 import time
@@ -17,24 +16,24 @@ PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 class Throughput(TrainerCallback):
-    """Counts images and time for the log, and keeps the learning rates of each step for it.
+    """Measures images and time for the log, and keeps the latest learning rates.
 
-    Nothing waits for the device, except around a pause; at a log it has been waited for, as the
-    loss was read.
+    It synchronizes with the device around pauses only; at a log, reading the loss has already done
+    so.
 
     Args:
-        accelerator: The trainer's.
+        accelerator: The trainer's accelerator.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.flops_per_image: float | None = None
-        self.since: float | None = None  # when the clock was started; `None` if it stands
+        self.since: float | None = None  # start of the clock; `None` while it is stopped
         self.learning_rates: dict[str, float] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Counts from zero."""
+        """Sets the counters to zero."""
         self.num_images = 0
         self.seconds = 0.0
 
@@ -61,11 +60,10 @@ class Throughput(TrainerCallback):
 
     @contextmanager
     def batch(self, num_images: int) -> Iterator[None]:
-        """Around the forward and backward pass of a batch of this process; those of the first one
-        are counted.
+        """Context of the forward and backward pass of a batch; counts the FLOPs of the first one.
 
-        They are counted as they run, in matrix products, convolutions and attention, those of
-        frozen networks and what gradient checkpointing computes again included.
+        Matrix products, convolutions and attention count, including those of frozen networks and
+        those that gradient checkpointing recomputes.
         """
         self.num_images += num_images
         if self.flops_per_image is not None:
@@ -75,13 +73,14 @@ class Throughput(TrainerCallback):
             self.peak = matmul_flops(
                 self.accelerator.device, PRECISIONS[self.accelerator.mixed_precision]
             )
+        # compiled kernels would hide their operations from the counter
         with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
             yield
         self.flops_per_image = counter.flops / num_images
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is not training, such as evaluation and saving; its time is not counted."""
+        """Context of anything but training, such as evaluation; its time does not count."""
         if self.since is None:
             yield
             return
@@ -95,12 +94,12 @@ class Throughput(TrainerCallback):
             self.since = time.perf_counter()
 
     def entries(self) -> dict[str, float]:
-        """For the log, since the last one; all processes must ask.
+        """Returns the entries since the last log; all processes must call it.
 
         Returns:
-            `images_per_second` of all processes, `peak_share`, the floating point operations a
-            second of this process as a share of those that `matmul_flops` measured on its device,
-            and `learning_rate_…` of each network but the model, whose learning rate `Trainer` logs.
+            `images_per_second` of all processes; `peak_share`, the FLOPs per second of this process
+            divided by those that `matmul_flops` measured on its device; and `learning_rate_…` of
+            each network except the model, whose learning rate `Trainer` logs.
         """
         now = time.perf_counter()
         seconds = self.seconds + now - self.since
@@ -121,13 +120,14 @@ class Throughput(TrainerCallback):
 
 @functools.cache
 def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Floating point operations a second that a large matrix product reaches on a device: measured,
-    so that it is what this device does in this process, and not the figure of its vendor.
+    """Measures the FLOPs per second of a large matrix product on a device.
+
+    A measured peak shows what the device does in this process, unlike the vendor's figure.
 
     Args:
-        device: On which to measure.
-        dtype: Of the matrices.
-        seconds: How long to measure, once in each process; the best time counts.
+        device: The device.
+        dtype: Data type of the matrices.
+        seconds: Duration of the measurement, made once per process; the best time counts.
     """
     size = 1024 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)

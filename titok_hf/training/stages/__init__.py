@@ -1,5 +1,7 @@
-"""The stages of recipes, one file each. Every module of this folder is imported, and so registers
-its stage."""
+"""The stages of recipes, one file each.
+
+Importing the package imports every module in its folder, which registers the module's stage.
+"""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,5 +1,4 @@
-"""What a stage of a recipe is. Recipe, run, FLOP table and previews ask it and know no stage by
-name."""
+"""The interface of a stage; recipe, run, FLOP table and previews use it and name no stage."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -19,34 +18,34 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 STAGES: dict[str, type["Stage"]] = {}
-"""The stages that a recipe may have, by name."""
+"""The available stages by name."""
 
 
 def register_stage(stage: type["Stage"]) -> type["Stage"]:
-    """Class decorator: lets recipes name a stage."""
+    """Class decorator that makes a stage available in recipes."""
     STAGES[stage.name] = stage
     return stage
 
 
 class Stage(ABC):
-    """A stage of a recipe: what it needs, reads, trains, saves and shows.
+    """Base class of a recipe's stages: what a stage needs, reads, trains, saves and shows.
 
     Args:
-        recipe: The recipe, which has this stage.
+        recipe: The recipe that contains this stage.
 
     Attributes:
-        name: The stage's name in recipes.
-        folder: Where its result is in the folder of a run. Two stages with one folder exclude each
+        name: Name of the stage in recipes.
+        folder: Path of its result in the folder of a run. Stages with the same folder exclude each
             other.
-        parts: The keys of each part that a recipe may give the stage, see `keys_of`; the parts
-            `augmentation` and `training` come with every stage.
-        recipe_parts: The same for parts of the recipe itself, which must be there with this stage.
-        needs: The stages whose results it builds on; of several in one tuple, the recipe has one.
+        parts: Allowed keys of each part of the stage in a recipe, see `keys_of`; every stage also
+            has the parts `augmentation` and `training`.
+        recipe_parts: The same for parts of the recipe itself that this stage requires.
+        needs: The stages whose results it uses; each tuple lists alternatives.
         reads_labels: Whether its batches have class labels.
-        reads_codes: Whether it also trains on a data set of tokens.
-        can_be_pretrained: Whether a recipe may load its result rather than train it.
+        reads_codes: Whether it can also train on a token data set.
+        can_be_pretrained: Whether a recipe may load its result instead of training it.
         on_demand: Whether it is trained only if another stage requires it, or if it is alone.
-        config_class: The configuration of its network.
+        config_class: Configuration class of its network.
     """
 
     name: ClassVar[str]
@@ -64,23 +63,23 @@ class Stage(ABC):
         self.recipe = recipe
 
     def part(self, name: str) -> dict[str, Any]:
-        """The keys and values that the recipe gives a part of the stage."""
+        """Returns the recipe's keys and values for a part of the stage."""
         return self.recipe.stages[self.name].get(name, {})
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the recipe loads the result and does not train it."""
+        """Whether the recipe loads the result instead of training it."""
         return "pretrained" in self.recipe.stages[self.name]
 
     def required(self) -> list[str]:
-        """The recipe's stages whose results this stage builds on; none if it is pretrained."""
+        """Returns the recipe's stages whose results this stage uses; none if it is pretrained."""
         if self.is_pretrained:
             return []
         return [name for options in self.needs for name in options if name in self.recipe.stages]
 
     def check(self) -> None:
-        """Raises `ValueError` if the recipe lacks a stage that this one needs, or parts of it
-        contradict each other."""
+        """Raises `ValueError` if the recipe lacks a stage that this one needs, or if parts of the
+        stage contradict each other."""
         for options in self.needs:
             if not any(option in self.recipe.stages for option in options):
                 raise ValueError(
@@ -89,21 +88,20 @@ class Stage(ABC):
                 )
 
     def config(self, **fields: Any) -> PreTrainedConfig:
-        """The configuration of the stage's network with the given fields."""
+        """Returns the configuration of the stage's network with the given fields."""
         return self.config_class(**{"image_size": self.recipe.image_size, **fields})
 
     @abstractmethod
     def objective(
         self, results: Mapping[str, Any], class_names: Sequence[str], load_weights: bool = True
     ) -> Objective:
-        """The stage's objective, its network new, on torch's default device.
+        """Returns the stage's objective with a new network, on torch's default device.
 
         Args:
-            results: The results of the stages that this one requires, by name. The objective
-                freezes their networks.
+            results: Results of the required stages, by name. The objective freezes their networks.
             class_names: Names of the classes.
-            load_weights: Whether networks that are not results of stages, such as LPIPS, are loaded
-                with their weights; without them, the objective can be counted and checked.
+            load_weights: Whether to load the weights of networks that are not results of stages,
+                such as LPIPS. Counting and checking the objective does not need them.
 
         Raises:
             ValueError: If an argument of a network or of the objective is not valid.
@@ -111,44 +109,44 @@ class Stage(ABC):
 
     @abstractmethod
     def load(self, source: str | Path, **location: Any) -> Any:
-        """The result of the stage from a folder or Hub repository, in evaluation mode.
+        """Loads the stage's result from a folder or Hub repository, in evaluation mode.
 
         Args:
             source: The folder or repository.
-            location: Arguments of `from_pretrained` that find a repository, such as `revision`.
+            location: Arguments of `from_pretrained` that locate it, such as `revision`.
 
         Raises:
-            OSError: If there is no such folder or repository, or a file is missing there.
-            ValueError: If it does not load, or does not fit the recipe.
+            OSError: If the folder, the repository or a file in it does not exist.
+            ValueError: If the result does not load, or does not fit the recipe.
         """
 
     @abstractmethod
     def blank(self, config: PreTrainedConfig) -> Any:
-        """A result with the network of a configuration, without trained weights."""
+        """Returns a result whose network has the given configuration and no trained weights."""
 
     def result_of(self, network: PreTrainedModel) -> Any:
-        """The result that a network in training stands for until it is saved."""
+        """Wraps a network that is not saved yet as the stage's result."""
         return network
 
     def downloads(self) -> dict[str, Callable[[], Any]]:
-        """Functions that load what the stage needs besides results of other stages, by name."""
+        """Returns functions, by name, that load further networks the stage needs."""
         return {}
 
     def check_result(self, name: str, result: Any) -> None:
-        """Raises `ValueError` if the result of a required stage is not what this stage needs."""
+        """Raises `ValueError` if this stage cannot use the result of a required stage."""
 
     def check_data(self, objective: Objective, data: Samples) -> None:
         """Raises `ValueError` if the objective cannot train on a data set."""
 
     def image_processor(self) -> TiTokImageProcessor:
-        """The image processor that makes the objective's `pixel_values`."""
+        """Returns the image processor that makes the objective's `pixel_values`."""
         return TiTokImageProcessor.from_image_size(self.recipe.image_size)
 
     def save(self, network: PreTrainedModel, results: Mapping[str, Any], folder: Path) -> None:
         """Writes the trained network as the stage's result.
 
         Args:
-            network: The network.
+            network: The trained network.
             results: See `objective`.
             folder: An empty folder.
         """
@@ -156,8 +154,7 @@ class Stage(ABC):
         self.image_processor().save_pretrained(folder)
 
     def preview(self, data: Samples) -> Callable[[Objective], Image.Image] | None:
-        """A function that draws what the objective's network does; `None` if there is nothing to
-        see.
+        """Returns a function that draws a preview of the objective's network; `None` for none.
 
         Args:
             data: Held-out images, or training images if none are held out.
@@ -165,11 +162,11 @@ class Stage(ABC):
         return None
 
     def batch(self, objective: Objective, codes: bool = False) -> dict[str, torch.Tensor]:
-        """A batch of one image for the objective, to count its operations.
+        """Returns a batch of one image for the objective, to count its operations.
 
         Args:
             objective: The objective.
-            codes: Whether it comes from a data set of tokens.
+            codes: Whether the batch comes from a token data set.
         """
         size = self.recipe.image_size
         batch = {"pixel_values": torch.rand(1, 3, size, size)}
@@ -187,7 +184,7 @@ def recipe_objectives(
 
     Args:
         recipe: The recipe.
-        load: Gives the result of a pretrained stage.
+        load: Returns the result of a pretrained stage.
         class_names: Names of the classes.
 
     Raises:
@@ -203,12 +200,12 @@ def recipe_objectives(
 
 
 def keys_of(target: Callable, *more: str) -> tuple[str, ...]:
-    """The keys that a recipe may give the parameters of a function or class.
+    """Returns the parameters of a function or class that a recipe may set.
 
     Args:
-        target: Its parameters without a default, or with the default `None`, are networks, which a
-            recipe cannot set; a configuration's are all fields, and the recipe may also set its
-            `model_type`.
+        target: The function or class. Parameters without a default, or with the default `None`, are
+            networks, which a recipe cannot set. Those of a configuration class are fields, all of
+            which can be set, as can its `model_type`.
         more: Further keys.
     """
     parameters = inspect.signature(target).parameters.values()

@@ -1,5 +1,4 @@
-"""The stage `classifier`: the network of the perceptual loss, for images that no pretrained
-classifier fits."""
+"""The stage `classifier`: the perceptual loss's network if no pretrained classifier fits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from .base import Stage, keys_of, register_stage
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier and the images that it expects.
+    """A classifier with the size and normalization of its input images.
 
     Args:
-        model: Takes `pixel_values` and returns `logits`.
+        model: A model that takes `pixel_values` and returns `logits`.
         image_size: Side of the images, in pixels.
         image_mean, image_std: Normalization of images in [0, 1].
     """
@@ -40,7 +39,7 @@ class Classifier:
         return self.model.config
 
     def as_arguments(self) -> dict[str, Any]:
-        """The arguments of a `PerceptualLoss` that uses this classifier."""
+        """Returns the arguments of a `PerceptualLoss` that uses this classifier."""
         return {
             "classifier": self.model,
             "image_size": self.image_size,
@@ -51,10 +50,8 @@ class Classifier:
 
 @register_stage
 class ClassifierStage(Stage):
-    """Trains a ConvNeXt on the labels; its result, trained or pretrained, is a `Classifier`.
-
-    Any image classifier of transformers with an image processor can be loaded in its place.
-    """
+    """Trains a ConvNeXt on the labels, or loads any image classifier of transformers that has an
+    image processor; the result is a `Classifier`."""
 
     name = "classifier"
     folder = "work/classifier"
@@ -78,7 +75,7 @@ class ClassifierStage(Stage):
             processor = AutoImageProcessor.from_pretrained(source, **location)
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
-                f"{source} is no image classifier, or not whole: {len(missing)} weights are "
+                f"{source} is no image classifier, or incomplete: {len(missing)} weights are "
                 f"missing, {', '.join(missing[:3])} among them."
             )
         size = (
@@ -87,7 +84,7 @@ class ClassifierStage(Stage):
         side = size.get("height") or size.get("shortest_edge")
         if side is None:
             raise ValueError(
-                f"The image processor of {source} must say the size of its images, got {size}."
+                f"The image processor of {source} must define the size of its images, got {size}."
             )
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if processor.do_normalize:
@@ -104,7 +101,7 @@ class ClassifierStage(Stage):
     def save(self, network: PreTrainedModel, results: Mapping[str, Any], folder: Path) -> None:
         network.save_pretrained(folder)
         processor = self.image_processor()
-        # the objective normalizes the images itself; whoever loads the classifier must do so too
+        # the objective normalizes the images itself; a saved classifier needs a processor that does
         processor.do_normalize = True
         processor.image_mean = list(ClassifierObjective.MEAN)
         processor.image_std = list(ClassifierObjective.STD)

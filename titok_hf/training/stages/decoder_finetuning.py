@@ -1,4 +1,4 @@
-"""The stage `decoder_finetuning`: the decoder, with the VQGAN's behind it, learns to paint (TiTok,
+"""The stage `decoder_finetuning`: the decoder, followed by the VQGAN's, learns from pixels (TiTok,
 arXiv 2406.07550, section 3.3)."""
 
 from collections.abc import Mapping, Sequence

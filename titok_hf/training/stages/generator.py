@@ -49,7 +49,7 @@ class GeneratorStage(Stage):
         return MaskedTokenObjective(model, tokenizer, scheduler, **self.part("objective"))
 
     def tokenizer(self, results: Mapping[str, Any]) -> TiTokModel:
-        """The tokenizer among the results of stages."""
+        """Returns the tokenizer among the results of stages."""
         [name] = self.required()
         return results[name]
 
@@ -69,6 +69,7 @@ class GeneratorStage(Stage):
             )
 
     def check_data(self, objective: MaskedTokenObjective, data: Samples) -> None:
+        # fails now rather than at the end if the recipe's scheduler or sampling is not valid
         self.pipeline(objective.tokenizer, objective.model)
         if not data.holds_codes:
             return
@@ -84,7 +85,7 @@ class GeneratorStage(Stage):
             )
 
     def pipeline(self, tokenizer: TiTokModel, generator: PreTrainedModel) -> TiTokPipeline:
-        """The pipeline of a generator, with the recipe's scheduler and sampling."""
+        """Returns the pipeline of a generator with the recipe's scheduler and sampling."""
         scheduler = MaskGitScheduler(generator.config.mask_token_id, **self.recipe.scheduler)
         return TiTokPipeline(tokenizer, generator, scheduler, **self.recipe.sampling)
 

@@ -1,4 +1,4 @@
-"""What the stages share that learn to reconstruct images."""
+"""The base class of stages that learn to reconstruct images."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,17 +26,17 @@ PERCEPTUAL_WEIGHTS = {"classifier_weight": 1.0, "lpips_weight": 0.0}
 
 
 class ReconstructionStage(Stage):
-    """A stage whose objective is a `ReconstructionObjective`, with the perceptual and adversarial
-    losses of the recipe.
+    """A stage with a `ReconstructionObjective`, whose perceptual and adversarial losses the recipe
+    configures.
 
-    In the part `objective`, `classifier_weight` and `lpips_weight` are those of a `PerceptualLoss`;
-    the part `lpips` has the arguments of `load_lpips`.
+    The part `objective` also takes `classifier_weight` and `lpips_weight` of `PerceptualLoss`; the
+    part `lpips` takes the arguments of `load_lpips`.
     """
 
     freeze_encoder = False
 
     def perceptual_weights(self) -> dict[str, float]:
-        """The weights of the networks of the perceptual loss; all are 0 without one."""
+        """Returns the weights of the perceptual loss's networks; all are 0 without such a loss."""
         objective = self.part("objective")
         if not objective.get("perceptual_weight"):
             return dict.fromkeys(PERCEPTUAL_WEIGHTS, 0.0)
@@ -64,7 +64,7 @@ class ReconstructionStage(Stage):
         elif unused := [f"`{name}`" for name in weights if name in objective]:
             raise ValueError(
                 f"The stage {self.name} has a {' and a '.join(unused)} but no `perceptual_weight`, "
-                "by which the perceptual loss counts."
+                "so the perceptual loss is off."
             )
 
     def downloads(self) -> dict[str, Callable[[], LPIPS]]:
@@ -75,7 +75,7 @@ class ReconstructionStage(Stage):
     def reconstruction_objective(
         self, model: TiTokModel | MaskGitVQGANModel, results: Mapping[str, Any], load_weights: bool
     ) -> ReconstructionObjective:
-        """The objective of a tokenizer, see `Stage.objective`."""
+        """Returns the objective of a tokenizer; see `Stage.objective`."""
         arguments = {
             name: value
             for name, value in self.part("objective").items()

@@ -1,5 +1,4 @@
-"""The stage `single_stage`: the whole 1D tokenizer learns from pixels at once, without proxy
-codes."""
+"""The stage `single_stage`: the whole 1D tokenizer learns from pixels, without proxy codes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

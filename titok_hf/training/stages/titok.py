@@ -1,4 +1,4 @@
-"""What the stages share whose result is a TiTok."""
+"""The base class of stages whose result is a TiTok."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from .base import Stage
 
 
 class TiTokStage(Stage):
-    """A stage whose result is a `TiTokModel`; in its part `model`, `size` names one of the paper's
-    sizes (see `TiTokConfig.from_size`)."""
+    """A stage whose result is a `TiTokModel`; `size` in its part `model` is one of the paper's
+    sizes, see `TiTokConfig.from_size`."""
 
     config_class = TiTokConfig
 

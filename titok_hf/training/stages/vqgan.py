@@ -26,7 +26,7 @@ class VQGANStage(ReconstructionStage):
         return self.reconstruction_objective(model, results, load_weights)
 
     def load(self, source: str | Path, **location: Any) -> MaskGitVQGANModel:
-        # it is convolutional: the images of its own training may have had another size
+        # the network is convolutional, so it may have been trained on images of another size
         size = self.recipe.image_size
         return MaskGitVQGANModel.from_pretrained(source, image_size=size, **location).eval()
 
