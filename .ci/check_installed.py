@@ -7,6 +7,7 @@ import yaml
 
 import titok_hf
 from titok_hf.evaluation import Protocol
+from titok_hf.hub.cards import TEMPLATES
 from titok_hf.studies import Study, study_names
 from titok_hf.training.recipe import Recipe, recipe_names
 
@@ -24,7 +25,7 @@ def files(folder: Path) -> set[Path]:
 
 
 assert not (missing := files(source) - files(package)), f"The wheel lacks {missing}."
-templates = [path.read_text() for path in (package / "hub" / "cards").glob("*.md")]
+templates = [TEMPLATES.get_template(name) for name in TEMPLATES.list_templates(extensions=["md"])]
 recipes = [Recipe.load(name) for name in recipe_names()]
 studies = [Study.load(name) for name in study_names()]
 names = yaml.safe_load((package / "evaluation" / "protocols.yaml").read_text())
