@@ -277,8 +277,8 @@ def logits_outputs(model, case):
 class RecordingScheduler(MaskGitScheduler):
     """Keeps what each step got and gave."""
 
-    def step(self, logits, timestep, sample, *arguments):
-        output = super().step(logits, timestep, sample, *arguments)
+    def step(self, logits, timestep, sample, *arguments, **kwargs):
+        output = super().step(logits, timestep, sample, *arguments, **kwargs)
         self.steps = [*getattr(self, "steps", ()), (logits, sample, output.prev_sample)]
         return output
 
