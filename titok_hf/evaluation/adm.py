@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..hub.folders import whole_file
-from .metrics.statistics import GaussianStatistics
+from .metrics.gaussian_statistics import GaussianStatistics
 
 IMAGES = "arr_0"
 MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))

@@ -18,20 +18,15 @@ from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_file
 from ..pipelines import TiTokPipeline
 from .adm import ReferenceBatch, SampleWriter
-from .feature_sets import (
-    FeatureSet,
-    Reference,
+from .feature_statistics import (
+    FeatureStatistics,
+    ReferenceSet,
     check_feasible,
     feature_metrics,
     match_classes,
     progress,
 )
-from .judges import Judges
-from .metrics.estimate import Estimate
-from .protocol import Protocol
-from .reconstruction import Measured
-from .results import Evaluation, command, describe_model, device_name, versions
-from .sources import (
+from .image_sources import (
     RESERVED,
     GeneratedImages,
     ImageBatch,
@@ -41,6 +36,11 @@ from .sources import (
     open_dataset,
     open_source,
 )
+from .metric_networks import MetricNetworks
+from .metrics.standard_error import Estimate
+from .protocol import Protocol
+from .reconstruction import Measured
+from .results import Evaluation, command, describe_model, device_name, versions
 
 
 class KeptImages(ImageSource):
@@ -161,7 +161,7 @@ def measure_generation(
     sets: Sequence[ImageSource],
     reference: ImageSource | None,
     protocol: Protocol,
-    judges: Judges | None = None,
+    judges: MetricNetworks | None = None,
     batch_size: int = 64,
     progress_bar: bool = True,
 ) -> Measured:
@@ -183,8 +183,8 @@ def measure_generation(
         OSError: If weights of the extractor are not there.
     """
     metrics = protocol.metrics_of("generation")
-    judges = judges or Judges.load(protocol, metrics)
-    against = None if reference is None else Reference(reference, metrics)
+    judges = judges or MetricNetworks.load(protocol, metrics)
+    against = None if reference is None else ReferenceSet(reference, metrics)
     for images in sets:
         check_feasible(
             metrics,
@@ -197,7 +197,7 @@ def measure_generation(
     classes = match_classes(sets[0], judges, protocol) if "accuracy" in metrics else None
     gathered, measured = None, []
     for number, images in enumerate(sets):
-        seen = FeatureSet(judges, metrics, images.num_images, protocol, classes=classes)
+        seen = FeatureStatistics(judges, metrics, images.num_images, protocol, classes=classes)
         for batch in progress(images, batch_size, "samples", progress_bar):
             seen.update(batch)
         seen.reduce()
@@ -282,7 +282,7 @@ def evaluate_generation(
         against = open_source(
             reference, loaded_protocol, split, reference_revision, image_column=image_column
         )
-    judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
+    judges = MetricNetworks.load(loaded_protocol, metrics, extractor_weights, device)
     made_here = not is_image_source(source)
     if made_here:
         seeds = list(seeds or (0,))

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.titok import TiTokImageProcessor, TiTokModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
-from .metrics.estimate import Estimate
-from .sources import Fingerprint, to_uint8
+from .image_sources import Fingerprint, to_uint8
+from .metrics.standard_error import Estimate
 
 TokenFeature = Literal["tokens", "mean_token", "unquantized", "encoder"]
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

@@ -15,21 +15,21 @@ from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .extractors import float32_convolutions
-from .feature_sets import (
-    FeatureSet,
-    Reference,
+from .feature_statistics import (
+    FeatureStatistics,
+    ReferenceSet,
     check_feasible,
     feature_metrics,
     match_classes,
     progress,
 )
-from .judges import Judges
+from .image_sources import DatasetImages, ImageSource, open_dataset, open_source, to_uint8
+from .metric_networks import MetricNetworks
 from .metrics.codebook import CodebookUsage
-from .metrics.estimate import Estimate, RunningMean
-from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
+from .metrics.psnr_ssim import peak_signal_to_noise_ratio, structural_similarity
+from .metrics.standard_error import Estimate, RunningMean
 from .protocol import CODE_METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol
 from .results import Evaluation, command, describe_model, device_name, versions
-from .sources import DatasetImages, ImageSource, open_dataset, open_source, to_uint8
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def measure_reconstruction(
     images: DatasetImages,
     protocol: Protocol,
     reference: ImageSource | None = None,
-    judges: Judges | None = None,
+    judges: MetricNetworks | None = None,
     batch_size: int = 64,
     progress_bar: bool = True,
 ) -> Measured:
@@ -109,7 +109,7 @@ def measure_reconstruction(
         OSError: If weights of the extractor or of LPIPS are not there.
     """
     metrics = protocol.metrics_of("reconstruction")
-    judges = judges or Judges.load(protocol, metrics, device=tokenizer.device)
+    judges = judges or MetricNetworks.load(protocol, metrics, device=tokenizer.device)
     processor = processor_for(tokenizer, processor, protocol)
     discrete = (
         getattr(tokenizer.config, "codebook_size", None)
@@ -120,15 +120,15 @@ def measure_reconstruction(
     codes = (
         CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
     )
-    against = Reference(images if reference is None else reference, metrics)
+    against = ReferenceSet(images if reference is None else reference, metrics)
     check_feasible(
         metrics, protocol, judges, images.num_images, labelled=images.labelled, reference=against
     )
     means = {name: RunningMean() for name in metrics if name in PAIR_METRICS}
     classes = match_classes(images, judges, protocol) if "accuracy" in metrics else None
-    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol, classes=classes)
+    reconstructed = FeatureStatistics(judges, metrics, images.num_images, protocol, classes=classes)
     compared = [name for name in metrics if name in REFERENCE_METRICS] if reference is None else []
-    originals = FeatureSet(judges, compared, images.num_images, protocol)
+    originals = FeatureStatistics(judges, compared, images.num_images, protocol)
     autocast = getattr(torch, protocol.encoder_autocast or "bfloat16")
 
     for batch in progress(images, batch_size, "reconstructions", progress_bar):
@@ -301,7 +301,7 @@ def evaluate_reconstruction(
             image_column=image_column,
             hold_out=split == "test",
         )
-    judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
+    judges = MetricNetworks.load(loaded_protocol, metrics, extractor_weights, device)
     model, processor = load_tokenizer(tokenizer, revision=revision, subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device, torch_dtype)

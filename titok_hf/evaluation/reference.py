@@ -9,10 +9,10 @@ from accelerate.utils import gather_object
 from ..devices import default_device
 from ..distributed import process_state
 from .adm import write_statistics
-from .feature_sets import FeatureSet, Reference, check_feasible, progress
-from .judges import Judges
+from .feature_statistics import FeatureStatistics, ReferenceSet, check_feasible, progress
+from .image_sources import open_source
+from .metric_networks import MetricNetworks
 from .protocol import GAUSSIAN_METRICS, Protocol
-from .sources import open_source
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def write_reference(
     state = process_state()  # first, since it gives each process its device
     loaded = Protocol.load(protocol, overrides)
     source = open_source(data, loaded, split, revision, image_column=image_column)
-    judges = Judges.load(
+    judges = MetricNetworks.load(
         loaded, ["frechet_distance"], extractor_weights, device or default_device()
     )
     metrics = GAUSSIAN_METRICS if judges.extractor.num_spatial else GAUSSIAN_METRICS[:1]
@@ -63,9 +63,9 @@ def write_reference(
         judges,
         source.num_images,
         labelled=False,
-        reference=Reference(source, metrics),
+        reference=ReferenceSet(source, metrics),
     )
-    gathered = FeatureSet(judges, metrics, source.num_images, loaded)
+    gathered = FeatureStatistics(judges, metrics, source.num_images, loaded)
     spread = torch.zeros(source.num_images, dtype=torch.bool)
     spread[torch.arange(num_kept) * source.num_images // num_kept] = True
     kept = []

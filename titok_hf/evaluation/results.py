@@ -18,7 +18,7 @@ from ..hub.folders import whole_file
 from ..hub.hashes import state_sha256
 from ..version import __version__
 from .extractors import INCEPTION
-from .metrics.estimate import Estimate
+from .metrics.standard_error import Estimate
 
 # What the field calls metrics on the features of the FID's Inception.
 INCEPTION_NAMES = {

@@ -10,9 +10,10 @@ from transformers import BaseImageProcessor, EvalPrediction
 from ..perceptual.published_weights import load_lpips
 from ..settings import suggestion
 from .extractors import FeatureExtractor
-from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
-from .judges import Judges
-from .metrics.estimate import RunningMean
+from .feature_statistics import FeatureStatistics, ReferenceSet, check_feasible, feature_metrics
+from .image_sources import ImageBatch, TensorImages, to_uint8
+from .metric_networks import MetricNetworks
+from .metrics.standard_error import RunningMean
 from .protocol import (
     CLASS_METRICS,
     CODE_METRICS,
@@ -22,7 +23,6 @@ from .protocol import (
     Protocol,
 )
 from .reconstruction import pair_metrics
-from .sources import ImageBatch, TensorImages, to_uint8
 
 
 class ReconstructionMetrics:
@@ -30,7 +30,7 @@ class ReconstructionMetrics:
     images themselves.
 
     With `TrainingArguments(batch_eval_metrics=True)` images are seen batch by batch, and memory
-    does not grow with their number, but for metrics that keep features (see `FeatureSet`).
+    does not grow with their number, but for metrics that keep features (see `FeatureStatistics`).
 
     Metrics of codes and labels are not for it, since predictions hold neither. A tokenizer's
     training log has the use of its codebook; `evaluate_reconstruction` measures it, accuracy and
@@ -66,7 +66,7 @@ class ReconstructionMetrics:
                 raise ValueError(f"{name} needs an extractor: `extractor=load_extractor(...)`.")
         self.processor = processor
         self.metrics = tuple(metrics)
-        self.judges = Judges(extractor, lpips=load_lpips() if "lpips" in metrics else None)
+        self.judges = MetricNetworks(extractor, lpips=load_lpips() if "lpips" in metrics else None)
         fields = {
             "name": "trainer",
             "source": "",
@@ -87,7 +87,9 @@ class ReconstructionMetrics:
         self.num_images = 0
         self.means = {name: RunningMean() for name in self.metrics if name in PAIR_METRICS}
         on_features = [name for name in self.metrics if name in REFERENCE_METRICS]
-        self.sides = [FeatureSet(self.judges, on_features, 0, self.protocol) for _ in range(2)]
+        self.sides = [
+            FeatureStatistics(self.judges, on_features, 0, self.protocol) for _ in range(2)
+        ]
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Adds images `(n, 3, H, W)`.
@@ -121,7 +123,7 @@ class ReconstructionMetrics:
                 side.update(ImageBatch(indices, part))
         if not compute_result:
             return {}
-        seen = Reference(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
+        seen = ReferenceSet(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
         protocol = dataclasses.replace(self.protocol, image_size=prediction.label_ids.shape[-1])
         check_feasible(
             self.metrics, protocol, self.judges, self.num_images, labelled=False, reference=seen

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from titok_hf.evaluation.generation import measure_generation
-from titok_hf.evaluation.judges import Judges, load_extractor
+from titok_hf.evaluation.image_sources import TensorImages, square_images
+from titok_hf.evaluation.metric_networks import MetricNetworks, load_extractor
 from titok_hf.evaluation.metrics.codebook import CodebookUsage
-from titok_hf.evaluation.metrics.estimate import Estimate
+from titok_hf.evaluation.metrics.standard_error import Estimate
 from titok_hf.evaluation.protocol import CODE_METRICS, METRICS, PAIR_METRICS, Protocol
 from titok_hf.evaluation.reconstruction import pair_metrics
-from titok_hf.evaluation.sources import TensorImages, square_images
 from titok_hf.perceptual.published_weights import load_lpips
 
 NAMES = (*METRICS["generation"], *PAIR_METRICS, *CODE_METRICS)
@@ -157,7 +157,7 @@ class ImageMetrics(evaluate.Metric):
             labels = torch.tensor(references)
         elif references is not None:
             against = TensorImages(square_images(references, loaded))
-        judges = Judges(load_extractor(extractor, extractor_weights))
+        judges = MetricNetworks(load_extractor(extractor, extractor_weights))
         num_classes = judges.extractor.num_classes
         if (
             labels is not None

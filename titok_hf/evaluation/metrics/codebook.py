@@ -6,8 +6,8 @@ import torch
 
 from ...distributed import sum_over_processes
 from ...modeling.checks import check_id_range, check_ids
-from .estimate import Estimate, jackknife_variance
-from .statistics import block_of
+from .gaussian_statistics import block_of
+from .standard_error import Estimate, jackknife_variance
 
 
 class CodebookUsage:

@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .estimate import Estimate, jackknife_variance
-from .statistics import COLUMNS, BlockedStatistics, GaussianStatistics
+from .gaussian_statistics import COLUMNS, BlockedStatistics, GaussianStatistics
+from .standard_error import Estimate, jackknife_variance
 
 EPSILON = torch.finfo(torch.float64).eps
 

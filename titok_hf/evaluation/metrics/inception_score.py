@@ -4,7 +4,7 @@ import torch
 
 from ...distributed import sum_over_processes
 from ...modeling.checks import check_id_range, check_ids
-from .estimate import Estimate
+from .standard_error import Estimate
 
 
 class InceptionScore:

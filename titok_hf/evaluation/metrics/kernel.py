@@ -2,7 +2,7 @@
 
 import torch
 
-from .estimate import Estimate
+from .standard_error import Estimate
 
 
 def kernel_distance(

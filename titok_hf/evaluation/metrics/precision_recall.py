@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .estimate import Estimate
+from .standard_error import Estimate
 
 ROWS = 512
 METHOD = "over images, the other set given"

@@ -14,7 +14,7 @@ from ..perceptual.published_weights import load_lpips
 from .digits import DigitsExtractor
 from .extractors import FeatureExtractor
 from .inception import InceptionExtractor
-from .metrics.fidelity import import_ssim
+from .metrics.psnr_ssim import import_ssim
 from .protocol import REFERENCE_METRICS, Protocol
 from .vision_extractor import VisionExtractor
 
@@ -52,7 +52,7 @@ def load_extractor(
 
 
 @dataclass(frozen=True)
-class Judges:
+class MetricNetworks:
     """The networks that the metrics of a protocol need.
 
     Args:
@@ -72,7 +72,7 @@ class Judges:
         metrics: Sequence[str],
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
-    ) -> "Judges":
+    ) -> "MetricNetworks":
         """Those that some metrics of a protocol need.
 
         Args:

@@ -12,13 +12,14 @@ from tqdm.auto import tqdm
 
 from ..distributed import process_state
 from .extractors import INCEPTION
-from .judges import Judges
-from .metrics.estimate import Estimate, RunningMean
+from .image_sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages
+from .metric_networks import MetricNetworks
 from .metrics.frechet import jackknife_frechet
+from .metrics.gaussian_statistics import BlockedStatistics, GaussianStatistics
 from .metrics.inception_score import InceptionScore
 from .metrics.kernel import kernel_distance
-from .metrics.manifold import density_coverage, precision_recall
-from .metrics.statistics import BlockedStatistics, GaussianStatistics
+from .metrics.precision_recall import density_coverage, precision_recall
+from .metrics.standard_error import Estimate, RunningMean
 from .protocol import (
     GAUSSIAN_METRICS,
     KERNEL_METRICS,
@@ -26,10 +27,9 @@ from .protocol import (
     REFERENCE_METRICS,
     Protocol,
 )
-from .sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages
 
 
-class FeatureSet:
+class FeatureStatistics:
     """Statistics of a set of images.
 
     Memory does not grow with the number of images, except for `precision`, `recall`, `density`,
@@ -47,7 +47,7 @@ class FeatureSet:
 
     def __init__(
         self,
-        judges: Judges,
+        judges: MetricNetworks,
         metrics: Sequence[str],
         num_images: int,
         protocol: Protocol,
@@ -123,7 +123,7 @@ class FeatureSet:
         return features[indices.argsort()]
 
 
-class Reference:
+class ReferenceSet:
     """What a set of images is compared with: other images, or statistics that ADM's files hold.
 
     Args:
@@ -143,18 +143,18 @@ class Reference:
         ]
 
     def gather(
-        self, judges: Judges, protocol: Protocol, batch_size: int, progress_bar: bool
-    ) -> FeatureSet | None:
+        self, judges: MetricNetworks, protocol: Protocol, batch_size: int, progress_bar: bool
+    ) -> FeatureStatistics | None:
         """Statistics of the images, as far as the metrics need them."""
         if not self.metrics:
             return None
-        gathered = FeatureSet(judges, self.metrics, self.source.num_images, protocol)
+        gathered = FeatureStatistics(judges, self.metrics, self.source.num_images, protocol)
         for batch in progress(self.source, batch_size, "reference", progress_bar):
             gathered.update(batch)
         gathered.reduce()
         return gathered
 
-    def describe(self, gathered: FeatureSet | None) -> dict[str, Any]:
+    def describe(self, gathered: FeatureStatistics | None) -> dict[str, Any]:
         """What a result says of it."""
         return self.source.describe() | (
             {} if gathered is None else {"fingerprint": gathered.sha256}
@@ -162,8 +162,8 @@ class Reference:
 
 
 def feature_metrics(
-    images: FeatureSet,
-    reference: FeatureSet | None,
+    images: FeatureStatistics,
+    reference: FeatureStatistics | None,
     stored: Mapping[str, GaussianStatistics],
     protocol: Protocol,
     metrics: Sequence[str],
@@ -224,7 +224,9 @@ def progress(
     return tqdm(source.batches(batch_size), description, total, unit="batch", disable=hidden)
 
 
-def match_classes(source: ImageSource, judges: Judges, protocol: Protocol) -> torch.Tensor | None:
+def match_classes(
+    source: ImageSource, judges: MetricNetworks, protocol: Protocol
+) -> torch.Tensor | None:
     """For each label of a source the class of the judging classifier `(L,)`; `None` if they are the
     same.
 
@@ -252,15 +254,15 @@ def match_classes(source: ImageSource, judges: Judges, protocol: Protocol) -> to
 def check_feasible(
     metrics: Sequence[str],
     protocol: Protocol,
-    judges: Judges,
+    judges: MetricNetworks,
     num_images: int,
     labelled: bool,
-    reference: Reference | None,
+    reference: ReferenceSet | None,
 ) -> None:
     """Whether the metrics can be computed, before any of the work.
 
     Args:
-        metrics, protocol, judges: As for `FeatureSet`.
+        metrics, protocol, judges: As for `FeatureStatistics`.
         num_images: Images that are judged.
         labelled: Whether they have labels.
         reference: What they are compared with.
