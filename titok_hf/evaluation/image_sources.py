@@ -397,15 +397,12 @@ def open_dataset(
 
 
 def number_of_classes(pipeline: DiffusionPipeline) -> int:
-    """Classes of a class-conditional pipeline.
-
-    Raises:
-        TypeError: If they are not where TiTok's and DiT's pipelines have them.
-    """
-    if hasattr(pipeline, "transformer"):
-        return pipeline.transformer.config.num_labels
-    if hasattr(getattr(pipeline, "transformer", None), "config"):
-        return pipeline.transformer.config.num_embeds_ada_norm
+    """Returns the number of classes of a class-conditional pipeline; raises `TypeError` if it is
+    not where the pipelines of TiTok and DiT have it."""
+    config = getattr(getattr(pipeline, "transformer", None), "config", None)
+    for name in ("num_labels", "num_embeds_ada_norm"):  # of TiTok's, of DiT's transformer
+        if hasattr(config, name):
+            return getattr(config, name)
     raise TypeError(
         f"The number of classes of a {type(pipeline).__name__} is not known: a TiTok or DiT is "
         "expected."
