@@ -1,4 +1,4 @@
-"""Metrics, and pictures of what models do."""
+"""Metrics of tokenizers and generators, and pictures of their results."""
 
 from pathlib import Path
 

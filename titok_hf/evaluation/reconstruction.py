@@ -1,4 +1,4 @@
-"""What is left of images after they have been through a tokenizer."""
+"""Evaluation of reconstructions by tokenizers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,12 +34,12 @@ from .results import Evaluation, command, describe_model, device_name, versions
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics, and fingerprints of the images that they are of.
+    """Metrics, with the fingerprint of the images that were measured.
 
     Args:
         metrics: Name to estimate.
-        fingerprint: Of the judged images: the originals of reconstructions.
-        reference: What a result says of the reference, if there is one.
+        fingerprint: Fingerprint of the evaluated images; for reconstructions, of their originals.
+        reference: Fields that describe the reference in a result, if there is one.
     """
 
     metrics: dict[str, Estimate]
@@ -48,7 +48,7 @@ class Measured:
 
     @property
     def values(self) -> dict[str, float]:
-        """The metrics without their errors."""
+        """The metrics without their standard errors."""
         return {name: estimate.value for name, estimate in self.metrics.items()}
 
 
@@ -56,10 +56,10 @@ class Measured:
 def reconstruct(
     tokenizer: nn.Module, pixel_values: torch.Tensor, batch_size: int = 128
 ) -> torch.Tensor:
-    """Images `(B, 3, H, W)` encoded and decoded, on the CPU.
+    """Encodes and decodes images `(B, 3, H, W)`, and returns the reconstructions on the CPU.
 
-    They are in the range of `pixel_values`, and not clamped: the image processor's `postprocess`
-        does that.
+    They have the range of `pixel_values` and are not clamped; the image processor's `postprocess`
+    does that.
     """
     batches = pixel_values.split(batch_size)
     reconstructions = [
@@ -70,8 +70,8 @@ def reconstruct(
 
 @torch.no_grad()
 def codebook_statistics(tokenizer: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, float]:
-    """How much of its codebook a discrete tokenizer uses on images `(B, 3, H, W)`; see
-    `CodebookUsage`."""
+    """Measures how much of its codebook a discrete tokenizer uses on batches of images
+    `(B, 3, H, W)`, see `CodebookUsage`."""
     codes = CodebookUsage(tokenizer.config.codebook_size)
     for batch in batches:
         codes.update(tokenizer.encode(batch.to(tokenizer.device)).codes)
@@ -89,24 +89,24 @@ def measure_reconstruction(
     batch_size: int = 64,
     progress_bar: bool = True,
 ) -> Measured:
-    """Encodes and decodes images, and compares what comes out with what went in.
+    """Encodes and decodes images, and compares the reconstructions with the originals.
 
-    Runs on all processes, each with its share of the batches; all get the same result.
+    Every process measures its share of the batches, and all get the same result.
 
     Args:
         tokenizer: A tokenizer of any family.
         processor: Its image processor.
         images: The images.
-        protocol: What to measure; metrics of codes are left out if the tokenizer has none.
-        reference: What features are compared with; the images themselves if not given.
-        judges: Those of the protocol if not given.
-        batch_size: Images at once.
-        progress_bar: Whether to show one.
+        protocol: Metrics and their settings; metrics of codes are left out if the tokenizer is
+            continuous.
+        reference: Images or statistics to compare features with; the originals if not given.
+        judges: Networks of the metrics; those of the protocol if not given.
+        batch_size: Number of images per batch.
+        progress_bar: Whether to show a progress bar.
 
     Raises:
-        ValueError: If the protocol does not fit the tokenizer or the images; before anything is
+        ValueError: If the protocol does not fit the tokenizer or the images, before anything is
             computed.
-        OSError: If weights of the extractor or of LPIPS are not there.
     """
     metrics = protocol.metrics_of("reconstruction")
     judges = judges or MetricNetworks.load(protocol, metrics, device=tokenizer.device)
@@ -175,11 +175,8 @@ def measure_reconstruction(
 def processor_for(
     tokenizer: nn.Module, processor: BaseImageProcessor, protocol: Protocol
 ) -> BaseImageProcessor:
-    """The processor that gives a tokenizer images of the protocol's size.
-
-    Raises:
-        ValueError: If the tokenizer cannot take them.
-    """
+    """Returns a processor that makes images of the protocol's size; raises `ValueError` if the
+    tokenizer does not take that size."""
     size, wanted = tokenizer.config.image_size, protocol.image_size
     if size == wanted:
         return processor
@@ -198,8 +195,8 @@ def processor_for(
 def pair_metrics(
     names: Sequence[str], images: torch.Tensor, targets: torch.Tensor, lpips: nn.Module | None
 ) -> dict[str, torch.Tensor]:
-    """Metrics `(B,)` of pairs of uint8 images `(B, 3, H, W)`; `mean_squared_error` is that of
-    images in [0, 1]."""
+    """Computes metrics `(B,)` of pairs of uint8 images `(B, 3, H, W)`; `mean_squared_error` is
+    that of images in [0, 1]."""
     computed = {}
     images, targets = images.cpu(), targets.cpu()
     if "mean_squared_error" in names:
@@ -239,35 +236,35 @@ def evaluate_reconstruction(
     device: str | torch.device | None = None,
     dtype: str = "float32",
 ) -> Evaluation:
-    """Measures how well a tokenizer of any family keeps images.
+    """Evaluates how well a tokenizer of any family reconstructs images.
 
     Args:
-        tokenizer: Folder or Hub repository.
+        tokenizer: Folder or Hub repository of the tokenizer.
         data: `"digits"`, a folder of images, or a data set on the Hub.
         protocol, overrides: See `Protocol.load`.
-        split: Of the data; see `open_dataset`.
+        split: Split of the data, see `open_dataset`.
         revision, data_revision: Branch, tag or commit of tokenizer and data, if they are on the
             Hub.
-        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"`
-            or `"vae"`.
-        image_column, label_column: Columns of the data; labels matter to `accuracy` only.
-        num_images: How many images, from the start; all if not given.
-        reference: What features are compared with, instead of what the protocol says: a file of
-            ADM's, or as `data`.
-        reference_split, reference_revision: Of the reference; see `open_dataset`.
+        subfolder: Subfolder that holds the tokenizer, such as `"tokenizer"` or `"vae"` of a
+            pipeline.
+        image_column, label_column: Columns of the data; only `accuracy` needs labels.
+        num_images: Number of images to use, from the start; all if not given.
+        reference: Images to compare features with, instead of the protocol's reference: a file of
+            ADM's, or images as for `data`.
+        reference_split, reference_revision: Split and revision of the reference, see
+            `open_dataset`.
         extractor_weights: See `load_extractor`.
-        batch_size: Images at once.
-        device: Where to compute; the accelerator if there is one, if not given.
-        dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
+        batch_size: Number of images per batch.
+        device: Device to compute on; by default the accelerator if there is one.
+        dtype: Data type of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Returns:
-        The result with its protocol; in every process the same.
+        The result with its protocol, the same in every process.
 
     Raises:
-        OSError: If the tokenizer, the data or weights are not there.
-        ValueError: If the protocol does not fit them.
+        ValueError: If the protocol does not fit the tokenizer or the images.
     """
-    arguments = dict(locals())  # as they were given, for the command that repeats this
+    arguments = dict(locals())  # as given, for the command that repeats the evaluation
     state = process_state()
     torch_dtype = parse_dtype(dtype)
     loaded_protocol = Protocol.load(protocol, overrides)

@@ -1,4 +1,4 @@
-"""Metrics of reconstructions as `compute_metrics` of a `Trainer`."""
+"""Metrics of reconstructions for `compute_metrics` of a `Trainer`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,27 +26,26 @@ from .reconstruction import pair_metrics
 
 
 class ReconstructionMetrics:
-    """Metrics of a trainer's predictions, which are reconstructions, and labels, which are the
-    images themselves.
+    """Computes metrics of a trainer's predictions, which are reconstructions, against its labels,
+    which are the images themselves.
 
-    With `TrainingArguments(batch_eval_metrics=True)` images are seen batch by batch, and memory
-    does not grow with their number, but for metrics that keep features (see `FeatureStatistics`).
+    With `TrainingArguments(batch_eval_metrics=True)` images come batch by batch, and memory does
+    not grow with their number, except for metrics that keep features (see `FeatureStatistics`).
 
-    Metrics of codes and labels are not for it, since predictions hold neither. A tokenizer's
-    training log has the use of its codebook; `evaluate_reconstruction` measures it, accuracy and
-    Inception Score on a data set, and `evaluate.load(IMAGE_METRICS, "codebook_usage")` on codes,
-    `"accuracy"` on images with labels.
+    Metrics of codes and labels are not supported, since predictions hold neither. A tokenizer's
+    training log has the use of its codebook. `evaluate_reconstruction` measures it, accuracy and
+    Inception Score on a data set; `evaluate.load(IMAGE_METRICS, "codebook_usage")` measures it on
+    codes, and `"accuracy"` on images with labels.
 
     Args:
-        processor: Image processor of the tokenizer: turns its range into that of images.
-        metrics: Names of `titok_hf.evaluation.protocol`: of pairs, or on features.
-        extractor: For metrics on features.
-        protocol: Further fields of a `Protocol`, such as `kernel_subset_size`, or `rounding`, that
-            of reconstructions: `"truncate"` if not given.
+        processor: Image processor of the tokenizer, which converts its range to that of images.
+        metrics: Names from `titok_hf.evaluation.protocol` of metrics of pairs or on features.
+        extractor: Network for metrics on features.
+        protocol: Further fields of a `Protocol`, such as `kernel_subset_size`, or the `rounding` of
+            reconstructions, `"truncate"` if not given.
 
     Raises:
-        ValueError: If a metric is unknown or of labels or codes, there is no extractor for it, or a
-            field is wrong.
+        ValueError: If a metric is not supported or needs an extractor.
     """
 
     def __init__(
@@ -95,12 +94,12 @@ class ReconstructionMetrics:
         """Adds images `(n, 3, H, W)`.
 
         Args:
-            prediction: Reconstructions, the first of the predictions if there are several, and the
-                images.
-            compute_result: Whether these are the last ones.
+            prediction: The predictions, of which the first are the reconstructions, and the images
+                as labels.
+            compute_result: Whether this is the last batch.
 
         Returns:
-            The metrics of all images since the last result; empty if there is none yet.
+            The metrics of all images since the last result; empty unless `compute_result`.
 
         Raises:
             ValueError: If there were fewer images than a metric needs.

@@ -1,5 +1,5 @@
-"""Metrics: from features or pairs of images to numbers with their uncertainty; they know no
-networks."""
+"""Metrics: functions and accumulators that turn features or pairs of images into numbers with
+standard errors. They know no networks."""
 
 from .codebook import CodebookUsage
 from .frechet import frechet_distance, jackknife_frechet
