@@ -317,7 +317,7 @@ class TestCheckFeasible:
     )
     def test_few_images(self, protocol, metric, needed):
         self.check(protocol, metric, num_images=needed, reference_images=needed)
-        sentence = f"{metric} with colors needs at least {needed} {{}} images, got {needed - 1}. Take more images"
+        sentence = f"{metric} with colors needs at least {needed} {{}} images, got {needed - 1}. Use more images"
         with pytest.raises(ValueError, match=sentence.format("judged")):
             self.check(protocol, metric, num_images=needed - 1)
         with pytest.raises(ValueError, match=sentence.format("reference")):

@@ -272,7 +272,7 @@ class TestImagesThatAreThere:
             ("small.npz", {}, r"images of 32x32 pixels, .*small\.npz holds 16x16"),
             ("mixed", {}, "All images must be 32x32 pixels, .* image 1 is 40x32"),
             ("empty", {}, "empty holds no images that `datasets` can read"),
-            ("text.npz", {}, r"text\.npz is no npz file"),
+            ("text.npz", {}, r"text\.npz is not a complete npz file"),
             ("samples.npz", {"overrides": changes("accuracy")}, "accuracy needs labels"),
         ],
     )

@@ -52,8 +52,8 @@ class ReferenceBatch:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise ValueError(
-                    f"{path} is no npz file, or not whole; ADM's evaluator takes what `np.savez` "
-                    "writes."
+                    f"{path} is not a complete npz file, as `np.savez` writes and ADM's evaluator "
+                    "reads it."
                 )
         num_images, image_size = 0, None
         with np.load(path, allow_pickle=False) as arrays:
@@ -75,7 +75,7 @@ class ReferenceBatch:
             ValueError: If there are no images, or the file ends early.
         """
         if not self.num_images:
-            raise ValueError(f"{self.path} holds statistics, and no images (arr_0).")
+            raise ValueError(f"{self.path} holds statistics, but no images (arr_0).")
         shape = (self.image_size, self.image_size, 3)
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as stream:
             read_images_header(stream, self.path)
@@ -84,8 +84,8 @@ class ReferenceBatch:
                 content = bytearray(stream.read(count * self.image_size**2 * 3))
                 if len(content) < count * self.image_size**2 * 3:
                     raise ValueError(
-                        f"{self.path} ends before its {self.num_images} images do; fetch or write "
-                        "it anew."
+                        f"{self.path} ends before its {self.num_images} images do; download or "
+                        "write it again."
                     )
                 images = torch.frombuffer(content, dtype=torch.uint8).view(count, *shape)
                 yield images.permute(0, 3, 1, 2).contiguous()
@@ -119,6 +119,7 @@ class SampleWriter:
         with ExitStack() as files:
             archive = zipfile.ZipFile(files.enter_context(whole_file(self.path)), "w")
             files.enter_context(archive)
+            # zip64, since 50,000 images of 256 pixels exceed the 4 GiB of a plain zip
             member = zipfile.ZipInfo(f"{IMAGES}.npy")
             self.stream = files.enter_context(archive.open(member, "w", force_zip64=True))
             self.files = files.pop_all()
@@ -225,9 +226,8 @@ def read_images_header(stream: IO[bytes], path: Path) -> tuple[int, int]:
     shape, fortran_order, dtype = read_header(stream)
     if dtype != np.uint8:
         raise ValueError(
-            f"The images of {path} must be uint8 in [0, 255], got {dtype}; float images in [0, 1] "
-            "become it by "
-            '`(images * 255).round().astype("uint8")`.'
+            f"The images of {path} must be uint8 in [0, 255], got {dtype}; convert float images in "
+            '[0, 1] by `(images * 255).round().astype("uint8")`.'
         )
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
         raise ValueError(

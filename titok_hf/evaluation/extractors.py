@@ -58,10 +58,10 @@ class FeatureExtractor(ABC):
 def check_images(images: torch.Tensor) -> None:
     """Raises `TypeError` or `ValueError` unless these are uint8 images `(B, 3, H, W)`."""
     if images.dtype != torch.uint8:
-        raise TypeError(f"Extractors look at uint8 images in [0, 255], got {images.dtype}.")
+        raise TypeError(f"Extractors take uint8 images in [0, 255], got {images.dtype}.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(
-            f"Extractors look at images (batch, 3, height, width), got {tuple(images.shape)}."
+            f"Extractors take images (batch, 3, height, width), got {tuple(images.shape)}."
         )
 
 

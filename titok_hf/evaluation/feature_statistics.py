@@ -181,6 +181,7 @@ def feature_metrics(
             order.
     """
     state = process_state()
+    # the other processes wait here for the results that the main one broadcasts at the end
     if not state.is_main_process:
         return broadcast_object_list([None])[0]
     if state.num_processes > 1:
@@ -246,7 +247,7 @@ def match_classes(
         raise ValueError(
             f"The classes of the images are not those of {classifier.name}: it has no "
             f"{missing[0]!r}, but {', '.join(map(repr, known[:5]))} and so on. If the ids mean the "
-            "same, say so by `class_matching=ids`."
+            "same classes, set `class_matching=ids`."
         )
     return torch.tensor([known.index(name) for name in names])
 
@@ -275,8 +276,7 @@ def check_feasible(
         if classifier.num_classes is None or classifier.name == INCEPTION:
             raise ValueError(
                 f"accuracy needs a classifier of the data set's classes, which {classifier.name} "
-                "is not: name one "
-                "with `classifier=owner/model`."
+                "is not: name one with `classifier=owner/model`."
             )
     if reference is None and (comparing := [name for name in metrics if name in REFERENCE_METRICS]):
         raise ValueError(
@@ -290,6 +290,7 @@ def check_feasible(
             )
     if extractor is None:
         return
+    # fewest images of each metric, such as for a covariance of full rank
     needed = {
         "frechet_distance": extractor.num_features + 1,
         "spatial_frechet_distance": (extractor.num_spatial or 0) + 1,
@@ -318,8 +319,7 @@ def check_feasible(
             if (got := reference.stored[name].num_features) != expected:
                 raise ValueError(
                     f"The reference holds statistics of {got} features, and {extractor.name} has "
-                    f"{expected}: they are "
-                    "of another extractor."
+                    f"{expected}: they are of another extractor."
                 )
         numbers = {"judged": num_images}
         if reference is not None and name in reference.metrics:
@@ -328,6 +328,6 @@ def check_feasible(
             if number < needed.get(name, 0):
                 raise ValueError(
                     f"{name} with {extractor.name} needs at least {needed[name]} {which} images, "
-                    f"got {number}. Take "
-                    "more images, an extractor with fewer features, or leave the metric out."
+                    f"got {number}. Use more images or an extractor with fewer features, or leave "
+                    "the metric out."
                 )

@@ -147,7 +147,7 @@ def different_parts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[st
     not by where they lie."""
 
     def essence(part: Any) -> Any:
-        places = ("id", "revision", "subfolder")
+        places = ("id", "revision", "subfolder")  # a model is identified by its weights' hash
         return (
             {key: value for key, value in part.items() if key not in places}
             if isinstance(part, dict)
@@ -201,6 +201,7 @@ def measure_generation(
         for batch in progress(images, batch_size, "samples", progress_bar):
             seen.update(batch)
         seen.reduce()
+        # all sets share one reference
         if number == 0 and against is not None:
             gathered = against.gather(judges, protocol, batch_size, progress_bar)
         stored = {} if against is None else against.stored
@@ -356,7 +357,7 @@ def open_samples(
     do not have the protocol's size."""
     if (Path(source) / "config.json").exists():
         raise ValueError(
-            f"{source} is a model, and no pipeline or images; `evaluate reconstruction` is for "
+            f"{source} is a model, not a pipeline or images; `evaluate reconstruction` is for "
             "tokenizers."
         )
     if source.endswith(".npz"):

@@ -296,6 +296,7 @@ class GeneratedImages(ImageSource):
 
     def make(self, indices: torch.Tensor) -> ImageBatch:
         """Generates the images at `indices` `(B,)`."""
+        # a seed per image, hashed from its position, so that images do not depend on the batches
         seeds = [
             int.from_bytes(hashlib.sha256(f"{self.seed}/{index}".encode()).digest()[:8]) >> 1
             for index in indices.tolist()

@@ -160,6 +160,7 @@ def linear_probe(
         )
     if train_labels.unique().numel() < 2:
         raise ValueError("A probe needs at least two classes, got one.")
+    # test features are standardized by the training features, too
     mean, std = train_features.mean(0), train_features.std(0).clamp_min(1e-6)
     train_features, test_features = (train_features - mean) / std, (test_features - mean) / std
     order = torch.randperm(len(train_features), generator=torch.Generator().manual_seed(seed))

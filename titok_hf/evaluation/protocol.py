@@ -108,6 +108,7 @@ class Protocol:
                 f"`interpolation` is for `crop=center`; `crop={self.crop}` is "
                 f"{filters[self.crop] or 'none'}, got {self.interpolation!r}."
             )
+        # the filter is written out, so that equal protocols have equal fields
         object.__setattr__(self, "interpolation", filters[self.crop])
         if not isinstance(self.metrics, dict) or not self.metrics:
             raise ValueError(

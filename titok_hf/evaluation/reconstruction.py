@@ -117,6 +117,7 @@ def measure_reconstruction(
     )
     if not discrete:
         metrics = tuple(name for name in metrics if name not in CODE_METRICS)
+    # accumulators of the metrics
     codes = (
         CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
     )
@@ -132,6 +133,7 @@ def measure_reconstruction(
     autocast = getattr(torch, protocol.encoder_autocast or "bfloat16")
 
     for batch in progress(images, batch_size, "reconstructions", progress_bar):
+        # encode and decode
         pixel_values = processor(list(batch.images), return_tensors="pt")["pixel_values"]
         pixel_values = pixel_values.to(tokenizer.device, tokenizer.dtype)  # (B, 3, H, W)
         with torch.autocast(
@@ -140,6 +142,7 @@ def measure_reconstruction(
             encoded = tokenizer.encode(pixel_values)
         decoded = tokenizer.decode(encoded.latents.to(tokenizer.dtype)).reconstruction
         reconstructions = to_uint8(processor.postprocess(decoded, "pt"), protocol.rounding)
+        # compare
         if codes is not None:
             codes.update(encoded.codes, batch.indices)
         for name, values in pair_metrics(
@@ -149,6 +152,7 @@ def measure_reconstruction(
         originals.update(batch)
         reconstructed.update(batch.with_images(reconstructions))
 
+    # join the processes
     originals.reduce()
     reconstructed.reduce()
     for mean in means.values():

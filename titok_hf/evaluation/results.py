@@ -232,8 +232,8 @@ def compare_results(
         )
         raise ValueError(
             "These results were not measured by one protocol, so their numbers do not compare. "
-            f"They differ in {listed}. Measure them alike, or ask for the table all the same with "
-            "`--different-protocols`."
+            f"They differ in {listed}. Measure them by one protocol, or show them in one table anyway "
+            "with `--different-protocols`."
         )
     return results, different
 
@@ -249,6 +249,7 @@ def describe_model(
         cached = try_to_load_from_cache(str(path), config, revision=revision)
         parts = Path(cached).parts if isinstance(cached, str) else ()
         commit = parts[parts.index("snapshots") + 1] if parts else revision
+    # a diffusers autoencoder is described itself, not its wrapper
     wrapped = getattr(model, "autoencoder", model)
     return {
         "id": str(path),

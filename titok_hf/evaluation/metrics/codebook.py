@@ -34,6 +34,7 @@ class CodebookUsage:
         cells = codes.cpu().long()
         check_id_range(cells, "codes", codebook_size)
         if indices is not None:
+            # one bincount counts all blocks: each has `codebook_size` cells
             cells = cells + codebook_size * block_of(indices.cpu(), num_blocks)[:, None]
         self.counts += torch.bincount(cells.flatten(), minlength=self.counts.numel()).view_as(
             self.counts

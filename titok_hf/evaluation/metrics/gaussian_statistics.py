@@ -115,6 +115,7 @@ class GaussianStatistics:
     def reduce(self) -> None:
         """Adds the rows of all other processes, in every process; call it once, after the last
         batch."""
+        # shift the scatter of each process to the common mean, then sum
         total = int(sum_over_processes(torch.tensor(self.count)))
         mean = sum_over_processes(self.mean * (self.count / max(total, 1)))
         difference = self.mean - mean

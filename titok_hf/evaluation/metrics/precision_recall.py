@@ -73,7 +73,7 @@ def neighbor_radii(features: torch.Tensor, k: int) -> torch.Tensor:
     """Computes the squared distance `(n,)` of each of `(n, D)` to its `k`-th nearest other row."""
     radii = torch.empty(len(features), dtype=torch.float64, device=features.device)
     for rows, distances in distance_blocks(features, features):
-        distances[:, rows].fill_diagonal_(torch.inf)
+        distances[:, rows].fill_diagonal_(torch.inf)  # an image is not its own neighbour
         radii[rows] = distances.topk(k, largest=False).values[:, -1]
     return radii
 

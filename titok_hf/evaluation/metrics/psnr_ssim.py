@@ -18,6 +18,7 @@ def peak_signal_to_noise_ratio(images: torch.Tensor, targets: torch.Tensor) -> t
         `(B,)` in float64.
     """
     check_images(images, targets)
+    # summed as integers, exactly
     squares = (images.int() - targets.int()).square().flatten(1).sum(1)  # (B,)
     return 10 * (255**2 * images[0].numel() / squares.clamp_min(1).double()).log10()
 
