@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from .data.opening import open_images
 from .evaluation.digits import nearest_neighbors
 from .evaluation.generation import measure_generation
-from .evaluation.judges import Judges
+from .evaluation.image_sources import DatasetImages, GeneratedImages
+from .evaluation.metric_networks import MetricNetworks
 from .evaluation.pictures import (
     generation_grid,
     reconstruction_grid,
@@ -22,7 +23,6 @@ from .evaluation.pictures import (
 )
 from .evaluation.protocol import Protocol
 from .evaluation.reconstruction import measure_reconstruction, reconstruct
-from .evaluation.sources import DatasetImages, GeneratedImages
 from .hub.provenance import write_provenance
 from .modeling.titok import TiTokModel
 from .pipelines import TiTokPipeline
@@ -79,7 +79,7 @@ def run_demo(
     with PeakMemory() as memory:
         started = time.perf_counter()
         protocol = Protocol.load("demo")
-        judges = Judges.load(protocol, ["accuracy", "frechet_distance"])
+        judges = MetricNetworks.load(protocol, ["accuracy", "frechet_distance"])
         train, test = (
             DatasetImages(dataset[split], protocol, label_column="label")
             for split in ("train", "test")

@@ -8,8 +8,8 @@ from sklearn.svm import SVC
 from titok_hf.data.digits import load_digits_pixels
 from titok_hf.evaluation.digits import DigitsExtractor, nearest_neighbors
 from titok_hf.evaluation.extractors import FeatureExtractor
+from titok_hf.evaluation.image_sources import open_source
 from titok_hf.evaluation.protocol import Protocol
-from titok_hf.evaluation.sources import open_source
 
 
 @pytest.fixture(scope="module")

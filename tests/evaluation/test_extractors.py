@@ -8,7 +8,7 @@ from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 from titok_hf.evaluation.digits import DigitsExtractor
 from titok_hf.evaluation.extractors import INCEPTION, Extracted, FeatureExtractor
 from titok_hf.evaluation.inception import InceptionExtractor
-from titok_hf.evaluation.judges import Judges, load_extractor
+from titok_hf.evaluation.metric_networks import MetricNetworks, load_extractor
 from titok_hf.evaluation.protocol import METRICS, Protocol
 from titok_hf.evaluation.vision_extractor import VisionExtractor
 from titok_hf.hub.hashes import file_sha256, state_sha256
@@ -102,10 +102,10 @@ def test_an_extractor_must_say_who_it_is():
         Nameless()
 
 
-class TestJudges:
+class TestMetricNetworks:
     def load(self, *metrics, **fields):
         protocol = Protocol.load("demo", [f"{name}={value}" for name, value in fields.items()])
-        return Judges.load(protocol, metrics, device="cpu")
+        return MetricNetworks.load(protocol, metrics, device="cpu")
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ class TestJudges:
 
     def test_weights_are_the_extractors(self, inception_file):
         protocol = Protocol.load("titok-rfid")
-        judges = Judges.load(protocol, ["frechet_distance"], inception_file, "cpu")
+        judges = MetricNetworks.load(protocol, ["frechet_distance"], inception_file, "cpu")
         assert judges.identities()["extractor"]["weights_sha256"] == file_sha256(inception_file)
         assert judges.extractor.name == INCEPTION
 

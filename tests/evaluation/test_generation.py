@@ -26,9 +26,14 @@ from titok_hf.evaluation import (
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
 from titok_hf.evaluation.generation import KeptImages, load_pipeline
+from titok_hf.evaluation.image_sources import (
+    GeneratedImages,
+    ReferenceImages,
+    TensorImages,
+    open_source,
+)
 from titok_hf.evaluation.inception import InceptionExtractor
-from titok_hf.evaluation.judges import Judges
-from titok_hf.evaluation.sources import GeneratedImages, ReferenceImages, TensorImages, open_source
+from titok_hf.evaluation.metric_networks import MetricNetworks
 
 from . import formulas
 from .distributed_evaluation import BATCH_SIZES, ON_FEATURES, ON_PAIRS, evaluate
@@ -267,7 +272,7 @@ class TestImagesThatAreThere:
             ("small.npz", {}, r"images of 32x32 pixels, .*small\.npz holds 16x16"),
             ("mixed", {}, "All images must be 32x32 pixels, .* image 1 is 40x32"),
             ("empty", {}, "empty holds no images that `datasets` can read"),
-            ("text.npz", {}, r"text\.npz is no npz file"),
+            ("text.npz", {}, r"text\.npz is not a complete npz file"),
             ("samples.npz", {"overrides": changes("accuracy")}, "accuracy needs labels"),
         ],
     )
@@ -337,7 +342,11 @@ class TestAdm:
         protocol = Protocol.load("adm-256", metrics)
         reference = ReferenceImages(ReferenceBatch.load(tmp_path / "reference.npz"), protocol)
         measured = measure_generation(
-            [TensorImages(images)], reference, protocol, Judges(Colors()), progress_bar=False
+            [TensorImages(images)],
+            reference,
+            protocol,
+            MetricNetworks(Colors()),
+            progress_bar=False,
         )
         for name, kind in (
             ("frechet_distance", "features"),

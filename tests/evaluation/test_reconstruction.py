@@ -26,10 +26,15 @@ from titok_hf.evaluation import (
 )
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
+from titok_hf.evaluation.image_sources import (
+    DatasetImages,
+    ReferenceImages,
+    TensorImages,
+    open_source,
+)
 from titok_hf.evaluation.inception import InceptionExtractor
-from titok_hf.evaluation.judges import Judges
+from titok_hf.evaluation.metric_networks import MetricNetworks
 from titok_hf.evaluation.protocol import CODE_METRICS
-from titok_hf.evaluation.sources import DatasetImages, ReferenceImages, TensorImages, open_source
 from titok_hf.modeling.diffusers_tokenizer import DiffusersTokenizer
 from titok_hf.modeling.vtp import VTPForImageReconstruction, VTPImageProcessor
 from titok_hf.modeling.vtp.modeling_vtp import VTPPixelDecoder, VTPVisionEncoder
@@ -196,7 +201,7 @@ class TestMeasureReconstruction:
             source,
             protocol(*metrics),
             None,
-            Judges(DIGITS),
+            MetricNetworks(DIGITS),
             16,
             progress_bar=False,
         )
@@ -246,7 +251,7 @@ class TestMeasureReconstruction:
                 source,
                 metrics,
                 None,
-                Judges(DIGITS),
+                MetricNetworks(DIGITS),
                 size,
                 progress_bar=False,
             )
@@ -367,9 +372,9 @@ class TestClasses:
     def test_they_are_found_by_name(self):
         source = self.source(["seven", "three"])
         assert (
-            measure_generation([source], None, generation_of("accuracy"), Judges(DIGITS)).values[
-                "accuracy"
-            ]
+            measure_generation(
+                [source], None, generation_of("accuracy"), MetricNetworks(DIGITS)
+            ).values["accuracy"]
             > 0.97
         )
 
@@ -379,12 +384,15 @@ class TestClasses:
             ValueError,
             match=r"digits-8x8: it has no 'VII', but 'zero', 'one', .*class_matching=ids",
         ):
-            measure_generation([source], None, generation_of("accuracy"), Judges(DIGITS))
+            measure_generation([source], None, generation_of("accuracy"), MetricNetworks(DIGITS))
 
     def test_ids_count_if_so_said(self):
         source = self.source(["seven", "three"])
         by_ids = generation_of("accuracy", class_matching="ids")
-        assert measure_generation([source], None, by_ids, Judges(DIGITS)).values["accuracy"] == 0
+        assert (
+            measure_generation([source], None, by_ids, MetricNetworks(DIGITS)).values["accuracy"]
+            == 0
+        )
 
 
 def generation_of(metric, **fields):
@@ -596,7 +604,7 @@ class TestBadInput:
             digits(90)[0],
             "spatial_frechet_distance",
         )
-        judges = Judges(Colors())
+        judges = MetricNetworks(Colors())
         judges.extractor.num_classes = None
         refuse(
             "inception_score needs an extractor that cl",

@@ -7,8 +7,8 @@ from fixtures.extractors.networks import inception_weights
 
 from titok_hf.evaluation import write_reference
 from titok_hf.evaluation.digits import DigitsExtractor
+from titok_hf.evaluation.image_sources import open_source
 from titok_hf.evaluation.protocol import Protocol
-from titok_hf.evaluation.sources import open_source
 
 
 @pytest.fixture(scope="module")

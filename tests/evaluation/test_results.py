@@ -12,7 +12,7 @@ from transformers import AutoModel
 import titok_hf
 from titok_hf import TiTokModel
 from titok_hf.evaluation import Evaluation, Protocol, compare_results
-from titok_hf.evaluation.metrics.estimate import Estimate
+from titok_hf.evaluation.metrics.standard_error import Estimate
 from titok_hf.evaluation.results import (
     command,
     describe_model,

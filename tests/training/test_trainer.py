@@ -9,13 +9,13 @@ from transformers import TrainerCallback
 from titok_hf.data import Augmentation, ImageCollator
 from titok_hf.data.digits import load_digits_dataset
 from titok_hf.evaluation import (
-    Judges,
+    MetricNetworks,
     Protocol,
     ReconstructionMetrics,
     load_extractor,
     measure_reconstruction,
 )
-from titok_hf.evaluation.sources import DatasetImages
+from titok_hf.evaluation.image_sources import DatasetImages
 from titok_hf.training import TiTokTrainer, TiTokTrainingArguments
 
 pytestmark = pytest.mark.slow
@@ -565,7 +565,7 @@ class TestMetrics:
                 processor,
                 images,
                 protocol,
-                judges=Judges(extractor),
+                judges=MetricNetworks(extractor),
                 progress_bar=False,
             )
             return {name: estimate.value for name, estimate in measured.metrics.items()}

@@ -1,11 +1,11 @@
-"""Metrics, and pictures of what models do."""
+"""Metrics of tokenizers and generators, and pictures of their results."""
 
 from pathlib import Path
 
 from .extractors import FeatureExtractor
 from .files import generate_to_file, probe_files, reconstruct_files
 from .generation import evaluate_generation, measure_generation
-from .judges import Judges, load_extractor
+from .metric_networks import MetricNetworks, load_extractor
 from .metrics.frechet import frechet_distance
 from .probe import knn_probe, linear_probe, probe_tokenizer, token_features, vision_features
 from .protocol import Protocol
@@ -26,7 +26,7 @@ __all__ = [
     "IMAGE_METRICS",
     "Evaluation",
     "FeatureExtractor",
-    "Judges",
+    "MetricNetworks",
     "Protocol",
     "ReconstructionMetrics",
     "class_embeddings",

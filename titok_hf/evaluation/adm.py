@@ -1,5 +1,5 @@
-"""Files of ADM's evaluator (openai/guided-diffusion, `evaluations/`): samples and reference
-batches, as npz."""
+"""The npz files of ADM's evaluator (openai/guided-diffusion, `evaluations/`): samples and reference
+batches."""
 
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..hub.folders import whole_file
-from .metrics.statistics import GaussianStatistics
+from .metrics.gaussian_statistics import GaussianStatistics
 
 IMAGES = "arr_0"
 MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))
@@ -21,17 +21,17 @@ MOMENTS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 
 @dataclass(frozen=True)
 class ReferenceBatch:
-    """Images, statistics of Inception's features, or both, from a file for ADM's evaluator.
+    """A file for ADM's evaluator that holds images, statistics of Inception's features, or both.
 
-    The published ones (`VIRTUAL_imagenet256_labeled.npz`) hold 10,000 images for precision and
+    The published files (`VIRTUAL_imagenet256_labeled.npz`) hold 10,000 images for precision and
     recall, and statistics of the whole training set for FID and sFID.
 
     Args:
         path: The file.
-        num_images: Images in it, 0 if there are none.
-        image_size: Side of the images; `None` if there are none.
-        statistics: Of the pooled features, `mu` and `sigma`.
-        spatial_statistics: Of the spatial features, `mu_s` and `sigma_s`.
+        num_images: Number of images; 0 if the file has none.
+        image_size: Side of the images; `None` if the file has none.
+        statistics: Statistics of the pooled features, `mu` and `sigma`.
+        spatial_statistics: Statistics of the spatial features, `mu_s` and `sigma_s`.
     """
 
     path: Path
@@ -42,22 +42,18 @@ class ReferenceBatch:
 
     @classmethod
     def load(cls, path: str | Path) -> "ReferenceBatch":
-        """Reads the statistics, and of the images how many there are. Nothing is unpickled.
+        """Reads the statistics, and the number and size of the images. Nothing is unpickled.
 
         Args:
-            path: An npz with `arr_0`, uint8 `(N, H, H, 3)`, `mu` and `sigma`, `mu_s` and `sigma_s`,
-                or some of them.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no such file.
+            path: An npz file with `arr_0`, uint8 `(N, H, H, 3)`, `mu` and `sigma`, `mu_s` and
+                `sigma_s`, or some of them.
         """
         path = Path(path)
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise ValueError(
-                    f"{path} is no npz file, or not whole; ADM's evaluator takes what `np.savez` "
-                    "writes."
+                    f"{path} is not a complete npz file, as `np.savez` writes and ADM's evaluator "
+                    "reads it."
                 )
         num_images, image_size = 0, None
         with np.load(path, allow_pickle=False) as arrays:
@@ -73,14 +69,13 @@ class ReferenceBatch:
         return cls(path, num_images, image_size, *found)
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
-        """The images in order, uint8 `(B, 3, H, H)` with at most `size` of them, read from the file
-        as they come.
+        """Yields the images in order, uint8 `(B, 3, H, H)` with `B <= size`, read batch by batch.
 
         Raises:
-            ValueError: If there are no images, or fewer than the file says.
+            ValueError: If there are no images, or the file ends early.
         """
         if not self.num_images:
-            raise ValueError(f"{self.path} holds statistics, and no images (arr_0).")
+            raise ValueError(f"{self.path} holds statistics, but no images (arr_0).")
         shape = (self.image_size, self.image_size, 3)
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as stream:
             read_images_header(stream, self.path)
@@ -89,30 +84,28 @@ class ReferenceBatch:
                 content = bytearray(stream.read(count * self.image_size**2 * 3))
                 if len(content) < count * self.image_size**2 * 3:
                     raise ValueError(
-                        f"{self.path} ends before its {self.num_images} images do; fetch or write "
-                        "it anew."
+                        f"{self.path} ends before its {self.num_images} images do; download or "
+                        "write it again."
                     )
                 images = torch.frombuffer(content, dtype=torch.uint8).view(count, *shape)
                 yield images.permute(0, 3, 1, 2).contiguous()
 
 
 class SampleWriter:
-    """Writes samples for ADM's evaluator, `arr_0` uint8 `(N, H, H, 3)` in an npz, a batch at a
-    time.
+    """Writes samples for ADM's evaluator batch by batch: `arr_0`, uint8 `(N, H, H, 3)`, in an npz.
 
         with SampleWriter("samples.npz", num_images=50000, image_size=256) as writer:
             writer.write(images)  # uint8 (B, 3, 256, 256)
 
-    The file takes its place in one rename when all images are written, else there is none.
+    The file appears by one rename when all images are written, and not at all otherwise.
 
     Args:
-        path: Where it ends up; must not exist.
-        num_images: Images there will be.
-        image_size: Their side.
+        path: Path of the file, which must not exist.
+        num_images: Number of images to be written.
+        image_size: Side of the images.
 
     Raises:
-        FileExistsError: If there is something already.
-        ValueError: At the end, if there are fewer images.
+        ValueError: At the end, if fewer images were written.
     """
 
     def __init__(self, path: str | Path, num_images: int, image_size: int) -> None:
@@ -126,6 +119,7 @@ class SampleWriter:
         with ExitStack() as files:
             archive = zipfile.ZipFile(files.enter_context(whole_file(self.path)), "w")
             files.enter_context(archive)
+            # zip64, since 50,000 images of 256 pixels exceed the 4 GiB of a plain zip
             member = zipfile.ZipInfo(f"{IMAGES}.npy")
             self.stream = files.enter_context(archive.open(member, "w", force_zip64=True))
             self.files = files.pop_all()
@@ -138,12 +132,7 @@ class SampleWriter:
         return self
 
     def write(self, images: torch.Tensor) -> None:
-        """Adds images, uint8 `(B, 3, H, H)`.
-
-        Raises:
-            TypeError: If they are not uint8.
-            ValueError: If they have another size, or are more than there should be.
-        """
+        """Adds images, uint8 `(B, 3, H, H)`."""
         if images.dtype != torch.uint8:
             raise TypeError(f"Images must be uint8 in [0, 255], got {images.dtype}.")
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
@@ -162,7 +151,7 @@ class SampleWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self.files:  # what is raised here removes the file
+        with self.files:  # an error raised here removes the file
             if error is not None:
                 raise error
             if self.num_written < self.num_images:
@@ -177,20 +166,15 @@ def write_statistics(
     spatial: GaussianStatistics | None = None,
     images: torch.Tensor | None = None,
 ) -> None:
-    """Writes a reference batch, which ADM's evaluator and `ReferenceBatch` read.
+    """Writes a reference batch for ADM's evaluator and `ReferenceBatch`.
 
-    ADM's evaluator itself needs all of it; 10,000 images are usual.
+    ADM's evaluator needs all of the parts; its own files have 10,000 images.
 
     Args:
-        path: Where it ends up; must not exist.
-        statistics: Of the pooled features.
-        spatial: Of the spatial features.
+        path: Path of the file, which must not exist.
+        statistics: Statistics of the pooled features.
+        spatial: Statistics of the spatial features.
         images: uint8 `(N, 3, H, H)`.
-
-    Raises:
-        FileExistsError: If there is something already.
-        TypeError: If the images are not uint8.
-        ValueError: If the images have another shape.
     """
     arrays = {}
     for (mu, sigma), side in zip(MOMENTS, (statistics, spatial), strict=True):
@@ -208,7 +192,7 @@ def write_statistics(
 
 
 def refuse_existing(path: str | Path) -> None:
-    """Raises `FileExistsError` if there is something at the place of a file."""
+    """Raises `FileExistsError` if the path exists."""
     if Path(path).exists():
         raise FileExistsError(f"{path} exists already: choose another name, or delete it.")
 
@@ -216,8 +200,8 @@ def refuse_existing(path: str | Path) -> None:
 def read_moments(
     arrays: np.lib.npyio.NpzFile, mu: str, sigma: str, path: Path
 ) -> GaussianStatistics | None:
-    """Statistics from the arrays of these names, if they are there; raises `ValueError` if they do
-    not fit."""
+    """Reads the statistics with these names; `None` if the file has none. Raises `ValueError` if
+    only one is there or their shapes do not match."""
     present = [name for name in (mu, sigma) if name in arrays]
     if len(present) == 1:
         raise ValueError(f"{path} must hold {mu} and {sigma} or neither, got {present[0]} alone.")
@@ -230,10 +214,8 @@ def read_moments(
 
 
 def read_images_header(stream: IO[bytes], path: Path) -> tuple[int, int]:
-    """Number and side of the images of an array whose first byte is next; raises `ValueError` if it
-    is not of images.
-
-    The stream is left where the values begin.
+    """Reads the header of the array of images and returns their number and side; raises
+    `ValueError` if it does not hold images. The stream is left at the first value.
     """
     version = np.lib.format.read_magic(stream)
     read_header = (
@@ -244,9 +226,8 @@ def read_images_header(stream: IO[bytes], path: Path) -> tuple[int, int]:
     shape, fortran_order, dtype = read_header(stream)
     if dtype != np.uint8:
         raise ValueError(
-            f"The images of {path} must be uint8 in [0, 255], got {dtype}; float images in [0, 1] "
-            "become it by "
-            '`(images * 255).round().astype("uint8")`.'
+            f"The images of {path} must be uint8 in [0, 255], got {dtype}; convert float images in "
+            '[0, 1] by `(images * 255).round().astype("uint8")`.'
         )
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
         raise ValueError(

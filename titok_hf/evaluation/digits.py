@@ -1,4 +1,4 @@
-"""How good the demo's digits are, in the eyes of a judge that never saw the networks."""
+"""The judge of the demo's digits, which is fitted to real digits and knows no network."""
 
 import hashlib
 from typing import Any
@@ -12,12 +12,12 @@ from .extractors import Extracted, FeatureExtractor
 
 
 class DigitsExtractor(FeatureExtractor):
-    """Sees digits as they were published: images averaged to gray, and over blocks to 8x8 pixels in
-    [0, 1].
+    """Extracts the 8x8 pixels, in [0, 1], in which the digits were published: images are averaged
+    to gray and over blocks.
 
     The classifier is a support vector machine (RBF kernel, gamma 0.001 on the scale of 0 to 16, C
-    10) fitted to the 8x8 training digits. Its logits are the decision function: their order is
-    meant, not their size.
+    10) fitted to the 8x8 training digits. Its logits are the decision function: only their order
+    has a meaning.
     """
 
     name = "digits-8x8"
@@ -33,7 +33,7 @@ class DigitsExtractor(FeatureExtractor):
         self.classifier = SVC(gamma=0.001, C=10, break_ties=True).fit(pixels * 16, labels)
 
     def __call__(self, images: torch.Tensor) -> Extracted:
-        """Looks at uint8 images `(B, 3, H, W)`."""
+        """Extracts features of uint8 images `(B, 3, H, W)`."""
         gray = images.cpu().double().mean(1, keepdim=True) / 255  # (B, 1, H, W)
         pixels = F.adaptive_avg_pool2d(gray, self.input_size).flatten(1)  # (B, 64)
         return Extracted(
@@ -62,17 +62,17 @@ def nearest_neighbors(
     training: torch.Tensor,
     held_out: torch.Tensor,
 ) -> dict[str, float]:
-    """How close images come to their nearest training images, next to what real held-out ones do.
+    """Compares the distances from images and from held-out images to their nearest training images.
 
     Args:
-        extractor: Distances are between its features.
+        extractor: Gives the features between which distances are computed.
         images, training, held_out: uint8 `(n, 3, H, W)`.
 
     Returns:
-        `nearest_neighbor_ratio`: median distance of an image to its nearest training image, divided
-        by the same median of the held-out ones; `share_nearer_than_held_out`: share of the images
-        that are nearer to one than the median held-out one is. Copies would give 0 and 1, new real
-        images 1 and 0.5.
+        `nearest_neighbor_ratio`: the median distance of an image to its nearest training image,
+        divided by that median of the held-out images; `share_nearer_than_held_out`: the share of
+        images that are nearer to a training image than the median held-out image is. Copies of
+        training images would give 0 and 1, new real images 1 and 0.5.
     """
     features, known, new = (extractor(part).features for part in (images, training, held_out))
     distances = torch.cdist(features, known).amin(1)

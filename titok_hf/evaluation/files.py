@@ -1,4 +1,4 @@
-"""From files to files: what a saved tokenizer or pipeline does, as a picture."""
+"""Runs a saved tokenizer or pipeline on files, and writes pictures or results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +25,7 @@ def reconstruct_files(
     Args:
         tokenizer: Folder or Hub repository of a tokenizer of any family.
         images: Image files.
-        output: The picture.
-
-    Raises:
-        OSError: If the tokenizer is not there.
-        ValueError: If it is none, or a file is not an image.
+        output: Path of the picture.
     """
     model, processor = load_tokenizer(tokenizer)
     pixel_values = processor(open_image_files(images), return_tensors="pt")[
@@ -44,11 +40,8 @@ def reconstruct_files(
 
 
 def open_image_files(paths: Sequence[str | Path]) -> list[Image.Image]:
-    """Image files as RGB, upright.
-
-    Raises:
-        ValueError: If a file is not an image.
-    """
+    """Opens image files as RGB, turned upright as their EXIF data say; raises `ValueError` if a
+    file is not an image."""
     opened = []
     for path in paths:
         try:
@@ -73,14 +66,10 @@ def generate_to_file(
     Args:
         pipeline: Folder or Hub repository of a `TiTokPipeline`.
         class_labels: Classes, by id or name.
-        output: The picture.
-        seed: Of the images.
-        num_images_per_label: Images of each label.
+        output: Path of the picture.
+        seed: Random seed.
+        num_images_per_label: Number of images per label.
         arguments: Further arguments of the pipeline's call.
-
-    Raises:
-        OSError: If the pipeline is not there.
-        ValueError: If a label or an argument is not valid.
     """
     loaded = TiTokPipeline.from_pretrained(pipeline)
     images = loaded(
@@ -110,35 +99,34 @@ def probe_files(
     device: str | torch.device | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Measures what the tokens of a tokenizer know of the classes of images.
+    """Measures how much a tokenizer's tokens tell about the classes of images, by probes.
 
     Args:
         tokenizer: Folder or Hub repository of a tokenizer of any family.
-        data: Images with labels, see `open_images`; probes learn from `train` and are
-            measured on `test`.
-        features: What is probed, see `token_features`.
+        data: Images with labels, see `open_images`; probes are trained on `train` and measured on
+            `test`.
+        features: Features to probe, see `token_features`.
         revision: Branch, tag or commit of the tokenizer, if it is on the Hub.
-        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"`
-            or `"vae"`.
+        subfolder: Subfolder that holds the tokenizer, such as `"tokenizer"` or `"vae"` of a
+            pipeline.
         data_revision: Branch, tag or commit of the data, if they are on the Hub.
         image_column, label_column: Columns of the data.
-        k: Neighbors that vote, see `knn_probe`.
-        seed: Of the part of the training images that chooses the weight decay, see `linear_probe`.
-        batch_size: Images that are encoded at once.
-        device: Where to compute; the accelerator if there is one, if not given.
-        dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
+        k: Number of neighbors that vote, see `knn_probe`.
+        seed: Random seed of the split that chooses the weight decay, see `linear_probe`.
+        batch_size: Number of images encoded at once.
+        device: Device to compute on; by default the accelerator if there is one.
+        dtype: Data type of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Returns:
-        What `probe_tokenizer` does, with all else that it depends on: `tokenizer`, see
+        The result of `probe_tokenizer`, with everything else that it depends on: `tokenizer`, see
         `describe_model`; `data`, its `id`, `revision` (the commit, if it is on the Hub), columns,
         and `train` and `test` as `probe_tokenizer` describes them; `image_size`; `device`, `dtype`
         and `versions`; and the `command` that repeats it.
 
     Raises:
-        OSError: If tokenizer or data are not there.
-        ValueError: If they do not fit; see `probe_tokenizer`.
+        ValueError: If tokenizer and data do not fit, see `probe_tokenizer`.
     """
-    arguments = dict(locals())  # as they were given, for the command that repeats this
+    arguments = dict(locals())  # as given, for the command that repeats the evaluation
     torch_dtype = parse_dtype(dtype)
     columns = {"image_column": image_column, "label_column": label_column}
     splits = open_images(data, **columns, revision=data_revision)

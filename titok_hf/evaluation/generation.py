@@ -1,4 +1,4 @@
-"""How good generated images are, as a set."""
+"""Evaluation of generated images."""
 
 import dataclasses
 import inspect
@@ -18,20 +18,15 @@ from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_file
 from ..pipelines import TiTokPipeline
 from .adm import ReferenceBatch, SampleWriter
-from .feature_sets import (
-    FeatureSet,
-    Reference,
+from .feature_statistics import (
+    FeatureStatistics,
+    ReferenceSet,
     check_feasible,
     feature_metrics,
     match_classes,
     progress,
 )
-from .judges import Judges
-from .metrics.estimate import Estimate
-from .protocol import Protocol
-from .reconstruction import Measured
-from .results import Evaluation, command, describe_model, device_name, versions
-from .sources import (
+from .image_sources import (
     RESERVED,
     GeneratedImages,
     ImageBatch,
@@ -41,21 +36,26 @@ from .sources import (
     open_dataset,
     open_source,
 )
+from .metric_networks import MetricNetworks
+from .metrics.standard_error import Estimate
+from .protocol import Protocol
+from .reconstruction import Measured
+from .results import Evaluation, command, describe_model, device_name, versions
 
 
 class KeptImages(ImageSource):
-    """Generated images, each batch kept in a file as soon as it is made: stopped and started again,
-    only the missing ones are made.
+    """Generated images whose batches are saved as soon as they are made, so that a run that was
+    stopped makes only the missing ones.
 
     Args:
-        source: Makes them.
-        path: File of ADM's that `join` writes; until then, there is a folder beside it. What the
-            images were made by stays in a JSON file beside it.
-        made_by: What they depend on.
+        source: Generates the images.
+        path: ADM sample batch (`.npz`) that `join` writes. The batches are kept in a folder beside
+            it until then; a JSON file beside it records how the images were made.
+        made_by: Everything that the images depend on.
 
     Raises:
-        FileExistsError: If there is such a file already, of images that depend on something else.
-        ValueError: If the folder holds such images.
+        FileExistsError: If the file exists without a record of how its images were made.
+        ValueError: If file or folder hold images that were made differently.
     """
 
     def __init__(self, source: GeneratedImages, path: Path, made_by: Mapping[str, Any]):
@@ -65,7 +65,7 @@ class KeptImages(ImageSource):
         self.num_images = source.num_images
         self.labelled, self.class_names = source.labelled, source.class_names
         self.joined = path.exists()
-        made_by = json.loads(json.dumps(made_by, default=str))  # as it will be read
+        made_by = json.loads(json.dumps(made_by, default=str))  # as a saved record reads
         self.record = record_of(path) if self.joined else self.folder / "made_by.json"
         if self.record.exists():
             if others := different_parts(json.loads(self.record.read_text()), made_by):
@@ -103,7 +103,7 @@ class KeptImages(ImageSource):
         return self.source.describe()
 
     def join(self) -> None:
-        """Writes the file, and deletes the folder; on the main process."""
+        """Writes the file and deletes the folder, on the main process."""
         state = process_state()
         state.wait_for_everyone()
         if state.is_main_process and not self.joined:
@@ -119,7 +119,7 @@ class KeptImages(ImageSource):
 
 @dataclasses.dataclass(frozen=True)
 class MadeBy:
-    """What samples were made by, as far as it is known: parts of an `Evaluation`."""
+    """How samples were made, as far as it is known; the fields are those of `Evaluation`."""
 
     tokenizer: dict[str, Any] | None = None
     generator: dict[str, Any] | None = None
@@ -129,7 +129,7 @@ class MadeBy:
 
     @classmethod
     def of(cls, samples: Path) -> "MadeBy":
-        """What stands beside a file of samples."""
+        """Reads the record beside a file of samples; empty if there is none."""
         record = record_of(samples)
         if not record.exists():
             return cls()
@@ -138,15 +138,16 @@ class MadeBy:
 
 
 def record_of(samples: Path) -> Path:
-    """Where it says what samples were made by."""
+    """Returns the path of the record of how samples were made."""
     return samples.with_name(f"{samples.name}.json")
 
 
 def different_parts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """In which parts two records of samples differ; a model is its weights, wherever it lies."""
+    """Lists the parts in which two records of samples differ. Models are compared by their weights,
+    not by where they lie."""
 
     def essence(part: Any) -> Any:
-        places = ("id", "revision", "subfolder")
+        places = ("id", "revision", "subfolder")  # a model is identified by its weights' hash
         return (
             {key: value for key, value in part.items() if key not in places}
             if isinstance(part, dict)
@@ -161,30 +162,29 @@ def measure_generation(
     sets: Sequence[ImageSource],
     reference: ImageSource | None,
     protocol: Protocol,
-    judges: Judges | None = None,
+    judges: MetricNetworks | None = None,
     batch_size: int = 64,
     progress_bar: bool = True,
 ) -> Measured:
     """Compares generated images with a reference.
 
-    Runs on all processes, each with its share of the batches; all get the same result.
+    Every process measures its share of the batches, and all get the same result.
 
     Args:
-        sets: The images; several sets, such as of several seeds, give means and their standard
-            errors.
-        reference: What they are compared with, if a metric compares.
-        protocol: What to measure.
-        judges: Those of the protocol if not given.
-        batch_size: Images at once.
-        progress_bar: Whether to show one.
+        sets: The images; several sets, such as those of several seeds, give means and their
+            standard errors.
+        reference: Images or statistics to compare with, if a metric compares.
+        protocol: Metrics and their settings.
+        judges: Networks of the metrics; those of the protocol if not given.
+        batch_size: Number of images per batch.
+        progress_bar: Whether to show a progress bar.
 
     Raises:
-        ValueError: If the protocol does not fit the images; before anything is computed.
-        OSError: If weights of the extractor are not there.
+        ValueError: If the protocol does not fit the images, before anything is computed.
     """
     metrics = protocol.metrics_of("generation")
-    judges = judges or Judges.load(protocol, metrics)
-    against = None if reference is None else Reference(reference, metrics)
+    judges = judges or MetricNetworks.load(protocol, metrics)
+    against = None if reference is None else ReferenceSet(reference, metrics)
     for images in sets:
         check_feasible(
             metrics,
@@ -197,10 +197,11 @@ def measure_generation(
     classes = match_classes(sets[0], judges, protocol) if "accuracy" in metrics else None
     gathered, measured = None, []
     for number, images in enumerate(sets):
-        seen = FeatureSet(judges, metrics, images.num_images, protocol, classes=classes)
+        seen = FeatureStatistics(judges, metrics, images.num_images, protocol, classes=classes)
         for batch in progress(images, batch_size, "samples", progress_bar):
             seen.update(batch)
         seen.reduce()
+        # all sets share one reference
         if number == 0 and against is not None:
             gathered = against.gather(judges, protocol, batch_size, progress_bar)
         stored = {} if against is None else against.stored
@@ -238,38 +239,39 @@ def evaluate_generation(
     device: str | torch.device | None = None,
     dtype: str = "float32",
 ) -> Evaluation:
-    """Measures how good generated images are.
+    """Evaluates generated images.
 
     Args:
         source: Folder or Hub repository of a pipeline that takes `class_labels` or `batch_size`; or
-            images that are there already: a folder, or an ADM sample batch (`.npz`).
+            images made before: a folder, or an ADM sample batch (`.npz`).
         protocol, overrides: See `Protocol.load`.
-        reference: What the images are compared with: a file of ADM's (`.npz`), or images as in
+        reference: Images to compare with: a file of ADM's (`.npz`), or a data set, see
             `open_dataset`.
-        reference_split: Of the reference; if not given, `train` where the protocol says so, else
-            see `open_dataset`.
+        reference_split: Split of the reference; if not given, `train` where the protocol says so,
+            else see `open_dataset`.
         reference_revision: Branch, tag or commit of a reference on the Hub.
-        image_column: Column of the images, where there are columns.
-        num_samples: Images to generate, each class in turn; the protocol's number if not given.
-        seeds: Of the images, 0 if not given; several give means over as many sets.
+        image_column: Column of the images, in data sets with columns.
+        num_samples: Number of images to generate, cycling through the classes; the protocol's
+            number if not given.
+        seeds: Random seeds, `[0]` if not given; several give means over as many sets.
         sampler: Arguments of the pipeline's call, such as `num_inference_steps`; its defaults if
             not given.
-        samples: ADM sample batch (`.npz`) to write. A run that was stopped goes on where it was.
+        samples: ADM sample batch (`.npz`) to write. A run that was stopped resumes where it was.
         revision: Branch, tag or commit of the pipeline on the Hub.
         extractor_weights: See `load_extractor`.
-        batch_size: Images at once.
-        device: Where to compute; the accelerator if there is one, if not given.
-        dtype: Of the pipeline: `"float32"`, `"bfloat16"` or `"float16"`.
+        batch_size: Number of images per batch.
+        device: Device to compute on; by default the accelerator if there is one.
+        dtype: Data type of the pipeline: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Returns:
-        The result with its protocol; in every process the same.
+        The result with its protocol, the same in every process.
 
     Raises:
-        OSError: If the pipeline, the reference or weights are not there, or `samples` is.
-        TypeError: If the pipeline is of another kind.
-        ValueError: If the protocol does not fit them.
+        FileExistsError: If `samples` exists without a record of how it was made.
+        TypeError: If the pipeline takes neither `class_labels` nor `batch_size`.
+        ValueError: If the protocol does not fit the images, or `samples` was made differently.
     """
-    arguments = dict(locals())  # as they were given, for the command that repeats this
+    arguments = dict(locals())  # as given, for the command that repeats the evaluation
     state = process_state()
     torch_dtype = parse_dtype(dtype)
     count_override = [] if num_samples is None else [f"num_samples={num_samples}"]
@@ -282,7 +284,7 @@ def evaluate_generation(
         against = open_source(
             reference, loaded_protocol, split, reference_revision, image_column=image_column
         )
-    judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
+    judges = MetricNetworks.load(loaded_protocol, metrics, extractor_weights, device)
     made_here = not is_image_source(source)
     if made_here:
         seeds = list(seeds or (0,))
@@ -321,7 +323,7 @@ def evaluate_generation(
     arguments |= {
         "reference_revision": (measured.reference or {}).get("revision"),
         "revision": (made_by.generator or {}).get("revision") if made_here else None,
-        "samples": None,  # the command makes them anew
+        "samples": None,  # the command generates them again
         "seeds": seeds,
     }
     return Evaluation(
@@ -341,7 +343,7 @@ def evaluate_generation(
 
 
 def is_image_source(source: str | Path) -> bool:
-    """Whether this is a file or folder of images, and not a pipeline."""
+    """Whether this is a file or folder of images rather than a pipeline."""
     path = Path(source)
     return path.suffix == ".npz" or (
         path.is_dir() and not (path / DiffusionPipeline.config_name).exists()
@@ -351,14 +353,11 @@ def is_image_source(source: str | Path) -> bool:
 def open_samples(
     source: str, protocol: Protocol, metrics: Sequence[str], image_column: str
 ) -> ImageSource:
-    """Images that are judged as they are: they must have the protocol's size.
-
-    Raises:
-        ValueError: If there are none, or they have another size.
-    """
+    """Opens images that are evaluated as they are; raises `ValueError` if there are none, or they
+    do not have the protocol's size."""
     if (Path(source) / "config.json").exists():
         raise ValueError(
-            f"{source} is a model, and no pipeline or images; `evaluate reconstruction` is for "
+            f"{source} is a model, not a pipeline or images; `evaluate reconstruction` is for "
             "tokenizers."
         )
     if source.endswith(".npz"):
@@ -373,11 +372,7 @@ def open_samples(
 
 
 def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionPipeline:
-    """A pipeline of this package or of diffusers.
-
-    Raises:
-        OSError: If there is none.
-    """
+    """Loads a pipeline of this package or of diffusers."""
     with explain_hub_errors(str(source)):
         index = DiffusionPipeline.load_config(str(source), revision=revision)
     name = index["_class_name"]
@@ -392,7 +387,7 @@ def describe_pipeline(
     revision: str | None,
     arguments: Mapping[str, Any],
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any]]:
-    """What a result says of the tokenizer, the generator and the sampler of a pipeline."""
+    """Returns what a result records of the tokenizer, the generator and the sampler of a pipeline."""
     parts = []
     for names in (("tokenizer", "vae", "vqvae"), ("transformer", "unet")):
         found = next(

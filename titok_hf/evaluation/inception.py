@@ -39,14 +39,13 @@ class ConvNormReLU(nn.Module):
 
 
 def average_pool(x: torch.Tensor) -> torch.Tensor:
-    """The mean of the 3x3 neighborhood, without what lies outside of the image, as TensorFlow
-    counts."""
+    """3x3 average pooling that leaves the padding out of the mean, as TensorFlow does."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class InceptionA(nn.Module):
-    """`(B, C, 35, 35)` to `(B, 224 + pool_channels, 35, 35)`, with 5x5 convolutions and pairs of
-    3x3."""
+    """Maps `(B, C, 35, 35)` to `(B, 224 + pool_channels, 35, 35)` with 5x5 convolutions and pairs
+    of 3x3 convolutions."""
 
     def __init__(self, in_channels: int, pool_channels: int):
         super().__init__()
@@ -67,7 +66,7 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """`(B, 288, 35, 35)` to `(B, 768, 17, 17)` (arXiv 1512.00567, figure 10)."""
+    """Maps `(B, 288, 35, 35)` to `(B, 768, 17, 17)` (arXiv 1512.00567, figure 10)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +82,8 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """`(B, 768, 17, 17)` to the same, with 7x7 as 1x7 and 7x1 (arXiv 1512.00567, figure 6)."""
+    """Maps `(B, 768, 17, 17)` to the same shape, with 7x7 convolutions factorized into 1x7 and 7x1
+    (arXiv 1512.00567, figure 6)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -108,7 +108,7 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """`(B, 768, 17, 17)` to `(B, 1280, 8, 8)`."""
+    """Maps `(B, 768, 17, 17)` to `(B, 1280, 8, 8)`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,12 +126,12 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """`(B, C, 8, 8)` to `(B, 2048, 8, 8)` (arXiv 1512.00567, figure 7).
+    """Maps `(B, C, 8, 8)` to `(B, 2048, 8, 8)` (arXiv 1512.00567, figure 7).
 
     Args:
         in_channels: `C`.
-        max_pool: Whether the pool takes the maximum: in the last block of the graph of 2015,
-            instead of the average.
+        max_pool: Whether to pool by the maximum instead of the average, as the last block of the
+            2015 graph does.
     """
 
     def __init__(self, in_channels: int, max_pool: bool = False):
@@ -166,7 +166,7 @@ class InceptionE(nn.Module):
 
 
 class FIDInceptionV3(nn.Module):
-    """Inception v3 as in TensorFlow's graph of 2015-12-05, `classify_image_graph_def.pb`, with its
+    """The Inception v3 of TensorFlow's graph of 2015-12-05, `classify_image_graph_def.pb`, with its
     1008 classes.
 
     It differs from the paper's network (arXiv 1512.00567) and torchvision's: average pools do not
@@ -195,14 +195,15 @@ class FIDInceptionV3(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: torch.Tensor) -> Extracted:
-        """Looks at images `(B, 3, 299, 299)` in [-1, 1].
+        """Computes features of images `(B, 3, 299, 299)` in [-1, 1].
 
         Returns:
-            The names are those of TensorFlow's graph. `features` `(B, 2048)`, `pool_3`; `spatial`
+            In the names of TensorFlow's graph: `features` `(B, 2048)`, `pool_3`; `spatial`
             `(B, 2023)`, the first 7 channels of `mixed_6/conv`, in the order height, width, channel
             (evaluations/evaluator.py of openai/guided-diffusion); `logits` `(B, 1008)`, without the
-            bias (same file, and arXiv 1606.03498's code).
+            bias (same file, and the code of arXiv 1606.03498).
         """
+        # stem
         x = self.Conv2d_1a_3x3(x)  # (B, 32, 149, 149)
         x = self.Conv2d_2a_3x3(x)  # (B, 32, 147, 147)
         x = self.Conv2d_2b_3x3(x)  # (B, 64, 147, 147)
@@ -210,15 +211,18 @@ class FIDInceptionV3(nn.Module):
         x = self.Conv2d_3b_1x1(x)  # (B, 80, 73, 73)
         x = self.Conv2d_4a_3x3(x)  # (B, 192, 71, 71)
         x = F.max_pool2d(x, 3, stride=2)  # (B, 192, 35, 35)
+        # Inception blocks on 35x35
         x = self.Mixed_5b(x)  # (B, 256, 35, 35)
         x = self.Mixed_5c(x)  # (B, 288, 35, 35)
         x = self.Mixed_5d(x)  # (B, 288, 35, 35)
+        # 17x17
         x = self.Mixed_6a(x)  # (B, 768, 17, 17)
         x = self.Mixed_6b(x)  # (B, 768, 17, 17)
         x = self.Mixed_6c(x)  # (B, 768, 17, 17)
         x = self.Mixed_6d(x)  # (B, 768, 17, 17), `mixed_6/conv` first: the 1x1 branch
         spatial = x[:, :NUM_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, 17 * 17 * 7)
         x = self.Mixed_6e(x)  # (B, 768, 17, 17)
+        # 8x8
         x = self.Mixed_7a(x)  # (B, 1280, 8, 8)
         x = self.Mixed_7b(x)  # (B, 2048, 8, 8)
         x = self.Mixed_7c(x)  # (B, 2048, 8, 8)
@@ -230,16 +234,11 @@ class InceptionExtractor(FeatureExtractor):
     """The features of FID, sFID and Inception Score, in float32.
 
     Args:
-        weights: File of the weights, local or `owner/repository/path/of/file` on the Hub;
-            torch-fidelity's, from torch's cache or downloaded, if not given.
-        preprocessing: `"tensorflow"` as TensorFlow, ADM's evaluator and torch-fidelity resize;
-            `"pytorch-fid"` as that package does. FIDs differ by it.
-        device: Where to compute; the accelerator if there is one, if not given.
-
-    Raises:
-        OSError: If the weights are not there, see `find_weights`.
-        ValueError: If the file is corrupt or holds another network, or there is no such
-            preprocessing.
+        weights: File of the weights, local or `owner/repository/path/of/file` on the Hub; if not
+            given, torch-fidelity's, from torch's cache or downloaded.
+        preprocessing: `"tensorflow"` resizes like TensorFlow, ADM's evaluator and torch-fidelity,
+            `"pytorch-fid"` like that package. The two give different FIDs.
+        device: Device to compute on; by default the accelerator if there is one.
     """
 
     name = NAME
@@ -290,12 +289,12 @@ class InceptionExtractor(FeatureExtractor):
 
 
 def resize_like_tensorflow(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bilinear interpolation at `i * length / size`, as TensorFlow 1's `resize_bilinear` with its
-    defaults.
+    """Resizes bilinearly at the positions `i * length / size`, as `resize_bilinear` of TensorFlow 1
+    does by default.
 
-    Source: tensorflow/core/kernels/resize_bilinear_op.cc. Pixels lie at integers, not half
-    integers, and the last ones repeat; unlike PyTorch's, the result is shifted by up to half a
-    pixel.
+    Source: tensorflow/core/kernels/resize_bilinear_op.cc. Pixels lie at integers, not at half
+    integers, and the last ones repeat, so the result is shifted by up to half a pixel against
+    PyTorch's.
 
     Args:
         images: Float images `(B, C, H, W)`.

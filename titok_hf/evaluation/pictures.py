@@ -1,4 +1,4 @@
-"""Pictures of what tokenizers and generators do."""
+"""Pictures of reconstructions, generated images, codes and training curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from ..pipelines import TiTokPipeline
 
 
 def token_strip(codes: np.ndarray, codebook_size: int, width: int, height: int) -> Image.Image:
-    """One image's codes `(N,)` as a strip of cells, a color a code; masked tokens (`codebook_size`)
-    stay dark."""
-    hues = (codes * 157) % 256  # neighboring codes in unlike colors
+    """Draws one image's codes `(N,)` as a strip of cells with a color per code; masked tokens
+    (`codebook_size`) stay dark."""
+    hues = (codes * 157) % 256  # neighboring codes get different colors
     cells = np.stack([hues, np.full_like(hues, 150), np.full_like(hues, 235)], axis=-1).astype(
         np.uint8
     )
@@ -27,10 +27,10 @@ def token_strip(codes: np.ndarray, codebook_size: int, width: int, height: int) 
 def unmasking_grid(
     pipeline: TiTokPipeline, class_labels: Sequence[int | str], seed: int = 0, zoom: int = 2
 ) -> Image.Image:
-    """How images come about: a row for each label, a column for each step.
+    """Draws how images are generated: a row for each label, a column for each step.
 
-    Each cell shows the image decoded from the codes that the step predicts, and under it the
-    tokens, a color a code, those still masked dark.
+    Each cell shows the image decoded from the codes that the step predicts, and below it the tokens
+    as a `token_strip`.
     """
     steps: list[dict[str, torch.Tensor]] = []
     pipeline(
@@ -62,12 +62,11 @@ def unmasking_grid(
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
-    """Draws each stage's losses, and below them its accuracies and the use of its codebook; needs
-    matplotlib.
+    """Draws each stage's losses, and below them its accuracies and codebook usage, with matplotlib.
 
     Args:
         histories: The trainer's log of each stage.
-        path: Of the picture.
+        path: Path of the picture.
     """
     from matplotlib.figure import Figure
 

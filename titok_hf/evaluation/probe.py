@@ -1,4 +1,4 @@
-"""What a representation knows: classifiers on frozen features."""
+"""Probes of representations: classifiers on frozen features."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.titok import TiTokImageProcessor, TiTokModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
-from .metrics.estimate import Estimate
-from .sources import Fingerprint, to_uint8
+from .image_sources import Fingerprint, to_uint8
+from .metrics.standard_error import Estimate
 
 TokenFeature = Literal["tokens", "mean_token", "unquantized", "encoder"]
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -29,17 +29,17 @@ def token_features(
     batches: Iterable[torch.Tensor],
     features: Sequence[TokenFeature] = ("tokens", "mean_token"),
 ) -> dict[str, torch.Tensor]:
-    """Features for a probe of what a tokenizer keeps of images; each image is encoded once.
+    """Computes features of a tokenizer for a probe; each image is encoded once.
 
     Args:
         tokenizer: A tokenizer of any family.
         batches: Images `(B, 3, H, W)` in the range that the tokenizer takes.
-        features: Which ones:
-            `"tokens"`: all latents of an image in a row, `(n, N * C)` or `(n, C * h * w)`;
+        features: Names of the features:
+            `"tokens"`: all latents of an image, flattened, `(n, N * C)` or `(n, C * h * w)`;
             `"mean_token"`: the mean of the latents over tokens or positions, `(n, C)`;
-            `"unquantized"`: as `"tokens"`, before the nearest codes are looked up; discrete
+            `"unquantized"`: same as `"tokens"`, before the nearest codes are looked up; discrete
                 tokenizers only;
-            `"encoder"`: the mean of the latent tokens behind the encoder's last layer norm, before
+            `"encoder"`: the mean of the latent tokens after the encoder's last layer norm, before
             their projection to latents, `(n, encoder_hidden_size)`; TiTok only, whose paper (arXiv
             2406.07550) probes the frozen encoder.
 
@@ -47,7 +47,7 @@ def token_features(
         The features by name, in float32 on the CPU.
 
     Raises:
-        ValueError: If a feature is unknown, or the tokenizer has no such features.
+        ValueError: If the tokenizer does not have one of the features.
     """
     if unknown := set(features) - set(get_args(TokenFeature)):
         raise ValueError(
@@ -60,7 +60,7 @@ def token_features(
     collected: dict[str, list[torch.Tensor]] = {name: [] for name in features}
     with ExitStack() as hooks:
         if "encoder" in features:
-            # a hook, since `encode` gives only what comes after the projection
+            # a hook, since `encode` returns only the projected latents
             hooks.enter_context(
                 tokenizer.encoder.norm_out.register_forward_hook(
                     lambda module, inputs, hidden: collected["encoder"].append(
@@ -94,20 +94,18 @@ def vision_features(
     num_blocks: int = 4,
     bottleneck: bool = False,
 ) -> torch.Tensor:
-    """Features for a probe: CLS tokens of the last blocks, and the mean of the last patches.
+    """Computes features of a VTP for a probe: the CLS tokens of its last blocks and the mean of its
+    last patch tokens.
 
     Args:
         model: A VTP.
         batches: Normalized images `(B, 3, H, W)`.
-        num_blocks: Blocks whose CLS tokens are read. Published probes of VTP take the better of 1
-            and 4.
-        bottleneck: Whether to read the mean of the latents behind the bottleneck instead.
+        num_blocks: Number of blocks whose CLS tokens are used. Published probes of VTP report the
+            better of 1 and 4.
+        bottleneck: Whether to use the mean of the bottleneck's latents instead.
 
     Returns:
         `(n, (num_blocks + 1) * D)`, or `(n, latent_dim)`, in float32 on the CPU.
-
-    Raises:
-        ValueError: If the model has not as many blocks.
     """
     depth = model.config.vision_num_hidden_layers
     if not bottleneck and not 1 <= num_blocks <= depth:
@@ -134,26 +132,24 @@ def linear_probe(
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     seed: int = 0,
 ) -> dict[str, float | None]:
-    """Accuracy of a logistic regression on standardized features.
+    """Measures the accuracy of a logistic regression on standardized features.
 
-    The features are fixed, where MAE's probes (arXiv 2111.06377), which TiTok's paper follows,
-    normalize by batch and train on augmented crops: compare figures of the same probe only. The
-    weight decay is chosen on a random fifth of the training features; the test features are only
-    measured on.
+    The features are fixed, while MAE's probes (arXiv 2111.06377), which TiTok's paper follows,
+    normalize by batch and train on augmented crops, so compare only figures of the same probe. The
+    weight decay is chosen on a random fifth of the training features, never on the test features.
 
     Args:
         train_features, test_features: `(n, D)`.
         train_labels, test_labels: `(n,)` in [0, classes).
-        weight_decays: To choose from.
-        seed: Of the split.
+        weight_decays: Candidates for the weight decay.
+        seed: Random seed of the split.
 
     Returns:
         `accuracy` in [0, 1] on the test features, its `standard_error` over them (`None` if there
         is only one), and the chosen `weight_decay`.
 
     Raises:
-        ValueError: If there is one class only, there are fewer than 5 training features, features
-            and labels differ in number, or a feature is not finite.
+        ValueError: If there is only one class, or there are fewer than 5 training features.
     """
     check_features(train_features, train_labels)
     check_features(test_features, test_labels)
@@ -164,6 +160,7 @@ def linear_probe(
         )
     if train_labels.unique().numel() < 2:
         raise ValueError("A probe needs at least two classes, got one.")
+    # test features are standardized by the training features, too
     mean, std = train_features.mean(0), train_features.std(0).clamp_min(1e-6)
     train_features, test_features = (train_features - mean) / std, (test_features - mean) / std
     order = torch.randperm(len(train_features), generator=torch.Generator().manual_seed(seed))
@@ -193,7 +190,7 @@ def linear_probe(
 
 
 def check_features(features: torch.Tensor, labels: torch.Tensor) -> None:
-    """Raises `ValueError` unless features are finite, and there is a label for each."""
+    """Raises `ValueError` unless the features are finite and each has a label."""
     if len(features) != len(labels):
         raise ValueError(
             f"There must be a label for each of {len(features)} features, got {len(labels)}."
@@ -207,7 +204,8 @@ def check_features(features: torch.Tensor, labels: torch.Tensor) -> None:
 def fit(
     features: torch.Tensor, labels: torch.Tensor, num_classes: int, weight_decay: float
 ) -> nn.Linear:
-    """Minimizes cross-entropy plus `weight_decay / 2` times the squared weights."""
+    """Fits a linear classifier: minimizes cross-entropy plus `weight_decay / 2` times the squared
+    weights."""
     probe = nn.Linear(features.shape[1], num_classes, device=features.device)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
@@ -234,24 +232,20 @@ def knn_probe(
     k: int = 20,
     temperature: float = TEMPERATURE,
 ) -> dict[str, float | None]:
-    """Accuracy of a vote of the nearest training features, weighted by similarity.
+    """Measures the accuracy of a vote of the nearest training features, weighted by similarity.
 
-    Each of the `k` nearest votes for its class with `exp(cosine / temperature)`, as in DINO's
-    evaluation (arXiv 2104.14294, `eval_knn.py`); 20 and 0.07 are its values for published figures.
+    Each of the `k` nearest votes for its class with weight `exp(cosine / temperature)`, as in
+    DINO's evaluation (arXiv 2104.14294, `eval_knn.py`), whose published figures use 20 and 0.07.
 
     Args:
         train_features, test_features: `(n, D)`.
         train_labels, test_labels: `(n,)` in [0, classes).
         k: Number of training features that vote.
-        temperature: Of the weights.
+        temperature: Temperature of the weights.
 
     Returns:
         `accuracy` in [0, 1] on the test features, and its `standard_error` over them (`None` if
         there is only one).
-
-    Raises:
-        ValueError: If features and labels differ in number, a feature is not finite, or there are
-            fewer training features than `k`.
     """
     check_features(train_features, train_labels)
     check_features(test_features, test_labels)
@@ -289,34 +283,33 @@ def probe_tokenizer(
     k: int = 20,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What a tokenizer knows of the classes of images that it may never have seen a label of.
+    """Measures by probes how much a tokenizer's features tell about the classes of images.
 
     Args:
-        tokenizer, processor: A tokenizer of any family, and its image processor; see
+        tokenizer, processor: A tokenizer of any family and its image processor, see
             `load_tokenizer`.
-        train: Images with labels that the probes learn from.
-        test: Images with labels that they are measured on.
-        image_column, label_column: Columns of both.
-        features: What to probe, see `token_features`.
-        batch_size: Images that are encoded at once.
-        k: Neighbors that vote, see `knn_probe`.
-        seed: Of the part of the training images that chooses the weight decay, see `linear_probe`.
+        train: Images with labels to train the probes on.
+        test: Images with labels to measure the probes on.
+        image_column, label_column: Columns of `train` and `test`.
+        features: Features to probe, see `token_features`.
+        batch_size: Number of images encoded at once.
+        k: Number of neighbors that vote, see `knn_probe`.
+        seed: Random seed of the split that chooses the weight decay, see `linear_probe`.
 
     Returns:
-        What can be written as JSON: `processor`, the class and settings of the image processor;
-        `train` and `test`, each with `num_images`, `fingerprint` (see `Fingerprint`; of the images
-        as the processor makes them, in uint8) and `labels_sha256` (of the numbers of the classes in
-        the order of the images, int64); `num_classes`; `majority_accuracy`, that of always
-        answering the most frequent class of the training images; `linear`, the `weight_decays` that
-        were tried and the `seed`; `nearest_neighbors`, `k` and `temperature`; and `features`, for
-        each name `dimension`, `linear_accuracy`, `linear_standard_error`, `weight_decay` (see
-        `linear_probe`), `knn_accuracy` and `knn_standard_error`. A standard error is `None` if
-        there is one test image only.
+        Fields that can be written as JSON: `processor`, the class and settings of the image
+        processor; `train` and `test`, each with `num_images`, `fingerprint` (of the images from the
+        processor in uint8, see `Fingerprint`) and `labels_sha256` (of the class numbers in the
+        order of the images, int64); `num_classes`; `majority_accuracy`, the accuracy of always
+        predicting the most frequent class of the training images; `linear`, the tried
+        `weight_decays` and the `seed`; `nearest_neighbors`, `k` and `temperature`; and `features`,
+        with `dimension`, `linear_accuracy`, `linear_standard_error`, `weight_decay` (see
+        `linear_probe`), `knn_accuracy` and `knn_standard_error` for each name. A standard error is
+        `None` if there is only one test image.
 
     Raises:
-        ValueError: If a column is missing, there is one class only, a test image has a class that
-            no training image has, there are no test images or fewer training images than `k` or 5,
-            or the tokenizer has no such features.
+        ValueError: If there is only one class, a test image has a class that no training image has,
+            there are no test images, or fewer training images than `k` or 5.
     """
     for split, dataset in (("training", train), ("test", test)):
         if missing := {image_column, label_column} - set(dataset.column_names):

@@ -1,4 +1,4 @@
-"""Protocols: what a number depends on, apart from the model and the images."""
+"""Protocols: everything that a number depends on apart from the model and the images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from ..settings import check_keys, load_yaml, override, suggestion
 
 Task = Literal["reconstruction", "generation"]
 
-# Metrics by what they are computed from.
+# Metrics, grouped by what they are computed from.
 PAIR_METRICS = ("mean_squared_error", "psnr", "ssim", "lpips")
 CODE_METRICS = ("codebook_usage", "codebook_perplexity", "codebook_entropy")
 CLASS_METRICS = ("accuracy", "inception_score")
@@ -25,39 +25,39 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How images are prepared, what looks at them, and what is measured.
+    """The preparation of images, the networks and the metrics of an evaluation.
 
     Args:
-        name: Its name; ends in `"*"` if it was changed from the named one, or took its name.
-        source: What it reproduces.
+        name: Name of the protocol; ends in `"*"` if the named protocol was changed, or a file
+            reuses its name.
+        source: The evaluation that it reproduces.
         image_size: Side of the images, in pixels.
-        crop: How an image becomes square. `"center"`: shorter side resized, center cut out (TiTok);
-            `"adm"`: halved with a box filter while it is twice as large, then resized and cut out
-            (ADM, VTP); `"squash"`: both sides resized; `"none"`: images are of this size already.
-        interpolation: Filter, antialiased: `"bicubic"`, `"bilinear"` or `"lanczos"` for `"center"`,
+        crop: How images become square. `"center"`: the shorter side is resized and the center cut
+            out (TiTok); `"adm"`: images are halved with a box filter while they are twice as large,
+            then resized and cut out (ADM, VTP); `"squash"`: both sides are resized; `"none"`:
+            images have this size already.
+        interpolation: Antialiased filter: `"bicubic"`, `"bilinear"` or `"lanczos"` for `"center"`,
             bicubic if not given; `"adm"` is always bicubic and `"squash"` bilinear.
         rounding: How float images in [0, 1] become uint8: `"truncate"`, the integer part of 255 x,
             or `"round"`.
-        extractor: Where features come from, see `load_extractor`.
-        classifier: Whose logits give `accuracy`; the extractor's if not given.
-        class_matching: How classes of the images are found among the classifier's: by `"names"`,
-            where both have them, or by `"ids"`.
-        reference: What features are compared with: `"originals"`, the images that are
+        extractor: Network of the features, see `load_extractor`.
+        classifier: Network whose logits give `accuracy`; the extractor if not given.
+        class_matching: How classes of the images are matched with the classifier's: by `"names"`,
+            if both have them, or by `"ids"`.
+        reference: Images whose features are compared with: `"originals"`, the images that are
             reconstructed; `"train"`, the training images; `"batch"`, a file of ADM's.
-        metrics: For each task, the metrics.
-        num_samples: Images to generate.
-        inception_score_splits: Consecutive equal parts over which Inception Score is averaged.
-        inception_score_split_size: Images of a part, instead of the number of parts; the last one
+        metrics: Names of the metrics of each task.
+        num_samples: Number of images to generate.
+        inception_score_splits: Number of consecutive equal parts over which Inception Score is
+            averaged.
+        inception_score_split_size: Images per part, instead of the number of parts; the last part
             may be smaller.
         precision_neighbors: k of precision and recall (arXiv 1904.06991).
         density_neighbors: k of density and coverage (arXiv 2002.09797).
-        kernel_subsets, kernel_subset_size: Random subsets of the kernel distance (arXiv
-            1801.01401).
-        encoder_autocast: Data type of autocast around the encoder, such as `"bfloat16"`; none if
-            not given.
-
-    Raises:
-        ValueError: If a field has a value that is not one of these.
+        kernel_subsets, kernel_subset_size: Number and size of the random subsets of the kernel
+            distance (arXiv 1801.01401).
+        encoder_autocast: Data type of autocast around the encoder, such as `"bfloat16"`; no
+            autocast if not given.
     """
 
     name: str
@@ -108,6 +108,7 @@ class Protocol:
                 f"`interpolation` is for `crop=center`; `crop={self.crop}` is "
                 f"{filters[self.crop] or 'none'}, got {self.interpolation!r}."
             )
+        # the filter is written out, so that equal protocols have equal fields
         object.__setattr__(self, "interpolation", filters[self.crop])
         if not isinstance(self.metrics, dict) or not self.metrics:
             raise ValueError(
@@ -127,14 +128,14 @@ class Protocol:
 
     @classmethod
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Protocol":
-        """A protocol by name or from a file.
+        """Loads a protocol by name or from a file.
 
         Args:
             source: `"titok-rfid"`, `"vtp-rfid"`, `"adm-256"`, `"adm-512"`, `"demo"`, or a YAML file
-                with the fields of one, and maybe `base`, the name of the protocol that the others
-                come from.
-            overrides: Changes like `"image_size=512"` or `"metrics.generation=[frechet_distance]"`;
-                values are YAML.
+                with the fields of a protocol and optionally `base`, the name of the protocol that
+                supplies the other fields.
+            overrides: Changes like `"image_size=512"` or `"metrics.generation=[frechet_distance]"`
+                with values in YAML.
 
         Raises:
             FileNotFoundError: If there is no such protocol.
@@ -164,11 +165,8 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Protocol":
-        """Checks names and presence of the fields.
-
-        Raises:
-            ValueError: If a field is unknown, missing or has a wrong value.
-        """
+        """Makes a protocol from its fields; raises `ValueError` if one is unknown, missing or has a
+        wrong value."""
         known = {field.name: field for field in dataclasses.fields(cls)}
         check_keys("protocol", fields, known)
         if missing := [
@@ -180,15 +178,11 @@ class Protocol:
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The protocol as plain data, for JSON."""
+        """Returns the fields as plain data, for JSON."""
         return dataclasses.asdict(self)
 
     def metrics_of(self, task: Task) -> tuple[str, ...]:
-        """The metrics of a task.
-
-        Raises:
-            ValueError: If the protocol has none.
-        """
+        """Returns the metrics of a task; raises `ValueError` if the protocol has none."""
         if task not in self.metrics:
             raise ValueError(
                 f"The protocol {self.name!r} is for {' and '.join(self.metrics)}, not for {task}; "

@@ -1,4 +1,4 @@
-"""What is left of images after they have been through a tokenizer."""
+"""Evaluation of reconstructions by tokenizers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .extractors import float32_convolutions
-from .feature_sets import (
-    FeatureSet,
-    Reference,
+from .feature_statistics import (
+    FeatureStatistics,
+    ReferenceSet,
     check_feasible,
     feature_metrics,
     match_classes,
     progress,
 )
-from .judges import Judges
+from .image_sources import DatasetImages, ImageSource, open_dataset, open_source, to_uint8
+from .metric_networks import MetricNetworks
 from .metrics.codebook import CodebookUsage
-from .metrics.estimate import Estimate, RunningMean
-from .metrics.fidelity import peak_signal_to_noise_ratio, structural_similarity
+from .metrics.psnr_ssim import peak_signal_to_noise_ratio, structural_similarity
+from .metrics.standard_error import Estimate, RunningMean
 from .protocol import CODE_METRICS, PAIR_METRICS, REFERENCE_METRICS, Protocol
 from .results import Evaluation, command, describe_model, device_name, versions
-from .sources import DatasetImages, ImageSource, open_dataset, open_source, to_uint8
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics, and fingerprints of the images that they are of.
+    """Metrics, with the fingerprint of the images that were measured.
 
     Args:
         metrics: Name to estimate.
-        fingerprint: Of the judged images: the originals of reconstructions.
-        reference: What a result says of the reference, if there is one.
+        fingerprint: Fingerprint of the evaluated images; for reconstructions, of their originals.
+        reference: Fields that describe the reference in a result, if there is one.
     """
 
     metrics: dict[str, Estimate]
@@ -48,7 +48,7 @@ class Measured:
 
     @property
     def values(self) -> dict[str, float]:
-        """The metrics without their errors."""
+        """The metrics without their standard errors."""
         return {name: estimate.value for name, estimate in self.metrics.items()}
 
 
@@ -56,10 +56,10 @@ class Measured:
 def reconstruct(
     tokenizer: nn.Module, pixel_values: torch.Tensor, batch_size: int = 128
 ) -> torch.Tensor:
-    """Images `(B, 3, H, W)` encoded and decoded, on the CPU.
+    """Encodes and decodes images `(B, 3, H, W)`, and returns the reconstructions on the CPU.
 
-    They are in the range of `pixel_values`, and not clamped: the image processor's `postprocess`
-        does that.
+    They have the range of `pixel_values` and are not clamped; the image processor's `postprocess`
+    does that.
     """
     batches = pixel_values.split(batch_size)
     reconstructions = [
@@ -70,8 +70,8 @@ def reconstruct(
 
 @torch.no_grad()
 def codebook_statistics(tokenizer: nn.Module, batches: Iterable[torch.Tensor]) -> dict[str, float]:
-    """How much of its codebook a discrete tokenizer uses on images `(B, 3, H, W)`; see
-    `CodebookUsage`."""
+    """Measures how much of its codebook a discrete tokenizer uses on batches of images
+    `(B, 3, H, W)`, see `CodebookUsage`."""
     codes = CodebookUsage(tokenizer.config.codebook_size)
     for batch in batches:
         codes.update(tokenizer.encode(batch.to(tokenizer.device)).codes)
@@ -85,31 +85,31 @@ def measure_reconstruction(
     images: DatasetImages,
     protocol: Protocol,
     reference: ImageSource | None = None,
-    judges: Judges | None = None,
+    judges: MetricNetworks | None = None,
     batch_size: int = 64,
     progress_bar: bool = True,
 ) -> Measured:
-    """Encodes and decodes images, and compares what comes out with what went in.
+    """Encodes and decodes images, and compares the reconstructions with the originals.
 
-    Runs on all processes, each with its share of the batches; all get the same result.
+    Every process measures its share of the batches, and all get the same result.
 
     Args:
         tokenizer: A tokenizer of any family.
         processor: Its image processor.
         images: The images.
-        protocol: What to measure; metrics of codes are left out if the tokenizer has none.
-        reference: What features are compared with; the images themselves if not given.
-        judges: Those of the protocol if not given.
-        batch_size: Images at once.
-        progress_bar: Whether to show one.
+        protocol: Metrics and their settings; metrics of codes are left out if the tokenizer is
+            continuous.
+        reference: Images or statistics to compare features with; the originals if not given.
+        judges: Networks of the metrics; those of the protocol if not given.
+        batch_size: Number of images per batch.
+        progress_bar: Whether to show a progress bar.
 
     Raises:
-        ValueError: If the protocol does not fit the tokenizer or the images; before anything is
+        ValueError: If the protocol does not fit the tokenizer or the images, before anything is
             computed.
-        OSError: If weights of the extractor or of LPIPS are not there.
     """
     metrics = protocol.metrics_of("reconstruction")
-    judges = judges or Judges.load(protocol, metrics, device=tokenizer.device)
+    judges = judges or MetricNetworks.load(protocol, metrics, device=tokenizer.device)
     processor = processor_for(tokenizer, processor, protocol)
     discrete = (
         getattr(tokenizer.config, "codebook_size", None)
@@ -117,21 +117,23 @@ def measure_reconstruction(
     )
     if not discrete:
         metrics = tuple(name for name in metrics if name not in CODE_METRICS)
+    # accumulators of the metrics
     codes = (
         CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
     )
-    against = Reference(images if reference is None else reference, metrics)
+    against = ReferenceSet(images if reference is None else reference, metrics)
     check_feasible(
         metrics, protocol, judges, images.num_images, labelled=images.labelled, reference=against
     )
     means = {name: RunningMean() for name in metrics if name in PAIR_METRICS}
     classes = match_classes(images, judges, protocol) if "accuracy" in metrics else None
-    reconstructed = FeatureSet(judges, metrics, images.num_images, protocol, classes=classes)
+    reconstructed = FeatureStatistics(judges, metrics, images.num_images, protocol, classes=classes)
     compared = [name for name in metrics if name in REFERENCE_METRICS] if reference is None else []
-    originals = FeatureSet(judges, compared, images.num_images, protocol)
+    originals = FeatureStatistics(judges, compared, images.num_images, protocol)
     autocast = getattr(torch, protocol.encoder_autocast or "bfloat16")
 
     for batch in progress(images, batch_size, "reconstructions", progress_bar):
+        # encode and decode
         pixel_values = processor(list(batch.images), return_tensors="pt")["pixel_values"]
         pixel_values = pixel_values.to(tokenizer.device, tokenizer.dtype)  # (B, 3, H, W)
         with torch.autocast(
@@ -140,6 +142,7 @@ def measure_reconstruction(
             encoded = tokenizer.encode(pixel_values)
         decoded = tokenizer.decode(encoded.latents.to(tokenizer.dtype)).reconstruction
         reconstructions = to_uint8(processor.postprocess(decoded, "pt"), protocol.rounding)
+        # compare
         if codes is not None:
             codes.update(encoded.codes, batch.indices)
         for name, values in pair_metrics(
@@ -149,6 +152,7 @@ def measure_reconstruction(
         originals.update(batch)
         reconstructed.update(batch.with_images(reconstructions))
 
+    # join the processes
     originals.reduce()
     reconstructed.reduce()
     for mean in means.values():
@@ -175,11 +179,8 @@ def measure_reconstruction(
 def processor_for(
     tokenizer: nn.Module, processor: BaseImageProcessor, protocol: Protocol
 ) -> BaseImageProcessor:
-    """The processor that gives a tokenizer images of the protocol's size.
-
-    Raises:
-        ValueError: If the tokenizer cannot take them.
-    """
+    """Returns a processor that makes images of the protocol's size; raises `ValueError` if the
+    tokenizer does not take that size."""
     size, wanted = tokenizer.config.image_size, protocol.image_size
     if size == wanted:
         return processor
@@ -198,8 +199,8 @@ def processor_for(
 def pair_metrics(
     names: Sequence[str], images: torch.Tensor, targets: torch.Tensor, lpips: nn.Module | None
 ) -> dict[str, torch.Tensor]:
-    """Metrics `(B,)` of pairs of uint8 images `(B, 3, H, W)`; `mean_squared_error` is that of
-    images in [0, 1]."""
+    """Computes metrics `(B,)` of pairs of uint8 images `(B, 3, H, W)`; `mean_squared_error` is
+    that of images in [0, 1]."""
     computed = {}
     images, targets = images.cpu(), targets.cpu()
     if "mean_squared_error" in names:
@@ -239,35 +240,35 @@ def evaluate_reconstruction(
     device: str | torch.device | None = None,
     dtype: str = "float32",
 ) -> Evaluation:
-    """Measures how well a tokenizer of any family keeps images.
+    """Evaluates how well a tokenizer of any family reconstructs images.
 
     Args:
-        tokenizer: Folder or Hub repository.
+        tokenizer: Folder or Hub repository of the tokenizer.
         data: `"digits"`, a folder of images, or a data set on the Hub.
         protocol, overrides: See `Protocol.load`.
-        split: Of the data; see `open_dataset`.
+        split: Split of the data, see `open_dataset`.
         revision, data_revision: Branch, tag or commit of tokenizer and data, if they are on the
             Hub.
-        subfolder: Of the tokenizer in its folder or repository, such as a pipeline's `"tokenizer"`
-            or `"vae"`.
-        image_column, label_column: Columns of the data; labels matter to `accuracy` only.
-        num_images: How many images, from the start; all if not given.
-        reference: What features are compared with, instead of what the protocol says: a file of
-            ADM's, or as `data`.
-        reference_split, reference_revision: Of the reference; see `open_dataset`.
+        subfolder: Subfolder that holds the tokenizer, such as `"tokenizer"` or `"vae"` of a
+            pipeline.
+        image_column, label_column: Columns of the data; only `accuracy` needs labels.
+        num_images: Number of images to use, from the start; all if not given.
+        reference: Images to compare features with, instead of the protocol's reference: a file of
+            ADM's, or images as for `data`.
+        reference_split, reference_revision: Split and revision of the reference, see
+            `open_dataset`.
         extractor_weights: See `load_extractor`.
-        batch_size: Images at once.
-        device: Where to compute; the accelerator if there is one, if not given.
-        dtype: Of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
+        batch_size: Number of images per batch.
+        device: Device to compute on; by default the accelerator if there is one.
+        dtype: Data type of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
 
     Returns:
-        The result with its protocol; in every process the same.
+        The result with its protocol, the same in every process.
 
     Raises:
-        OSError: If the tokenizer, the data or weights are not there.
-        ValueError: If the protocol does not fit them.
+        ValueError: If the protocol does not fit the tokenizer or the images.
     """
-    arguments = dict(locals())  # as they were given, for the command that repeats this
+    arguments = dict(locals())  # as given, for the command that repeats the evaluation
     state = process_state()
     torch_dtype = parse_dtype(dtype)
     loaded_protocol = Protocol.load(protocol, overrides)
@@ -301,7 +302,7 @@ def evaluate_reconstruction(
             image_column=image_column,
             hold_out=split == "test",
         )
-    judges = Judges.load(loaded_protocol, metrics, extractor_weights, device)
+    judges = MetricNetworks.load(loaded_protocol, metrics, extractor_weights, device)
     model, processor = load_tokenizer(tokenizer, revision=revision, subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
     model.to(device, torch_dtype)

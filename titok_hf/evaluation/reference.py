@@ -1,4 +1,4 @@
-"""Reference batches: what generated images are compared with, computed once."""
+"""Reference batches: statistics and images to compare generated images with, computed once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from accelerate.utils import gather_object
 from ..devices import default_device
 from ..distributed import process_state
 from .adm import write_statistics
-from .feature_sets import FeatureSet, Reference, check_feasible, progress
-from .judges import Judges
+from .feature_statistics import FeatureStatistics, ReferenceSet, check_feasible, progress
+from .image_sources import open_source
+from .metric_networks import MetricNetworks
 from .protocol import GAUSSIAN_METRICS, Protocol
-from .sources import open_source
 
 
 @torch.no_grad()
@@ -29,31 +29,31 @@ def write_reference(
     batch_size: int = 64,
     device: str | torch.device | None = None,
 ) -> None:
-    """Writes a reference batch of a data set, as `evaluate_generation` and ADM's evaluator read it.
+    """Writes a reference batch of a data set for `evaluate_generation` and ADM's evaluator.
 
     Args:
         data: See `open_dataset`.
-        output: The file (`.npz`): `mu` and `sigma`, `mu_s` and `sigma_s` if the extractor has
-            spatial features, of all images; and some of the images.
+        output: Path of the file (`.npz`). It will hold `mu` and `sigma` of all images, `mu_s` and
+            `sigma_s` if the extractor has spatial features, and some of the images.
         protocol, overrides: See `Protocol.load`.
         split, revision, image_column: See `open_dataset`.
-        num_kept: Images to keep for precision and recall, evenly spaced; ADM's files have 10,000.
+        num_kept: Number of evenly spaced images to keep for precision and recall; ADM's files have
+            10,000.
         extractor_weights: See `load_extractor`.
-        batch_size: Images at once.
-        device: Where to compute; the accelerator if there is one, if not given.
+        batch_size: Number of images per batch.
+        device: Device to compute on; by default the accelerator if there is one.
 
     Raises:
-        FileExistsError: If there is such a file.
-        OSError: If data or weights are not there.
-        ValueError: If there are not as many images as features.
+        FileExistsError: If `output` exists.
+        ValueError: If there are not more images than features.
     """
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"{output} exists already: choose another name, or delete it.")
-    state = process_state()  # first, since it gives each process its device
+    state = process_state()  # comes first, since it assigns each process its device
     loaded = Protocol.load(protocol, overrides)
     source = open_source(data, loaded, split, revision, image_column=image_column)
-    judges = Judges.load(
+    judges = MetricNetworks.load(
         loaded, ["frechet_distance"], extractor_weights, device or default_device()
     )
     metrics = GAUSSIAN_METRICS if judges.extractor.num_spatial else GAUSSIAN_METRICS[:1]
@@ -63,9 +63,9 @@ def write_reference(
         judges,
         source.num_images,
         labelled=False,
-        reference=Reference(source, metrics),
+        reference=ReferenceSet(source, metrics),
     )
-    gathered = FeatureSet(judges, metrics, source.num_images, loaded)
+    gathered = FeatureStatistics(judges, metrics, source.num_images, loaded)
     spread = torch.zeros(source.num_images, dtype=torch.bool)
     spread[torch.arange(num_kept) * source.num_images // num_kept] = True
     kept = []

@@ -1,4 +1,4 @@
-"""Results: numbers with all that they depend on, as JSON."""
+"""Results: numbers with everything that they depend on, as JSON."""
 
 import dataclasses
 import importlib.metadata
@@ -18,9 +18,9 @@ from ..hub.folders import whole_file
 from ..hub.hashes import state_sha256
 from ..version import __version__
 from .extractors import INCEPTION
-from .metrics.estimate import Estimate
+from .metrics.standard_error import Estimate
 
-# What the field calls metrics on the features of the FID's Inception.
+# Usual names of metrics on the features of FID's Inception.
 INCEPTION_NAMES = {
     "frechet_distance": "FID",
     "spatial_frechet_distance": "sFID",
@@ -34,11 +34,11 @@ NAMES = {
     "ssim": "SSIM",
     "lpips": "LPIPS",
 }
-# Fields in which results may differ and still stand in one table: what is compared, and how it was
+# Fields that may differ between the results of one table: what is compared, and how it was
 # computed.
 COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
 COMPUTED = ("device", "processes", "versions")
-# Options of the command line that are given once for each value of an argument.
+# Options of the command line that are repeated for each value of an argument.
 OPTIONS = {"features": "feature", "overrides": "set", "seeds": "seed"}
 
 
@@ -48,19 +48,19 @@ class Evaluation:
 
     Args:
         task: `"reconstruction"` or `"generation"`.
-        metrics: Name to estimate.
+        metrics: Estimates by the names of the metrics.
         protocol: All fields of the `Protocol`.
-        num_images: Images that were judged.
+        num_images: Number of evaluated images.
         data: The images: `id`, `revision` and `split` of a data set, and `fingerprint` after
-            cropping; of generated images, of the last seed, how they were drawn.
-        reference: The same of what they were compared with; `file` and `sha256` of a file of ADM's.
+            cropping; for generated images, `seed`, `classes` and `fingerprint` of the last set.
+        reference: The same for the images to compare with; `file` and `sha256` of a file of ADM's.
         judges: Name, preprocessing and hash of the weights of `extractor`, `classifier` and
-            `lpips`, as far as they were needed.
+            `lpips`, if the metrics needed them.
         tokenizer, generator: `id`, `revision`, `class` and hash of the weights.
-        sampler: Class, configuration and arguments.
-        seeds: Of the samples.
-        device, dtype, processes, versions: Where and with what it was computed.
-        command: Repeats it.
+        sampler: Class, configuration and arguments of the sampler.
+        seeds: Random seeds of the samples.
+        device, dtype, processes, versions: The environment in which it was computed.
+        command: The command that repeats the evaluation.
     """
 
     task: str
@@ -81,19 +81,14 @@ class Evaluation:
     command: str
 
     def save(self, path: str | Path) -> None:
-        """Writes JSON."""
+        """Writes the result as JSON."""
         content = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         with whole_file(path) as partial:
             partial.write_text(content, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
-        """Reads what `save` wrote.
-
-        Raises:
-            OSError: If there is no such file.
-            ValueError: If it holds something else.
-        """
+        """Reads a result that `save` wrote; raises `ValueError` if the file holds something else."""
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
             metrics = {
@@ -104,7 +99,7 @@ class Evaluation:
             raise ValueError(f"{path} is not a result of `titok evaluate`: {error}") from error
 
     def title(self, metric: str) -> str:
-        """What the field calls a metric, with the extractor where that is not Inception."""
+        """Returns the usual name of a metric, with the extractor if that is not Inception."""
         name = NAMES.get(metric, metric.replace("_", " "))
         if metric not in INCEPTION_NAMES:
             return name
@@ -112,7 +107,7 @@ class Evaluation:
         return INCEPTION_NAMES[metric] if extractor == INCEPTION else f"{name} ({extractor})"
 
     def summary(self) -> str:
-        """The protocol in a sentence, for a model card."""
+        """Summarizes the protocol in one line, for a model card."""
         protocol = self.protocol
         parts = [
             f"{protocol['name']}: {self.num_images} images",
@@ -136,7 +131,7 @@ class Evaluation:
         return ", ".join(parts)
 
     def card_results(self) -> list[dict[str, Any]]:
-        """The metrics as `results` of a provenance, see `titok_hf.hub.provenance`."""
+        """Returns the metrics as `results` of a provenance, see `titok_hf.hub.provenance`."""
         task = (
             "image-reconstruction"
             if self.task == "reconstruction"
@@ -161,18 +156,19 @@ class Evaluation:
 
 
 def place(images: Mapping[str, Any]) -> str:
-    """Where images lie, in words."""
+    """Names the file, or the data set and split, of images."""
     if "file" in images:
         return Path(images["file"]).name
     return " ".join(str(images[key]) for key in ("id", "split") if images.get(key))
 
 
 def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
-    """The fields in which the protocols of results differ, each with its value in every result.
+    """Returns the fields in which the protocols of results differ, with their values in each
+    result.
 
-    Compared are the protocol, the images and the reference by their fingerprints, the number of
-    images, and the networks and data types that more than one of them names; not the models, their
-    sampler and seeds, nor device and versions.
+    It compares the protocol, the images and the reference by their fingerprints, the number of
+    images, and the networks and data types that more than one result names. It does not compare
+    the models, their samplers and seeds, nor devices and versions.
     """
     flat = []
     for result in results:
@@ -182,7 +178,7 @@ def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
         for name in ("data", "reference"):
             kept = fields[name] or {}
             fields[name] = kept.get("sha256") or kept.get("fingerprint") or fields[name]
-        if result.task == "generation":  # the images are what is compared
+        if result.task == "generation":  # the generated images are expected to differ
             del fields["data"]
         protocol, judges = fields.pop("protocol"), fields.pop("judges")
         for name in (
@@ -190,10 +186,10 @@ def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
             "source",
             "metrics",
             "num_samples",
-        ):  # the last is `num_images` in the end
+        ):  # `num_samples` is compared as `num_images`
             protocol.pop(name, None)
         for judge in judges.values():
-            judge.pop("weights", None)  # where they lie, not what they are
+            judge.pop("weights", None)  # the hash identifies them, wherever they lie
         maybe = judges | {"dtype": fields.pop("dtype")}
         flat.append(
             (fields | {f"protocol.{name}": value for name, value in protocol.items()}, maybe)
@@ -207,7 +203,7 @@ def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
         values = [maybe.get(name) for _, maybe in flat]
         known = [
             value for value in values if value is not None
-        ]  # one that measured less may not have needed it
+        ]  # a result with fewer metrics may not have needed it
         if any(value != known[0] for value in known):
             different[name] = values
     return different
@@ -216,18 +212,17 @@ def differences(results: Sequence[Evaluation]) -> dict[str, list[Any]]:
 def compare_results(
     paths: Sequence[str | Path], different_protocols: bool = False
 ) -> tuple[list[Evaluation], dict[str, list[Any]]]:
-    """Loads results that are to stand side by side.
+    """Loads results to show in one table.
 
     Args:
         paths: JSON files of results.
-        different_protocols: Whether they may have different protocols.
+        different_protocols: Whether their protocols may differ.
 
     Returns:
-        The results, and in what their protocols differ, see `differences`.
+        The results, and the `differences` of their protocols.
 
     Raises:
-        OSError: If a file is not there.
-        ValueError: If a file is no result, or the protocols differ although they may not.
+        ValueError: If a file is not a result, or the protocols differ although they may not.
     """
     results = [Evaluation.load(path) for path in paths]
     different = differences(results)
@@ -237,8 +232,8 @@ def compare_results(
         )
         raise ValueError(
             "These results were not measured by one protocol, so their numbers do not compare. "
-            f"They differ in {listed}. Measure them alike, or ask for the table all the same with "
-            "`--different-protocols`."
+            f"They differ in {listed}. Measure them by one protocol, or show them in one table anyway "
+            "with `--different-protocols`."
         )
     return results, different
 
@@ -246,14 +241,15 @@ def compare_results(
 def describe_model(
     model: nn.Module, path: str | Path, revision: str | None = None, subfolder: str = ""
 ) -> dict[str, Any]:
-    """What a result says of a model that was just loaded from a folder or Hub repository, or a
-    subfolder of it."""
+    """Returns the fields that describe a model in a result; the model was just loaded from a folder
+    or Hub repository, or a subfolder of it."""
     commit = None
     if not Path(path).is_dir():
         config = f"{subfolder}/config.json" if subfolder else "config.json"
         cached = try_to_load_from_cache(str(path), config, revision=revision)
         parts = Path(cached).parts if isinstance(cached, str) else ()
         commit = parts[parts.index("snapshots") + 1] if parts else revision
+    # a diffusers autoencoder is described itself, not its wrapper
     wrapped = getattr(model, "autoencoder", model)
     return {
         "id": str(path),
@@ -265,11 +261,11 @@ def describe_model(
 
 
 def command(task: str, arguments: Mapping[str, Any]) -> str:
-    """The command that repeats an evaluation.
+    """Returns the command that repeats an evaluation.
 
     Args:
-        task: What comes after `titok evaluate`.
-        arguments: Those of the function that evaluates, its model or images first.
+        task: Name of the subcommand of `titok evaluate`.
+        arguments: Arguments of the function that evaluates, with its model or images first.
     """
     source, *options = arguments.items()
     words = ["titok", "evaluate", task, str(source[1])]
@@ -285,7 +281,7 @@ def command(task: str, arguments: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Returns the versions of Python and of the packages that numbers depend on."""
     packages = ("torch", "numpy", "pillow", "transformers", "diffusers", "datasets", "accelerate")
     optional = {"scikit-learn": "sklearn", "torchmetrics": "torchmetrics"}
     packages += tuple(
@@ -299,5 +295,5 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """Kind of the device, and its model where it has one."""
+    """Returns the type of the device, with its model if it is a GPU."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

@@ -1,4 +1,4 @@
-"""Metrics of reconstructions as `compute_metrics` of a `Trainer`."""
+"""Metrics of reconstructions for `compute_metrics` of a `Trainer`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from transformers import BaseImageProcessor, EvalPrediction
 from ..perceptual.published_weights import load_lpips
 from ..settings import suggestion
 from .extractors import FeatureExtractor
-from .feature_sets import FeatureSet, Reference, check_feasible, feature_metrics
-from .judges import Judges
-from .metrics.estimate import RunningMean
+from .feature_statistics import FeatureStatistics, ReferenceSet, check_feasible, feature_metrics
+from .image_sources import ImageBatch, TensorImages, to_uint8
+from .metric_networks import MetricNetworks
+from .metrics.standard_error import RunningMean
 from .protocol import (
     CLASS_METRICS,
     CODE_METRICS,
@@ -22,31 +23,29 @@ from .protocol import (
     Protocol,
 )
 from .reconstruction import pair_metrics
-from .sources import ImageBatch, TensorImages, to_uint8
 
 
 class ReconstructionMetrics:
-    """Metrics of a trainer's predictions, which are reconstructions, and labels, which are the
-    images themselves.
+    """Computes metrics of a trainer's predictions, which are reconstructions, against its labels,
+    which are the images themselves.
 
-    With `TrainingArguments(batch_eval_metrics=True)` images are seen batch by batch, and memory
-    does not grow with their number, but for metrics that keep features (see `FeatureSet`).
+    With `TrainingArguments(batch_eval_metrics=True)` images come batch by batch, and memory does
+    not grow with their number, except for metrics that keep features (see `FeatureStatistics`).
 
-    Metrics of codes and labels are not for it, since predictions hold neither. A tokenizer's
-    training log has the use of its codebook; `evaluate_reconstruction` measures it, accuracy and
-    Inception Score on a data set, and `evaluate.load(IMAGE_METRICS, "codebook_usage")` on codes,
-    `"accuracy"` on images with labels.
+    Metrics of codes and labels are not supported, since predictions hold neither. A tokenizer's
+    training log has the use of its codebook. `evaluate_reconstruction` measures it, accuracy and
+    Inception Score on a data set; `evaluate.load(IMAGE_METRICS, "codebook_usage")` measures it on
+    codes, and `"accuracy"` on images with labels.
 
     Args:
-        processor: Image processor of the tokenizer: turns its range into that of images.
-        metrics: Names of `titok_hf.evaluation.protocol`: of pairs, or on features.
-        extractor: For metrics on features.
-        protocol: Further fields of a `Protocol`, such as `kernel_subset_size`, or `rounding`, that
-            of reconstructions: `"truncate"` if not given.
+        processor: Image processor of the tokenizer, which converts its range to that of images.
+        metrics: Names from `titok_hf.evaluation.protocol` of metrics of pairs or on features.
+        extractor: Network for metrics on features.
+        protocol: Further fields of a `Protocol`, such as `kernel_subset_size`, or the `rounding` of
+            reconstructions, `"truncate"` if not given.
 
     Raises:
-        ValueError: If a metric is unknown or of labels or codes, there is no extractor for it, or a
-            field is wrong.
+        ValueError: If a metric is not supported or needs an extractor.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class ReconstructionMetrics:
                 raise ValueError(f"{name} needs an extractor: `extractor=load_extractor(...)`.")
         self.processor = processor
         self.metrics = tuple(metrics)
-        self.judges = Judges(extractor, lpips=load_lpips() if "lpips" in metrics else None)
+        self.judges = MetricNetworks(extractor, lpips=load_lpips() if "lpips" in metrics else None)
         fields = {
             "name": "trainer",
             "source": "",
@@ -87,18 +86,20 @@ class ReconstructionMetrics:
         self.num_images = 0
         self.means = {name: RunningMean() for name in self.metrics if name in PAIR_METRICS}
         on_features = [name for name in self.metrics if name in REFERENCE_METRICS]
-        self.sides = [FeatureSet(self.judges, on_features, 0, self.protocol) for _ in range(2)]
+        self.sides = [
+            FeatureStatistics(self.judges, on_features, 0, self.protocol) for _ in range(2)
+        ]
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Adds images `(n, 3, H, W)`.
 
         Args:
-            prediction: Reconstructions, the first of the predictions if there are several, and the
-                images.
-            compute_result: Whether these are the last ones.
+            prediction: The predictions, of which the first are the reconstructions, and the images
+                as labels.
+            compute_result: Whether this is the last batch.
 
         Returns:
-            The metrics of all images since the last result; empty if there is none yet.
+            The metrics of all images since the last result; empty unless `compute_result`.
 
         Raises:
             ValueError: If there were fewer images than a metric needs.
@@ -121,7 +122,7 @@ class ReconstructionMetrics:
                 side.update(ImageBatch(indices, part))
         if not compute_result:
             return {}
-        seen = Reference(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
+        seen = ReferenceSet(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
         protocol = dataclasses.replace(self.protocol, image_size=prediction.label_ids.shape[-1])
         check_feasible(
             self.metrics, protocol, self.judges, self.num_images, labelled=False, reference=seen

@@ -1,5 +1,4 @@
-"""Any vision model of transformers as the network that metrics look through, such as DINOv2 for
-FD-DINOv2."""
+"""An extractor from any vision model of transformers, such as DINOv2 for FD-DINOv2."""
 
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,23 @@ from .extractors import Extracted, FeatureExtractor, check_images, float32_convo
 
 
 class VisionExtractor(FeatureExtractor):
-    """Features of a vision model, and logits if it is a classifier, in float32.
+    """Extracts the features of a vision model, and its logits if it is a classifier, in float32.
 
-    The features are the model's own summary of an image, its `pooler_output`: of DINOv2 the CLS
-    token after the final norm, as FD-DINOv2 takes it (arXiv 2306.04675). Of a model without one
-    they are that token, and without a token the
-    mean over positions. Images are resized as in that paper's code, dgm-eval: whole, to a square,
-        by PIL's bicubic
-    filter. One thing differs from there: transformers' DINOv2 interpolates the 37x37 position
-    embeddings to exactly 16x16, where the original code (dinov2/models/vision_transformer.py)
-    scales them by 16.1 / 37.
+    The features are the model's own summary of an image, `pooler_output`; for DINOv2 that is the
+    CLS token after the final norm, as in FD-DINOv2 (arXiv 2306.04675). If the model has no pooler
+    they are the CLS token, and without that the mean over positions. Whole images are resized to a
+    square by PIL's bicubic filter, as in that paper's code, dgm-eval. One thing differs: DINOv2 of
+    transformers interpolates the 37x37 position embeddings to exactly 16x16, where the original
+    code (dinov2/models/vision_transformer.py) scales them by 16.1 / 37.
 
     Args:
         model: Folder or Hub repository of the model and its image processor, such as
-            `"facebook/dinov2-large"`. It is loaded as a classifier if its configuration says that
-            it is one.
+            `"facebook/dinov2-large"`. It is loaded as a classifier if its configuration names one.
         revision: Branch, tag or commit on the Hub.
-        device: Where to compute; the accelerator if there is one, if not given.
+        device: Device to compute on; by default the accelerator if there is one.
 
     Raises:
-        OSError: If there is no such folder or repository, or a file is missing there.
-        ValueError: If it is no vision model, lacks weights, or its images are not square.
+        ValueError: If it is not a vision model, lacks weights, or does not take square images.
     """
 
     def __init__(
@@ -60,7 +55,7 @@ class VisionExtractor(FeatureExtractor):
             processor = AutoImageProcessor.from_pretrained(model, revision=revision)
             snapshot = Path(
                 cached_file(model, "config.json", revision=revision)
-            ).parent  # in the cache, by commit
+            ).parent  # the cached snapshot, named after its commit
         if network.main_input_name != "pixel_values":
             raise ValueError(
                 f"{model} must be a vision model, one that takes images alone; it is a "
@@ -69,7 +64,7 @@ class VisionExtractor(FeatureExtractor):
         missing = sorted(info["missing_keys"])
         if missing and all(name.startswith("pooler.") for name in missing):
             network.pooler = (
-                None  # never trained: of checkpoints from self-supervised training, such as DINO's
+                None  # checkpoints of self-supervised training, such as DINO's, have no pooler
             )
         elif missing:
             raise ValueError(
@@ -119,7 +114,7 @@ class VisionExtractor(FeatureExtractor):
         )  # (B, 3, size, size)
         pixel_values = (pixels * self.scale - self.mean) / self.std
 
-        outputs: list[ModelOutput] = []  # a classifier keeps its backbone's to itself
+        outputs: list[ModelOutput] = []  # a classifier does not return the output of its backbone
         hook = self.network.base_model.register_forward_hook(
             lambda _module, _inputs, output: outputs.append(output)
         )
@@ -128,10 +123,10 @@ class VisionExtractor(FeatureExtractor):
         return Extracted(features=self.pool(outputs[0]), logits=result.get("logits"))
 
     def pool(self, output: ModelOutput) -> torch.Tensor:
-        """Features `(B, D)` of a backbone's output."""
+        """Returns the features `(B, D)` of a backbone's output."""
         pooled = output.get("pooler_output")
         if pooled is not None:
-            return pooled.flatten(1)  # (B, D), of some (B, D, 1, 1)
+            return pooled.flatten(1)  # (B, D), or (B, D, 1, 1) in some models
         hidden = output.last_hidden_state  # (B, N, D) or (B, D, h, w)
         if hidden.ndim == 4:
             return hidden.mean((2, 3))
@@ -147,11 +142,8 @@ class VisionExtractor(FeatureExtractor):
 
 
 def input_size(processor: BaseImageProcessor) -> int:
-    """The side of the square images that a processor makes.
-
-    Raises:
-        ValueError: If they are not square.
-    """
+    """Returns the side of the images that a processor makes; raises `ValueError` if they are not
+    square."""
     cropped = getattr(processor, "do_center_crop", False) and processor.crop_size
     size = processor.crop_size if cropped else processor.size
     height, width = size.get("height"), size.get("width")

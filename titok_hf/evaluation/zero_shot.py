@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of some names fits an image best (CLIP, arXiv 2103.00020)."""
+"""Zero-shot classification: choosing the name that fits an image best (CLIP, arXiv 2103.00020)."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .files import open_image_files
 
 
 def clip_templates() -> list[str]:
-    """The 80 prompts of CLIP's ImageNet evaluation, `{}` where the name goes.
+    """Returns the 80 prompts of CLIP's ImageNet evaluation, with `{}` in the place of the name.
 
     Source: notebooks/Prompt_Engineering_for_ImageNet.ipynb of openai/CLIP.
     """
@@ -29,7 +29,7 @@ def class_embeddings(
     labels: Sequence[str],
     templates: Sequence[str] | None = None,
 ) -> torch.Tensor:
-    """The embedding of each name: the mean over the prompts, on the unit sphere.
+    """Computes the embedding of each name: the mean over the prompts, normalized to unit length.
 
     Args:
         model: A VTP with a text encoder.
@@ -39,9 +39,6 @@ def class_embeddings(
 
     Returns:
         `(L, E)`.
-
-    Raises:
-        ValueError: If there are not at least two different names, or a prompt has no `{}`.
     """
     templates = clip_templates() if templates is None else templates
     if isinstance(labels, str) or len(set(labels)) < max(2, len(labels)) or not all(labels):
@@ -64,13 +61,13 @@ def class_embeddings(
 def zero_shot_probabilities(
     model: VTPModel, images: torch.Tensor, embeddings: torch.Tensor, scale: float = 100.0
 ) -> torch.Tensor:
-    """Probabilities `(B, L)` of the classes.
+    """Computes the probabilities `(B, L)` of the classes.
 
     Args:
         model: A VTP with a text encoder.
         images: Normalized images `(B, 3, H, W)`.
         embeddings: `(L, E)`, see `class_embeddings`.
-        scale: Factor of the cosines before the softmax; published evaluations take 100.
+        scale: Factor of the cosines before the softmax; published evaluations use 100.
     """
     features = model.get_image_features(images.to(model.device)).float()  # (B, E)
     return (scale * features @ embeddings.T).softmax(-1).cpu()
@@ -89,18 +86,13 @@ def zero_shot_files(
     Args:
         model: Folder or Hub repository of a VTP.
         labels: Names of the classes.
-        images: Image files; squashed to the model's image size, as published evaluations do.
+        images: Image files, which are squashed to the image size as in published evaluations.
         templates: Prompts with `{}`; CLIP's 80 if not given.
-        device: Where to compute; the accelerator if there is one, if not given.
-        batch_size: Images at once.
+        device: Device to compute on; by default the accelerator if there is one.
+        batch_size: Number of images per batch.
 
     Returns:
-        The probability of each name, an image each.
-
-    Raises:
-        OSError: If the model is not there.
-        ValueError: If a file is no image, there are fewer than two names, or the model has no text
-            encoder.
+        For each image, the probability of each name.
     """
     loaded = VTPModel.from_pretrained(model).eval().to(device or default_device())
     processor = VTPProcessor.from_pretrained(model)

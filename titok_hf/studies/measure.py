@@ -4,12 +4,12 @@ import dataclasses
 
 from datasets import DatasetDict
 
-from ..evaluation.feature_sets import Reference, check_feasible
+from ..evaluation.feature_statistics import ReferenceSet, check_feasible
 from ..evaluation.generation import measure_generation
-from ..evaluation.judges import Judges
+from ..evaluation.image_sources import DatasetImages, GeneratedImages
+from ..evaluation.metric_networks import MetricNetworks
 from ..evaluation.protocol import Protocol
 from ..evaluation.reconstruction import measure_reconstruction
-from ..evaluation.sources import DatasetImages, GeneratedImages
 from ..pipelines import TiTokPipeline
 from ..training.run import RecipeRun
 
@@ -48,11 +48,11 @@ class HeldOut:
             fields["extractor"] = extractor
         self.protocol = dataclasses.replace(Protocol.load("demo"), **fields, metrics=metrics)
         self.test = DatasetImages(dataset["test"], self.protocol, image_column, label_column)
-        self.train, self.judges = None, Judges()
+        self.train, self.judges = None, MetricNetworks()
         if extractor is not None:
             self.train = DatasetImages(dataset["train"], self.protocol, image_column, label_column)
-            self.judges = Judges.load(self.protocol, judged)
-            reference = Reference(self.train, judged)
+            self.judges = MetricNetworks.load(self.protocol, judged)
+            reference = ReferenceSet(self.train, judged)
             check_feasible(
                 judged,
                 self.protocol,

@@ -4,7 +4,7 @@ import torch
 from scipy.stats import entropy
 
 from titok_hf.evaluation.metrics import CodebookUsage, Estimate
-from titok_hf.evaluation.metrics.statistics import block_of
+from titok_hf.evaluation.metrics.gaussian_statistics import block_of
 
 
 def test_usage_perplexity_and_entropy():

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from titok_hf.evaluation.generation import measure_generation
-from titok_hf.evaluation.judges import Judges, load_extractor
+from titok_hf.evaluation.image_sources import TensorImages, square_images
+from titok_hf.evaluation.metric_networks import MetricNetworks, load_extractor
 from titok_hf.evaluation.metrics.codebook import CodebookUsage
-from titok_hf.evaluation.metrics.estimate import Estimate
+from titok_hf.evaluation.metrics.standard_error import Estimate
 from titok_hf.evaluation.protocol import CODE_METRICS, METRICS, PAIR_METRICS, Protocol
 from titok_hf.evaluation.reconstruction import pair_metrics
-from titok_hf.evaluation.sources import TensorImages, square_images
 from titok_hf.perceptual.published_weights import load_lpips
 
 NAMES = (*METRICS["generation"], *PAIR_METRICS, *CODE_METRICS)
@@ -27,16 +27,16 @@ DESCRIPTION = (
 )
 INPUTS = """
 Args:
-    predictions: Images, PIL with 8 bits a channel or uint8 arrays (H, W, 3); for `codebook_...` the codes of images, a
-        sequence of integers each.
-    references: Images; for `accuracy` their classes; none for `inception_score` and `codebook_...`.
+    predictions: Images, PIL with 8 bits per channel or uint8 arrays (H, W, 3); for `codebook_...` the codes of each
+        image, a sequence of integers.
+    references: Images; for `accuracy` the classes of the predictions; none for `inception_score` and `codebook_...`.
     codebook_size: Number of codes; for `codebook_...` only, which take no other argument.
     extractor: Network of the features, see `titok_hf.evaluation.load_extractor`; for `accuracy` the classifier.
-    extractor_weights: Its weights, if they are Inception's.
+    extractor_weights: Weights of an Inception extractor.
     protocol: Further fields of `titok_hf.evaluation.Protocol`, such as `precision_neighbors`.
 
 Returns:
-    The metric, and its `standard_error` (`None` where it is not known).
+    The metric and its `standard_error` (`None` where it is not known).
 """
 
 
@@ -63,11 +63,7 @@ class ImageMetrics(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Adds predictions and references; see `INPUTS`.
-
-        Raises:
-            ValueError: If they are something else, or of different number.
-        """
+        """Adds predictions and references; see `INPUTS`."""
         expected = CODES if self.config_name in CODE_METRICS else IMAGES
         predictions = check_inputs("predictions", predictions, expected)
         if "references" in self._feature_names():
@@ -86,12 +82,7 @@ class ImageMetrics(evaluate.Metric):
         return {self.config_name: estimate.value, "standard_error": estimate.standard_error}
 
     def of_codes(self, codes: Sequence[Sequence[int]], **arguments: Any) -> Estimate:
-        """A metric of codes.
-
-        Raises:
-            ValueError: If there is no codebook size, or another argument, or a code is out of
-                range.
-        """
+        """Computes a metric of codes; `codebook_size` is its only argument."""
         size = arguments.get("codebook_size")
         if set(arguments) != {"codebook_size"} or not isinstance(size, int) or size < 1:
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
@@ -113,12 +104,7 @@ class ImageMetrics(evaluate.Metric):
         extractor_weights: str | None = None,
         **protocol: Any,
     ) -> Estimate:
-        """A metric of images; see `INPUTS`.
-
-        Raises:
-            ValueError: If the images are not squares of one size, a class is none of the
-                classifier's, or the protocol does not fit.
-        """
+        """Computes a metric of images; see `INPUTS`."""
         pictures = [
             image for image in (*predictions, *(references or ())) if isinstance(image, Image.Image)
         ]
@@ -157,7 +143,7 @@ class ImageMetrics(evaluate.Metric):
             labels = torch.tensor(references)
         elif references is not None:
             against = TensorImages(square_images(references, loaded))
-        judges = Judges(load_extractor(extractor, extractor_weights))
+        judges = MetricNetworks(load_extractor(extractor, extractor_weights))
         num_classes = judges.extractor.num_classes
         if (
             labels is not None
@@ -175,15 +161,12 @@ class ImageMetrics(evaluate.Metric):
 
 
 def check_inputs(name: str, values: Any, expected: str) -> list[Any]:
-    """A list of PIL images, of lists of codes or of classes.
+    """Returns the values as a list of PIL images, lists of codes, or classes.
 
     Args:
-        name: Of the argument.
-        values: What came for it.
+        name: Name of the argument, for errors.
+        values: Value of the argument.
         expected: `IMAGES`, `CODES` or `CLASSES`.
-
-    Raises:
-        ValueError: If it is something else, or empty.
     """
     try:
         rows = list(values)
@@ -206,7 +189,7 @@ def check_inputs(name: str, values: Any, expected: str) -> list[Any]:
 
 
 def as_picture(value: Any) -> Image.Image | None:
-    """A PIL image; `None` if the value is no image with 8 bits a channel."""
+    """Returns a PIL image; `None` if the value is not an image with 8 bits per channel."""
     if (
         isinstance(value, np.ndarray)
         and value.dtype == np.uint8
@@ -218,7 +201,7 @@ def as_picture(value: Any) -> Image.Image | None:
 
 
 def as_integers(value: Any, ndim: int) -> int | list[int] | None:
-    """An integer (`ndim` 0) or a list of some (`ndim` 1); `None` if the value is neither."""
+    """Returns an integer (`ndim` 0) or a list of integers (`ndim` 1); `None` for other values."""
     try:
         array = np.asarray(value)
     except ValueError:  # lists of different lengths
@@ -229,7 +212,7 @@ def as_integers(value: Any, ndim: int) -> int | list[int] | None:
 
 
 def described(value: Any) -> str:
-    """A wrong value in a few words."""
+    """Describes a wrong value in a few words, for an error."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype} values of shape {tuple(value.shape)}"
     if isinstance(value, Image.Image):

@@ -1,14 +1,14 @@
-"""Metrics: from features or pairs of images to numbers with their uncertainty; they know no
-networks."""
+"""Metrics: functions and accumulators that turn features or pairs of images into numbers with
+standard errors. They know no networks."""
 
 from .codebook import CodebookUsage
-from .estimate import Estimate
-from .fidelity import peak_signal_to_noise_ratio, structural_similarity
 from .frechet import frechet_distance, jackknife_frechet
+from .gaussian_statistics import BlockedStatistics, GaussianStatistics
 from .inception_score import InceptionScore
 from .kernel import kernel_distance, kernel_distances
-from .manifold import density_coverage, precision_recall
-from .statistics import BlockedStatistics, GaussianStatistics
+from .precision_recall import density_coverage, precision_recall
+from .psnr_ssim import peak_signal_to_noise_ratio, structural_similarity
+from .standard_error import Estimate
 
 __all__ = [
     "BlockedStatistics",

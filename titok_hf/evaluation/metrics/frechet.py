@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .estimate import Estimate, jackknife_variance
-from .statistics import COLUMNS, BlockedStatistics, GaussianStatistics
+from .gaussian_statistics import COLUMNS, BlockedStatistics, GaussianStatistics
+from .standard_error import Estimate, jackknife_variance
 
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -16,18 +16,15 @@ def frechet_distance(
     statistics: GaussianStatistics | np.ndarray | torch.Tensor,
     reference: GaussianStatistics | np.ndarray | torch.Tensor,
 ) -> float:
-    """Fréchet distance between the Gaussians fitted to two sets of features, as in FID (arXiv
-    1706.08500).
+    """Computes the Fréchet distance between the Gaussians fitted to two sets of features, as in FID
+    (arXiv 1706.08500).
 
-    `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` in float64, with the trace of the root from real
-    eigenvalues, see `FrechetReference`. It is symmetric.
+    It is `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` in float64, with the trace of the root from
+    real eigenvalues, see `FrechetReference`. It is symmetric.
 
     Args:
-        statistics, reference: Statistics of either set, or its features `(n, D)` and `(m, D)`; at
-            least two rows each.
-
-    Raises:
-        ValueError: If the shapes do not match, rows are too few, or values are not finite.
+        statistics, reference: Statistics of each set, or its features, `(n, D)` and `(m, D)`, of at
+            least two rows.
     """
     sides = (statistics, reference)
     shapes = [
@@ -43,18 +40,19 @@ def frechet_distance(
 
 
 class FrechetReference:
-    """One side of Fréchet distances to several others; what depends on it alone is computed once.
+    """A set to which the Fréchet distances of several others are computed; whatever depends on it
+    alone is computed once.
 
-    With the Cholesky factor `L` of this side's covariance, the trace of the root is the sum of the
-    roots of the eigenvalues of the symmetric `L^T C L`. Rounding moves each of them by about `eps`
-    times the largest, and its root by far more if it is that small. So if one is below `D * eps`
-    times the largest, or there is no such factor, the trace is computed as the sum of the singular
-    values of `F1^T F2`, with `C = F F^T` from the eigenvectors; these are off by `eps` times the
-    largest only, but take six times as long. Directions whose variance is below `D * eps` times the
-    largest count as constant there.
+    With the Cholesky factor `L` of its covariance, the trace of the root is the sum of the roots of
+    the eigenvalues of the symmetric matrix `L^T C L`. Rounding changes each eigenvalue by about
+    `eps` times the largest, and the root of a small one by far more. So if an eigenvalue is below
+    `D * eps` times the largest, or there is no Cholesky factor, the trace is computed as the sum of
+    the singular values of `F1^T F2`, with `C = F F^T` from the eigenvectors. Their error is only
+    `eps` times the largest, but they take six times as long. Directions whose variance is below
+    `D * eps` times the largest count as constant there.
 
     Args:
-        statistics: At least two rows, or moments.
+        statistics: Statistics of at least two rows, or made from moments.
     """
 
     def __init__(self, statistics: GaussianStatistics) -> None:
@@ -63,7 +61,7 @@ class FrechetReference:
         self.factor = None if failed else factor  # (D, D), lower triangle
 
     def distance(self, statistics: GaussianStatistics) -> float:
-        """The distance to other statistics of as many features."""
+        """Returns the distance to other statistics of as many features."""
         mean, covariance = (
             statistics.mean.to(self.mean.device),
             statistics.covariance.to(self.mean.device),
@@ -72,7 +70,7 @@ class FrechetReference:
         return float(squares - 2 * self.trace_of_root(covariance))
 
     def trace_of_root(self, covariance: torch.Tensor) -> torch.Tensor:
-        """The trace of the root of this side's covariance times another `(D, D)`."""
+        """Returns the trace of the root of its own covariance times another, `(D, D)`."""
         if self.factor is not None:
             product = torch.empty_like(covariance)  # lower triangle of L^T C L
             for start in range(0, len(product), COLUMNS):
@@ -94,30 +92,26 @@ def jackknife_frechet(
     reference: BlockedStatistics | GaussianStatistics,
     paired: bool = False,
 ) -> Estimate:
-    """Fréchet distance with the standard error that the jackknife finds, leaving out one block of
-    images at a time.
+    """Computes the Fréchet distance and its standard error from a jackknife that leaves out one
+    block of images at a time.
 
     With `d_b` the distance without block `b` of `B`, the variance is `(B - 1) / B * sum_b (d_b -
-    mean(d))^2` (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 11.5).
-    Resampling blocks with replacement, as the bootstrap does, would be far off: a Fréchet distance
-    has a bias that depends on the number of different images (arXiv 1911.07023), which varies
-    between its samples. With 24 images a feature, as in FID of 50,000, its standard errors are 7 to
-    20 times too large, those of the jackknife at most 1.5 times (Gaussian features; largest where
-    both sides have the same distribution).
+    mean(d))^2` (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 11.5). A
+    bootstrap, which resamples blocks with replacement, would be far off: a Fréchet distance has a
+    bias that depends on the number of different images (arXiv 1911.07023), which varies between
+    bootstrap samples. With 24 images per feature, as in the FID of 50,000 images, the standard
+    errors of the bootstrap are 7 to 20 times too large, those of the jackknife at most 1.5 times
+    (Gaussian features; the excess is largest if both sets have the same distribution).
 
     Args:
-        statistics: Of the images that are judged.
-        reference: Of those that they are compared with; without blocks it counts as exact. With
-            blocks that are not paired, the variances of both sides add up.
+        statistics: Statistics of the evaluated images.
+        reference: Statistics of the images to compare with; without blocks they count as exact.
+            With blocks that are not paired, the variances of both sides add up.
         paired: Whether images of the same index belong together, such as an image and its
-            reconstruction: a block is left out on both sides at once.
+            reconstruction; then a block is left out on both sides at once.
 
     Returns:
-        The distance of all images; no standard error if less than two blocks have images.
-
-    Raises:
-        ValueError: If the numbers of features differ, rows are too few, or paired sides differ in
-            their images.
+        The distance of all images; without a standard error if fewer than two blocks have images.
     """
     blocks_of_reference = isinstance(reference, BlockedStatistics)
     if paired and (not blocks_of_reference or statistics.counts != reference.counts):
@@ -155,13 +149,13 @@ def jackknife_frechet(
 
 
 def leave_one_out(statistics: BlockedStatistics) -> Iterator[GaussianStatistics]:
-    """The statistics without each of the blocks that have images."""
+    """Yields the statistics without one block, for each block that has images."""
     blocks = [block for block, count in enumerate(statistics.counts) if count]
     return (statistics.merged(other for other in blocks if other != block) for block in blocks)
 
 
 def root_of(covariance: torch.Tensor) -> torch.Tensor:
-    """`F` `(D, rank)` with `F F^T` the covariance `(D, D)`."""
+    """Returns `F`, `(D, rank)`, with `F F^T` equal to the covariance, `(D, D)`."""
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     kept = eigenvalues > len(covariance) * EPSILON * eigenvalues[-1]
     return eigenvectors[:, kept] * eigenvalues[kept].sqrt()

@@ -4,7 +4,7 @@ import torch
 
 from ...distributed import sum_over_processes
 from ...modeling.checks import check_id_range, check_ids
-from .estimate import Estimate
+from .standard_error import Estimate
 
 
 class InceptionScore:
@@ -12,17 +12,14 @@ class InceptionScore:
     of the images.
 
     The parts are consecutive, as in ADM's evaluator (openai/guided-diffusion,
-    `evaluations/evaluator.py`), which takes 5000 of 50,000 images in the order of the file. Only
-    sums are kept, in float64.
+    `evaluations/evaluator.py`), whose parts are 5000 of 50,000 images in the order of the file.
+    Only sums are kept, in float64.
 
     Args:
-        num_images: Images of the whole evaluation.
-        num_classes: Logits of an image.
-        num_splits: Parts, equal but for one image.
-        split_size: Images of a part, instead of their number; the last part may be smaller.
-
-    Raises:
-        ValueError: If there are less images than parts.
+        num_images: Number of images in the whole evaluation.
+        num_classes: Number of logits per image.
+        num_splits: Number of parts; their sizes differ by one image at most.
+        split_size: Images per part, instead of the number of parts; the last part may be smaller.
     """
 
     def __init__(
@@ -47,11 +44,6 @@ class InceptionScore:
         Args:
             logits: `(B, K)`.
             indices: Positions of the images in the whole evaluation, int64 `(B,)`.
-
-        Raises:
-            TypeError: If the indices are no integers.
-            ValueError: If the shapes are others, an index is out of range, or logits are NaN or
-                infinite.
         """
         num_classes = self.probabilities.shape[1]
         if logits.ndim != 2 or logits.shape[1] != num_classes:
@@ -75,18 +67,18 @@ class InceptionScore:
         self.probabilities.index_add_(0, splits, probabilities)
 
     def reduce(self) -> None:
-        """Adds the images of all other processes, in every process; to be called once, after the
-        last batch."""
+        """Adds the images of all other processes, in every process; call it once, after the last
+        batch."""
         self.counts = sum_over_processes(self.counts)
         self.negative_entropies = sum_over_processes(self.negative_entropies)
         self.probabilities = sum_over_processes(self.probabilities)
 
     def scores(self) -> torch.Tensor:
-        """The score of each part, `(num_splits,)` in float64; papers quote their standard
-        deviation, by `n`, as +-.
+        """Returns the score of each part, `(num_splits,)` in float64. Papers quote their standard
+        deviation, computed with `n`, as +-.
 
         Raises:
-            ValueError: If not all images have come, or some more than once.
+            ValueError: If an image is missing or was added more than once.
         """
         if int(self.counts.sum()) != self.num_images:
             raise ValueError(
@@ -99,10 +91,6 @@ class InceptionScore:
         return divergences.clamp_min(0).exp()  # rounding could make it negative
 
     def compute(self) -> Estimate:
-        """The mean of the parts' scores; its standard error is their standard deviation over the
-        root of their number.
-
-        Raises:
-            ValueError: If not all images have come, or some more than once.
-        """
+        """Returns the mean of `scores`; its standard error is their standard deviation divided by
+        the root of their number."""
         return Estimate.mean(self.scores(), f"over {self.num_splits} parts of the images")

@@ -2,7 +2,7 @@
 
 import torch
 
-from .estimate import Estimate
+from .standard_error import Estimate
 
 
 def kernel_distance(
@@ -12,24 +12,21 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """Kernel distance, KID with Inception's features (arXiv 1801.01401): the mean of
-    `kernel_distances`.
+    """Computes the kernel distance, which is KID with Inception's features (arXiv 1801.01401): the
+    mean of `kernel_distances`.
 
-    Its standard error is for other images of the same kind. With `s` the standard deviation over
-    subsets of `m` of `n` images, in the smaller set, it is `s * sqrt(1 / num_subsets + m / (n -
-    m))`: a part for the number of subsets, and one for the images, since a subset varies with `1 /
-    m - 1 / n` given the images, and all of them vary with `1 / n`. Where both sets have the same
-    distribution it is too large. Papers quote `s` itself as +-.
+    Its standard error is that over other images of the same kind. With `s` the standard deviation
+    over subsets of `m` of the `n` images of the smaller set, it is `s * sqrt(1 / num_subsets + m /
+    (n - m))`: one part for the number of subsets and one for the images, since the variance of a
+    subset is proportional to `1 / m - 1 / n` given the images, and that of all images to `1 / n`.
+    It is too large if both sets have the same distribution. Papers quote `s` itself as +-.
 
     Args:
-        features, reference, num_subsets, subset_size, seed: As for `kernel_distances`.
+        features, reference, num_subsets, subset_size, seed: Same as in `kernel_distances`.
 
     Returns:
-        The distance, not multiplied by 1000; no standard error if the subsets hold all images of a
-        set, or there is one only.
-
-    Raises:
-        ValueError: As `kernel_distances` does.
+        The distance, not multiplied by 1000; without a standard error if the subsets hold all
+        images of a set, or there is only one subset.
     """
     distances = kernel_distances(features, reference, num_subsets, subset_size, seed=seed)
     num_images = min(len(features), len(reference))
@@ -50,23 +47,18 @@ def kernel_distances(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Unbiased squared maximum mean discrepancies of random subsets (arXiv 1801.01401, section 3).
-
-    The kernel is `(x.y / D + 1)^3`, in float64.
+    """Computes unbiased squared maximum mean discrepancies of random subsets (arXiv 1801.01401,
+    section 3), with the kernel `(x.y / D + 1)^3` in float64.
 
     Args:
-        features: `(n, D)` of the judged images.
-        reference: `(m, D)` of the real ones.
-        num_subsets: How many subsets are drawn.
-        subset_size: Images in each, all different, of either set.
-        seed: Of the subsets.
+        features: `(n, D)`, of the evaluated images.
+        reference: `(m, D)`, of the real images.
+        num_subsets: Number of random subsets.
+        subset_size: Number of different images of each set in a subset.
+        seed: Random seed of the subsets.
 
     Returns:
-        `(num_subsets,)` in float64; a value below 0 is possible, since they are unbiased.
-
-    Raises:
-        ValueError: If the shapes do not match, a set is smaller than a subset, or values are not
-            finite.
+        `(num_subsets,)` in float64; values can be negative, since the estimator is unbiased.
     """
     if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
         raise ValueError(
@@ -90,6 +82,7 @@ def kernel_distances(
             for side in (features, reference)
         )
         within = [kernel(side, side) for side in (x, y)]
+        # the diagonal is left out, which makes the estimate unbiased
         pairs = sum(values.sum() - values.trace() for values in within) / (
             subset_size * (subset_size - 1)
         )
@@ -98,5 +91,5 @@ def kernel_distances(
 
 
 def kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """`(x.y / D + 1)^3` `(n, m)` of `(n, D)` and `(m, D)`."""
+    """Computes the kernel `(x.y / D + 1)^3`, `(n, m)`, of `(n, D)` and `(m, D)`."""
     return (x @ y.T / x.shape[1] + 1) ** 3

@@ -1,5 +1,5 @@
-"""What metrics on features need of a set of images, gathered batch by batch, on any number of
-processes."""
+"""Statistics of features, gathered batch by batch on any number of processes, and the metrics
+computed from them."""
 
 import math
 import os
@@ -12,13 +12,14 @@ from tqdm.auto import tqdm
 
 from ..distributed import process_state
 from .extractors import INCEPTION
-from .judges import Judges
-from .metrics.estimate import Estimate, RunningMean
+from .image_sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages
+from .metric_networks import MetricNetworks
 from .metrics.frechet import jackknife_frechet
+from .metrics.gaussian_statistics import BlockedStatistics, GaussianStatistics
 from .metrics.inception_score import InceptionScore
 from .metrics.kernel import kernel_distance
-from .metrics.manifold import density_coverage, precision_recall
-from .metrics.statistics import BlockedStatistics, GaussianStatistics
+from .metrics.precision_recall import density_coverage, precision_recall
+from .metrics.standard_error import Estimate, RunningMean
 from .protocol import (
     GAUSSIAN_METRICS,
     KERNEL_METRICS,
@@ -26,28 +27,27 @@ from .protocol import (
     REFERENCE_METRICS,
     Protocol,
 )
-from .sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages
 
 
-class FeatureSet:
-    """Statistics of a set of images.
+class FeatureStatistics:
+    """Statistics of the features and logits of a set of images.
 
     Memory does not grow with the number of images, except for `precision`, `recall`, `density`,
-    `coverage` and `kernel_distance`, which keep all features: 4 bytes each, 8 KiB an image with
+    `coverage` and `kernel_distance`, which keep all features: 4 bytes each, 8 KiB per image with
     Inception.
 
     Args:
-        judges: Those that the metrics need.
-        metrics: What is measured; only what these need is computed.
-        num_images: Images that will come.
-        protocol: Numbers of the metrics.
-        classes: For each label the classifier's class `(L,)`, see `match_classes`; the label itself
-            if not given.
+        judges: The networks that the metrics need.
+        metrics: Metrics to measure; only the statistics that they need are computed.
+        num_images: Number of images in the whole evaluation.
+        protocol: Settings of the metrics.
+        classes: The classifier's class for each label, `(L,)`, see `match_classes`; the label
+            itself if not given.
     """
 
     def __init__(
         self,
-        judges: Judges,
+        judges: MetricNetworks,
         metrics: Sequence[str],
         num_images: int,
         protocol: Protocol,
@@ -76,7 +76,7 @@ class FeatureSet:
             self.kept = []
 
     def update(self, batch: ImageBatch) -> None:
-        """Adds images."""
+        """Adds a batch of images."""
         self.fingerprint.update(batch.images)
         classified_apart = self.accuracy is not None and self.judges.classifier is not None
         if classified_apart:
@@ -96,7 +96,7 @@ class FeatureSet:
         if self.inception_score is not None:
             self.inception_score.update(extracted.logits, batch.indices)
         if self.kept is not None:
-            # a copy, since features may be a part of all that a network computes
+            # a copy, since features may be a view of a larger output of the network
             self.kept.append(
                 (batch.indices, extracted.features.to("cpu", torch.float32, copy=True))
             )
@@ -108,7 +108,7 @@ class FeatureSet:
         )
 
     def reduce(self) -> None:
-        """Joins what all processes have seen."""
+        """Joins the statistics of all processes, in every process."""
         for part in (self.gaussian, self.spatial, self.inception_score, self.accuracy):
             if part is not None:
                 part.reduce()
@@ -118,17 +118,17 @@ class FeatureSet:
 
     @property
     def features(self) -> torch.Tensor:
-        """All features `(n, D)`, in the order of the images."""
+        """All features, `(n, D)`, in the order of the images."""
         indices, features = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         return features[indices.argsort()]
 
 
-class Reference:
-    """What a set of images is compared with: other images, or statistics that ADM's files hold.
+class ReferenceSet:
+    """The set that images are compared with: other images, or statistics from a file of ADM's.
 
     Args:
         source: The images; a file of ADM's may hold statistics only.
-        metrics: All metrics that are asked for.
+        metrics: All metrics to be measured.
     """
 
     def __init__(self, source: ImageSource, metrics: Sequence[str]):
@@ -143,50 +143,51 @@ class Reference:
         ]
 
     def gather(
-        self, judges: Judges, protocol: Protocol, batch_size: int, progress_bar: bool
-    ) -> FeatureSet | None:
-        """Statistics of the images, as far as the metrics need them."""
+        self, judges: MetricNetworks, protocol: Protocol, batch_size: int, progress_bar: bool
+    ) -> FeatureStatistics | None:
+        """Gathers the statistics that the metrics need; `None` if they need none of the images."""
         if not self.metrics:
             return None
-        gathered = FeatureSet(judges, self.metrics, self.source.num_images, protocol)
+        gathered = FeatureStatistics(judges, self.metrics, self.source.num_images, protocol)
         for batch in progress(self.source, batch_size, "reference", progress_bar):
             gathered.update(batch)
         gathered.reduce()
         return gathered
 
-    def describe(self, gathered: FeatureSet | None) -> dict[str, Any]:
-        """What a result says of it."""
+    def describe(self, gathered: FeatureStatistics | None) -> dict[str, Any]:
+        """Returns the fields that describe it in a result."""
         return self.source.describe() | (
             {} if gathered is None else {"fingerprint": gathered.sha256}
         )
 
 
 def feature_metrics(
-    images: FeatureSet,
-    reference: FeatureSet | None,
+    images: FeatureStatistics,
+    reference: FeatureStatistics | None,
     stored: Mapping[str, GaussianStatistics],
     protocol: Protocol,
     metrics: Sequence[str],
     paired: bool,
 ) -> dict[str, Estimate]:
-    """The metrics on features, in every process the main one's.
+    """Computes the metrics on features in the main process, and returns them in every process.
 
     Args:
-        images: What is judged.
-        reference: What it is compared with, if a metric compares.
-        stored: Statistics that take the place of the reference's.
-        protocol: Numbers of the metrics.
-        metrics: Which ones; those that are not on features are left out.
-        paired: Whether the reference's images are those that became the judged ones, in the same
+        images: Statistics of the evaluated images.
+        reference: Statistics of the reference, if a metric compares with one.
+        stored: Statistics that replace those of the reference.
+        protocol: Settings of the metrics.
+        metrics: Names of metrics; those that are not on features are left out.
+        paired: Whether the evaluated images were made from those of the reference, in the same
             order.
     """
     state = process_state()
+    # the other processes wait here for the results that the main one broadcasts at the end
     if not state.is_main_process:
         return broadcast_object_list([None])[0]
     if state.num_processes > 1:
         torch.set_num_threads(
             os.cpu_count()
-        )  # torchrun gives each process one, and the others wait
+        )  # torchrun allows each process one thread, and the other processes only wait
     results: dict[str, Estimate] = {}
     for name, part in zip(GAUSSIAN_METRICS, ("gaussian", "spatial"), strict=True):
         if name in metrics:
@@ -217,19 +218,21 @@ def feature_metrics(
 def progress(
     source: ImageSource, batch_size: int, description: str, shown: bool
 ) -> Iterable[ImageBatch]:
-    """The batches of a source, with a bar on the main process's screen if it is to be shown."""
+    """Iterates over the batches of a source, with a progress bar on the main process if `shown`."""
     state = process_state()
     total = math.ceil(source.num_images / batch_size / state.num_processes)
     hidden = not (shown and state.is_main_process)
     return tqdm(source.batches(batch_size), description, total, unit="batch", disable=hidden)
 
 
-def match_classes(source: ImageSource, judges: Judges, protocol: Protocol) -> torch.Tensor | None:
-    """For each label of a source the class of the judging classifier `(L,)`; `None` if they are the
+def match_classes(
+    source: ImageSource, judges: MetricNetworks, protocol: Protocol
+) -> torch.Tensor | None:
+    """Returns the classifier's class for each label of a source, `(L,)`; `None` if they are the
     same.
 
     Raises:
-        ValueError: If both name their classes, and the classifier lacks one.
+        ValueError: If both name their classes, and the classifier lacks one of the source's.
     """
     classifier = judges.classifier or judges.extractor
     names, known = source.class_names, list(classifier.class_names or ())
@@ -244,7 +247,7 @@ def match_classes(source: ImageSource, judges: Judges, protocol: Protocol) -> to
         raise ValueError(
             f"The classes of the images are not those of {classifier.name}: it has no "
             f"{missing[0]!r}, but {', '.join(map(repr, known[:5]))} and so on. If the ids mean the "
-            "same, say so by `class_matching=ids`."
+            "same classes, set `class_matching=ids`."
         )
     return torch.tensor([known.index(name) for name in names])
 
@@ -252,21 +255,18 @@ def match_classes(source: ImageSource, judges: Judges, protocol: Protocol) -> to
 def check_feasible(
     metrics: Sequence[str],
     protocol: Protocol,
-    judges: Judges,
+    judges: MetricNetworks,
     num_images: int,
     labelled: bool,
-    reference: Reference | None,
+    reference: ReferenceSet | None,
 ) -> None:
-    """Whether the metrics can be computed, before any of the work.
+    """Raises `ValueError` if the metrics cannot be computed, before any of the work is done.
 
     Args:
-        metrics, protocol, judges: As for `FeatureSet`.
-        num_images: Images that are judged.
-        labelled: Whether they have labels.
-        reference: What they are compared with.
-
-    Raises:
-        ValueError: If not.
+        metrics, protocol, judges: Same as in `FeatureStatistics`.
+        num_images: Number of evaluated images.
+        labelled: Whether the images have labels.
+        reference: The set that they are compared with.
     """
     extractor = judges.extractor
     if "accuracy" in metrics:
@@ -276,8 +276,7 @@ def check_feasible(
         if classifier.num_classes is None or classifier.name == INCEPTION:
             raise ValueError(
                 f"accuracy needs a classifier of the data set's classes, which {classifier.name} "
-                "is not: name one "
-                "with `classifier=owner/model`."
+                "is not: name one with `classifier=owner/model`."
             )
     if reference is None and (comparing := [name for name in metrics if name in REFERENCE_METRICS]):
         raise ValueError(
@@ -291,6 +290,7 @@ def check_feasible(
             )
     if extractor is None:
         return
+    # fewest images of each metric, such as for a covariance of full rank
     needed = {
         "frechet_distance": extractor.num_features + 1,
         "spatial_frechet_distance": (extractor.num_spatial or 0) + 1,
@@ -319,8 +319,7 @@ def check_feasible(
             if (got := reference.stored[name].num_features) != expected:
                 raise ValueError(
                     f"The reference holds statistics of {got} features, and {extractor.name} has "
-                    f"{expected}: they are "
-                    "of another extractor."
+                    f"{expected}: they are of another extractor."
                 )
         numbers = {"judged": num_images}
         if reference is not None and name in reference.metrics:
@@ -329,6 +328,6 @@ def check_feasible(
             if number < needed.get(name, 0):
                 raise ValueError(
                     f"{name} with {extractor.name} needs at least {needed[name]} {which} images, "
-                    f"got {number}. Take "
-                    "more images, an extractor with fewer features, or leave the metric out."
+                    f"got {number}. Use more images or an extractor with fewer features, or leave "
+                    "the metric out."
                 )

@@ -1,15 +1,14 @@
 """Precision, recall, density and coverage: metrics on nearest neighbours of features.
 
-All keep the features of both sets, `4 D` bytes an image, and compute distances in float64 a block
-of images at a time, so memory grows with `n`, not with `n^2`: a block holds 512 distances to each
-image, 8 bytes each.
+They need the features of both sets, `4 D` bytes per image, and compute distances in float64 for a
+block of 512 images at a time, so memory grows with `n`, not with `n^2`.
 """
 
 from collections.abc import Iterator
 
 import torch
 
-from .estimate import Estimate
+from .standard_error import Estimate
 
 ROWS = 512
 METHOD = "over images, the other set given"
@@ -18,24 +17,20 @@ METHOD = "over images, the other set given"
 def precision_recall(
     features: torch.Tensor, reference: torch.Tensor, k: int = 3
 ) -> dict[str, Estimate]:
-    """Improved precision and recall (arXiv 1904.06991), as ADM's evaluator computes them, though
-    not in float16.
+    """Computes improved precision and recall (arXiv 1904.06991) as ADM's evaluator does, but in
+    float64 instead of float16.
 
-    An image is in the manifold of a set if it is not farther from one of its images than that one's
-    `k`-th neighbour.
+    An image is in the manifold of a set if its distance to some image of the set is at most the
+    distance of that image to its `k`-th neighbour.
 
     Args:
-        features: `(n, D)` of the judged images, n > k.
-        reference: `(m, D)` of the real ones, m > k. ADM compares 10,000 real images with 50,000
+        features: `(n, D)`, of the evaluated images, n > k.
+        reference: `(m, D)`, of the real images, m > k. ADM compares 10,000 real images with 50,000
             samples.
-        k: Which neighbour gives the radius; an image is not its own.
+        k: Number of the neighbour that gives the radius; an image is not its own neighbour.
 
     Returns:
         `precision`, the share of `features` in the manifold of `reference`; `recall`, the reverse.
-
-    Raises:
-        ValueError: If the shapes do not match, a set has not more than `k` images, or values are
-            not finite.
     """
     check_sets(features, reference, k)
     radii, reference_radii = neighbor_radii(features, k), neighbor_radii(reference, k)
@@ -50,22 +45,18 @@ def precision_recall(
 def density_coverage(
     features: torch.Tensor, reference: torch.Tensor, k: int = 5
 ) -> dict[str, Estimate]:
-    """Density and coverage (arXiv 2002.09797), with the strict comparison of the authors' package
-    `prdc`.
+    """Computes density and coverage (arXiv 2002.09797), with the strict comparison of the authors'
+    package `prdc`.
 
     Args:
-        features: `(n, D)` of the judged images.
-        reference: `(m, D)` of the real ones, m > k.
-        k: Which neighbour gives the radius of a real image; an image is not its own.
+        features: `(n, D)`, of the evaluated images.
+        reference: `(m, D)`, of the real images, m > k.
+        k: Number of the neighbour that gives the radius of a real image, as in `precision_recall`.
 
     Returns:
-        `density`, the mean over `features` of the number of real images whose radius they are
-        within, divided by `k`, which may exceed 1; `coverage`, the share of `reference` with one of
+        `density`, the mean over `features` of the number of real images within whose radius they
+        are, divided by `k`, which may exceed 1; `coverage`, the share of `reference` with one of
         `features` within its radius.
-
-    Raises:
-        ValueError: If the shapes do not match, there are not more than `k` real images, or values
-            are not finite.
     """
     check_sets(features, reference, k)
     radii = neighbor_radii(reference, k)
@@ -79,10 +70,10 @@ def density_coverage(
 
 
 def neighbor_radii(features: torch.Tensor, k: int) -> torch.Tensor:
-    """Squared distance `(n,)` of each of `(n, D)` to its `k`-th nearest among the others."""
+    """Computes the squared distance `(n,)` of each of `(n, D)` to its `k`-th nearest other row."""
     radii = torch.empty(len(features), dtype=torch.float64, device=features.device)
     for rows, distances in distance_blocks(features, features):
-        distances[:, rows].fill_diagonal_(torch.inf)
+        distances[:, rows].fill_diagonal_(torch.inf)  # an image is not its own neighbour
         radii[rows] = distances.topk(k, largest=False).values[:, -1]
     return radii
 
@@ -90,12 +81,12 @@ def neighbor_radii(features: torch.Tensor, k: int) -> torch.Tensor:
 def distance_blocks(
     features: torch.Tensor, others: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Squared distances of a block of features to all others at a time, as rows and distances `(b,
-    m)` in float64.
+    """Yields blocks of rows of `features`, each with its squared distances to all of `others`,
+    `(b, m)` in float64.
 
-    They are `|x|^2 - 2 x.y + |y|^2`, and 0 where that is below its rounding error, `D * eps *
-    (|x|^2 + |y|^2)`: equal features have no distance, nor have those that differ by a millionth of
-    their length.
+    The distances are `|x|^2 - 2 x.y + |y|^2`, and 0 where that is below its rounding error, `D *
+    eps * (|x|^2 + |y|^2)`. So equal features have the distance 0, as do features that differ by a
+    millionth of their length.
     """
     rounding = features.shape[1] * torch.finfo(torch.float64).eps
     for start in range(0, len(features), ROWS):

@@ -14,7 +14,7 @@ from ..perceptual.published_weights import load_lpips
 from .digits import DigitsExtractor
 from .extractors import FeatureExtractor
 from .inception import InceptionExtractor
-from .metrics.fidelity import import_ssim
+from .metrics.psnr_ssim import import_ssim
 from .protocol import REFERENCE_METRICS, Protocol
 from .vision_extractor import VisionExtractor
 
@@ -22,20 +22,20 @@ from .vision_extractor import VisionExtractor
 def load_extractor(
     name: str, weights: str | Path | None = None, device: str | torch.device | None = None
 ) -> FeatureExtractor:
-    """The extractor of a name.
+    """Loads an extractor by its name.
 
     Args:
         name: `"inception"`, the network of FID, as ADM's and TiTok's evaluations use it;
-            `"inception-pytorch-fid"`, the same with pytorch-fid's resizing; `"digits"`; or a vision
-            model of transformers, folder or Hub repository, such as `"facebook/dinov2-large"`, and
-            maybe its revision, as `"owner/model@revision"`.
-        weights: Inception's: a file, or a file on the Hub as `owner/repo/file`; if not given, see
-            `find_weights`.
-        device: Where to compute; the accelerator if there is one, if not given.
+            `"inception-pytorch-fid"`, the same with pytorch-fid's resizing; `"digits"`; or a folder
+            or Hub repository of a transformers vision model, such as `"facebook/dinov2-large"`,
+            optionally with a revision, as in `"owner/model@revision"`.
+        weights: Inception's weights: a file, or a file on the Hub as `owner/repo/file`; if not
+            given, see `find_weights`.
+        device: Device to compute on; by default the accelerator if there is one.
 
     Raises:
-        OSError: If the weights are not there; says where they should be.
-        ValueError: If they are of another network.
+        OSError: If the weights are missing; the error says where they should be.
+        ValueError: If they belong to another network.
     """
     device = device or default_device()
     if name.startswith("inception"):
@@ -52,13 +52,13 @@ def load_extractor(
 
 
 @dataclass(frozen=True)
-class Judges:
+class MetricNetworks:
     """The networks that the metrics of a protocol need.
 
     Args:
-        extractor: For metrics on features.
-        classifier: For `accuracy`, where the extractor is not the classifier.
-        lpips: For `lpips`.
+        extractor: Network for metrics on features.
+        classifier: Network for `accuracy`, if that is not the extractor.
+        lpips: Network for `lpips`.
     """
 
     extractor: FeatureExtractor | None = None
@@ -72,19 +72,19 @@ class Judges:
         metrics: Sequence[str],
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
-    ) -> "Judges":
-        """Those that some metrics of a protocol need.
+    ) -> "MetricNetworks":
+        """Loads the networks that some metrics of a protocol need.
 
         Args:
-            protocol: Names them.
+            protocol: Names the networks.
             metrics: The metrics.
-            weights: The extractor's, see `load_extractor`.
-            device: Where to compute; the accelerator if there is one, if not given.
+            weights: Weights of the extractor, see `load_extractor`.
+            device: Device to compute on; by default the accelerator if there is one.
 
         Raises:
-            ImportError: If SSIM is among them, and torchmetrics is not installed.
-            OSError: If weights are not there; says where they should be.
-            ValueError: If they are of another network.
+            ImportError: If `ssim` is among the metrics, and torchmetrics is not installed.
+            OSError: If weights are missing; the error says where they should be.
+            ValueError: If they belong to another network.
         """
         if "ssim" in metrics:
             import_ssim()
@@ -102,7 +102,7 @@ class Judges:
         )
 
     def identities(self) -> dict[str, dict[str, Any]]:
-        """What a result says of them."""
+        """Returns the fields that describe the networks in a result."""
         said = {}
         if self.extractor is not None:
             said["extractor"] = self.extractor.identity()

@@ -1,4 +1,4 @@
-"""Mean and covariance of features that come in batches."""
+"""Mean and covariance of features in batches."""
 
 from collections.abc import Iterable
 
@@ -7,26 +7,26 @@ import torch
 
 from ...distributed import sum_over_processes
 
-COLUMNS = 256  # that a product takes at once where half of a symmetric matrix is enough
-ROWS = 512  # that are worth a product: fewer cost as much, more fall out of the cache
+COLUMNS = 256  # columns per product, where half of a symmetric matrix is enough
+ROWS = 512  # rows per product: fewer take as long, more do not fit the cache
 
 
 class GaussianStatistics:
     """Count, mean and scatter matrix of features, in float64.
 
     Each batch is centered on its own mean and merged by the formula of Chan, Golub & LeVeque (1979,
-    "Updating formulae and a pairwise algorithm for computing sample variances"), so features far
-    from 0 lose no digits.
+    "Updating formulae and a pairwise algorithm for computing sample variances"), so that features
+    far from 0 lose no digits.
 
     Args:
         num_features: `D`.
-        device: Where the sums are.
+        device: Device of the sums.
 
     Attributes:
-        count: Rows so far; `None` if only mean and covariance are known.
+        count: Number of rows so far; `None` if only mean and covariance are known.
         mean: `(D,)`.
         scatter: `(D, D)`, the sum of outer products about the mean, of which only the upper
-            triangle is kept up; the covariance itself, whole, if there is no count.
+            triangle is valid; the whole covariance if the count is unknown.
     """
 
     def __init__(self, num_features: int, device: str | torch.device = "cpu") -> None:
@@ -36,11 +36,7 @@ class GaussianStatistics:
 
     @classmethod
     def from_features(cls, features: np.ndarray | torch.Tensor) -> "GaussianStatistics":
-        """Statistics of features `(n, D)`, on their device.
-
-        Raises:
-            ValueError: If the shape is another, or values are not finite.
-        """
+        """Computes the statistics of features `(n, D)`, on their device."""
         if features.ndim != 2:
             raise ValueError(f"Features must have shape (n, D), got {tuple(features.shape)}.")
         is_tensor = isinstance(features, torch.Tensor)
@@ -54,12 +50,8 @@ class GaussianStatistics:
     def from_moments(
         cls, mean: np.ndarray | torch.Tensor, covariance: np.ndarray | torch.Tensor
     ) -> "GaussianStatistics":
-        """Statistics of unknown count, to compare with, from a mean `(D,)` and a covariance `(D,
-        D)`.
-
-        Raises:
-            ValueError: If the shapes do not match, or values are not finite.
-        """
+        """Makes statistics of unknown count, which can only be compared with, from a mean `(D,)`
+        and a covariance `(D, D)`."""
         mean, covariance = torch.as_tensor(mean).double(), torch.as_tensor(covariance).double()
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(
@@ -78,11 +70,7 @@ class GaussianStatistics:
 
     @property
     def covariance(self) -> torch.Tensor:
-        """The unbiased covariance `(D, D)`, as `np.cov` defines it.
-
-        Raises:
-            ValueError: If there are less than two rows.
-        """
+        """The unbiased covariance `(D, D)`, as `np.cov` defines it, of at least two rows."""
         if self.count is None:
             return self.scatter
         if self.count < 2:
@@ -90,11 +78,7 @@ class GaussianStatistics:
         return (self.scatter.triu() + self.scatter.triu(1).T) / (self.count - 1)
 
     def update(self, features: torch.Tensor) -> None:
-        """Adds features `(B, D)`.
-
-        Raises:
-            ValueError: If the shape is another, values are not finite, or the count is unknown.
-        """
+        """Adds features `(B, D)`."""
         check_shape(features, self.num_features)
         self.check_count()
         if not len(features):
@@ -108,7 +92,7 @@ class GaussianStatistics:
         rows[:-1] -= mean
         rows[-1] = (
             difference * (self.count * len(features) / total) ** 0.5
-        )  # what the means add is one row more
+        )  # the difference of the means enters as one more row
         for start in range(0, self.num_features, COLUMNS):
             stop = start + COLUMNS
             self.scatter[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
@@ -116,11 +100,7 @@ class GaussianStatistics:
         self.count = total
 
     def merge(self, other: "GaussianStatistics") -> None:
-        """Adds the rows that other statistics have seen.
-
-        Raises:
-            ValueError: If either count is unknown.
-        """
+        """Adds the rows of other statistics, whose count must be known, too."""
         self.check_count()
         other.check_count()
         if other.count == 0:
@@ -133,8 +113,9 @@ class GaussianStatistics:
         self.count = total
 
     def reduce(self) -> None:
-        """Adds the rows of all other processes, in every process; to be called once, after the last
+        """Adds the rows of all other processes, in every process; call it once, after the last
         batch."""
+        # shift the scatter of each process to the common mean, then sum
         total = int(sum_over_processes(torch.tensor(self.count)))
         mean = sum_over_processes(self.mean * (self.count / max(total, 1)))
         difference = self.mean - mean
@@ -152,27 +133,26 @@ class GaussianStatistics:
 
 
 def block_of(indices: torch.Tensor, num_blocks: int) -> torch.Tensor:
-    """The block `(B,)` of the images at the positions `indices` `(B,)`: `floor(num_blocks *
+    """Returns the block of each image from its position, `indices` `(B,)`: `floor(num_blocks *
     frac(index * 0.618...))`.
 
-    This is Fibonacci hashing (Knuth, The Art of Computer Programming 3, section 6.4). Consecutive
-    images, and images at equal steps, are spread evenly over the blocks, so each has its share of
-    each class whether images are sorted by class or classes take turns.
+    This is Fibonacci hashing (Knuth, The Art of Computer Programming 3, section 6.4). It spreads
+    consecutive images, and images at equal steps, evenly over the blocks, so each block has its
+    share of every class, whether images are sorted by class or cycle through the classes.
     """
     return (indices * 2654435769 % 2**32) * num_blocks // 2**32
 
 
 class BlockedStatistics:
-    """Statistics of features in several blocks of images, from which the spread of what is computed
-    on them is told.
+    """Statistics of features in several blocks of images, for standard errors by the jackknife.
 
     The block of an image depends on its index alone, see `block_of`. Each block takes `8 D^2`
-    bytes: 10 blocks of 2048 features 336 MB.
+    bytes; 10 blocks of 2048 features take 336 MB.
 
     Args:
         num_features: `D`.
-        num_blocks: How many blocks.
-        device: Where the sums are.
+        num_blocks: Number of blocks.
+        device: Device of the sums.
     """
 
     def __init__(
@@ -187,19 +167,15 @@ class BlockedStatistics:
 
     @property
     def counts(self) -> list[int]:
-        """Rows of each block."""
+        """Number of rows of each block."""
         return [
             block.count + sum(map(len, rows))
             for block, rows in zip(self.blocks, self.waiting, strict=True)
         ]
 
     def update(self, features: torch.Tensor, indices: torch.Tensor) -> None:
-        """Adds features `(B, D)` of images at the positions `indices` `(B,)`, int64, in the whole
-        evaluation.
-
-        Raises:
-            ValueError: If the shapes are others, or values are not finite.
-        """
+        """Adds features `(B, D)` of the images at the positions `indices` `(B,)`, int64, in the
+        whole evaluation."""
         check_shape(features, self.num_features)
         check_finite(features)
         if indices.shape != features.shape[:1]:
@@ -214,18 +190,18 @@ class BlockedStatistics:
                 self.multiply(block)
 
     def multiply(self, block: int) -> None:
-        """Adds the rows that wait to their block: few large products take less time than many small
-        ones."""
+        """Adds the waiting rows to their block; rows wait since few large products take less time
+        than many small ones."""
         if self.waiting[block]:
             self.blocks[block].update(torch.cat(self.waiting[block]))
             self.waiting[block] = []
 
     def total(self) -> GaussianStatistics:
-        """The statistics of all images."""
+        """Returns the statistics of all images."""
         return self.merged(range(len(self.blocks)))
 
     def merged(self, blocks: Iterable[int]) -> GaussianStatistics:
-        """The statistics of these blocks together."""
+        """Returns the joint statistics of these blocks."""
         merged = GaussianStatistics(self.num_features, self.blocks[0].mean.device)
         for block in blocks:
             self.multiply(block)
@@ -233,7 +209,7 @@ class BlockedStatistics:
         return merged
 
     def reduce(self) -> None:
-        """Adds the rows of all other processes, in every process; to be called once, after the last
+        """Adds the rows of all other processes, in every process; call it once, after the last
         batch."""
         for number, block in enumerate(self.blocks):
             self.multiply(number)
@@ -249,6 +225,6 @@ def check_shape(features: torch.Tensor, num_features: int) -> None:
 
 
 def check_finite(values: torch.Tensor) -> None:
-    """Raises `ValueError` if one of these features, or of their sums, is NaN or infinite."""
+    """Raises `ValueError` if one of these features or means is NaN or infinite."""
     if not values.isfinite().all():
         raise ValueError("Features must be finite, got NaN or infinity.")

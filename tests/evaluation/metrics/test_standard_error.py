@@ -4,7 +4,7 @@ import torch
 from scipy.stats import sem
 
 from titok_hf.evaluation.metrics import Estimate
-from titok_hf.evaluation.metrics.estimate import RunningMean
+from titok_hf.evaluation.metrics.standard_error import RunningMean
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from titok_hf.evaluation.metrics import density_coverage, precision_recall
-from titok_hf.evaluation.metrics.manifold import neighbor_radii
+from titok_hf.evaluation.metrics.precision_recall import neighbor_radii
 
 
 def radii(points, k):

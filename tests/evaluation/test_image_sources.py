@@ -15,8 +15,7 @@ from PIL import Image as PILImage
 from titok_hf.data import open_images
 from titok_hf.data.digits import load_digits_pixels
 from titok_hf.evaluation.adm import ReferenceBatch
-from titok_hf.evaluation.protocol import Protocol
-from titok_hf.evaluation.sources import (
+from titok_hf.evaluation.image_sources import (
     DatasetImages,
     Fingerprint,
     GeneratedImages,
@@ -27,6 +26,7 @@ from titok_hf.evaluation.sources import (
     square_images,
     to_uint8,
 )
+from titok_hf.evaluation.protocol import Protocol
 
 from .tiny_models import make_ddpm, make_dit
 

@@ -1,5 +1,5 @@
-"""Where the images of an evaluation come from: data sets, ADM's files, pipelines; always uint8, of
-one size."""
+"""Sources of the images of an evaluation: data sets, ADM's files and pipelines. Images are uint8
+and of one size."""
 
 import hashlib
 import inspect
@@ -27,12 +27,12 @@ from .protocol import Protocol
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Some images of a source.
+    """A batch of images of a source.
 
     Args:
-        indices: Their positions `(B,)` in the source.
+        indices: Positions of the images in the source, `(B,)`.
         images: uint8 `(B, 3, H, W)`.
-        labels: Their classes `(B,)`, if the source has labels.
+        labels: Classes of the images, `(B,)`, if the source has labels.
     """
 
     indices: torch.Tensor
@@ -40,18 +40,18 @@ class ImageBatch:
     labels: torch.Tensor | None = None
 
     def with_images(self, images: torch.Tensor) -> "ImageBatch":
-        """What has become of the images."""
+        """Returns the batch with other images in place of its own, such as their reconstructions."""
         return replace(self, images=images)
 
 
 class ImageSource(ABC):
-    """Images in a fixed order. With several processes, each has every so many-th batch, so that
-    batches are the same whatever the number of processes.
+    """Images in a fixed order. Processes take turns batch by batch, so the batches do not depend
+    on the number of processes.
 
     Args:
-        num_images: How many there are.
-        labelled: Whether they have labels.
-        class_names: Names of the labels' classes, if they are known.
+        num_images: Number of images.
+        labelled: Whether the images have labels.
+        class_names: Names of the classes, if they are known.
     """
 
     num_images: int
@@ -60,10 +60,10 @@ class ImageSource(ABC):
 
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
-        """The batches of this process."""
+        """Yields the batches of this process."""
 
     def whole(self, batch_size: int = 64) -> "TensorImages":
-        """This process's images, in memory."""
+        """Loads all images of this process into memory."""
         batches = list(self.batches(batch_size))
         labels = torch.cat([batch.labels for batch in batches]) if self.labelled else None
         return TensorImages(
@@ -72,10 +72,10 @@ class ImageSource(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What a result says of it."""
+        """Returns the fields that describe it in a result."""
 
 
-# Arguments of a pipeline's call that the evaluation sets, or cannot do with.
+# Arguments of a pipeline's call that the evaluation sets itself or does not support.
 RESERVED = {
     "batch_size",
     "callback_on_step_end",
@@ -90,26 +90,26 @@ RESERVED = {
 
 
 def is_ours(number: int) -> bool:
-    """Whether the batch of this number is this process's."""
+    """Whether this process handles batch `number`."""
     state = process_state()
     return number % state.num_processes == state.process_index
 
 
 class DatasetImages(ImageSource):
-    """Images of a data set, made square as the protocol says.
+    """Images of a data set, cropped to squares as the protocol says.
 
     Args:
-        dataset: With a column of images.
-        protocol: Says how they are cropped.
+        dataset: Data set with a column of images.
+        protocol: Crop and image size.
         image_column: Name of the column of images.
         label_column: Name of the column of integer labels; none if not given.
-        origin: What a result says of the data set, such as its id, revision and split.
-        num_images: How many are used, from the start; all if not given.
-        crop: Instead of the protocol's.
+        origin: Fields that describe the data set in a result, such as id, revision and split.
+        num_images: Number of images to use, from the start; all if not given.
+        crop: Crop that replaces the protocol's.
 
     Raises:
-        ValueError: If there are fewer images, labels are no integers, or images are not cropped and
-            not of the protocol's size.
+        ValueError: If there are fewer images, labels are not integers, or uncropped images do not
+            have the protocol's size.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class TensorImages(ImageSource):
 
     Args:
         images: uint8 `(n, 3, H, W)`.
-        labels: Their classes `(n,)`, if they have any.
+        labels: Classes of the images, `(n,)`, if they have labels.
         class_names: Names of the classes, if they are known.
     """
 
@@ -205,11 +205,8 @@ class TensorImages(ImageSource):
 
 
 class ReferenceImages(ImageSource):
-    """The images of a file of ADM's; a file of statistics has none.
-
-    Raises:
-        ValueError: If they are not of the protocol's size.
-    """
+    """The images of a file of ADM's, which must have the protocol's size; a file of statistics has
+    none."""
 
     def __init__(self, batch: ReferenceBatch, protocol: Protocol):
         if batch.num_images and batch.image_size != protocol.image_size:
@@ -232,24 +229,25 @@ class ReferenceImages(ImageSource):
 
 
 class GeneratedImages(ImageSource):
-    """Images of a pipeline: of each class in turn, if it takes classes.
+    """Images that a pipeline generates, cycling through the classes if it takes classes.
 
-    An image depends on the seed and on its position alone, as far as arithmetic does not depend on
-    the batch, and the pipeline gives its generators to its scheduler. `DiTPipeline` does not: with
-    a scheduler that draws noise, such as `DDPMScheduler`, its images depend on the batch that they
-    are in, too.
+    An image depends only on the seed and its position, up to arithmetic that depends on the batch,
+    provided that the pipeline passes its generators to its scheduler. `DiTPipeline` does not: with
+    a scheduler that draws noise, such as `DDPMScheduler`, an image also depends on the other images
+    of its batch.
 
     Args:
-        pipeline: Any with `class_labels` (`TiTokPipeline`, diffusers' `DiTPipeline`) or
-            `batch_size` (`DDPMPipeline`).
-        num_images: How many.
-        protocol: Says how they are rounded, and their size.
-        seed: Of all of them.
-        arguments: Of the pipeline's call, such as `num_inference_steps`.
+        pipeline: A pipeline that takes `class_labels` (`TiTokPipeline`, diffusers' `DiTPipeline`)
+            or `batch_size` (`DDPMPipeline`).
+        num_images: Number of images.
+        protocol: Rounding and image size.
+        seed: Random seed.
+        arguments: Arguments of the pipeline's call, such as `num_inference_steps`.
 
     Raises:
-        TypeError: If the pipeline takes neither.
-        ValueError: If it takes no such argument, or its images are known to have another size.
+        TypeError: If the pipeline takes neither `class_labels` nor `batch_size`.
+        ValueError: If it does not take one of the arguments, or is known to make images of another
+            size.
     """
 
     def __init__(
@@ -293,11 +291,12 @@ class GeneratedImages(ImageSource):
                 yield self.make(indices)
 
     def labels(self, indices: torch.Tensor) -> torch.Tensor | None:
-        """Classes `(B,)` of the images at `indices` `(B,)`."""
+        """Returns the classes `(B,)` of the images at `indices` `(B,)`."""
         return None if self.num_classes is None else indices % self.num_classes
 
     def make(self, indices: torch.Tensor) -> ImageBatch:
-        """The images at `indices` `(B,)`."""
+        """Generates the images at `indices` `(B,)`."""
+        # a seed per image, hashed from its position, so that images do not depend on the batches
         seeds = [
             int.from_bytes(hashlib.sha256(f"{self.seed}/{index}".encode()).digest()[:8]) >> 1
             for index in indices.tolist()
@@ -309,7 +308,7 @@ class GeneratedImages(ImageSource):
         )
         self.pipeline.set_progress_bar_config(disable=True)
         device = self.pipeline.device
-        # for schedulers that are given no generator
+        # the global seed is for schedulers to which a pipeline passes no generator
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seeds[0])
             output = self.pipeline(
@@ -334,11 +333,7 @@ def open_source(
     revision: str | None = None,
     image_column: str = "image",
 ) -> ImageSource:
-    """Images to compare with: a file of ADM's (`.npz`), or a data set, see `open_dataset`.
-
-    Raises:
-        OSError, ValueError: If it does not load, or does not fit the protocol.
-    """
+    """Opens images to compare with: a file of ADM's (`.npz`), or a data set, see `open_dataset`."""
     if source.endswith(".npz"):
         return ReferenceImages(ReferenceBatch.load(source), protocol)
     return open_dataset(
@@ -363,22 +358,19 @@ def open_dataset(
     crop: str | None = None,
     hold_out: bool = False,
 ) -> DatasetImages:
-    """The images of a data set to measure on.
+    """Opens a data set of images to evaluate.
 
     Args:
-        source: See `open_images`; tar shards are not taken, as they are read in sequence only.
-        protocol: Says how images are cropped.
-        split: Which one; if not given, `test`, else `validation`, else the only one.
+        source: See `open_images`. Tar shards are refused, since they can only be read in sequence.
+        protocol: Crop and image size.
+        split: Name of the split; if not given, `test`, else `validation`, else the only one.
         revision: Branch, tag or commit of a data set on the Hub.
         image_column: Name of the column of images.
-        label_column: Name of the column of labels, if labels are wanted where there are any.
-        num_images: How many are used, from the start; all if not given.
-        crop: Instead of the protocol's.
-        hold_out: Whether `train` and `test` are those of a training, see `open_images`; if not,
-            they are as they are stored, and the only split of a data set is measured as a whole.
-
-    Raises:
-        OSError, ValueError: If it does not load, or does not fit the protocol.
+        label_column: Name of the column of labels, which is used if the data set has it.
+        num_images: Number of images to use, from the start; all if not given.
+        crop: Crop that replaces the protocol's.
+        hold_out: Whether `train` and `test` are the parts that a training run uses, see
+            `open_images`; if not, splits are used as stored, a data set's only one as a whole.
     """
     splits = open_images(source, image_column, None, revision, hold_out=hold_out)
     split = splits.resolve(split)
@@ -397,15 +389,12 @@ def open_dataset(
 
 
 def number_of_classes(pipeline: DiffusionPipeline) -> int:
-    """Classes of a class-conditional pipeline.
-
-    Raises:
-        TypeError: If they are not where TiTok's and DiT's pipelines have them.
-    """
-    if hasattr(pipeline, "transformer"):
-        return pipeline.transformer.config.num_labels
-    if hasattr(getattr(pipeline, "transformer", None), "config"):
-        return pipeline.transformer.config.num_embeds_ada_norm
+    """Returns the number of classes of a class-conditional pipeline; raises `TypeError` if it is
+    not where the pipelines of TiTok and DiT have it."""
+    config = getattr(getattr(pipeline, "transformer", None), "config", None)
+    for name in ("num_labels", "num_embeds_ada_norm"):  # of TiTok's, of DiT's transformer
+        if hasattr(config, name):
+            return getattr(config, name)
     raise TypeError(
         f"The number of classes of a {type(pipeline).__name__} is not known: a TiTok or DiT is "
         "expected."
@@ -413,7 +402,7 @@ def number_of_classes(pipeline: DiffusionPipeline) -> int:
 
 
 def size_error(what: str, size: Sequence[int], protocol: Protocol) -> str:
-    """The sentence about images that do not fit the protocol."""
+    """Returns the error message for images that do not have the protocol's size."""
     return (
         f"The protocol {protocol.name!r} is for images of "
         f"{protocol.image_size}x{protocol.image_size} pixels, {what} {size[0]}x{size[1]}. Choose "
@@ -422,7 +411,7 @@ def size_error(what: str, size: Sequence[int], protocol: Protocol) -> str:
 
 
 def square_images(images: Sequence[Image.Image], protocol: Protocol) -> torch.Tensor:
-    """Images as the protocol crops them: uint8 `(B, 3, image_size, image_size)`."""
+    """Crops images as the protocol says, to uint8 `(B, 3, image_size, image_size)`."""
     if protocol.crop == "center":
         processor = TiTokImageProcessor.from_image_size(protocol.image_size)
         resample = PILImageResampling[protocol.interpolation.upper()]
@@ -438,11 +427,8 @@ def square_images(images: Sequence[Image.Image], protocol: Protocol) -> torch.Te
 
 
 def to_uint8(images: torch.Tensor, rounding: str) -> torch.Tensor:
-    """Float images in [0, 1] as uint8, truncated or rounded.
-
-    Raises:
-        ValueError: If there is a NaN, or a value outside [0, 1].
-    """
+    """Converts float images in [0, 1] to uint8, by truncation or rounding; raises `ValueError` if a
+    value is NaN or outside [0, 1]."""
     if not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(f"Images must be in [0, 1], got {images.min():.4g} to {images.max():.4g}.")
     scaled = images.float() * 255
@@ -450,7 +436,7 @@ def to_uint8(images: torch.Tensor, rounding: str) -> torch.Tensor:
 
 
 class Fingerprint:
-    """Says whether two sets of images are the same, in whatever order and batches they come."""
+    """A hash of a set of images that does not depend on their order or batches."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -461,6 +447,6 @@ class Fingerprint:
             self.total += int.from_bytes(hashlib.sha256(image.tobytes()).digest())
 
     def compute(self, totals: Sequence[int]) -> str:
-        """The sum, over all processes' `totals`, of the images' SHA-256, modulo 2^256, in
-        hexadecimal."""
+        """Returns the sum of all images' SHA-256 modulo 2^256 in hexadecimal, from the `totals` of
+        all processes."""
         return f"{sum(totals) % 2**256:064x}"

@@ -1,4 +1,4 @@
-"""A number and how far it can be trusted."""
+"""Measured values with their standard errors."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ class Estimate:
 
     Args:
         value: The value.
-        standard_error: Standard deviation of the value over repetitions of the measurement, as far
-            as it can be told; `None` where it cannot.
-        method: How the standard error was found, such as `"over images"` or `"bootstrap of 10
-            blocks of images"`.
+        standard_error: Estimated standard deviation of the value over repetitions of the
+            measurement; `None` where it cannot be estimated.
+        method: How the standard error was estimated, such as `"over images"` or `"jackknife over
+            10 blocks of images"`.
     """
 
     value: float
@@ -24,19 +24,19 @@ class Estimate:
 
     @classmethod
     def mean(cls, values: torch.Tensor, method: str = "over images") -> "Estimate":
-        """The mean of independent values `(n,)`; its standard error needs two of them."""
+        """Returns the mean of independent values `(n,)`; a standard error needs two of them."""
         values = values.double()
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
         return cls(float(values.mean()), error, method if error is not None else None)
 
 
 def jackknife_variance(values: list[float]) -> float:
-    """`(B - 1) / B * sum_b (d_b - mean(d))^2` of `B` values, each without one block."""
+    """Returns `(B - 1) / B * sum_b (d_b - mean(d))^2` for `B` values, each without one block."""
     return float(torch.tensor(values).double().var(correction=0) * (len(values) - 1))
 
 
 class RunningMean:
-    """The mean of values that come in batches, in float64, and its standard error."""
+    """The mean, in float64, of values that come in batches, and its standard error."""
 
     def __init__(self) -> None:
         self.moments = torch.zeros(
@@ -71,14 +71,14 @@ class RunningMean:
             )
 
     def reduce(self) -> None:
-        """Joins what all processes have."""
+        """Joins the values of all processes, in every process."""
         everyones = gather_object([self.moments])
         self.moments = torch.zeros_like(self.moments)
         for moments in everyones:
             self.merge(moments)
 
     def compute(self) -> Estimate:
-        """The mean; its standard error needs two values."""
+        """Returns the mean; a standard error needs two values."""
         count, mean, squares = self.moments.tolist()
         if count < 2:
             return Estimate(mean)

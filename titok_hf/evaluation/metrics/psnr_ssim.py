@@ -1,4 +1,4 @@
-"""How close reconstructions are to their originals, an image at a time."""
+"""PSNR and SSIM between reconstructions and their originals, per image."""
 
 from collections.abc import Callable
 
@@ -6,43 +6,37 @@ import torch
 
 
 def peak_signal_to_noise_ratio(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of each image in dB, `10 log10(255^2 / mean squared error)`.
+    """Computes the peak signal-to-noise ratio of each image in dB, `10 log10(255^2 / MSE)`.
 
-    Equal images, whose ratio is infinite, count as if one value of all differed by 1, which is the
-    largest ratio that other images can have: 101 dB at 256x256. A mean over images stays finite so.
+    Equal images, whose ratio is infinite, count as if a single value differed by 1. That is the
+    largest ratio that different images can have, 101 dB at 256x256, and keeps means finite.
 
     Args:
         images, targets: uint8 `(B, 3, H, W)`.
 
     Returns:
         `(B,)` in float64.
-
-    Raises:
-        TypeError: If they are not uint8.
-        ValueError: If the shapes are others.
     """
     check_images(images, targets)
+    # summed as integers, exactly
     squares = (images.int() - targets.int()).square().flatten(1).sum(1)  # (B,)
     return 10 * (255**2 * images[0].numel() / squares.clamp_min(1).double()).log10()
 
 
 def structural_similarity(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Structural similarity (SSIM) of each image, as torchmetrics computes it, on which VTP's
-    evaluation is built.
-
-    On values in [0, 1], with a Gaussian window of 11x11 pixels and standard deviation 1.5, the
-    edges reflected.
+    """Computes the structural similarity (SSIM) of each image with torchmetrics, as VTP's evaluation
+    does: on values in [0, 1], with a Gaussian window of 11x11 pixels and standard deviation 1.5,
+    and reflected edges.
 
     Args:
-        images, targets: uint8 `(B, 3, H, W)`, sides of at least 11.
+        images, targets: uint8 `(B, 3, H, W)` with sides of at least 11.
 
     Returns:
         `(B,)` in float32, at most 1.
 
     Raises:
         ImportError: If torchmetrics is not installed.
-        TypeError: If they are not uint8.
-        ValueError: If the shapes are others, or the images smaller than the window.
+        ValueError: If the images are smaller than the window, or not of one shape.
     """
     ssim = import_ssim()
     check_images(images, targets)
@@ -56,7 +50,7 @@ def structural_similarity(images: torch.Tensor, targets: torch.Tensor) -> torch.
 
 
 def import_ssim() -> Callable[..., torch.Tensor]:
-    """torchmetrics' SSIM; raises `ImportError` if it is not installed."""
+    """Imports the SSIM of torchmetrics; raises `ImportError` if that is not installed."""
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:

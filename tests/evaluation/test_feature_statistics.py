@@ -10,16 +10,16 @@ import torch
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
 from titok_hf.evaluation.extractors import INCEPTION
-from titok_hf.evaluation.feature_sets import (
-    FeatureSet,
-    Reference,
+from titok_hf.evaluation.feature_statistics import (
+    FeatureStatistics,
+    ReferenceSet,
     check_feasible,
     feature_metrics,
     progress,
 )
-from titok_hf.evaluation.judges import Judges
+from titok_hf.evaluation.image_sources import ImageBatch, ReferenceImages, TensorImages
+from titok_hf.evaluation.metric_networks import MetricNetworks
 from titok_hf.evaluation.protocol import CLASS_METRICS, GAUSSIAN_METRICS, NEIGHBOR_METRICS, Protocol
-from titok_hf.evaluation.sources import ImageBatch, ReferenceImages, TensorImages
 
 from . import formulas
 from .tiny_models import Colors
@@ -60,7 +60,7 @@ def halves(images):
 
 
 def gathered(judges, metrics, source, protocol, batch_size=16):
-    found = FeatureSet(judges, metrics, source.num_images, protocol)
+    found = FeatureStatistics(judges, metrics, source.num_images, protocol)
     for batch in progress(source, batch_size, "", shown=False):
         found.update(batch)
     found.reduce()
@@ -70,9 +70,9 @@ def gathered(judges, metrics, source, protocol, batch_size=16):
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_all_metrics_are_those_of_the_papers(images, real, protocol, batch_size):
     labels = torch.arange(40) % 3
-    judges = Judges(Colors())
+    judges = MetricNetworks(Colors())
     ours = gathered(judges, ALL, TensorImages(images, labels), protocol, batch_size)
-    reference = Reference(TensorImages(real), ALL)
+    reference = ReferenceSet(TensorImages(real), ALL)
     theirs = reference.gather(judges, protocol, batch_size, progress_bar=False)
     metrics = feature_metrics(ours, theirs, reference.stored, protocol, ALL, paired=False)
     assert list(metrics) == list(ALL)
@@ -98,9 +98,9 @@ def test_all_metrics_are_those_of_the_papers(images, real, protocol, batch_size)
 
 
 def test_images_may_come_in_any_order(images, real, protocol):
-    judges, source = Judges(Colors()), TensorImages(images, torch.arange(40) % 3)
+    judges, source = MetricNetworks(Colors()), TensorImages(images, torch.arange(40) % 3)
     expected = gathered(judges, ALL, source, protocol)
-    mixed = FeatureSet(judges, ALL, 40, protocol)
+    mixed = FeatureStatistics(judges, ALL, 40, protocol)
     for indices in torch.randperm(40).split(9):
         mixed.update(ImageBatch(indices, images[indices], indices % 3))
     mixed.reduce()
@@ -122,10 +122,16 @@ def test_digits_are_seen_by_their_own_classifier(protocol):
     labels = torch.arange(20) % 10
     digits, labelled = DigitsExtractor(), TensorImages(images, labels)
     expected = float((digits(images).logits.argmax(1) == labels).double().mean())
-    for judges in (Judges(digits), Judges(classifier=digits), Judges(Colors(), digits)):
+    for judges in (
+        MetricNetworks(digits),
+        MetricNetworks(classifier=digits),
+        MetricNetworks(Colors(), digits),
+    ):
         found = gathered(judges, ["accuracy"], labelled, protocol)
         assert found.accuracy.compute().value == pytest.approx(expected)
-    found = gathered(Judges(Colors(), digits), ["accuracy", "frechet_distance"], labelled, protocol)
+    found = gathered(
+        MetricNetworks(Colors(), digits), ["accuracy", "frechet_distance"], labelled, protocol
+    )
     assert found.accuracy.compute().value == pytest.approx(expected)
     assert found.gaussian.num_features == 3
 
@@ -133,7 +139,7 @@ def test_digits_are_seen_by_their_own_classifier(protocol):
 def test_paired_images_have_a_smaller_error(images, protocol):
     """Errors of the distance to other images hold the spread of both; of reconstructions it cancels
     out."""
-    judges = Judges(Colors())
+    judges = MetricNetworks(Colors())
     changed = (images.float() * 0.97).to(torch.uint8)
     first, second = (
         gathered(judges, ["frechet_distance"], TensorImages(x), protocol) for x in (changed, images)
@@ -153,7 +159,7 @@ def test_paired_images_have_a_smaller_error(images, protocol):
 
 
 def test_only_what_is_needed_is_computed(images, protocol):
-    judges = Judges(Colors())
+    judges = MetricNetworks(Colors())
     gathered(judges, [], TensorImages(images), protocol)
     assert judges.extractor.num_seen == 0
     gathered(judges, ["inception_score"], TensorImages(images), protocol)
@@ -161,7 +167,7 @@ def test_only_what_is_needed_is_computed(images, protocol):
     judges.extractor.num_seen = 0
     gathered(judges, ALL, TensorImages(images, torch.zeros(40)), protocol)
     assert judges.extractor.num_seen == 40  # and not twice for accuracy
-    reference = Reference(TensorImages(images), ["inception_score", "accuracy"])
+    reference = ReferenceSet(TensorImages(images), ["inception_score", "accuracy"])
     assert reference.gather(judges, protocol, 16, progress_bar=False) is None
 
 
@@ -171,7 +177,7 @@ def test_nan_in_features_is_refused(images, protocol):
             seen = super().__call__(images)
             return replace(seen, features=seen.features / 0 * 0)
 
-    found = FeatureSet(Judges(Broken()), ["frechet_distance"], 40, protocol)
+    found = FeatureStatistics(MetricNetworks(Broken()), ["frechet_distance"], 40, protocol)
     with pytest.raises(ValueError, match="must be finite"):
         found.update(ImageBatch(torch.arange(40), images))
 
@@ -218,7 +224,7 @@ def test_memory_grows_only_where_features_are_needed(protocol, metrics, grows_by
             )
 
     number, batch_size = 30000, 250
-    found = FeatureSet(Judges(Parts()), metrics, number, protocol)
+    found = FeatureStatistics(MetricNetworks(Parts()), metrics, number, protocol)
     images = torch.randint(0, 256, (batch_size, 3, 2, 2), dtype=torch.uint8)
     sizes = []
     for start in range(0, number, batch_size):
@@ -244,10 +250,10 @@ class TestReference:
             ReferenceBatch.load(tmp_path / "reference.npz"), replace(protocol, image_size=8)
         )
         judges, metrics = (
-            Judges(Colors()),
+            MetricNetworks(Colors()),
             ("frechet_distance", "spatial_frechet_distance", "recall"),
         )
-        reference = Reference(source, metrics)
+        reference = ReferenceSet(source, metrics)
         assert list(reference.stored) == ["frechet_distance"]
         check_feasible(metrics, protocol, judges, 40, False, reference)
         theirs = reference.gather(judges, protocol, 16, progress_bar=False)
@@ -267,7 +273,7 @@ class TestReference:
     def test_statistics_alone_need_no_images(self, tmp_path, images, protocol):
         np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
         source = ReferenceImages(ReferenceBatch.load(tmp_path / "statistics.npz"), protocol)
-        judges, reference = Judges(Colors()), Reference(source, ["frechet_distance"])
+        judges, reference = MetricNetworks(Colors()), ReferenceSet(source, ["frechet_distance"])
         assert reference.gather(judges, protocol, 16, progress_bar=False) is None
         assert "fingerprint" not in reference.describe(None)
         assert judges.extractor.num_seen == 0
@@ -286,13 +292,15 @@ class TestCheckFeasible:
     ):
         reference = None
         if reference_images is not None:
-            reference = Reference(
+            reference = ReferenceSet(
                 TensorImages(torch.zeros(reference_images, 3, 8, 8, dtype=torch.uint8)), metrics
             )
         if stored is not None:
-            reference = Reference(ReferenceImages(ReferenceBatch.load(stored), protocol), metrics)
+            reference = ReferenceSet(
+                ReferenceImages(ReferenceBatch.load(stored), protocol), metrics
+            )
         check_feasible(
-            metrics, protocol, judges or Judges(Colors()), num_images, labelled, reference
+            metrics, protocol, judges or MetricNetworks(Colors()), num_images, labelled, reference
         )
 
     @pytest.mark.parametrize(
@@ -309,7 +317,7 @@ class TestCheckFeasible:
     )
     def test_few_images(self, protocol, metric, needed):
         self.check(protocol, metric, num_images=needed, reference_images=needed)
-        sentence = f"{metric} with colors needs at least {needed} {{}} images, got {needed - 1}. Take more images"
+        sentence = f"{metric} with colors needs at least {needed} {{}} images, got {needed - 1}. Use more images"
         with pytest.raises(ValueError, match=sentence.format("judged")):
             self.check(protocol, metric, num_images=needed - 1)
         with pytest.raises(ValueError, match=sentence.format("reference")):
@@ -325,7 +333,10 @@ class TestCheckFeasible:
     def test_metrics_of_classes_need_no_reference(self, protocol):
         self.check(protocol, "accuracy", "inception_score", reference_images=None)
         self.check(
-            protocol, "accuracy", judges=Judges(classifier=DigitsExtractor()), reference_images=None
+            protocol,
+            "accuracy",
+            judges=MetricNetworks(classifier=DigitsExtractor()),
+            reference_images=None,
         )
 
     def test_no_labels(self, protocol):
@@ -341,13 +352,13 @@ class TestCheckFeasible:
         with pytest.raises(
             ValueError, match=f"accuracy needs a classifier of the data set's classes, which {name}"
         ):
-            self.check(protocol, "accuracy", judges=Judges(extractor))
-        self.check(protocol, "accuracy", judges=Judges(extractor, DigitsExtractor()))
+            self.check(protocol, "accuracy", judges=MetricNetworks(extractor))
+        self.check(protocol, "accuracy", judges=MetricNetworks(extractor, DigitsExtractor()))
 
     def test_no_logits_and_no_spatial_features(self, protocol):
         extractor = Colors()
         extractor.num_classes = extractor.num_spatial = None
-        judges = Judges(extractor)
+        judges = MetricNetworks(extractor)
         with pytest.raises(
             ValueError, match="inception_score needs an extractor that classifies, which colors do"
         ):
