@@ -28,7 +28,7 @@ from .modeling.titok import TiTokModel
 from .pipelines import TiTokPipeline
 from .training.memory import PeakMemory
 from .training.recipe import Recipe
-from .training.run import RecipeRun
+from .training.recipe_run import RecipeRun
 
 DATA_NAME = "UCI Optical Recognition of Handwritten Digits"
 

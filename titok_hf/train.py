@@ -10,7 +10,7 @@ from transformers import BaseImageProcessor, TrainerCallback
 from .data.opening import open_images
 from .evaluation import ReconstructionMetrics, load_extractor
 from .training.recipe import Recipe
-from .training.run import RecipeRun
+from .training.recipe_run import RecipeRun
 
 
 def train_recipe(

@@ -85,7 +85,7 @@ class NumberedCollator(ImageCollator):
     def collate(self, samples):
         return super().collate(samples) | {
             "epoch": torch.tensor([sample.epoch for sample in samples]),
-            "index": torch.tensor([sample.row.index for sample in samples]),
+            "index": torch.tensor([sample.stored.index for sample in samples]),
             "next": torch.tensor([sample.rng.random() for sample in samples], dtype=torch.float64),
             "threads": torch.tensor([torch.get_num_threads()]),
         }

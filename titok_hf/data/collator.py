@@ -62,8 +62,8 @@ class ImageCollator:
             ValueError: If labels are wanted and a sample has none, or there are other copies of the
                 codes than the augmentation has variants.
         """
-        if samples[0].row.codes is not None:
-            codes = samples[0].row.codes
+        if samples[0].stored.codes is not None:
+            codes = samples[0].stored.codes
             copies = len(codes) if codes.ndim == 2 else 1
             if copies != self.augmentation.variants:
                 variants = self.augmentation.variants or "ever new"
@@ -81,9 +81,9 @@ class ImageCollator:
             ]
             batch = {"pixel_values": torch.stack(images)}
         if self.label_column is not None:
-            labels = [sample.row.label for sample in samples]
+            labels = [sample.stored.label for sample in samples]
             if None in labels:
-                key = samples[labels.index(None)].row.key
+                key = samples[labels.index(None)].stored.key
                 raise ValueError(
                     f"Every sample must have a label in {self.label_column!r}, {key} has none."
                 )
@@ -118,11 +118,11 @@ class FeatureCollator:
         """A batch of the collator, with the random numbers of the objective as `draws`."""
         if self.rows is None:
             features = [
-                {"image": sample.image, "codes": sample.row.codes, "label": sample.row.label}
+                {"image": sample.image, "codes": sample.stored.codes, "label": sample.stored.label}
                 for sample in samples
             ]
         else:
-            features = [self.rows[sample.row.index] for sample in samples]
+            features = [self.rows[sample.stored.index] for sample in samples]
             if self.image_column is not None:
                 for feature, sample in zip(features, samples, strict=True):
                     feature[self.image_column] = sample.image
@@ -135,7 +135,7 @@ class FeatureCollator:
 def choose_codes(sample: Sample) -> np.ndarray:
     """Codes `(N,)` int64 of a sample; of copies, the one of the variant of an image that the same
     numbers choose."""
-    codes = sample.row.codes
+    codes = sample.stored.codes
     return codes[int(sample.rng.random() * len(codes))] if codes.ndim == 2 else codes
 
 

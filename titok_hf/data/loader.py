@@ -22,7 +22,7 @@ class Sample:
 
     Args:
         epoch: How often the data set was seen before.
-        row: As it is stored. An unreadable image's place is taken by another row, which is seen
+        stored: As it is stored. An unreadable image's place is taken by another row, which is seen
             twice in the epoch.
         image: The decoded image; `None` in a data set of tokens.
         draws: Random numbers of the objective, `(num_draws,)` float32 in [0, 1).
@@ -32,7 +32,7 @@ class Sample:
     """
 
     epoch: int
-    row: StoredSample
+    stored: StoredSample
     image: Image.Image | None
     draws: np.ndarray
     rng: np.random.Generator
@@ -42,18 +42,18 @@ class Sample:
 class DecodedSample:
     """A row and its image, or what is wrong with it."""
 
-    row: StoredSample
+    stored: StoredSample
     image: Image.Image | None = None
     error: str | None = None
 
     @classmethod
-    def from_row(cls, row: StoredSample) -> "DecodedSample":
-        if row.codes is not None:
-            return cls(row)
+    def from_stored(cls, stored: StoredSample) -> "DecodedSample":
+        if stored.codes is not None:
+            return cls(stored)
         try:
-            return cls(row, decode_image(row.image))
+            return cls(stored, decode_image(stored.image))
         except UnreadableImageError as error:
-            return cls(replace(row, image=None), error=str(error))
+            return cls(replace(stored, image=None), error=str(error))
 
 
 class TrainingLoader:
@@ -187,7 +187,7 @@ class BatchStream(IterableDataset):
                 for planned, sample in islice(samples, self.loader.batch_size):
                     chosen.append(sample)
                     if planned.error is not None:
-                        unreadable[self.loader.rows.name_of(planned.row)] = planned.error
+                        unreadable[self.loader.rows.name_of(planned.stored)] = planned.error
                 yield self.loader.collate(chosen), unreadable
         # raised in a worker, they would arrive with a traceback as their text
         except (OSError, ValueError) as error:
@@ -207,12 +207,12 @@ class BatchStream(IterableDataset):
                 if epoch != current:
                     current, order = epoch, permutation(len(rows), self.loader.seed, epoch)
                 index = int(order[place])
-                planned = chosen = DecodedSample.from_row(rows[index])
+                planned = chosen = DecodedSample.from_stored(rows[index])
                 tries = 1
                 while chosen.error is not None:
                     if tries == len(rows):
                         raise nothing_readable(planned, tries)
-                    chosen = DecodedSample.from_row(rows[(index + tries) % len(rows)])
+                    chosen = DecodedSample.from_stored(rows[(index + tries) % len(rows)])
                     tries += 1
                 yield planned, self.sample(epoch, index, chosen)
 
@@ -234,12 +234,12 @@ class BatchStream(IterableDataset):
                     raise nothing_readable(ahead[0][1], tries)
                 if tries == len(ahead):
                     epoch, row = next(stream)
-                    ahead.append((epoch, DecodedSample.from_row(row)))
+                    ahead.append((epoch, DecodedSample.from_stored(row)))
                 else:
                     tries += 1
             chosen = ahead[tries][1]
             epoch, planned = ahead.popleft()
-            yield planned, self.sample(epoch, planned.row.index, chosen)
+            yield planned, self.sample(epoch, planned.stored.index, chosen)
 
     def shuffled(
         self, start: int, stop: int, slot: int, position: int
@@ -280,11 +280,11 @@ class BatchStream(IterableDataset):
         """A sample with the random numbers of the place that was the row's with the number `index`."""
         rng = np.random.default_rng((self.loader.seed, epoch, index))
         draws = rng.random(self.loader.num_draws, np.float32)
-        return Sample(epoch=epoch, row=chosen.row, image=chosen.image, draws=draws, rng=rng)
+        return Sample(epoch=epoch, stored=chosen.stored, image=chosen.image, draws=draws, rng=rng)
 
 
 def nothing_readable(first: DecodedSample, tries: int) -> ValueError:
     return ValueError(
         f"None of {tries} images in turn could be read; look at the data set and the column of "
-        f"images. The first is {first.row.key}: {first.error}"
+        f"images. The first is {first.stored.key}: {first.error}"
     )

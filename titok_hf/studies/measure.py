@@ -11,7 +11,7 @@ from ..evaluation.protocol import Protocol
 from ..evaluation.reconstruction import measure_reconstruction
 from ..evaluation.sources import DatasetImages, GeneratedImages
 from ..pipelines import TiTokPipeline
-from ..training.run import RecipeRun
+from ..training.recipe_run import RecipeRun
 
 RECONSTRUCTED = ("mean_squared_error", "psnr", "codebook_usage", "codebook_perplexity")
 

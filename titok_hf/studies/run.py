@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from ..data.opening import open_images
 from ..hub.folders import whole_file
 from ..training.recipe import Recipe
-from ..training.run import RecipeRun
+from ..training.recipe_run import RecipeRun
 from .measure import HeldOut
 from .report import markdown_table, plot, summarize
 from .study import Study

@@ -35,7 +35,7 @@ from ..data.samples import IndexedSamples, Samples
 from ..hub.provenance import inherit_provenance
 from .arguments import TiTokTrainingArguments
 from .checkpoints import WholeCheckpoints
-from .health import Finiteness, HealthWarnings
+from .monitoring import Finiteness, HealthWarnings
 from .objectives import Objective
 from .open_trainer import OpenTrainer
 from .throughput import Throughput
@@ -77,7 +77,7 @@ class Steps(TrainerCallback):
     ) -> None:
         objective = self.trainer.model
         for name, network in objective.networks():
-            if state.global_step < objective.starts.get(name, 0):
+            if state.global_step < objective.start_steps.get(name, 0):
                 network.zero_grad()  # so that the optimizer does not see it yet
 
     def on_optimizer_step(
@@ -96,7 +96,9 @@ class Steps(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        state.epoch = state.global_step * self.trainer.global_batch_size / len(self.trainer.rows)
+        state.epoch = (
+            state.global_step * self.trainer.global_batch_size / len(self.trainer.train_samples)
+        )
 
     def on_train_end(
         self,
@@ -152,7 +154,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
                 f"{type(model).__name__} does not make."
             )
         args = copy.copy(args)  # the caller's stay as they are
-        self.rows = train_dataset
+        self.train_samples = train_dataset
         if isinstance(train_dataset, Dataset):
             if isinstance(data_collator, ImageCollator):
                 columns = (data_collator.image_column, data_collator.label_column)
@@ -160,13 +162,13 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
                 features = train_dataset.features.items()
                 images = [name for name, feature in features if isinstance(feature, Image)]
                 columns = (images[0] if images else "image", None)
-            self.rows = IndexedSamples(train_dataset, *columns)
+            self.train_samples = IndexedSamples(train_dataset, *columns)
         self.global_batch_size = (
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
-        if args.max_steps <= 0 and self.rows is not None:
+        if args.max_steps <= 0 and self.train_samples is not None:
             args.max_steps = math.ceil(
-                args.num_train_epochs * len(self.rows) / self.global_batch_size
+                args.num_train_epochs * len(self.train_samples) / self.global_batch_size
             )
         args.ignore_data_skip = True  # the loader starts where the run is
         if args.torch_compile:
@@ -181,7 +183,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
                 None,
             )
         super().__init__(
-            model, args, train_dataset=self.rows, data_collator=data_collator, **kwargs
+            model, args, train_dataset=self.train_samples, data_collator=data_collator, **kwargs
         )
         self.unreadable: dict[str, str] = {}
         self.unreadable_file = Path(args.output_dir) / "unreadable.jsonl"
@@ -193,15 +195,15 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         for callback in (Steps(self), self.throughput, HealthWarnings()):
             self.add_callback(callback)
         self.model_accepts_loss_kwargs = False
-        self.parts: dict[str, torch.Tensor] = {}
+        self.log_sums: dict[str, torch.Tensor] = {}
         self.counts: Counter[str] = Counter()
 
     def get_train_dataloader(self) -> TrainingLoader:
         args, collator = self.args, self.data_collator
         if not isinstance(collator, ImageCollator):
-            collator = FeatureCollator(collator, self.rows)
+            collator = FeatureCollator(collator, self.train_samples)
         self.loader = TrainingLoader(
-            self.rows,
+            self.train_samples,
             collator.collate,
             batch_size=args.train_batch_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
@@ -244,7 +246,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         if isinstance(scheduler, LambdaLR):
             schedules = []
             for group in scheduler.optimizer.param_groups:
-                start = self.model.starts.get(group["network"], 0)
+                start = self.model.start_steps.get(group["network"], 0)
                 length = max(num_training_steps - start, 1)
                 own = get_scheduler(
                     self.args.lr_scheduler_type,
@@ -308,7 +310,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             )  # with FSDP
         if self.accelerator.scaler is None:  # which skips steps whose gradients are not finite
             self.finiteness.observe(self.state.global_step + 1, norms)
-        self.add_parts(norms)
+        self.add_to_log(norms)
         return torch.stack([*norms.values()]).norm()
 
     def compute_loss(
@@ -321,17 +323,17 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         weight = inputs.pop("weight", 1.0)
         output = model(**inputs, step=self.state.global_step)
         if model.training:
-            self.add_parts(output.parts)
+            self.add_to_log(output.logged_losses)
             self.finiteness.observe(
-                self.state.global_step + 1, {"loss": output.loss, **output.parts}
+                self.state.global_step + 1, {"loss": output.loss, **output.logged_losses}
             )
         loss = weight * output.loss
         return (loss, output) if return_outputs else loss
 
-    def add_parts(self, parts: dict[str, torch.Tensor]) -> None:
+    def add_to_log(self, scalars: dict[str, torch.Tensor]) -> None:
         """Takes scalars into the means of the next log."""
-        for name, part in parts.items():
-            self.parts[name] = self.parts.get(name, 0) + part.detach()
+        for name, value in scalars.items():
+            self.log_sums[name] = self.log_sums.get(name, 0) + value.detach()
             self.counts[name] += 1
 
     def prediction_step(
@@ -376,14 +378,16 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             super().save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.parts:
+        if "loss" in logs and self.log_sums:
             self.finiteness.check(self.state.global_step, self.args.output_dir)
-            means = torch.stack([total / self.counts[name] for name, total in self.parts.items()])
+            means = torch.stack(
+                [total / self.counts[name] for name, total in self.log_sums.items()]
+            )
             means = self.accelerator.gather(means[None]).mean(0)
-            logs |= dict(zip(self.parts, means.tolist(), strict=True))
+            logs |= dict(zip(self.log_sums, means.tolist(), strict=True))
             logs |= {name: float(value) for name, value in self.model.statistics().items()}
             logs |= self.throughput.entries()
-            self.parts.clear()
+            self.log_sums.clear()
             self.counts.clear()
             self.check_unreadable(logs)
         super().log(logs, start_time)
@@ -402,10 +406,10 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
                 for key, reason in sorted(self.unreadable.items())
             ]
             self.unreadable_file.write_text("\n".join(lines) + "\n")
-        if len(self.unreadable) > self.args.max_unreadable * len(self.rows):
+        if len(self.unreadable) > self.args.max_unreadable * len(self.train_samples):
             key, reason = next(iter(self.unreadable.items()))
             raise ValueError(
-                f"{len(self.unreadable)} of {len(self.rows)} images could not be read, more than "
+                f"{len(self.unreadable)} of {len(self.train_samples)} images could not be read, more than "
                 f"the share of {self.args.max_unreadable:g} that `max_unreadable` allows; "
                 f"{self.unreadable_file} lists them, such as {key}: {reason}"
             )

@@ -93,7 +93,7 @@ class RecipeRun:
 
             dataset = ImageSplits(data_name or "data set", stored, open_split)
         self.splits = dataset if isinstance(dataset, ImageSplits) else None
-        self.rows = dataset if self.splits is None else self.splits["train"]
+        self.train_samples = dataset if self.splits is None else self.splits["train"]
         self.output_dir = Path(output_dir)
         self.work_dir = self.output_dir / "work"
         self.image_column = image_column
@@ -166,7 +166,7 @@ class RecipeRun:
         ahead = [
             stage for stage in self.recipe.trained_stages() if not self.folder(stage.name).exists()
         ]
-        if self.rows.holds_codes and (
+        if self.train_samples.holds_codes and (
             of_images := [stage.name for stage in ahead if not stage.reads_codes]
         ):
             able = " and ".join(name for name, stage in STAGES.items() if stage.reads_codes)
@@ -175,7 +175,7 @@ class RecipeRun:
                 f"recipe also trains {', '.join(of_images)}: give a data set of images, or "
                 "`{pretrained: FOLDER}` for these stages."
             )
-        if self.rows.class_names is None and (
+        if self.train_samples.class_names is None and (
             labelled := [stage.name for stage in ahead if stage.reads_labels]
         ):
             raise ValueError(
@@ -214,9 +214,9 @@ class RecipeRun:
             for stage, objective in recipe_objectives(
                 self.recipe,
                 lambda stage: stage.blank(copy.deepcopy(self.result(stage.name).config)),
-                self.rows.class_names or (),
+                self.train_samples.class_names or (),
             ):
-                stage.check_data(objective, self.rows)
+                stage.check_data(objective, self.train_samples)
 
     def folder(self, stage: str) -> Path:
         """Where the result of a stage that is trained is, or will be."""
@@ -320,7 +320,7 @@ class RecipeRun:
         with PeakMemory() as memory:
             started = time.perf_counter()
             set_seed(self.seed)
-            objective = stage.objective(results, self.rows.class_names or ())
+            objective = stage.objective(results, self.train_samples.class_names or ())
             trainer = self.trainer(stage, objective)
             checkpoint = last_checkpoint(trainer.args.output_dir)
             state = None
@@ -379,14 +379,14 @@ class RecipeRun:
         trainer = TiTokTrainer(
             objective,
             args,
-            train_dataset=self.rows,
+            train_dataset=self.train_samples,
             data_collator=collator,
             callbacks=self.callbacks,
             **evaluation,
         )
         if self.callbacks:
             trainer.remove_callback(PrinterCallback)
-        if args.preview_steps and (draw := stage.preview(self.held_out or self.rows)):
+        if args.preview_steps and (draw := stage.preview(self.held_out or self.train_samples)):
             folder = self.work_dir / "previews" / stage.name
             trainer.add_callback(Previews(trainer, args.preview_steps, folder, draw))
         return trainer
