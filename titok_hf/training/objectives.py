@@ -1,7 +1,7 @@
 """Training objectives: networks, frozen helpers and moving averages in one module for `Trainer`.
 
-An objective maps a batch to a loss and its parts, defines which parameters are optimized together,
-and is updated after each optimizer step. One backward pass serves the tokenizer and its
+An objective maps a batch to a loss and scalars to log, defines which parameters are optimized
+together, and is updated after each optimizer step. One backward pass serves the tokenizer and its
 discriminator: the tokenizer's loss uses detached discriminator parameters, and the discriminator's
 loss uses detached reconstructions.
 
@@ -48,7 +48,7 @@ class ObjectiveOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`):
             The loss to minimize.
         logged_losses (`dict[str, torch.Tensor]`):
-            Scalars for the log.
+            Scalars for the log: terms of the loss, accuracies and the like.
     """
 
     loss: torch.FloatTensor | None = None
@@ -220,7 +220,7 @@ class WarmupObjective(Objective):
         return self.vqgan.decode_codes(decoded.proxy_logits.argmax(-1)).reconstruction
 
     def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstructions `(B, 3, H, W)` and the images."""
+        """Returns reconstructions `(B, 3, H, W)` and the images."""
         return self.reconstruct(inputs["pixel_values"]), inputs["pixel_values"]
 
     def forward(
@@ -320,7 +320,7 @@ class ReconstructionObjective(Objective):
         return self.result.decode(self.result.encode(pixel_values).latents).reconstruction
 
     def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstructions `(B, 3, H, W)` and the images."""
+        """Returns reconstructions `(B, 3, H, W)` and the images."""
         return self.reconstruct(inputs["pixel_values"]), inputs["pixel_values"]
 
     def forward(
