@@ -59,6 +59,7 @@ def run_demo(
     Raises:
         ValueError: If the folder holds a run of another recipe or seed.
     """
+    # train
     output_dir = Path(output_dir)
     digits = open_images("digits")
     dataset = DatasetDict({split: digits.dataset(split) for split in digits})
@@ -74,6 +75,7 @@ def run_demo(
         run.result, ("vqgan", "warmup", "decoder_finetuning", "generator")
     )
 
+    # evaluate
     with PeakMemory() as memory:
         started = time.perf_counter()
         protocol = Protocol.load("demo")
@@ -117,6 +119,8 @@ def run_demo(
                 **measure_generation([test], train, protocol, judges, progress_bar=False).values,
             },
         }
+
+        # draw pictures
         by_class = (
             generated.images.unflatten(0, (images_per_class, 10)).transpose(0, 1).flatten(0, 1)
         )
@@ -133,6 +137,8 @@ def run_demo(
         training_curves(
             {name: log["history"] for name, log in logs.items()}, output_dir / "training.png"
         )
+
+    # save metrics and model cards
     parts = {
         name: {key: log[key] for key in ("seconds", "peak_memory_gib", "resumed_from")}
         for name, log in logs.items()

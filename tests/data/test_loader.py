@@ -441,7 +441,9 @@ def test_a_data_set_of_no_images_at_all_is_an_error(tmp_path, rows):
         if isinstance(rows, StreamedSamples)
         else make_indexed([-1] * N)
     )
-    with pytest.raises(ValueError, match=f"None of {N} images in turn could be read.*The first is"):
+    with pytest.raises(
+        ValueError, match=f"None of {N} consecutive images could be read.*The first is"
+    ):
         take(make_loader(nothing), 1)
 
 

@@ -284,6 +284,6 @@ class BatchStream(IterableDataset):
 
 def nothing_readable(first: DecodedSample, tries: int) -> ValueError:
     return ValueError(
-        f"None of {tries} images in turn could be read; look at the data set and the column of "
+        f"None of {tries} consecutive images could be read: check the data set and the column of "
         f"images. The first is {first.stored.key}: {first.error}"
     )

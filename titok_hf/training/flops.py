@@ -82,9 +82,9 @@ def flops_table(names: Sequence[str]) -> str:
     columns = (
         "recipe",
         "stage",
-        "GFLOPs an image",
-        "images a step",
-        "PFLOPs a step",
+        "GFLOPs per image",
+        "images per step",
+        "PFLOPs per step",
         "steps",
         "EFLOPs",
     )

@@ -160,6 +160,7 @@ class RecipeRun:
             OSError: If a pretrained network is missing.
             ValueError: If data or a pretrained network do not fit, or an argument is not valid.
         """
+        # data and arguments
         ahead = [
             stage for stage in self.recipe.trained_stages() if not self.folder(stage.name).exists()
         ]
@@ -182,6 +183,8 @@ class RecipeRun:
             if self.training_arguments(stage).eval_strategy != "no":
                 self.held_out_images()
             Augmentation(**stage.part("augmentation"))
+
+        # pretrained networks
         needed = {
             stage.name: functools.partial(self.checked_result, stage, ahead)
             for stage in self.recipe.all_stages()
@@ -208,6 +211,8 @@ class RecipeRun:
                 "missing or do not fit. "
                 + " ".join(f"{name}: {error}" for name, error in errors.items())
             )
+
+        # objectives, without weights
         with torch.device("meta"):
             for stage, objective in recipe_objectives(
                 self.recipe,
