@@ -128,7 +128,7 @@ def parts(folder: Path, name: str, image_size: int, num_rounds: int) -> None:
         marks.append(time.perf_counter())
         decoded = [DecodedSample(row, decode_image(row.image)) for row in read]
         marks.append(time.perf_counter())
-        samples = [stream.sample(0, row.row.index, row) for row in decoded]
+        samples = [stream.sample(0, row.stored.index, row) for row in decoded]
         marks.append(time.perf_counter())
         collate(samples)
         marks.append(time.perf_counter())

@@ -126,7 +126,11 @@ def test_a_known_exception_is_still_needed(file, imported):
 @pytest.mark.parametrize(
     ("file", "source", "subject"),
     [
-        ("training/run.py", "from ..evaluation import Protocol", "training/run.py:1.*`evaluation`"),
+        (
+            "training/recipe_run.py",
+            "from ..evaluation import Protocol",
+            "training/recipe_run.py:1.*`evaluation`",
+        ),
         ("training/stages/vq.py", "from ...evaluation.files import x", "`evaluation`"),
         ("data/rows.py", "def f():\n    from ..training import Recipe", "rows.py:2.*`training`"),
         ("data/rows.py", "from .. import pipelines", "`data` imports `pipelines`"),
@@ -158,11 +162,17 @@ def test_what_breaks_the_rule_is_named(file, source, subject):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("training/run.py", "from ..data import open_images\nfrom .trainer import TiTokTrainer"),
+        (
+            "training/recipe_run.py",
+            "from ..data import open_images\nfrom .trainer import TiTokTrainer",
+        ),
         ("training/stages/vq.py", "from ..recipe import Recipe\nfrom ...modeling.titok import x"),
         ("cli/main.py", "def f():\n    from .. import conversion"),
         ("hub/cards.py", "from ..version import __version__\nfrom titok_hf import __version__"),
-        ("training/run.py", "def f(model):\n    model.training = True\nx = 1\ntable['a'] = 2"),
+        (
+            "training/recipe_run.py",
+            "def f(model):\n    model.training = True\nx = 1\ntable['a'] = 2",
+        ),
     ],
 )
 def test_what_keeps_the_rule_passes(file, source):

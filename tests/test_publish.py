@@ -436,7 +436,7 @@ class TestResults:
         for i, image in enumerate(load_digits_dataset()["test"][:10]["image"]):
             image.resize((32, 32)).save(tmp_path / "images" / f"{i}.png")
         path = generate(tmp_path / "images", "metrics.generation=[recall]", num_samples=None)
-        with pytest.raises(ValueError, match="a result of images whose maker it does not know"):
+        with pytest.raises(ValueError, match="does not record which model made the images"):
             publish_folder(pipeline_folder, "user/pipeline", results=[path])
         assert not hub.repositories
 

@@ -1,5 +1,4 @@
-"""The whole of TiTok on real data, in minutes: tokenizer and generator trained, measured and shown
-on digits."""
+"""The demo: trains and evaluates a tokenizer and a generator on handwritten digits, in minutes."""
 
 import json
 import time
@@ -28,7 +27,7 @@ from .modeling.titok import TiTokModel
 from .pipelines import TiTokPipeline
 from .training.memory import PeakMemory
 from .training.recipe import Recipe
-from .training.run import RecipeRun
+from .training.recipe_run import RecipeRun
 
 DATA_NAME = "UCI Optical Recognition of Handwritten Digits"
 
@@ -40,20 +39,19 @@ def run_demo(
     images_per_class: int = 100,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
-    """Trains the recipe `digits`, then measures it on held-out and generated images and draws
-    pictures.
+    """Trains the recipe `digits`, evaluates it on held-out and generated images and draws pictures.
 
-    Called again with the same folder, it goes on where it was.
+    A second call with the same folder resumes the run.
 
     Args:
-        output_dir: The folder. It ends with `vqgan/`, `tokenizer/`, `pipeline/`,
+        output_dir: Folder of the run. At the end, it contains `vqgan/`, `tokenizer/`, `pipeline/`,
             `reconstructions.png`, `samples.png`, `unmasking.png`, `training.png` and
             `metrics.json`.
-        seed: Of all that is random.
+        seed: Random seed.
         overrides: Changes of the recipe, `key=value`.
-        images_per_class: Generated images that are measured; at least 7, since the Fréchet distance
-            of 64 features needs 65 images.
-        callbacks: For the trainers.
+        images_per_class: Number of images to generate and evaluate per class; at least 7, because
+            the Fréchet distance of 64 features needs 65 images.
+        callbacks: Callbacks of the trainers.
 
     Returns:
         The content of `metrics.json`.
@@ -61,6 +59,7 @@ def run_demo(
     Raises:
         ValueError: If the folder holds a run of another recipe or seed.
     """
+    # train
     output_dir = Path(output_dir)
     digits = open_images("digits")
     dataset = DatasetDict({split: digits.dataset(split) for split in digits})
@@ -76,6 +75,7 @@ def run_demo(
         run.result, ("vqgan", "warmup", "decoder_finetuning", "generator")
     )
 
+    # evaluate
     with PeakMemory() as memory:
         started = time.perf_counter()
         protocol = Protocol.load("demo")
@@ -119,6 +119,8 @@ def run_demo(
                 **measure_generation([test], train, protocol, judges, progress_bar=False).values,
             },
         }
+
+        # draw pictures
         by_class = (
             generated.images.unflatten(0, (images_per_class, 10)).transpose(0, 1).flatten(0, 1)
         )
@@ -135,6 +137,8 @@ def run_demo(
         training_curves(
             {name: log["history"] for name, log in logs.items()}, output_dir / "training.png"
         )
+
+    # save metrics and model cards
     parts = {
         name: {key: log[key] for key in ("seconds", "peak_memory_gib", "resumed_from")}
         for name, log in logs.items()
@@ -149,8 +153,7 @@ def run_demo(
 def write_cards(
     output_dir: Path, tokenizer: TiTokModel, pipeline: TiTokPipeline, metrics: dict[str, Any]
 ) -> None:
-    """Puts the measures into the provenance of tokenizer and generator, and model cards beside
-    them."""
+    """Adds the metrics to the provenance of tokenizer and generator, and writes model cards."""
     reconstruction = {
         metric: metrics["reconstructed"]["decoder_finetuning"][metric]
         for metric in ("accuracy", "mean_squared_error", "frechet_distance")
@@ -176,7 +179,7 @@ def write_cards(
 
 
 def results(task: str, measures: dict[str, float], count: int) -> list[dict[str, Any]]:
-    """Measures as a model card's results."""
+    """Returns metrics in the form of a model card's results."""
     of = (
         "held-out digits and their reconstructions"
         if task == "image-reconstruction"
@@ -184,9 +187,8 @@ def results(task: str, measures: dict[str, float], count: int) -> list[dict[str,
     )
     protocol = (
         f"demo: {count} {of}, rounded to uint8 and averaged to 8x8 pixels in [0, 1]; accuracy of a "
-        "support vector "
-        "machine and Fréchet distance of the pixels, both against the real training digits; mean "
-        "squared error at 32x32"
+        "support vector machine and Fréchet distance of the pixels, both against the real training "
+        "digits; mean squared error at 32x32"
     )
     return [
         {

@@ -9,10 +9,10 @@ def default_device() -> torch.device:
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """Returns the dtype with a name.
+    """Returns a dtype that weights may have, by name.
 
     Raises:
-        ValueError: If it is not a dtype that weights are stored in.
+        ValueError: If it is not the name of one.
     """
     dtypes = {
         str(dtype).removeprefix("torch."): dtype

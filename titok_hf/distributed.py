@@ -6,7 +6,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-# The others may wait longer than the default 10 minutes for the main process to compute metrics.
+# The default of 10 minutes is too short if the main process computes metrics while others wait.
 PATIENCE = timedelta(hours=6)
 
 

@@ -1,4 +1,4 @@
-"""Publishes a folder that was trained or converted here (`titok push`)."""
+"""Publishing of a trained or converted folder (`titok push`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,17 +30,17 @@ def publish_folder(
     edited by hand becomes the card; only its results are replaced.
 
     Args:
-        folder: The folder.
+        folder: Folder to publish.
         repo_id: Repository, such as `"user/titok-l-32"`; created if it does not exist.
         private: Whether a new repository is private; defaults to the account's setting.
         token: Access token; defaults to that of `hf auth login` or `HF_TOKEN`.
         revision: Branch; created if it does not exist.
-        results: Files that `titok evaluate` wrote about these weights. They become part of the
-            provenance, here and there, and so of the card and its metadata.
+        results: Files that `titok evaluate` wrote for these weights. They are added to the
+            provenance in the folder and on the Hub, and so to the card and its metadata.
 
     Raises:
         ValueError, OSError: If the folder does not load, a result is of other weights, or the Hub
-            refused; see `push_to_hub`.
+            refuses; see `push_to_hub`.
     """
     folder = Path(folder)
     if (folder / TiTokPipeline.config_name).exists():
@@ -74,26 +74,26 @@ def publish_folder(
 
 
 def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path: str | Path) -> str:
-    """Adds a result to its model's provenance, in place of one of the same metric and protocol.
+    """Adds a result to its model's provenance and replaces one of the same metric and protocol.
 
     Returns:
-        Which part of a pipeline it is about: `"tokenizer"` or `"transformer"`.
+        The part of a pipeline that the result is about: `"tokenizer"` or `"transformer"`.
 
     Raises:
-        ValueError: If the result is of other weights, or does not say of which.
+        ValueError: If the result is of other weights, or does not record of which.
     """
     part = "tokenizer" if result.task == "reconstruction" else "transformer"
     models = {part: thing}
-    if isinstance(thing, TiTokPipeline):  # generated images are the tokenizer's work, too
+    if isinstance(thing, TiTokPipeline):  # generated images also depend on the tokenizer
         models = {name: getattr(thing, name) for name in dict.fromkeys((part, "tokenizer"))}
     for name, model in models.items():
         measured = result.generator if name == "transformer" else result.tokenizer
         if measured is None:
             raise ValueError(
-                f"{path} is a result of images whose maker it does not know: measure what you "
+                f"{path} does not record which model made the images: evaluate the model that you "
                 "publish."
             )
-        if isinstance(model, VTPModel):  # measured without what it knows of texts
+        if isinstance(model, VTPModel):  # evaluated without its text encoder
             parts = ("vision_encoder", "pixel_decoder")
             model = nn.ModuleDict(
                 {child: getattr(model, child) for child in parts if hasattr(model, child)}
@@ -101,8 +101,7 @@ def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path:
         if measured["weights_sha256"] != state_sha256(model):
             raise ValueError(
                 f"{path} is a result of another {name}, {measured['id']} ({measured['class']}): "
-                "measure what you "
-                "publish."
+                "evaluate the model that you publish."
             )
     models[part].provenance = with_results(models[part].provenance, result.card_results())
     return part

@@ -10,7 +10,7 @@ import yaml
 
 
 class SettingsLoader(yaml.SafeLoader):
-    """YAML where `1e-4` is a number, as in version 1.2, and not a string, as in 1.1."""
+    """YAML loader that reads `1e-4` as a number, as in YAML 1.2, not as a string, as in 1.1."""
 
 
 SettingsLoader.add_implicit_resolver(
@@ -25,10 +25,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
     Args:
         text: The YAML.
-        where: The name of the text in an error.
+        where: Name of the text in errors.
 
     Raises:
-        ValueError: If it is not valid.
+        ValueError: If the YAML is not valid.
     """
     try:
         return yaml.load(text, SettingsLoader)
@@ -42,14 +42,14 @@ def load_yaml(path: str | Path) -> Any:
 
 
 def override(content: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Changes settings that are still plain data.
+    """Changes settings in the form of plain data.
 
     Args:
         content: The settings, changed in place.
         overrides: Changes like `"stages.warmup.training.max_steps=100"`; values are YAML.
 
     Raises:
-        ValueError: If an override is not `key=value`, or sets a key of something that has none.
+        ValueError: If an override is not `key=value`, or its parent is not a mapping.
     """
     for change in overrides:
         key, separator, value = change.partition("=")
@@ -68,7 +68,7 @@ def check_keys(where: str, given: Any, known: Iterable[str]) -> None:
     """Checks that settings are a mapping with known keys.
 
     Raises:
-        ValueError: If they are not; names the nearest known key.
+        ValueError: If they are not; the error names the nearest known key.
     """
     if not isinstance(given, dict):
         raise ValueError(f"`{where}` must be a mapping, got {given!r}.")
@@ -79,6 +79,6 @@ def check_keys(where: str, given: Any, known: Iterable[str]) -> None:
 
 
 def suggestion(name: Any, known: Sequence[str]) -> str:
-    """Says which known name is nearest to an unknown one, or lists all of them."""
+    """Returns a hint for an error: the known name nearest to an unknown one, or all known names."""
     nearest = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""Training a recipe on data from anywhere, measured while it trains: the public `train_recipe`."""
+"""Training of a recipe on any data, optionally evaluated during training: `train_recipe`."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from transformers import BaseImageProcessor, TrainerCallback
 from .data.opening import open_images
 from .evaluation import ReconstructionMetrics, load_extractor
 from .training.recipe import Recipe
-from .training.run import RecipeRun
+from .training.recipe_run import RecipeRun
 
 
 def train_recipe(
@@ -26,26 +26,25 @@ def train_recipe(
     seed: int = 0,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Any:
-    """Trains a recipe on images, or on tokens, from wherever they are; resumes a run that was
-    stopped.
+    """Trains a recipe on images or tokens, local or on the Hub; resumes a stopped run.
 
     Args:
-        recipe: A YAML file, or the name of a recipe that comes with the package.
-        data: See `titok_hf.data.open_images`; the split `train` trains.
+        recipe: A YAML file, or the name of a shipped recipe.
+        data: Data set with a split `train`, see `titok_hf.data.open_images`.
         output_dir: Folder of the run, see `RecipeRun`.
         overrides: Changes of the recipe, `key=value`.
-        image_column, label_column: Columns of the data; without a stage that needs labels, there
-            need be none.
+        image_column, label_column: Columns of the data; labels are only required if a stage needs
+            them.
         revision: Branch, tag or commit of data on the Hub.
         streaming: Whether to stream data that could also be downloaded as a whole.
         seed: Random seed.
-        callbacks: For every stage's trainer.
+        callbacks: Callbacks of every stage's trainer.
 
     Returns:
         The result of the last stage.
 
     Raises:
-        OSError, ValueError: If recipe, data or what is pretrained do not load or fit.
+        OSError, ValueError: If recipe, data or pretrained networks do not load or fit.
     """
     loaded = Recipe.load(recipe, overrides)
     labelled = any(stage.reads_labels for stage in loaded.trained_stages())
@@ -67,8 +66,8 @@ def train_recipe(
 
 
 def metrics_maker(recipe: Recipe) -> Callable[[BaseImageProcessor], ReconstructionMetrics] | None:
-    """A function that makes the `compute_metrics` of a recipe's part `evaluation`; `None` if the
-    recipe names no metrics."""
+    """Returns a function that makes `compute_metrics` from the recipe's part `evaluation`; `None`
+    if the recipe names no metrics."""
     if "metrics" not in recipe.evaluation:
         return None
     name = recipe.evaluation.get("extractor")

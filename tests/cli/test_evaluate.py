@@ -69,7 +69,7 @@ class TestReconstruction:
         assert code == 0, errors
         for title in ("accuracy", "Fréchet distance (digits-8x8)", "PSNR", "codebook perplexity"):
             assert title in printed
-        assert "With its protocol: reconstruction.json" in printed
+        assert "Result with its protocol: reconstruction.json" in printed
         assert (
             "demo: 70 images, 32x32, crop center (bicubic), rounded to uint8, digits-8x8 ("
             in " ".join(printed.split())

@@ -64,7 +64,7 @@ class TestProbe:
             "60 images; the most frequent class: " in printed and "7 nearest neighbors" in printed
         )
         assert f"{probed['features']['encoder']['linear_accuracy']:.1%} ± " in printed
-        assert "With all it depends on: new/probe.json" in printed
+        assert "Result with all settings: new/probe.json" in printed
 
         assert probed["tokenizer"] == {
             "id": "tokenizer",

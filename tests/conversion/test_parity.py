@@ -507,7 +507,9 @@ def adversarial_outputs(case):
     )
     discriminator = official_discriminator(case)
     parts = (
-        ReconstructionObjective(tokenizer, discriminator=discriminator).eval()(pixel_values).parts
+        ReconstructionObjective(tokenizer, discriminator=discriminator)
+        .eval()(pixel_values)
+        .logged_losses
     )
     return {
         "logits_real": discriminator(pixel_values),
@@ -538,7 +540,7 @@ def masked_token_outputs(case):
     output = objective.eval()(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, 32, 32))
     return {
         "masked_token_loss": output.loss,
-        "masked_token_accuracy": output.parts["masked_token_accuracy"],
+        "masked_token_accuracy": output.logged_losses["masked_token_accuracy"],
     }
 
 

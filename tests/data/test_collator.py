@@ -169,5 +169,7 @@ def test_tokens_without_copies(processor):
 def test_a_sample_without_a_label_is_an_error(processor):
     samples = make_samples([coordinates(32, 32)] * 3, labels=(3, None, 7))
     assert ImageCollator(processor).collate(samples).keys() == {"pixel_values"}
-    with pytest.raises(ValueError, match="Every sample must have a label in 'kind', 1 has none"):
+    with pytest.raises(
+        ValueError, match="Every sample must have a label in 'kind', but 1 has none"
+    ):
         ImageCollator(processor, label_column="kind").collate(samples)

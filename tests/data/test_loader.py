@@ -85,7 +85,7 @@ class NumberedCollator(ImageCollator):
     def collate(self, samples):
         return super().collate(samples) | {
             "epoch": torch.tensor([sample.epoch for sample in samples]),
-            "index": torch.tensor([sample.row.index for sample in samples]),
+            "index": torch.tensor([sample.stored.index for sample in samples]),
             "next": torch.tensor([sample.rng.random() for sample in samples], dtype=torch.float64),
             "threads": torch.tensor([torch.get_num_threads()]),
         }
@@ -441,7 +441,9 @@ def test_a_data_set_of_no_images_at_all_is_an_error(tmp_path, rows):
         if isinstance(rows, StreamedSamples)
         else make_indexed([-1] * N)
     )
-    with pytest.raises(ValueError, match=f"None of {N} images in turn could be read.*The first is"):
+    with pytest.raises(
+        ValueError, match=f"None of {N} consecutive images could be read.*The first is"
+    ):
         take(make_loader(nothing), 1)
 
 

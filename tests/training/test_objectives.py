@@ -95,10 +95,10 @@ class TestWarmup:
         log_probabilities = objective.model.decode(encoded.latents).proxy_logits.log_softmax(-1)
         cross_entropy = -log_probabilities.gather(-1, codes[..., None]).mean()
         torch.testing.assert_close(output.loss, cross_entropy + encoded.quantizer_loss)
-        torch.testing.assert_close(output.parts["proxy_code_loss"], cross_entropy)
-        torch.testing.assert_close(output.parts["quantizer_loss"], encoded.quantizer_loss)
+        torch.testing.assert_close(output.logged_losses["proxy_code_loss"], cross_entropy)
+        torch.testing.assert_close(output.logged_losses["quantizer_loss"], encoded.quantizer_loss)
         accuracy = (log_probabilities.argmax(-1) == codes).float().mean()
-        assert output.parts["proxy_code_accuracy"] == accuracy
+        assert output.logged_losses["proxy_code_accuracy"] == accuracy
 
     def test_the_vqgan_gets_no_gradient(self, make_objective, pixel_values):
         objective = make_objective("warmup").train()
@@ -142,7 +142,7 @@ class TestDecoderFinetuning:
     def test_encoder_and_codebook_are_not_watched(self, make_objective, pixel_values):
         objective = make_objective("decoder_finetuning").train()
         assert objective.codebook_revival is None
-        assert objective(pixel_values).parts.keys() == {"reconstruction_loss"}
+        assert objective(pixel_values).logged_losses.keys() == {"reconstruction_loss"}
 
     def test_the_loss_is_the_weighted_sum(self, make_adversarial_objective, pixel_values):
         objective = make_adversarial_objective(reconstruction_weight=0.7).eval()
@@ -167,15 +167,15 @@ class TestDecoderFinetuning:
             "fake_logit": fake.mean(),
             "lecam_loss": lecam,
         }
-        assert output.parts.keys() == parts.keys()
+        assert output.logged_losses.keys() == parts.keys()
         for name, part in parts.items():
-            torch.testing.assert_close(output.parts[name], part)
+            torch.testing.assert_close(output.logged_losses[name], part)
 
     def test_generator_and_discriminator_do_not_train_each_other(
         self, make_adversarial_objective, pixel_values
     ):
         objective = make_adversarial_objective().train()
-        parts = objective(pixel_values).parts
+        parts = objective(pixel_values).logged_losses
         of_generator, of_discriminator = parts["adversarial_loss"], parts["discriminator_loss"]
         assert all(g is None for g in partial_gradients(of_generator, objective.discriminator))
         assert all(g is None for g in partial_gradients(of_discriminator, objective.model))
@@ -191,7 +191,7 @@ class TestDecoderFinetuning:
         objective = make_adversarial_objective(lecam_weight=0.0, perceptual_weight=0.0).train()
         output = objective(pixel_values)
         output.loss.backward(retain_graph=True)
-        parts = output.parts
+        parts = output.logged_losses
         of_discriminator = partial_gradients(parts["discriminator_loss"], objective.discriminator)
         for gradient, parameter in zip(
             of_discriminator, objective.discriminator.parameters(), strict=True
@@ -249,7 +249,7 @@ class TestDecoderFinetuning:
         batches = [pixel_values, pixel_values.flip(-1), 1 - pixel_values, pixel_values / 2]
         real, fake = 0.0, 0.0
         for step, accumulated in enumerate((batches[:1], batches[1:], batches[:2])):
-            parts = [objective(batch, step=step).parts for batch in accumulated]
+            parts = [objective(batch, step=step).logged_losses for batch in accumulated]
             assert float(objective.real_average) == pytest.approx(real, rel=1e-5)
             objective.after_optimizer_step(step + 1)
             real = 0.75 * real + 0.25 * sum(part["real_logit"].item() for part in parts) / len(
@@ -284,7 +284,7 @@ class TestSingleStage:
         error = (objective.model.decode(encoded.latents).reconstruction - pixel_values).abs()
         expected = (error if distance == "l1" else error.square()).mean()
         output = objective(pixel_values)
-        torch.testing.assert_close(output.parts["reconstruction_loss"], expected)
+        torch.testing.assert_close(output.logged_losses["reconstruction_loss"], expected)
         torch.testing.assert_close(output.loss, expected + 0.3 * encoded.quantizer_loss)
 
     @pytest.mark.parametrize("stage", ["vqgan", "single_stage"])
@@ -327,7 +327,7 @@ class TestAdaptiveWeight:
     def test_it_is_the_ratio_of_the_gradients(self, make, pixel_values, stage):
         objective = make(stage, adversarial_weight=0.3).train()
         output = objective(pixel_values)
-        parts = output.parts
+        parts = output.logged_losses
         reconstruction_loss = parts["reconstruction_loss"] + 0.5 * parts["perceptual_loss"]
         last_layer = objective.model.get_parameter(self.LAST_LAYERS[stage])
         reconstruction, adversarial = (
@@ -356,12 +356,12 @@ class TestAdaptiveWeight:
 
     def test_it_is_at_most_ten_thousand(self, make, pixel_values):
         objective = make("single_stage", reconstruction_weight=1e9).train()
-        assert float(objective(pixel_values).parts["adaptive_weight"]) == 1e4
+        assert float(objective(pixel_values).logged_losses["adaptive_weight"]) == 1e4
 
     def test_an_evaluation_has_none(self, make, pixel_values):
         objective = make("single_stage").eval()
         with torch.no_grad():
-            assert "adaptive_weight" not in objective(pixel_values).parts
+            assert "adaptive_weight" not in objective(pixel_values).logged_losses
 
     def test_before_the_discriminators_start_it_changes_nothing(self, make, pixel_values):
         first, second = (
@@ -390,7 +390,9 @@ class TestGenerator:
         expected = objective.model(masked_codes, digit_batch["class_labels"], target_codes=codes)
         assert torch.equal(output.loss, expected.loss)
         correct = (expected.logits.argmax(-1) == codes)[masked].float()
-        assert float(output.parts["masked_token_accuracy"]) == pytest.approx(float(correct.mean()))
+        assert float(output.logged_losses["masked_token_accuracy"]) == pytest.approx(
+            float(correct.mean())
+        )
 
     def test_codes_count_as_the_images_they_come_of(self, make_objective, digit_batch):
         objective = make_objective("generator").eval()
@@ -476,7 +478,7 @@ class TestClassifier:
             output.loss, F.cross_entropy(logits, digit_batch["class_labels"])
         )
         accuracy = (logits.argmax(-1) == digit_batch["class_labels"]).float().mean()
-        assert output.parts["accuracy"] == accuracy
+        assert output.logged_losses["accuracy"] == accuracy
 
 
 class TestBatches:
@@ -653,7 +655,7 @@ class TestCodebook:
     def test_a_continuous_tokenizer_has_none(self, make_objective, pixel_values):
         objective = make_objective("warmup", quantizer="kl").train()
         assert objective.codebook_revival is None
-        assert objective(pixel_values).parts.keys() == {
+        assert objective(pixel_values).logged_losses.keys() == {
             "proxy_code_loss",
             "proxy_code_accuracy",
             "quantizer_loss",

@@ -53,7 +53,7 @@ class MeanColorObjective(Objective):
         with torch.no_grad():
             images = self.teacher(pixel_values).reconstruction
         error = (self.model(pixel_values) - images.mean((2, 3))).square().mean()
-        return ObjectiveOutput(loss=self.weight * error, parts={"color_error": error})
+        return ObjectiveOutput(loss=self.weight * error, logged_losses={"color_error": error})
 
 
 def draw(objective, pixel_values):

@@ -209,7 +209,10 @@ def test_masked_tokens_of_accumulated_batches_count_alike(
         learning_rate=0,
     )
     loader = TrainingLoader(
-        trainer.rows, trainer.data_collator.collate, batch_size=12, num_draws=objective.num_draws
+        trainer.train_samples,
+        trainer.data_collator.collate,
+        batch_size=12,
+        num_draws=objective.num_draws,
     )
     batch = next(iter(loader))
     trainer.train()

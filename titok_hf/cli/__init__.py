@@ -1,4 +1,4 @@
-"""The `titok` command: it parses, calls one public function, and shows the result."""
+"""The `titok` command. Each subcommand calls one public function and prints the result."""
 
 from .main import app, main
 

@@ -1,6 +1,6 @@
 """Commands of `titok evaluate`.
 
-Their parameters have the names of those of the functions that evaluate, and are passed through.
+Their parameters have the same names as those of the evaluation functions and are passed through.
 """
 
 import json
@@ -17,24 +17,26 @@ from ..settings import override
 from .options import Commands, Device
 
 app = Commands(
-    help="Measure tokenizers and generators, with the protocol recorded.", no_args_is_help=True
+    help="Evaluate tokenizers and generators; results record the protocol.", no_args_is_help=True
 )
 console = Console()
 
 ProtocolName = Annotated[
     str,
     typer.Option(
-        help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, or a YAML file with the fields of one."
+        help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, or a YAML file with a protocol's fields."
     ),
 ]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the protocol, as in image_size=512."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change of the protocol, such as image_size=512."
+    ),
 ]
 
 
 def writable(path: Path) -> Path:
-    """Refuses a file that could not be written once all is computed."""
+    """Rejects a file that could not be written after a long computation."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,18 +45,18 @@ def writable(path: Path) -> Path:
         ) from error
     if not os.access(path.parent, os.W_OK):
         raise typer.BadParameter(
-            f"{path.parent} must be a folder to write into, and may not be written."
+            f"{path.parent} must be a folder to write into, but is not writable."
         )
     return path
 
 
 Output = Annotated[
-    Path, typer.Option(dir_okay=False, callback=writable, help="JSON file of the result.")
+    Path, typer.Option(dir_okay=False, callback=writable, help="JSON file for the result.")
 ]
 Reference = Annotated[
     str | None,
     typer.Option(
-        help="What to compare with: a file of ADM's (.npz), a folder of images, or a data set."
+        help="Images to compare with: an ADM batch (.npz), a folder of images, or a data set."
     ),
 ]
 ReferenceSplit = Annotated[str | None, typer.Option(help="Split of the reference.")]
@@ -69,9 +71,9 @@ DataRevision = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(help="Weights of Inception: a file, or one on the Hub as owner/repo/file."),
+    typer.Option(help="Weights of Inception: a local file, or one on the Hub as owner/repo/file."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of images processed at once.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option(help="Data type of the model.")
 ]
@@ -89,17 +91,18 @@ def reconstruction(
     protocol: ProtocolName = "titok-rfid",
     overrides: Overrides = (),
     split: Annotated[
-        str | None, typer.Option(help="Split of the data; test or validation if not given.")
+        str | None, typer.Option(help="Split of the data; test or validation by default.")
     ] = None,
     revision: Revision = None,
     subfolder: Annotated[
-        str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")
+        str,
+        typer.Option(help="Subfolder of the tokenizer, such as tokenizer or vae in a pipeline."),
     ] = "",
     data_revision: DataRevision = None,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
     num_images: Annotated[
-        int | None, typer.Option(min=2, help="How many, from the start; all if not given.")
+        int | None, typer.Option(min=2, help="Number of images, from the start; all by default.")
     ] = None,
     reference: Reference = None,
     reference_split: ReferenceSplit = None,
@@ -110,7 +113,7 @@ def reconstruction(
     dtype: Dtype = "float32",
     output: Output = Path("reconstruction.json"),
 ) -> None:
-    """Measure what is left of images after a tokenizer: FID, PSNR, use of the codebook, and more."""
+    """Evaluate a tokenizer's reconstructions: FID, PSNR, codebook usage, and more."""
     arguments = dict(locals())
     del arguments["output"]
     from ..evaluation import evaluate_reconstruction
@@ -133,24 +136,22 @@ def generation(
     reference_revision: ReferenceRevision = None,
     image_column: ImageColumn = "image",
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="Images; the protocol's number if not given.")
+        int | None, typer.Option(min=1, help="Number of images; the protocol's by default.")
     ] = None,
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seed", help="Of the samples; several give means over as many sets."),
+        typer.Option("--seed", help="Seed of the samples; repeat it to average over several sets."),
     ] = None,
     sampler: Annotated[
         list[str],
         typer.Option(
             metavar="KEY=VALUE",
-            help="Argument of the pipeline's call, as in num_inference_steps=8.",
+            help="Argument of the pipeline's call, such as num_inference_steps=8.",
         ),
     ] = (),
     samples: Annotated[
         Path | None,
-        typer.Option(
-            dir_okay=False, help="ADM batch (.npz) to write; a stopped run goes on where it was."
-        ),
+        typer.Option(dir_okay=False, help="ADM batch (.npz) to write; makes the run resumable."),
     ] = None,
     revision: Revision = None,
     extractor_weights: Weights = None,
@@ -159,8 +160,7 @@ def generation(
     dtype: Dtype = "float32",
     output: Output = Path("generation.json"),
 ) -> None:
-    """Measure how good generated images are: FID, sFID, Inception Score, precision and recall, and
-    more."""
+    """Evaluate generated images: FID, sFID, Inception Score, precision, recall, and more."""
     arguments = dict(locals())
     del arguments["output"]
     from ..evaluation import evaluate_generation
@@ -179,19 +179,19 @@ def reference(
     protocol: ProtocolName = "adm-256",
     overrides: Overrides = (),
     split: Annotated[
-        str | None, typer.Option(help="Split of the data; test or validation if not given.")
+        str | None, typer.Option(help="Split of the data; test or validation by default.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the data.")] = None,
     image_column: ImageColumn = "image",
     num_kept: Annotated[
-        int, typer.Option(min=1, help="Images to keep for precision and recall.")
+        int, typer.Option(min=1, help="Number of images to keep for precision and recall.")
     ] = 10000,
     extractor_weights: Weights = None,
     batch_size: BatchSize = 64,
     device: Device = None,
 ) -> None:
-    """Write the statistics of a data set, and some of its images, as ADM's reference batches hold
-    them."""
+    """Write the statistics of a data set and some of its images in the format of ADM's reference
+    batches."""
     arguments = dict(locals())
     from ..distributed import process_state
     from ..evaluation import write_reference
@@ -210,11 +210,11 @@ def compare(
         bool,
         typer.Option(
             "--different-protocols",
-            help="Make the table although the protocols differ, and say in what.",
+            help="Allow different protocols, and list the differences.",
         ),
     ] = False,
 ) -> None:
-    """Put results side by side, if they were measured by one protocol."""
+    """Compare results in a table; they must have the same protocol."""
     from ..evaluation import compare_results
 
     loaded, different = compare_results(results, different_protocols)
@@ -235,27 +235,27 @@ def probe(
         list[str],
         typer.Option(
             "--feature",
-            help="What is probed: tokens, mean_token, unquantized or encoder; may be given again.",
+            help="Features to probe: tokens, mean_token, unquantized or encoder; may be repeated.",
         ),
     ] = ("tokens", "mean_token"),
     revision: Revision = None,
     subfolder: Annotated[
-        str, typer.Option(help="Of the tokenizer, such as a pipeline's tokenizer or vae.")
+        str,
+        typer.Option(help="Subfolder of the tokenizer, such as tokenizer or vae in a pipeline."),
     ] = "",
     data_revision: DataRevision = None,
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
-    k: Annotated[int, typer.Option(min=1, help="Nearest neighbors that vote.")] = 20,
+    k: Annotated[int, typer.Option(min=1, help="Number of nearest neighbors that vote.")] = 20,
     seed: Annotated[
-        int, typer.Option(help="Of the training images that choose the weight decay.")
+        int, typer.Option(help="Seed for the training images that select the weight decay.")
     ] = 0,
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: Dtype = "float32",
     output: Output = Path("probe.json"),
 ) -> None:
-    """Measure what tokens know: accuracy of a linear classifier and of nearest neighbors on frozen
-    features."""
+    """Evaluate features of a tokenizer: accuracy of a linear and a nearest-neighbor classifier."""
     arguments = dict(locals())
     del arguments["output"]
     from ..evaluation import probe_files
@@ -274,11 +274,11 @@ def probe(
             )
         table.add_row(name, str(measured["dimension"]), *cells)
     console.print(table)
-    console.print(f"With all it depends on: [bold]{escape(str(output))}[/bold]")
+    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
 
 
 def show(results: list[Any], names: list[str], output: Path | None = None) -> None:
-    """A table of results, on the main process's screen; the first one also as JSON."""
+    """Prints a table of results on the main process, and saves the first result as JSON."""
     from ..distributed import process_state
 
     if not process_state().is_main_process:
@@ -298,4 +298,4 @@ def show(results: list[Any], names: list[str], output: Path | None = None) -> No
         table.add_row(escape(title), *(column.get(title, "") for column in columns))
     console.print(table)
     if output is not None:
-        console.print(f"With its protocol: [bold]{escape(str(output))}[/bold]")
+        console.print(f"Result with its protocol: [bold]{escape(str(output))}[/bold]")

@@ -29,7 +29,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change the recipe, as in stages.warmup.training.max_steps=100.",
+        help="Change of the recipe, such as stages.warmup.training.max_steps=100.",
     ),
 ]
 
@@ -42,12 +42,12 @@ def demo(
     seed: Seed = 0,
     overrides: Overrides = None,
     images_per_class: Annotated[
-        int, typer.Option(min=7, help="Generated images of each digit to measure.")
+        int, typer.Option(min=7, help="Number of images of each digit to generate and evaluate.")
     ] = 100,
 ) -> None:
-    """Train a tokenizer and a generator on handwritten digits, measure and show them.
+    """Train and evaluate a tokenizer and a generator on handwritten digits.
 
-    Stopped and started again, it goes on where it was.
+    The same command resumes a stopped run.
     """
     from ..demo import run_demo
 
@@ -64,12 +64,12 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a recipe that ships, such as digits.")
+        str, typer.Argument(help="A YAML file, or the name of a shipped recipe, such as digits.")
     ],
     data: Annotated[
         str,
         typer.Option(
-            help="digits, a folder of images, tar shards, a data set on the Hub, or one of tokens."
+            help="digits, a folder of images, tar shards, a data set on the Hub, or a token data set."
         ),
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder for the models.")],
@@ -77,7 +77,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Changes of the recipe, as in stages.warmup.training.max_steps=100.",
+            help="Changes of the recipe, such as stages.warmup.training.max_steps=100.",
         ),
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
@@ -93,8 +93,7 @@ def train(
 ) -> None:
     """Train all stages of a recipe: VQGAN, 1D tokenizer, generator.
 
-    Stopped and started again, it goes on where it was. With torchrun or accelerate launch, on many
-    processes.
+    The same command resumes a stopped run. Use torchrun or accelerate launch for several processes.
     """
     from ..distributed import process_state
     from ..train import train_recipe
@@ -113,7 +112,7 @@ def train(
             callbacks=[progress],
         )
     if process_state().is_main_process:
-        console.print(f"What was trained is in [bold]{escape(str(output_dir))}[/bold].")
+        console.print(f"The trained models are in [bold]{escape(str(output_dir))}[/bold].")
 
 
 @app.command()
@@ -137,18 +136,16 @@ def reconstruct(
 
 @app.command()
 def generate(
-    label: Annotated[
-        list[str], typer.Option(help="Class, by id or name; may be given several times.")
-    ],
+    label: Annotated[list[str], typer.Option(help="Class id or name; may be repeated.")],
     pipeline: Annotated[
         str, typer.Option(help="Folder or Hub repository of a pipeline.")
     ] = "demo/pipeline",
-    num_images: Annotated[int, typer.Option(min=1, help="Images of each label.")] = 12,
+    num_images: Annotated[int, typer.Option(min=1, help="Number of images of each label.")] = 12,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of the sampler; if not given, the pipeline's own.")
+        int | None, typer.Option(help="Number of sampling steps; the pipeline's by default.")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Scale of the guidance, 1 for none.")
+        float | None, typer.Option(help="Guidance scale; 1 for no guidance.")
     ] = None,
     guidance_schedule: Annotated[
         str | None, typer.Option(help="constant, linear or power-cosine.")
@@ -185,19 +182,17 @@ def convert(
     output_dir: Annotated[Path, typer.Option(help="Folder to write.")],
     generator: Annotated[
         str | None,
-        typer.Option(
-            help="Generator of the tokenizer's codes: the folder is a whole pipeline then."
-        ),
+        typer.Option(help="Official generator for the tokenizer; the result is then a pipeline."),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(exists=True, help="Official configuration, if none is beside the weights."),
+        typer.Option(exists=True, help="Official configuration, if not next to the weights."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
+        str | None, typer.Option(help="float32, bfloat16 or float16; the stored one by default.")
     ] = None,
     to_official: Annotated[
-        bool, typer.Option(help="The way back: a folder of ours to the official format.")
+        bool, typer.Option(help="Convert a folder of this package to the official format instead.")
     ] = False,
     push: Annotated[
         str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")
@@ -214,7 +209,8 @@ def convert(
     if to_official:
         if generator or config or dtype or push:
             raise ValueError(
-                "`--to-official` takes a folder of ours as it is: no other option goes with it."
+                "`--to-official` converts a folder as it is and cannot be combined with "
+                "`--generator`, `--config`, `--dtype` or `--push`."
             )
         conversion.convert_to_official(source, output_dir)
     else:
@@ -235,11 +231,11 @@ def tokenize(
     ],
     tokenizer: Annotated[str, typer.Option(help="Folder or Hub repository of a tokenizer.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the data set.")],
-    split: Annotated[str | None, typer.Option(help="Which one; all of them if not given.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split to encode; all by default.")] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     labels: Annotated[
-        bool, typer.Option("--labels/--no-labels", help="Whether there are labels.")
+        bool, typer.Option("--labels/--no-labels", help="Whether the data has labels.")
     ] = True,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of data on the Hub.")
@@ -249,26 +245,26 @@ def tokenize(
     ] = False,
     augmentation: Annotated[
         Literal["none", "flip", "ten-crop"],
-        typer.Option(help="Which copies of each image there are."),
+        typer.Option(help="Copies of each image to encode."),
     ] = "none",
     enlarge: Annotated[
         float,
         typer.Option(
-            min=1.0, help="Shorter side of an image before ten-crop, in multiples of the crop's."
+            min=1.0, help="Shorter side of the image before ten-crop, in multiples of the crop's."
         ),
     ] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images encoded at once.")] = 64,
     part_size: Annotated[
-        int, typer.Option(min=1, help="Images of a file, which is what a kill can lose.")
+        int, typer.Option(min=1, help="Images per file; a stopped run loses at most one file.")
     ] = 10_000,
     num_workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode images.")
+        int | None, typer.Option(min=0, help="Number of processes that decode images.")
     ] = None,
     max_unreadable: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the images that may be unreadable.")
     ] = 0.01,
     dtype: Annotated[
-        str, typer.Option(help="Of the tokenizer: float32, bfloat16 or float16.")
+        str, typer.Option(help="Data type of the tokenizer: float32, bfloat16 or float16.")
     ] = "float32",
     device: Device = None,
     push: Annotated[
@@ -280,8 +276,7 @@ def tokenize(
 ) -> None:
     """Encode images into a data set of codes, or of latents with their statistics.
 
-    Stopped and started again, it goes on where it was. With torchrun, many processes share the
-    work.
+    The same command resumes a stopped run. Use torchrun for several processes.
     """
     from ..data import Augmentation, push_tokens_to_hub, tokenize_to_folder
     from ..distributed import process_state
@@ -321,17 +316,17 @@ def tokenize(
 
 @app.command()
 def zero_shot(
-    labels: Annotated[str, typer.Option(help="Names to choose from, separated by commas.")],
+    labels: Annotated[str, typer.Option(help="Class names, separated by commas.")],
     image: Annotated[
         list[Path],
-        typer.Option(exists=True, dir_okay=False, help="Image file; may be given again."),
+        typer.Option(exists=True, dir_okay=False, help="Image file; may be repeated."),
     ],
     model: Annotated[
-        str, typer.Option(help="Folder or Hub repository of a VTP.")
+        str, typer.Option(help="Folder or Hub repository of a VTP model.")
     ] = "MiniMaxAI/VTP-Large-f16d64",
     device: Device = None,
 ) -> None:
-    """Say which of some names fits an image best."""
+    """Classify images by class names that were not trained on."""
     from ..evaluation import zero_shot_files
 
     names = [name.strip() for name in labels.split(",")]
@@ -350,35 +345,34 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="tokens, one-against-two-d, two-stage, schedule or codebook: a claim of the paper."
+            help="Study of a claim: tokens, one-against-two-d, two-stage, schedule or codebook."
         ),
     ],
     output_dir: Annotated[
-        Path | None, typer.Option(help="Folder; studies/NAME if not given.")
+        Path | None, typer.Option(help="Folder for the runs; studies/NAME by default.")
     ] = None,
     data: Annotated[
         str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")
     ] = "digits",
     seed: Annotated[
-        list[int] | None, typer.Option(help="May be given again; the study's own if not given.")
+        list[int] | None, typer.Option(help="Random seed; may be repeated; the study's by default.")
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     overrides: Overrides = None,
     quick: Annotated[
-        bool, typer.Option(help="A few steps with one seed, to see that everything works.")
+        bool, typer.Option(help="Run a few steps with one seed, to check that everything works.")
     ] = False,
     extractor: Annotated[
         str | None,
         typer.Option(
-            help="Features of the Fréchet distance on other data: inception, or a vision model."
+            help="Network of the Fréchet distance for other data: inception, or a vision model."
         ),
     ] = None,
 ) -> None:
-    """Try a claim of the paper in miniature: variants of a recipe, several seeds, a table and a
-    plot.
+    """Test a claim of the paper in miniature: variants of a recipe, several seeds, a table, a plot.
 
-    Stopped and started again, it goes on where it was.
+    The same command resumes a stopped run.
     """
     from ..studies import run_study
 
@@ -405,21 +399,21 @@ def study(
 @app.command()
 def push(
     folder: Annotated[
-        Path, typer.Argument(exists=True, file_okay=False, help="Model or pipeline.")
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder of a model or pipeline.")
     ],
     repo_id: Annotated[
-        str, typer.Argument(metavar="USER/REPO", help="Hub repository; created if need be.")
+        str, typer.Argument(metavar="USER/REPO", help="Hub repository; created if missing.")
     ],
     private: Annotated[
         bool | None, typer.Option(help="Whether a new repository is private.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch; created if need be.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch; created if missing.")] = None,
     result: Annotated[
         list[Path] | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="JSON of titok evaluate, for the card; may be given again.",
+            help="Result of titok evaluate, for the card; may be repeated.",
         ),
     ] = None,
 ) -> None:
@@ -437,7 +431,7 @@ def training_progress() -> "RichProgress":
 
 
 def demo_table(metrics: dict[str, Any]) -> Table:
-    """The measures of a demo, for the screen."""
+    """Returns a table of the metrics of a demo."""
     rows = {
         "real, held out": metrics["real_held_out"],
         "generated": metrics["generated"],
@@ -456,8 +450,8 @@ def demo_table(metrics: dict[str, Any]) -> Table:
         "digits",
         *columns,
         title=f"Demo, seed {metrics['seed']}",
-        caption="accuracy: of a classifier that knows the real training digits only; Fréchet: distance to them; "
-        "distance: to the nearest of them, real held-out digits being 1",
+        caption="accuracy: of a classifier trained on the real training digits; Fréchet: distance to them; "
+        "distance: to the nearest of them, relative to that of real held-out digits",
     )
     for name, measures in rows.items():
         cells = (
@@ -468,14 +462,14 @@ def demo_table(metrics: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Entry point: what users can mend is one sentence, without a traceback."""
+    """Entry point; prints errors that users can fix as one sentence, without a traceback."""
     try:
         app()
     except Exception as error:
         from huggingface_hub.errors import StrictDataclassError
 
-        mendable = (FloatingPointError, ImportError, OSError, TypeError, ValueError)
-        if not isinstance(error, (*mendable, StrictDataclassError)):
+        fixable = (FloatingPointError, ImportError, OSError, TypeError, ValueError)
+        if not isinstance(error, (*fixable, StrictDataclassError)):
             raise
         Console(stderr=True).print(
             f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True

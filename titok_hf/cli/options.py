@@ -1,4 +1,4 @@
-"""What the commands have in common."""
+"""Options and base classes shared by all commands."""
 
 from typing import Annotated, Any
 
@@ -7,9 +7,9 @@ from typer.core import TyperCommand
 
 
 class Command(TyperCommand):
-    """A command that hides the bars of loading files; training and sampling have their own.
+    """A command that hides the progress bars of loading files.
 
-    transformers and diffusers are imported as late as this, so that `--help` does without them.
+    transformers and diffusers are imported in `invoke`, so that `--help` does not import them.
     """
 
     def invoke(self, ctx: typer.Context) -> Any:
@@ -22,14 +22,14 @@ class Command(TyperCommand):
 
 
 class Commands(typer.Typer):
-    """A Typer app of such commands."""
+    """A Typer app whose commands are instances of `Command`."""
 
     def command(self, *args: Any, **kwargs: Any) -> Any:
         return super().command(*args, cls=Command, **kwargs)
 
 
 def check_device(device: str | None) -> str | None:
-    """Refuses a device that torch does not know, or that is not there."""
+    """Rejects a device that torch does not know or that does not exist."""
     if device is not None:
         import torch
 
@@ -43,11 +43,11 @@ def check_device(device: str | None) -> str | None:
     return device
 
 
-Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[
     str | None,
     typer.Option(
         callback=check_device,
-        help="Where to compute, such as cuda or cpu; if not given, the fastest.",
+        help="Device, such as cuda or cpu; the accelerator, if there is one, by default.",
     ),
 ]

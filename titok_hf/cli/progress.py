@@ -1,4 +1,4 @@
-"""Training progress on the screen."""
+"""Progress bars of training."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from ..distributed import process_state
 
 
 class RichProgress(TrainerCallback):
-    """A bar for each stage, with its latest loss and speed, on the main process's screen.
+    """Shows a progress bar for each stage, with its latest loss and speed, on the main process.
 
-    Use as a context manager around the training.
+    Use it as a context manager around the training.
     """
 
     def __init__(self, console: Console):

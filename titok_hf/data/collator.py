@@ -1,4 +1,4 @@
-"""From rows to batches."""
+"""Collators that turn samples into batches."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,14 +14,14 @@ from .samples import IndexedSamples, Samples
 
 
 class ImageCollator:
-    """Rows with an image and maybe a label to `pixel_values` `(B, 3, H, W)` and `class_labels`
-    `(B,)`.
+    """Turns rows with images and optional labels into `pixel_values` `(B, 3, H, W)` and
+    `class_labels` `(B,)`.
 
     Args:
         processor: Image processor of the tokenizer.
         image_column: Name of the column of images.
-        label_column: Name of the column of integer labels; none if not given.
-        augmentation: Random changes of the images, in training only; none if not given.
+        label_column: Name of the column of integer labels, if any.
+        augmentation: Augmentation of training images, if any.
 
     Raises:
         KeyError: If a row lacks a column.
@@ -40,7 +40,7 @@ class ImageCollator:
         self.augmentation = augmentation or Augmentation()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch to measure on, without random changes."""
+        """Returns a batch for evaluation, without augmentation."""
         images = [decode_image(row[self.image_column]) for row in rows]
         batch = dict(self.processor(images, return_tensors="pt"))
         if self.label_column is not None:
@@ -48,29 +48,28 @@ class ImageCollator:
         return batch
 
     def collate(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
-        """A batch to train on.
+        """Returns a batch for training.
 
         Args:
-            samples: Of a `TrainingLoader`.
+            samples: Samples of a `TrainingLoader`.
 
         Returns:
-            `pixel_values` `(B, 3, H, W)`, changed at random; of a data set of tokens `codes` `(B,
-            N)` instead, of each sample one of the copies. `class_labels` `(B,)`, if there is a
-            label column. `draws` `(B, num_draws)`, if the loader draws any.
+            `pixel_values` `(B, 3, H, W)` after augmentation, or for a token data set `codes` `(B,
+            N)` of a random copy of each sample; `class_labels` `(B,)`, if there is a label column;
+            `draws` `(B, num_draws)`, if the loader draws any.
 
         Raises:
-            ValueError: If labels are wanted and a sample has none, or there are other copies of the
-                codes than the augmentation has variants.
+            ValueError: If a sample lacks a required label, or the number of copies of the codes is
+                not the augmentation's number of variants.
         """
-        if samples[0].row.codes is not None:
-            codes = samples[0].row.codes
+        if samples[0].stored.codes is not None:
+            codes = samples[0].stored.codes
             copies = len(codes) if codes.ndim == 2 else 1
             if copies != self.augmentation.variants:
                 variants = self.augmentation.variants or "ever new"
                 raise ValueError(
                     f"The augmentation makes {variants} variants of each image, the tokens are of "
-                    f"{copies}: tokenize "
-                    "with the same augmentation, or train with that of the tokens."
+                    f"{copies}: tokenize with the same augmentation, or train with that of the tokens."
                 )
             batch = {
                 "codes": torch.from_numpy(np.stack([choose_codes(sample) for sample in samples]))
@@ -81,11 +80,11 @@ class ImageCollator:
             ]
             batch = {"pixel_values": torch.stack(images)}
         if self.label_column is not None:
-            labels = [sample.row.label for sample in samples]
+            labels = [sample.stored.label for sample in samples]
             if None in labels:
-                key = samples[labels.index(None)].row.key
+                key = samples[labels.index(None)].stored.key
                 raise ValueError(
-                    f"Every sample must have a label in {self.label_column!r}, {key} has none."
+                    f"Every sample must have a label in {self.label_column!r}, but {key} has none."
                 )
             batch["class_labels"] = torch.tensor(labels)
         if samples[0].draws.size:
@@ -94,13 +93,13 @@ class ImageCollator:
 
 
 class FeatureCollator:
-    """Training batches of a collator as `Trainer` knows them, which takes a list of features.
+    """Makes training batches with an ordinary data collator of `Trainer`.
 
-    A feature is a row of the data set with all its columns, its image decoded. If the samples are
-    streamed, it has `image` or `codes`, and `label`.
+    The collator takes a list of features. A feature is a row of the data set with all its columns
+    and the image decoded. For streamed samples, it has `image` or `codes`, and `label`.
 
     Args:
-        collator: The collator; called in the workers of the loader.
+        collator: The data collator; called in the workers of the loader.
         samples: The samples of the data set.
     """
 
@@ -115,14 +114,14 @@ class FeatureCollator:
             self.rows = samples.dataset.select_columns(others)
 
     def collate(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
-        """A batch of the collator, with the random numbers of the objective as `draws`."""
+        """Returns a batch of the collator, with the random numbers of the objective as `draws`."""
         if self.rows is None:
             features = [
-                {"image": sample.image, "codes": sample.row.codes, "label": sample.row.label}
+                {"image": sample.image, "codes": sample.stored.codes, "label": sample.stored.label}
                 for sample in samples
             ]
         else:
-            features = [self.rows[sample.row.index] for sample in samples]
+            features = [self.rows[sample.stored.index] for sample in samples]
             if self.image_column is not None:
                 for feature, sample in zip(features, samples, strict=True):
                     feature[self.image_column] = sample.image
@@ -133,9 +132,9 @@ class FeatureCollator:
 
 
 def choose_codes(sample: Sample) -> np.ndarray:
-    """Codes `(N,)` int64 of a sample; of copies, the one of the variant of an image that the same
-    numbers choose."""
-    codes = sample.row.codes
+    """Returns codes `(N,)` int64 of a sample. Of several copies, it chooses the variant that the
+    augmentation would choose by the same random number."""
+    codes = sample.stored.codes
     return codes[int(sample.rng.random() * len(codes))] if codes.ndim == 2 else codes
 
 

@@ -1,5 +1,4 @@
-"""Endless training batches that a resumed run goes on with, sample by sample, without anything
-saved."""
+"""Endless training batches, whose order a resumed run continues exactly without saved state."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,21 +17,21 @@ from .shuffling import buffered_order, permutation
 
 @dataclass
 class Sample:
-    """A row at its place in training.
+    """A sample with its image and its random numbers.
 
     Args:
-        epoch: How often the data set was seen before.
-        row: As it is stored. An unreadable image's place is taken by another row, which is seen
-            twice in the epoch.
-        image: The decoded image; `None` in a data set of tokens.
+        epoch: Number of the epoch, from 0.
+        stored: The sample as stored. An unreadable image is replaced by another sample, which is
+            then seen twice in the epoch.
+        image: The decoded image; `None` in a token data set.
         draws: Random numbers of the objective, `(num_draws,)` float32 in [0, 1).
-        rng: Source of all other random numbers of the sample; `draws` were its first. It was seeded
-            with the run's seed, the epoch and the number of the sample, so it is the same for any
-            number of processes and workers.
+        rng: Generator of all other random numbers of the sample; `draws` were its first. It was
+            seeded with the run's seed, the epoch and the index of the sample, so that it does not
+            depend on the number of processes and workers.
     """
 
     epoch: int
-    row: StoredSample
+    stored: StoredSample
     image: Image.Image | None
     draws: np.ndarray
     rng: np.random.Generator
@@ -40,61 +39,61 @@ class Sample:
 
 @dataclass
 class DecodedSample:
-    """A row and its image, or what is wrong with it."""
+    """A stored sample with its image, or with the error in decoding it."""
 
-    row: StoredSample
+    stored: StoredSample
     image: Image.Image | None = None
     error: str | None = None
 
     @classmethod
-    def from_row(cls, row: StoredSample) -> "DecodedSample":
-        if row.codes is not None:
-            return cls(row)
+    def from_stored(cls, stored: StoredSample) -> "DecodedSample":
+        if stored.codes is not None:
+            return cls(stored)
         try:
-            return cls(row, decode_image(row.image))
+            return cls(stored, decode_image(stored.image))
         except UnreadableImageError as error:
-            return cls(replace(row, image=None), error=str(error))
+            return cls(replace(stored, image=None), error=str(error))
 
 
 class TrainingLoader:
-    """Endless batches of one process of a run, in an order that is computed from numbers alone.
+    """Endless batches of one process, in an order that is a function of the seed.
 
-    A run that starts at batch `n` sees what one that was left alone sees from there on, bit by bit.
-    Every sample comes once an epoch, on any number of processes and workers; a batch may hold the
-    end of an epoch and the beginning of the next.
+    A run that starts at batch `n` sees bit by bit the same as an uninterrupted one sees from there
+    on. Every sample occurs once per epoch, on any number of processes and workers; a batch may
+    contain the end of an epoch and the beginning of the next.
 
-    Indexed rows are permuted anew in each epoch and dealt out to the batches of all processes.
-    Which samples a step takes depends only on how many these are in all, not on processes and
-    workers.
+    Indexed samples are permuted anew in each epoch and dealt out to the batches of all processes.
+    The samples of a step depend only on the total number of samples per step, not on the number of
+    processes and workers.
 
-    Of shards, which are permuted anew in each epoch, every worker of every process reads an equal
-    share of the samples and shuffles them in a buffer. To go on as before, a run needs as many
-    processes and workers as before. It begins to read at the oldest sample that waited in the
-    buffer, about 7 buffers back if that holds 1,000.
+    Shards are permuted anew in each epoch; every worker of every process reads an equal share of
+    the samples and shuffles them in a buffer. A resumed run sees the same order only with the same
+    number of processes and workers. It starts reading at the oldest sample that was in the buffer,
+    about 7 buffers back for a buffer of 1,000.
 
     Args:
-        rows: Where samples come from.
-        collate: Makes a batch of a list of samples; called in the workers.
-        batch_size: Samples in a batch of this process.
+        rows: The samples.
+        collate: Turns a list of samples into a batch; called in the workers.
+        batch_size: Number of samples in a batch of this process.
         seed: Seed of the order and of the samples' random numbers.
-        start_batch: Batches that this process has seen.
-        rank: Number of this process.
-        world_size: How many processes there are.
-        num_draws: Random numbers that each sample brings along for the objective.
-        shuffle_buffer: Samples (undecoded) that each worker shuffles, if the rows are sharded.
-        num_workers: Processes that read and decode for this one; with 0 it does so itself.
-        prefetch_factor: Batches that each worker prepares in advance; torch's default if not given.
-        pin_memory: Whether batches lie in page-locked memory, for faster copies to an accelerator.
+        start_batch: Number of batches that this process has already seen.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        num_draws: Number of random numbers per sample for the objective.
+        shuffle_buffer: Number of undecoded samples in each worker's shuffle buffer, for shards.
+        num_workers: Number of worker processes that read and decode; 0 to do so in this process.
+        prefetch_factor: Number of batches that each worker prepares in advance; torch's default if
+            not given.
+        pin_memory: Whether batches are in page-locked memory, for faster copies to an accelerator.
 
     Attributes:
-        unreadable (`dict[str, str]`): What could not be read, and why: the damaged shards, and of
-            the batches so far the images, by key, with the name of their shard before it.
+        unreadable (`dict[str, str]`): Errors by name: of damaged shards, and of the unreadable
+            images in the batches so far, whose key follows the name of their shard.
 
     Raises:
-        ValueError: If there are no rows, or the rows are sharded and there are fewer than readers,
-            or the buffer holds nothing. While iterating: if not one image could be read, or what
-            reading the rows raises.
-        OSError: While iterating, if reading the rows raises it.
+        ValueError: If there are no samples, fewer samples in shards than readers, or the buffer is
+            empty. While iterating: if no image can be read, or if reading the samples raises it.
+        OSError: While iterating, if reading the samples raises it.
     """
 
     def __init__(
@@ -147,7 +146,8 @@ class TrainingLoader:
             num_workers=self.num_workers,
             prefetch_factor=self.prefetch_factor,
             pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # torch's own would be one number further in each process that starts here
+            # without one, torch's global random state would be advanced
+            generator=torch.Generator(),
         )
         for made in batches:
             if isinstance(made, Exception):
@@ -158,19 +158,18 @@ class TrainingLoader:
 
 
 class BatchStream(IterableDataset):
-    """The batches that one worker makes: those of the process, from `start_batch` on, in turn with
-    the other workers.
+    """Batches of one worker: every `num_workers`-th batch of the process from `start_batch` on.
 
     Args:
-        loader: Says which.
+        loader: The loader of the process.
     """
 
     def __init__(self, loader: TrainingLoader):
         self.loader = loader
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, str]] | Exception]:
-        """Batches, each with name and reason of the images in it that could not be read; last of
-        all, an error."""
+        """Yields batches, each with the errors of its unreadable images by name; if reading fails,
+        the last item is the error."""
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batch = self.loader.start_batch + number
@@ -187,17 +186,17 @@ class BatchStream(IterableDataset):
                 for planned, sample in islice(samples, self.loader.batch_size):
                     chosen.append(sample)
                     if planned.error is not None:
-                        unreadable[self.loader.rows.name_of(planned.row)] = planned.error
+                        unreadable[self.loader.rows.name_of(planned.stored)] = planned.error
                 yield self.loader.collate(chosen), unreadable
-        # raised in a worker, they would arrive with a traceback as their text
+        # an error raised in a worker would arrive with the traceback as its text
         except (OSError, ValueError) as error:
             yield error
 
     def indexed_samples(
         self, first_batch: int, num_workers: int
     ) -> Iterator[tuple[DecodedSample, Sample]]:
-        """The row of each place and the sample that comes of it; an unreadable one's place takes
-        the next that is readable in the data set."""
+        """Yields each stored sample in order with the resulting sample; an unreadable one is
+        replaced by the next readable one of the data set."""
         rows, batch_size = self.loader.rows, self.loader.batch_size
         current, order = -1, np.empty(0, np.int64)
         for batch in count(first_batch, num_workers):
@@ -207,20 +206,20 @@ class BatchStream(IterableDataset):
                 if epoch != current:
                     current, order = epoch, permutation(len(rows), self.loader.seed, epoch)
                 index = int(order[place])
-                planned = chosen = DecodedSample.from_row(rows[index])
+                planned = chosen = DecodedSample.from_stored(rows[index])
                 tries = 1
                 while chosen.error is not None:
                     if tries == len(rows):
                         raise nothing_readable(planned, tries)
-                    chosen = DecodedSample.from_row(rows[(index + tries) % len(rows)])
+                    chosen = DecodedSample.from_stored(rows[(index + tries) % len(rows)])
                     tries += 1
                 yield planned, self.sample(epoch, index, chosen)
 
     def sharded_samples(
         self, first_batch: int, num_workers: int
     ) -> Iterator[tuple[DecodedSample, Sample]]:
-        """The row of each place and the sample that comes of it; an unreadable one's place takes
-        the next that is readable as the buffer gives them out."""
+        """Yields each stored sample in order with the resulting sample; an unreadable one is
+        replaced by the next readable one from the buffer."""
         slot = self.loader.rank * num_workers + first_batch % num_workers
         num_slots = self.loader.world_size * num_workers
         start, stop = (len(self.loader.rows) * number // num_slots for number in (slot, slot + 1))
@@ -234,20 +233,20 @@ class BatchStream(IterableDataset):
                     raise nothing_readable(ahead[0][1], tries)
                 if tries == len(ahead):
                     epoch, row = next(stream)
-                    ahead.append((epoch, DecodedSample.from_row(row)))
+                    ahead.append((epoch, DecodedSample.from_stored(row)))
                 else:
                     tries += 1
             chosen = ahead[tries][1]
             epoch, planned = ahead.popleft()
-            yield planned, self.sample(epoch, planned.row.index, chosen)
+            yield planned, self.sample(epoch, planned.stored.index, chosen)
 
     def shuffled(
         self, start: int, stop: int, slot: int, position: int
     ) -> Iterator[tuple[int, StoredSample]]:
-        """Epoch and row of the endless sequence of a slot, from a position on.
+        """Yields epoch and stored sample of the endless sequence of a worker, from a position on.
 
-        In each epoch these are rows `start` to `stop` of the permuted shards, as the shuffle buffer
-        gives them out.
+        In each epoch, these are samples `start` to `stop` of the permuted shards, shuffled by the
+        buffer. `slot` is the number of the worker among those of all processes.
         """
         rows, seed = self.loader.rows, self.loader.seed
         first_epoch, given_out = divmod(position, stop - start)
@@ -259,7 +258,7 @@ class BatchStream(IterableDataset):
             read = int(order.min())
             stream = self.unshuffled(start + read, stop, permutation(len(rows.sizes), seed, epoch))
             waiting: dict[int, StoredSample] = {}
-            for place in map(int, order):  # as a list, they would take several times the memory
+            for place in map(int, order):  # a list would take several times the memory
                 while read <= place:
                     row = next(stream)
                     if wanted[read]:
@@ -269,7 +268,7 @@ class BatchStream(IterableDataset):
             given_out = 0
 
     def unshuffled(self, start: int, stop: int, shards: np.ndarray) -> Iterator[StoredSample]:
-        """The rows `start` to `stop` of shards that are put in a row."""
+        """Yields samples `start` to `stop` of the concatenation of shards."""
         for shard in shards.tolist():
             size = self.loader.rows.sizes[shard]
             if max(start, 0) < min(stop, size):
@@ -277,14 +276,14 @@ class BatchStream(IterableDataset):
             start, stop = start - size, stop - size
 
     def sample(self, epoch: int, index: int, chosen: DecodedSample) -> Sample:
-        """A sample with the random numbers of the place that was the row's with the number `index`."""
+        """Returns a sample with the random numbers of the planned sample number `index`."""
         rng = np.random.default_rng((self.loader.seed, epoch, index))
         draws = rng.random(self.loader.num_draws, np.float32)
-        return Sample(epoch=epoch, row=chosen.row, image=chosen.image, draws=draws, rng=rng)
+        return Sample(epoch=epoch, stored=chosen.stored, image=chosen.image, draws=draws, rng=rng)
 
 
 def nothing_readable(first: DecodedSample, tries: int) -> ValueError:
     return ValueError(
-        f"None of {tries} images in turn could be read; look at the data set and the column of "
-        f"images. The first is {first.row.key}: {first.error}"
+        f"None of {tries} consecutive images could be read: check the data set and the column of "
+        f"images. The first is {first.stored.key}: {first.error}"
     )

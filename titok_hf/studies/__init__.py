@@ -1,4 +1,4 @@
-"""The paper's claims in miniature: variants of a recipe, each trained with several seeds, measured
+"""Studies of the paper's claims in miniature: variants of a recipe, each trained with several seeds
 and compared."""
 
 from .run import run_study

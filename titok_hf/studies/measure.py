@@ -1,4 +1,4 @@
-"""What is measured of a trained variant, on held-out images only."""
+"""Evaluation of a trained variant on held-out images."""
 
 import dataclasses
 
@@ -11,23 +11,23 @@ from ..evaluation.metric_networks import MetricNetworks
 from ..evaluation.protocol import Protocol
 from ..evaluation.reconstruction import measure_reconstruction
 from ..pipelines import TiTokPipeline
-from ..training.run import RecipeRun
+from ..training.recipe_run import RecipeRun
 
 RECONSTRUCTED = ("mean_squared_error", "psnr", "codebook_usage", "codebook_perplexity")
 
 
 class HeldOut:
-    """The held-out images of a data set, measured as the demo does.
+    """Evaluates runs on the held-out images of a data set, by the demo's protocol.
 
     Args:
-        dataset: Splits `train` and `test`; of `train` only the Fréchet distance knows.
+        dataset: Splits `train` and `test`; only the Fréchet distance uses `train`.
         image_size: Side of the images, in pixels.
-        extractor: Whose features give the Fréchet distance, see `load_extractor`; that of the
-            digits also gives accuracy. Neither is measured if not given.
+        extractor: Network of the Fréchet distance, see `load_extractor`; `"digits"` also gives
+            accuracy. Neither is measured if not given.
         image_column, label_column: Columns of the data set.
 
     Raises:
-        OSError: If the extractor's weights are not there.
+        OSError: If the extractor's weights are missing.
         ValueError: If there are fewer images than features.
     """
 
@@ -63,11 +63,12 @@ class HeldOut:
             )
 
     def measure(self, run: RecipeRun, images_per_class: int) -> dict[str, float]:
-        """Trains what a run has not trained yet, and measures its last stage.
+        """Trains the unfinished stages of a run, and evaluates the last one.
 
         Args:
             run: The run.
-            images_per_class: Images to generate, if its last stage is a generator.
+            images_per_class: Number of images to generate per class, if the last stage is a
+                generator.
 
         Returns:
             The protocol's metrics of the reconstructions, or of the generated images.

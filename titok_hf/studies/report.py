@@ -1,4 +1,4 @@
-"""A study's results as a table and as a picture."""
+"""Reports of a study: a table and a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from .study import Study
 
-# What a measure is called, whether it should be high or low, and how its values are written.
+# Title of each metric, with an arrow towards better values, and format of its values.
 METRICS = {
     "mean_squared_error": ("mean squared error ↓", "{:.4f}"),
     "psnr": ("PSNR in dB ↑", "{:.2f}"),
@@ -20,16 +20,16 @@ METRICS = {
 
 
 def summarize(study: Study, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds.
+    """Computes mean and standard deviation over the seeds.
 
     Args:
         study: The study.
-        runs: Those of `results.json`.
+        runs: The runs in `results.json`.
 
     Returns:
         For each variant that has been run, in the study's order: its `values`, the number of
-        `runs`, the mean `seconds`, and for each of the study's metrics that was measured the `mean`
-        and the standard deviation `std` with `n - 1` in its denominator, `None` of one run.
+        `runs`, the mean `seconds`, and for each measured metric of the study the `mean` and the
+        sample standard deviation `std` (`None` for a single run).
     """
     rows = []
     for variant in study.variants():
@@ -51,7 +51,7 @@ def summarize(study: Study, runs: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 
 def markdown_table(study: Study, rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `summarize` as a table: mean ± standard deviation."""
+    """Returns the rows of `summarize` as a Markdown table: mean ± standard deviation."""
     metrics = [metric for metric in study.metrics if metric in rows[0]]
     header = [*study.axes, *(METRICS[metric][0] for metric in metrics), "runs", "seconds each"]
     lines = [header, ["---"] * len(header)]
@@ -68,11 +68,11 @@ def markdown_table(study: Study, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(study: Study, rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the rows of `summarize`: a panel a metric, a curve for each value of the axes other
-    than the study's `x`.
+    """Draws the rows of `summarize`: one panel per metric, and one curve per combination of values
+    of the axes other than the study's `x`.
 
-    Bars are the standard deviation over the seeds. Values of `x` that are numbers stand on a
-    logarithmic axis. Needs matplotlib.
+    Error bars are the standard deviation over the seeds. Numeric values of `x` have a logarithmic
+    axis. Requires matplotlib.
     """
     from matplotlib.figure import Figure
 

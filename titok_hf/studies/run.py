@@ -1,4 +1,4 @@
-"""Running a study: each variant with each seed is a run of a recipe, resumable like any."""
+"""Training and evaluation of a study: each variant with each seed is a resumable `RecipeRun`."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from ..data.opening import open_images
 from ..hub.folders import whole_file
 from ..training.recipe import Recipe
-from ..training.run import RecipeRun
+from ..training.recipe_run import RecipeRun
 from .measure import HeldOut
 from .report import markdown_table, plot, summarize
 from .study import Study
@@ -30,24 +30,24 @@ def run_study(
     label_column: str = "label",
     callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
-    """Trains and measures all variants of a study with several seeds, and compares them.
+    """Trains and evaluates all variants of a study with several seeds, and compares them.
 
-    Called again with the same folder, it goes on where it was, and finished runs are not trained
-    again; other seeds are added to those that are there.
+    A second call with the same folder resumes the study: finished runs are not trained again, and
+    new seeds are added to the existing ones.
 
     Args:
         name: One of `study_names()`.
-        output_dir: The folder. It ends with `results.json`, which grows run by run, `table.md`,
-            `plot.png`, and a folder for each seed with one run of a recipe for each variant.
-        data: See `open_images`. Accuracy is measured of `"digits"` only.
-        seeds: Of all that is random; the study's if not given.
+        output_dir: Folder of the study. At the end, it contains `results.json`, which grows run by
+            run, `table.md`, `plot.png`, and a folder per seed with one run per variant.
+        data: The data set, see `open_images`. Accuracy is only measured for `"digits"`.
+        seeds: Random seeds; the study's by default.
         overrides: Changes of the recipe of all variants, `key=value`.
-        quick: Whether every stage takes a few steps only, with one seed, to see that everything
-            works.
-        extractor: Whose features give the Fréchet distance, see `load_extractor`; if not given, the
-            digits' for `"digits"`, and for other data there is none.
+        quick: Whether to train every stage for a few steps only, with one seed, to check that
+            everything works.
+        extractor: Network of the Fréchet distance, see `load_extractor`; defaults to `"digits"` if
+            that is the data set, otherwise to none.
         image_column, label_column: Columns of the data set.
-        callbacks: For the trainers.
+        callbacks: Callbacks of the trainers.
 
     Returns:
         The content of `results.json`: `configuration`, and `runs` with their `variant`, `seed`,
@@ -55,8 +55,8 @@ def run_study(
         `values`.
 
     Raises:
-        OSError: If the extractor's weights are not there.
-        ValueError: If there is no such study, it needs an extractor and gets none, or the folder
+        OSError: If the extractor's weights are missing.
+        ValueError: If there is no such study, a required extractor is not given, or the folder
             holds another study or configuration.
     """
     study = Study.load(name, overrides, quick)
@@ -66,8 +66,7 @@ def run_study(
     if extractor is None and any("generator" in variant.recipe.stages for variant in variants):
         raise ValueError(
             f"The study {name!r} measures generated images by their Fréchet distance, which needs "
-            "an extractor: name "
-            "one, such as 'inception', or take 'digits' as `data`."
+            "an extractor: name one, such as 'inception', or take 'digits' as `data`."
         )
     output_dir = Path(output_dir)
     record = output_dir / "results.json"
@@ -84,8 +83,7 @@ def run_study(
         if results["configuration"] != configuration:
             raise ValueError(
                 f"{output_dir} holds another study, or one with another configuration (see "
-                f"{record.name}); choose "
-                "another folder, or delete it."
+                f"{record.name}); choose another folder, or delete it."
             )
     splits = open_images(data, image_column, label_column)
     dataset = DatasetDict({split: splits.dataset(split) for split in ("train", "test")})
@@ -114,7 +112,7 @@ def run_study(
             shared = recipe_run(study.shared_recipe(), seed, "shared")
             shared.train()
             for stage in shared.recipe.stages:
-                shared.result(stage)  # those on demand, too
+                shared.result(stage)  # `train` skips stages on demand
         for variant in missing:
             run = recipe_run(variant.recipe, seed, variant.name)
             link_shared(run, shared)
@@ -137,8 +135,8 @@ def run_study(
 
 
 def link_shared(run: RecipeRun, shared: RecipeRun) -> None:
-    """Puts links to the results of shared stages where a run would put its own, so that it finds
-    them finished."""
+    """Links the results of shared stages into the folder of a run, which then takes them for its
+    own."""
     for stage in shared.recipe.stages:
         link = run.folder(stage)
         if stage in run.recipe.stages and not link.exists():
@@ -147,7 +145,7 @@ def link_shared(run: RecipeRun, shared: RecipeRun) -> None:
 
 
 def seconds(run: RecipeRun) -> float:
-    """Seconds that a run has trained, in the last go of each of its own stages."""
+    """Returns the seconds that a run has trained its own stages, each since it was last resumed."""
     return sum(
         json.loads(path.read_text())["seconds"] for path in (run.work_dir / "logs").glob("*.json")
     )

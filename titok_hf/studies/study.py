@@ -1,4 +1,4 @@
-"""What a study is: a recipe, and what varies in it."""
+"""The definition of a study: a recipe and its variants."""
 
 import copy
 import dataclasses
@@ -16,17 +16,17 @@ FOLDER = Path(__file__).parents[1] / "recipes" / "studies"
 
 
 def study_names() -> list[str]:
-    """Names of the studies that come with the package."""
+    """Returns the names of the shipped studies."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "base")
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A value of an axis, and what it changes.
+    """The changes that come with a value of an axis.
 
     Args:
         set: Changes of the recipe, `key=value`.
-        stages: Stages that run, if others than the study's.
+        stages: The stages to train; the study's if not given.
     """
 
     set: Sequence[str] = ()
@@ -35,11 +35,11 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One of the things that a study compares: a value of each axis.
+    """A variant that a study compares with others: one value per axis.
 
     Args:
-        values: Axis to value.
-        recipe: What trains it.
+        values: Value of each axis.
+        recipe: Recipe of the variant.
     """
 
     values: dict[str, Any]
@@ -47,11 +47,11 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Its values in a row, for folders."""
+        """The variant's values joined to a folder name."""
         return "-".join(str(value).replace(" ", "_") for value in self.values.values())
 
     def recipe_hash(self) -> str:
-        """SHA-256 of the recipe."""
+        """Returns the SHA-256 of the recipe."""
         return hashlib.sha256(
             json.dumps(self.recipe.to_dict(), sort_keys=True).encode()
         ).hexdigest()
@@ -59,25 +59,25 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is compared, and how.
+    """A comparison of variants of a recipe.
 
     Args:
-        name: Its name.
-        title: What the picture is called.
-        recipe: Plain data as of a `Recipe`; it may hold stages that are not run.
-        stages: Stages that a variant trains.
-        shared: Those of them that are trained once a seed, for all variants; their keys must not
-            vary.
-        seeds: Of all that is random.
-        axes: Each axis' values, and what each value changes. The variants are all combinations; of
-            two changes of one key, the later axis' counts.
-        x: The axis that runs along the picture's x axis; the others tell its curves apart.
-        metrics: Those in the table, see `HeldOut.measure`.
-        panels: Those in the picture.
-        images_per_class: Images that are generated for the measures, if there is a generator; see
+        name: Name of the study.
+        title: Title of the picture.
+        recipe: Plain data of a `Recipe`, possibly with stages that are not trained.
+        stages: Stages that each variant trains.
+        shared: Stages that are trained once per seed for all variants; the axes must not change
+            them.
+        seeds: Random seeds.
+        axes: Values of each axis, with their changes. The variants are all combinations of values.
+            If two axes change the same key, the later one wins.
+        x: The axis on the picture's x axis; the other axes distinguish its curves.
+        metrics: Metrics in the table, see `HeldOut.measure`.
+        panels: Metrics in the picture.
+        images_per_class: Number of images to generate per class, if there is a generator; see
             `run_demo`.
-        set_last: Changes of the recipe of all variants, `key=value`, that count more than those of
-            the axes.
+        set_last: Changes of the recipe of all variants, `key=value`, applied after those of the
+            axes.
     """
 
     name: str
@@ -95,13 +95,13 @@ class Study:
 
     @classmethod
     def load(cls, name: str, overrides: Sequence[str] = (), quick: bool = False) -> "Study":
-        """Reads a study that comes with the package, on top of what all of them share.
+        """Reads a shipped study, which extends the settings common to all.
 
         Args:
             name: One of `study_names()`.
-            overrides: Changes of the recipe of all variants, `key=value`; they count more than
-                those of the axes.
-            quick: Whether every stage takes two steps only, with one seed.
+            overrides: Changes of the recipe of all variants, `key=value`, applied after those of
+                the axes.
+            quick: Whether to train every stage for two steps only, with one seed.
 
         Raises:
             ValueError: If there is no such study.
@@ -111,8 +111,8 @@ class Study:
         content = {"name": name}
         for file in ("base", name):
             content |= load_yaml(FOLDER / f"{file}.yaml")
-        # through JSON, since YAML's aliases are shared dicts, and a change must be of one of them
-        # only
+        # the round trip through JSON copies YAML aliases, which would otherwise share one dict that
+        # an override changes in all places
         content["recipe"] = json.loads(json.dumps(content["recipe"]))
         of_quick = content.pop("quick")
         if quick:
@@ -125,7 +125,7 @@ class Study:
         return cls(**content)
 
     def variants(self) -> list[Variant]:
-        """All combinations of the axes' values, the last axis varying fastest.
+        """Returns all combinations of the axes' values; the last axis varies fastest.
 
         Raises:
             ValueError: If the overrides do not fit the recipe, see `Recipe.load`.
@@ -142,17 +142,17 @@ class Study:
         return variants
 
     def shared_recipe(self) -> Recipe:
-        """What trains the shared stages."""
+        """Returns the recipe of the shared stages."""
         recipe = copy.deepcopy(self.recipe)
         override(recipe, self.set_last)
         return restricted(recipe, self.shared)
 
 
 def restricted(recipe: dict[str, Any], stages: Sequence[str]) -> Recipe:
-    """The recipe with some of its stages.
+    """Returns a recipe with some of its stages.
 
     Raises:
-        ValueError: If it does not fit, or has a stage that there is not.
+        ValueError: If the recipe is not valid, or has an unknown stage.
     """
     check_keys("stages", recipe["stages"], STAGES)
     return Recipe.from_dict(recipe | {"stages": {name: recipe["stages"][name] for name in stages}})

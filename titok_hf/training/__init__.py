@@ -12,7 +12,7 @@ from .objectives import (
 )
 from .perceptual import PerceptualLoss
 from .recipe import Recipe
-from .run import RecipeRun
+from .recipe_run import RecipeRun
 from .trainer import TiTokTrainer
 
 __all__ = [

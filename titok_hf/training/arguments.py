@@ -7,22 +7,21 @@ from transformers import TrainingArguments
 
 @dataclass
 class TiTokTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what a second network and long streams of images need.
+    """`TrainingArguments` with settings for a discriminator and for long streams of images.
 
-    The defaults are the reference's. `torch_compile` compiles transformer blocks, each by itself;
-    the first batch of each go runs uncompiled, to count its operations. `logging_strategy`,
-    `eval_strategy` and `save_strategy` go by steps, as an epoch may end within one.
+    The defaults are the reference's. `torch_compile` compiles each transformer block separately;
+    the first batch after a start runs uncompiled, to count its operations. `logging_strategy`,
+    `eval_strategy` and `save_strategy` cannot be `"epoch"`, because an epoch may end within a step.
 
     Args:
         discriminator_learning_rate: Peak learning rate of the discriminator.
-        shuffle_buffer: Samples that a stream's shuffle buffer holds, in each process and worker.
+        shuffle_buffer: Number of samples in the shuffle buffer of a stream, per worker process.
         max_unreadable: Share of the images that may be unreadable before training stops.
-        preview_steps: Steps between pictures of what the network does, which a `RecipeRun` draws; 0
-            for none.
+        preview_steps: Number of steps between the preview pictures of a `RecipeRun`; 0 for none.
     """
 
     discriminator_learning_rate: float = field(
-        default=1e-4, metadata={"help": "Learning rate of the discriminator."}
+        default=1e-4, metadata={"help": "Peak learning rate of the discriminator."}
     )
     shuffle_buffer: int = field(
         default=1000, metadata={"help": "Samples in a stream's shuffle buffer."}
@@ -30,16 +29,16 @@ class TiTokTrainingArguments(TrainingArguments):
     max_unreadable: float = field(
         default=0.01, metadata={"help": "Share of the images that may be unreadable."}
     )
-    preview_steps: int = field(default=0, metadata={"help": "Steps between pictures; 0 for none."})
+    preview_steps: int = field(default=0, metadata={"help": "Steps between previews; 0 for none."})
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "The collator reads the images."}
+        default=False, metadata={"help": "Off, because the collator needs all columns."}
     )
     adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's second moment decay."})
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "All of them are used."}
+        default=False, metadata={"help": "Off, because all parameters are used."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "A loss that is not finite is said."}
+        default=False, metadata={"help": "Off, so that a non-finite loss is reported."}
     )
 
     def __post_init__(self) -> None:

@@ -20,14 +20,14 @@ from .stages import Stage, recipe_objectives
 
 A100_FLOPS = 312e12  # dense bfloat16 or float16, NVIDIA A100 data sheet
 UTILIZATION = 0.4
-CLASS_NAMES = [str(label) for label in range(1000)]  # as many as ImageNet has
+CLASS_NAMES = [str(label) for label in range(1000)]  # ImageNet has 1,000 classes
 
 # Configurations of pretrained networks that recipes load, and published costs of recipes.
 KNOWN: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("costs.yaml"))
 
 
 def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> int:
-    """FLOPs of the forward and backward pass of a batch.
+    """Returns the FLOPs of the forward and backward pass of a batch.
 
     Matrix products and convolutions count, with 2 FLOPs per multiplication. Elementwise operations
     do not: norms, activations, the optimizer and the moving average. Attention counts as its two
@@ -44,7 +44,7 @@ def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> i
 
 
 def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
-    """FLOPs per image of each stage that a recipe trains.
+    """Returns the FLOPs per image of each stage that a recipe trains.
 
     An optimizer step takes this number times the global batch size. The networks are built without
     weights, from their configurations.
@@ -82,9 +82,9 @@ def flops_table(names: Sequence[str]) -> str:
     columns = (
         "recipe",
         "stage",
-        "GFLOPs an image",
-        "images a step",
-        "PFLOPs a step",
+        "GFLOPs per image",
+        "images per step",
+        "PFLOPs per step",
         "steps",
         "EFLOPs",
     )

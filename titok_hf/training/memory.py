@@ -1,4 +1,4 @@
-"""Peak memory of a part of a run."""
+"""Measurement of peak memory."""
 
 import resource
 import sys

@@ -1,7 +1,7 @@
 """Training objectives: networks, frozen helpers and moving averages in one module for `Trainer`.
 
-An objective maps a batch to a loss and its parts, defines which parameters are optimized together,
-and is updated after each optimizer step. One backward pass serves the tokenizer and its
+An objective maps a batch to a loss and scalars to log, defines which parameters are optimized
+together, and is updated after each optimizer step. One backward pass serves the tokenizer and its
 discriminator: the tokenizer's loss uses detached discriminator parameters, and the discriminator's
 loss uses detached reconstructions.
 
@@ -47,12 +47,12 @@ class ObjectiveOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`):
             The loss to minimize.
-        parts (`dict[str, torch.Tensor]`):
-            Scalars for the log.
+        logged_losses (`dict[str, torch.Tensor]`):
+            Scalars for the log: terms of the loss, accuracies and the like.
     """
 
     loss: torch.FloatTensor | None = None
-    parts: dict[str, torch.Tensor] | None = None
+    logged_losses: dict[str, torch.Tensor] | None = None
 
 
 def standard_normal(draws: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ class Objective(nn.Module):
     """Base class of objectives.
 
     `num_draws` is the number of random numbers per sample; `id_limits` maps each column of ids in a
-    batch to the number of ids; `starts` maps a network to the optimizer step at which its training
+    batch to the number of ids; `start_steps` maps a network to the optimizer step at which its training
     starts, if that is not 0. `predict`, if defined, maps a batch to predictions and targets for
     `compute_metrics`.
 
@@ -113,7 +113,7 @@ class Objective(nn.Module):
             self.ema = MovingAverage(model, ema_decay).requires_grad_(False)
         self.codebook_revival = None
         self.id_limits: dict[str, int] = {}
-        self.starts: dict[str, int] = {}
+        self.start_steps: dict[str, int] = {}
         classes = {type(module).__name__ for module in model.modules()}
         # FSDP reads its units from here; it fails on class names that the model lacks
         self._no_split_modules = [
@@ -220,7 +220,7 @@ class WarmupObjective(Objective):
         return self.vqgan.decode_codes(decoded.proxy_logits.argmax(-1)).reconstruction
 
     def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstructions `(B, 3, H, W)` and the images."""
+        """Returns reconstructions `(B, 3, H, W)` and the images."""
         return self.reconstruct(inputs["pixel_values"]), inputs["pixel_values"]
 
     def forward(
@@ -232,12 +232,12 @@ class WarmupObjective(Objective):
         output = self.model(pixel_values, proxy_codes, **posterior_noise(self.model, draws))
         self.observe_codes(output)
         accuracy = (output.proxy_logits.argmax(-1) == proxy_codes).float().mean()
-        parts = {
+        logged = {
             "proxy_code_loss": output.loss - output.quantizer_loss,
             "proxy_code_accuracy": accuracy,
             "quantizer_loss": output.quantizer_loss,
         }
-        return ObjectiveOutput(loss=output.loss, parts=parts)
+        return ObjectiveOutput(loss=output.loss, logged_losses=logged)
 
 
 class ReconstructionObjective(Objective):
@@ -301,7 +301,7 @@ class ReconstructionObjective(Objective):
         self.adversarial_weight = adversarial_weight
         self.quantizer_weight = quantizer_weight
         self.lecam_weight = lecam_weight
-        self.starts = {"discriminator": discriminator_start}
+        self.start_steps = {"discriminator": discriminator_start}
         self.adaptive_weight = adaptive_weight
         self.lecam_decay = lecam_decay
         self.mean_logits: list[torch.Tensor] = []
@@ -320,7 +320,7 @@ class ReconstructionObjective(Objective):
         return self.result.decode(self.result.encode(pixel_values).latents).reconstruction
 
     def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstructions `(B, 3, H, W)` and the images."""
+        """Returns reconstructions `(B, 3, H, W)` and the images."""
         return self.reconstruct(inputs["pixel_values"]), inputs["pixel_values"]
 
     def forward(
@@ -333,24 +333,24 @@ class ReconstructionObjective(Objective):
             encoded = self.model.encode(pixel_values, **posterior_noise(self.model, draws))
         self.observe_codes(encoded)
         reconstruction = self.model.decode(encoded.latents).reconstruction  # (B, 3, H, W)
-        parts = {"reconstruction_loss": self.distance(reconstruction, pixel_values)}
-        loss = self.reconstruction_weight * parts["reconstruction_loss"]
+        logged = {"reconstruction_loss": self.distance(reconstruction, pixel_values)}
+        loss = self.reconstruction_weight * logged["reconstruction_loss"]
 
         # perceptual loss
         if self.perceptual is not None:
-            parts["perceptual_loss"] = self.perceptual(reconstruction, pixel_values)
-            loss = loss + self.perceptual_weight * parts["perceptual_loss"]
+            logged["perceptual_loss"] = self.perceptual(reconstruction, pixel_values)
+            loss = loss + self.perceptual_weight * logged["perceptual_loss"]
 
         # adversarial losses
         if self.discriminator is not None:
             # a factor rather than a branch, because distributed training needs a gradient of every
             # parameter in every step
-            started = float(step >= self.starts["discriminator"])
+            started = float(step >= self.start_steps["discriminator"])
             frozen = {
                 name: parameter.detach()
                 for name, parameter in self.discriminator.named_parameters()
             }
-            parts["adversarial_loss"] = -torch.func.functional_call(
+            logged["adversarial_loss"] = -torch.func.functional_call(
                 self.discriminator, frozen, reconstruction
             ).mean()
             weight = self.adversarial_weight * started
@@ -359,36 +359,40 @@ class ReconstructionObjective(Objective):
                 last_layer = [
                     p for p in self.model.parameters() if p.ndim == 4 and p.requires_grad
                 ][-1]
-                parts["adaptive_weight"] = adaptive_weight(
-                    loss, parts["adversarial_loss"], last_layer
+                logged["adaptive_weight"] = adaptive_weight(
+                    loss, logged["adversarial_loss"], last_layer
                 )
-                weight = weight * parts["adaptive_weight"]
-            loss = loss + weight * parts["adversarial_loss"]
+                weight = weight * logged["adaptive_weight"]
+            loss = loss + weight * logged["adversarial_loss"]
             loss = loss + started * self.discriminator_loss(
-                pixel_values, reconstruction.detach(), started, parts
+                pixel_values, reconstruction.detach(), started, logged
             )
 
         # quantizer loss
         if not self.freeze_encoder:
-            parts["quantizer_loss"] = encoded.quantizer_loss
+            logged["quantizer_loss"] = encoded.quantizer_loss
             loss = loss + self.quantizer_weight * encoded.quantizer_loss
-        return ObjectiveOutput(loss=loss, parts=parts)
+        return ObjectiveOutput(loss=loss, logged_losses=logged)
 
     def discriminator_loss(
-        self, real: torch.Tensor, fake: torch.Tensor, started: float, parts: dict[str, torch.Tensor]
+        self,
+        real: torch.Tensor,
+        fake: torch.Tensor,
+        started: float,
+        logged: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """Returns the hinge plus LeCam loss of real and fake images `(B, 3, H, W)`, and adds its
-        terms to `parts`."""
+        terms to `logged`."""
         real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).chunk(2)
-        parts["discriminator_loss"] = hinge_discriminator_loss(real_logits, fake_logits)
+        logged["discriminator_loss"] = hinge_discriminator_loss(real_logits, fake_logits)
         mean_logits = mean_over_processes(
             torch.stack([real_logits.mean(), fake_logits.mean()]).float()
         )  # (2,)
-        parts["real_logit"], parts["fake_logit"] = mean_logits
-        parts["lecam_loss"] = lecam_loss(*mean_logits, self.real_average, self.fake_average)
+        logged["real_logit"], logged["fake_logit"] = mean_logits
+        logged["lecam_loss"] = lecam_loss(*mean_logits, self.real_average, self.fake_average)
         if self.training and started:
             self.mean_logits.append(mean_logits.detach())
-        return parts["discriminator_loss"] + self.lecam_weight * parts["lecam_loss"]
+        return logged["discriminator_loss"] + self.lecam_weight * logged["lecam_loss"]
 
     def after_optimizer_step(self, step: int) -> None:
         super().after_optimizer_step(step)
@@ -462,7 +466,7 @@ class MaskedTokenObjective(Objective):
         output = self.model(masked_codes, class_labels, codes, drop_labels)
         masked = masked_codes != codes
         accuracy = ((output.logits.argmax(-1) == codes) & masked).sum() / masked.sum()
-        return ObjectiveOutput(loss=output.loss, parts={"masked_token_accuracy": accuracy})
+        return ObjectiveOutput(loss=output.loss, logged_losses={"masked_token_accuracy": accuracy})
 
 
 class ClassifierObjective(Objective):
@@ -491,7 +495,7 @@ class ClassifierObjective(Objective):
         logits = self.model((pixel_values - self.mean) / self.std).logits  # (B, num_labels)
         accuracy = (logits.argmax(-1) == class_labels).float().mean()
         return ObjectiveOutput(
-            loss=F.cross_entropy(logits, class_labels), parts={"accuracy": accuracy}
+            loss=F.cross_entropy(logits, class_labels), logged_losses={"accuracy": accuracy}
         )
 
     def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""The private methods of `Trainer` that the package overrides or calls, each under a public name.
+"""Public names for the private methods of `Trainer` that the package overrides or calls.
 
-They may change with any release of transformers; `tests/training/test_open_trainer.py` says so.
+They may change with any release of transformers; `tests/training/test_open_trainer.py` detects it.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-# Their parameters, by name of the method. Those in `OVERRIDDEN` must also be called by `Trainer`.
+# Parameters of each method. `Trainer` must also call those in `OVERRIDDEN`.
 PRIVATE = {
     "_clip_grad_norm": ("model",),
     "_load_optimizer_and_scheduler": ("checkpoint",),
@@ -28,8 +28,8 @@ OVERRIDDEN = (
 
 
 class OpenTrainer(Trainer):
-    """`Trainer` whose steps can be overridden by public names; each does by default what `Trainer`
-    does."""
+    """`Trainer` whose steps can be overridden under public names; by default, each does the same as
+    in `Trainer`."""
 
     def clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Clips the gradients and returns their norm."""
@@ -44,7 +44,7 @@ class OpenTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Publishes at a checkpoint, if `args.push_to_hub`."""
+        """Publishes the model after a checkpoint, if `args.push_to_hub`."""
         super()._push_from_checkpoint(checkpoint_folder)
 
     def load_from_checkpoint(self, checkpoint: str) -> None:
@@ -52,11 +52,11 @@ class OpenTrainer(Trainer):
         super()._load_from_checkpoint(checkpoint)
 
     def checkpoints_dir(self, trial: Any) -> str:
-        """The folder of the checkpoints."""
+        """Returns the folder of the checkpoints."""
         return super()._get_output_dir(trial=trial)
 
     def prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch on the trainer's device."""
+        """Moves a batch to the trainer's device."""
         return super()._prepare_inputs(inputs)
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:

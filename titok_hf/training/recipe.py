@@ -1,4 +1,4 @@
-"""Recipes: all that trains and samples a model, as data."""
+"""Recipes: all settings of training and sampling a model, as data."""
 
 import dataclasses
 import inspect
@@ -18,7 +18,7 @@ COMMON_PARTS = {
     "augmentation": keys_of(Augmentation),
     "training": (*inspect.signature(TiTokTrainingArguments).parameters, "global_batch_size"),
 }
-# Keys of a stage whose result is not trained but loaded.
+# Keys of a stage whose result is loaded instead of trained.
 PRETRAINED = ("pretrained", "revision")
 EVALUATION = ("metrics", "extractor", "num_images")
 
@@ -30,22 +30,22 @@ class Recipe:
     Args:
         name: The recipe's name.
         image_size: Side of the images, in pixels.
-        stages: What trains each stage, or where its result comes from; `titok_hf.training.stages`
-            says which stages there are and which others each needs.
+        stages: Settings of each stage by name; `titok_hf.training.stages` defines the stages and
+            which others each needs.
 
-            A stage is trained by its parts: `model` (fields of the network's configuration),
-            `objective` (arguments of the objective), others of its own, `augmentation` (arguments
-            of `Augmentation`), and `training` (fields of `TiTokTrainingArguments`, and
-            `global_batch_size`: images of an optimizer step, from which the number of accumulated
-            batches follows). Or it is `pretrained`: a folder or Hub repository, of which `revision`
-            is a branch, tag or commit.
-        scheduler: Arguments of the `MaskGitScheduler`; needed with a generator.
-        sampling: Default arguments of the `TiTokPipeline`; needed with a generator.
-        evaluation: Measures held-out images while a stage trains whose `training` has an
-            `eval_strategy`: `metrics` (names of those of reconstructions, such as `psnr` and
+            The settings of a trained stage are `model` (fields of the network's configuration),
+            `objective` (arguments of the objective), parts specific to the stage, `augmentation`
+            (arguments of `Augmentation`), and `training` (fields of `TiTokTrainingArguments`, and
+            `global_batch_size`: images per optimizer step, which determines the number of
+            accumulated batches). Those of a loaded stage are `pretrained` (a folder or Hub
+            repository) and optionally `revision` (a branch, tag or commit).
+        scheduler: Arguments of the `MaskGitScheduler`; required for a generator.
+        sampling: Default arguments of the `TiTokPipeline`; required for a generator.
+        evaluation: Evaluation on held-out images during the training of stages whose `training` has
+            an `eval_strategy`: `metrics` (names of reconstruction metrics, such as `psnr` and
             `frechet_distance`), `extractor` (network of the metrics on features, see
-            `titok_hf.evaluation.load_extractor`), and `num_images`, the first of which are taken;
-            all if not given.
+            `titok_hf.evaluation.load_extractor`), and `num_images` (the first so many; defaults to
+            all).
     """
 
     name: str
@@ -59,12 +59,11 @@ class Recipe:
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
         """Reads a recipe.
 
-        A recipe may name another as its `base` and say only what differs: mappings are merged, key
-        by key; other values take the place of the base's; `null` takes a key away.
+        A recipe may name another as its `base` and contain only the differences: mappings are
+        merged key by key, other values replace those of the base, and `null` removes a key.
 
         Args:
-            source: A YAML file, or the name of a recipe that comes with the package, such as
-                `"digits"`.
+            source: A YAML file, or the name of a shipped recipe, such as `"digits"`.
             overrides: Changes like `"stages.warmup.training.max_steps=100"`; values are YAML.
 
         Raises:
@@ -77,7 +76,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Recipe":
-        """Checks the keys of a recipe.
+        """Checks plain data and returns it as a recipe.
 
         Raises:
             ValueError: If a key is unknown or missing, or a stage lacks one that it needs.
@@ -102,15 +101,15 @@ class Recipe:
         return dataclasses.replace(recipe, stages=ordered)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain data, for YAML."""
+        """Returns the recipe as plain data, for YAML."""
         return dataclasses.asdict(self)
 
     def stage(self, name: str) -> Stage:
-        """One of the stages."""
+        """Returns a stage by name."""
         return STAGES[name](self)
 
     def all_stages(self) -> list[Stage]:
-        """The stages, each behind those that it requires."""
+        """Returns the stages, each after those that it requires."""
         stages: dict[str, Stage] = {}
 
         def add(name: str) -> None:
@@ -125,21 +124,21 @@ class Recipe:
         return list(stages.values())
 
     def trained_stages(self) -> list[Stage]:
-        """The stages that are trained and not loaded, each behind those that it requires."""
+        """Returns the stages that are trained, not loaded, each after those that it requires."""
         return [stage for stage in self.all_stages() if not stage.is_pretrained]
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Returns the names of the shipped recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def read_recipe(source: str | Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe as plain data, merged with its base.
+    """Reads a recipe as plain data, merged with its base.
 
     Args:
-        source: A YAML file, or the name of a recipe that comes with the package.
-        derived: The files whose base it is.
+        source: A YAML file, or the name of a shipped recipe.
+        derived: The files of which it is the base, to detect cycles.
 
     Raises:
         FileNotFoundError: If there is no such recipe.
@@ -155,8 +154,8 @@ def read_recipe(source: str | Path, derived: tuple[Path, ...] = ()) -> dict[str,
         path = FOLDER / f"{source}.yaml"
     if path.resolve() in derived:
         raise ValueError(f"The recipe {path} is its own `base`.")
-    # through JSON, since YAML's aliases are shared dicts, and an override must change one of them
-    # only
+    # the round trip through JSON copies YAML aliases, which would otherwise share one dict that an
+    # override changes in all places
     content = json.loads(json.dumps(load_yaml(path)))
     if not isinstance(content, dict) or "base" not in content:
         return content
@@ -168,8 +167,8 @@ def read_recipe(source: str | Path, derived: tuple[Path, ...] = ()) -> dict[str,
 
 
 def merge(base: Any, changes: Any) -> Any:
-    """Plain data with changes: mappings key by key, where `None` takes a key away, anything else as
-    a whole."""
+    """Returns plain data with changes: mappings are merged key by key, where `None` removes a key;
+    anything else is replaced."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     merged = base | {key: merge(base.get(key), value) for key, value in changes.items()}
@@ -189,11 +188,11 @@ def check_stage(name: str, content: Any) -> None:
         others = [key for key in content if key not in PRETRAINED]
         source = content.get("pretrained")
         if not stage.can_be_pretrained or others or not isinstance(source, str) or not source:
-            or_else = "have `pretrained`, a folder or Hub repository, and maybe `revision`"
+            or_else = "have `pretrained`, a folder or Hub repository, and optionally `revision`"
             if not stage.can_be_pretrained:
-                or_else = "be left out: it cannot be `pretrained`"
+                or_else = "be left out, because it cannot be `pretrained`"
             raise ValueError(
-                f"`{where}` must either be trained, by {', '.join(parts)}, or {or_else}; got {content}."
+                f"`{where}` must either be trained, by {', '.join(parts)}, or {or_else}, got {content}."
             )
         return
     for part, arguments in content.items():
@@ -207,11 +206,11 @@ def check_stage(name: str, content: Any) -> None:
 
 
 def check_stages(recipe: Recipe) -> None:
-    """Checks that the stages of a recipe go together.
+    """Checks that the stages of a recipe fit together.
 
     Raises:
-        ValueError: If there is none to train, two have one folder, one lacks what it needs, or its
-            parts contradict each other.
+        ValueError: If none is trained, two have the same folder, one lacks a stage that it needs,
+            or parts of one contradict each other.
     """
     stages = [recipe.stage(name) for name in recipe.stages]
     trained = [stage for stage in stages if not stage.is_pretrained]
@@ -222,7 +221,7 @@ def check_stages(recipe: Recipe) -> None:
     for first, second in itertools.combinations(stages, 2):
         if first.folder == second.folder:
             raise ValueError(
-                f"The recipe must have one of the stages {first.name} and {second.name}, got both."
+                f"The recipe must have only one of the stages {first.name} and {second.name}, got both."
             )
     for stage in trained:
         stage.check()

@@ -1,5 +1,5 @@
-"""HF `Trainer` for objectives: data in an order that can be resumed, an optimizer group and a
-gradient norm for each network, and the parts in the log."""
+"""`Trainer` for objectives: resumable data order, optimizer groups and gradient norms per network,
+and every term of the loss in the log."""
 
 import copy
 import itertools
@@ -35,7 +35,7 @@ from ..data.samples import IndexedSamples, Samples
 from ..hub.provenance import inherit_provenance
 from .arguments import TiTokTrainingArguments
 from .checkpoints import WholeCheckpoints
-from .health import Finiteness, HealthWarnings
+from .monitoring import Finiteness, HealthWarnings
 from .objectives import Objective
 from .open_trainer import OpenTrainer
 from .throughput import Throughput
@@ -44,15 +44,15 @@ logger = logging.getLogger(__name__)
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices and kernels, not to gains, biases, embeddings,
-    tokens and codes."""
+    """Returns whether weight decay applies to a parameter: to matrices and kernels, but not to
+    gains, biases, embeddings, tokens and codes."""
     return parameter.ndim >= 2 and not any(
         word in name for word in ("embedding", "token", "codebook", "norm")
     )
 
 
 class Steps(TrainerCallback):
-    """Tells the objective and the data of what the trainer does."""
+    """Informs the objective and the data loader of the trainer's progress."""
 
     def __init__(self, trainer: "TiTokTrainer"):
         self.trainer = trainer
@@ -65,7 +65,7 @@ class Steps(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self.trainer.loader.start_batch = state.global_step * args.gradient_accumulation_steps
-        # what is drawn in the networks, such as dropout, differs from process to process
+        # random numbers drawn inside the networks, such as dropout, differ between processes
         torch.manual_seed(args.seed + args.process_index)
 
     def on_pre_optimizer_step(
@@ -77,8 +77,8 @@ class Steps(TrainerCallback):
     ) -> None:
         objective = self.trainer.model
         for name, network in objective.networks():
-            if state.global_step < objective.starts.get(name, 0):
-                network.zero_grad()  # so that the optimizer does not see it yet
+            if state.global_step < objective.start_steps.get(name, 0):
+                network.zero_grad()  # the optimizer skips parameters without a gradient
 
     def on_optimizer_step(
         self,
@@ -96,7 +96,9 @@ class Steps(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        state.epoch = state.global_step * self.trainer.global_batch_size / len(self.trainer.rows)
+        state.epoch = (
+            state.global_step * self.trainer.global_batch_size / len(self.trainer.train_samples)
+        )
 
     def on_train_end(
         self,
@@ -112,30 +114,30 @@ class Steps(TrainerCallback):
 class TiTokTrainer(WholeCheckpoints, OpenTrainer):
     """Trains an `Objective`.
 
-    The order of the images is a function of the seed and the step: a run that goes on from a
-    checkpoint sees what it would have seen, and with images that can be read in any order the
-    number of processes and of accumulated batches makes no difference. An image that cannot be read
-    is replaced by the next one; `unreadable.jsonl` in the output folder lists them, and shards that
-    cannot be read to their end, of which each counts as one.
+    The order of the images is a function of the seed and the step. A run resumed from a checkpoint
+    sees the same images as an uninterrupted one. If the images can be read in any order, the number
+    of processes and of accumulated batches does not matter either. An unreadable image is replaced
+    by the next one and listed in `unreadable.jsonl` in the output folder; a truncated shard is
+    listed too and counts as one image.
 
     Args:
         model: The objective.
         args: `TiTokTrainingArguments`.
-        data_collator: An `ImageCollator`, or any function that makes a batch of a list of features,
-            the rows of the data set; the batch holds the arguments of the objective's `forward`.
+        data_collator: An `ImageCollator`, or any function that turns a list of features (rows of
+            the data set) into a batch: the arguments of the objective's `forward`.
         train_dataset: A data set of images, or a split of `titok_hf.data.open_images`; not needed
-            to evaluate.
-        kwargs: Those of `transformers.Trainer`. `compute_metrics` gets what the objective's
-            `predict` returns: reconstructions and images, see
-            `titok_hf.evaluation.ReconstructionMetrics`, or a classifier's logits and labels.
-            `processing_class` is published beside the network; if not given, the processor of an
-            `ImageCollator` is.
+            for evaluation.
+        kwargs: Further arguments of `transformers.Trainer`. `compute_metrics` gets what the
+            objective's `predict` returns: reconstructions and images, see
+            `titok_hf.evaluation.ReconstructionMetrics`, or other predictions and targets.
+            `processing_class` is published with the network and defaults to the processor of an
+            `ImageCollator`.
 
     Raises:
-        TypeError: If there is a `compute_metrics`, and the objective makes no predictions.
-        ValueError: In training, if more images are unreadable than `args.max_unreadable` allows.
-        FloatingPointError: In training, if a loss, gradient or weight is not finite.
-        OSError: In training, if a checkpoint cannot be written.
+        TypeError: If `compute_metrics` is given, but the objective makes no predictions.
+        ValueError: During training, if more images than `args.max_unreadable` are unreadable.
+        FloatingPointError: During training, if a loss, gradient or weight is not finite.
+        OSError: During training, if a checkpoint cannot be written.
     """
 
     def __init__(
@@ -148,11 +150,10 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
     ):
         if kwargs.get("compute_metrics") is not None and model.predict is None:
             raise TypeError(
-                "`compute_metrics` needs predictions, which a "
-                f"{type(model).__name__} does not make."
+                f"`compute_metrics` needs predictions, but a {type(model).__name__} makes none."
             )
-        args = copy.copy(args)  # the caller's stay as they are
-        self.rows = train_dataset
+        args = copy.copy(args)  # the changes below must not reach the caller
+        self.train_samples = train_dataset
         if isinstance(train_dataset, Dataset):
             if isinstance(data_collator, ImageCollator):
                 columns = (data_collator.image_column, data_collator.label_column)
@@ -160,32 +161,32 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
                 features = train_dataset.features.items()
                 images = [name for name, feature in features if isinstance(feature, Image)]
                 columns = (images[0] if images else "image", None)
-            self.rows = IndexedSamples(train_dataset, *columns)
+            self.train_samples = IndexedSamples(train_dataset, *columns)
         self.global_batch_size = (
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
-        if args.max_steps <= 0 and self.rows is not None:
+        if args.max_steps <= 0 and self.train_samples is not None:
             args.max_steps = math.ceil(
-                args.num_train_epochs * len(self.rows) / self.global_batch_size
+                args.num_train_epochs * len(self.train_samples) / self.global_batch_size
             )
-        args.ignore_data_skip = True  # the loader starts where the run is
+        args.ignore_data_skip = True  # the loader itself starts at the run's step
         if args.torch_compile:
             for module in model.model.modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-            # or accelerate would compile the objective as a whole, which the adversarial losses do
-            # not allow
+            # otherwise accelerate would compile the whole objective, which fails with adversarial
+            # losses
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = (
                 False,
                 None,
                 None,
             )
         super().__init__(
-            model, args, train_dataset=self.rows, data_collator=data_collator, **kwargs
+            model, args, train_dataset=self.train_samples, data_collator=data_collator, **kwargs
         )
         self.unreadable: dict[str, str] = {}
         self.unreadable_file = Path(args.output_dir) / "unreadable.jsonl"
-        if self.unreadable_file.exists():  # of an earlier go
+        if self.unreadable_file.exists():  # written before the run was resumed
             lines = map(json.loads, self.unreadable_file.read_text().splitlines())
             self.unreadable = {line["key"]: line["reason"] for line in lines}
         self.throughput = Throughput(self.accelerator)
@@ -193,15 +194,15 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         for callback in (Steps(self), self.throughput, HealthWarnings()):
             self.add_callback(callback)
         self.model_accepts_loss_kwargs = False
-        self.parts: dict[str, torch.Tensor] = {}
+        self.log_sums: dict[str, torch.Tensor] = {}
         self.counts: Counter[str] = Counter()
 
     def get_train_dataloader(self) -> TrainingLoader:
         args, collator = self.args, self.data_collator
         if not isinstance(collator, ImageCollator):
-            collator = FeatureCollator(collator, self.rows)
+            collator = FeatureCollator(collator, self.train_samples)
         self.loader = TrainingLoader(
-            self.rows,
+            self.train_samples,
             collator.collate,
             batch_size=args.train_batch_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
@@ -221,8 +222,8 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         num_batches: int,
         device: torch.device,
     ) -> tuple[list[dict[str, torch.Tensor]], None]:
-        """The batches of an optimizer step, each with the weight of its loss where they do not
-        count the same."""
+        """Returns the batches of an optimizer step, each with the weight of its loss if the weights
+        differ."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         for batch in batches:
             self.model.check_batch(batch)
@@ -238,13 +239,12 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
-        """As in `Trainer`, for each network by itself: if its training begins later, so does its
-        schedule."""
+        """Creates one schedule per network, which starts when the network's training does."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if isinstance(scheduler, LambdaLR):
             schedules = []
             for group in scheduler.optimizer.param_groups:
-                start = self.model.starts.get(group["network"], 0)
+                start = self.model.start_steps.get(group["network"], 0)
                 length = max(num_training_steps - start, 1)
                 own = get_scheduler(
                     self.args.lr_scheduler_type,
@@ -277,8 +277,8 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         return self.optimizer
 
     def load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As in `Trainer`, but learning rates, weight decay and betas are those of `args`, which
-        may be others than the checkpoint's."""
+        """Loads the states as `Trainer` does, but takes learning rates, weight decay and betas from
+        `args`, which may have changed since the checkpoint."""
         own = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups
@@ -305,10 +305,10 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
             norms[f"grad_norm_{network}"] = (
                 norm.full_tensor() if isinstance(norm, DTensor) else norm
-            )  # with FSDP
-        if self.accelerator.scaler is None:  # which skips steps whose gradients are not finite
+            )  # a DTensor under FSDP
+        if self.accelerator.scaler is None:  # a scaler skips steps with non-finite gradients
             self.finiteness.observe(self.state.global_step + 1, norms)
-        self.add_parts(norms)
+        self.add_to_log(norms)
         return torch.stack([*norms.values()]).norm()
 
     def compute_loss(
@@ -321,17 +321,17 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         weight = inputs.pop("weight", 1.0)
         output = model(**inputs, step=self.state.global_step)
         if model.training:
-            self.add_parts(output.parts)
+            self.add_to_log(output.logged_losses)
             self.finiteness.observe(
-                self.state.global_step + 1, {"loss": output.loss, **output.parts}
+                self.state.global_step + 1, {"loss": output.loss, **output.logged_losses}
             )
         loss = weight * output.loss
         return (loss, output) if return_outputs else loss
 
-    def add_parts(self, parts: dict[str, torch.Tensor]) -> None:
-        """Takes scalars into the means of the next log."""
-        for name, part in parts.items():
-            self.parts[name] = self.parts.get(name, 0) + part.detach()
+    def add_to_log(self, scalars: dict[str, torch.Tensor]) -> None:
+        """Adds scalars to the means of the next log entry."""
+        for name, value in scalars.items():
+            self.log_sums[name] = self.log_sums.get(name, 0) + value.detach()
             self.counts[name] += 1
 
     def prediction_step(
@@ -341,7 +341,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The loss; for `compute_metrics` also what the objective predicts."""
+        """Returns the loss, and the objective's predictions and targets for `compute_metrics`."""
         inputs = self.prepare_inputs(inputs)
         self.model.check_batch(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -360,8 +360,8 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in `Trainer`, with the same random numbers each time, and none taken from the
-        training."""
+        """Evaluates as `Trainer` does, with the same random numbers each time and without affecting
+        those of the training."""
         device = self.accelerator.device
         with (
             self.throughput.paused(),
@@ -376,20 +376,22 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             super().save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.parts:
+        if "loss" in logs and self.log_sums:
             self.finiteness.check(self.state.global_step, self.args.output_dir)
-            means = torch.stack([total / self.counts[name] for name, total in self.parts.items()])
+            means = torch.stack(
+                [total / self.counts[name] for name, total in self.log_sums.items()]
+            )
             means = self.accelerator.gather(means[None]).mean(0)
-            logs |= dict(zip(self.parts, means.tolist(), strict=True))
+            logs |= dict(zip(self.log_sums, means.tolist(), strict=True))
             logs |= {name: float(value) for name, value in self.model.statistics().items()}
             logs |= self.throughput.entries()
-            self.parts.clear()
+            self.log_sums.clear()
             self.counts.clear()
             self.check_unreadable(logs)
         super().log(logs, start_time)
 
     def check_unreadable(self, logs: dict[str, float]) -> None:
-        """Lists the images that could not be read, counts them in the log, and stops if they are
+        """Lists unreadable images in a file, logs their number, and raises an error if there are
         too many."""
         for found in gather_object([self.loader.unreadable]):
             self.unreadable |= found
@@ -402,17 +404,17 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
                 for key, reason in sorted(self.unreadable.items())
             ]
             self.unreadable_file.write_text("\n".join(lines) + "\n")
-        if len(self.unreadable) > self.args.max_unreadable * len(self.rows):
+        if len(self.unreadable) > self.args.max_unreadable * len(self.train_samples):
             key, reason = next(iter(self.unreadable.items()))
             raise ValueError(
-                f"{len(self.unreadable)} of {len(self.rows)} images could not be read, more than "
+                f"{len(self.unreadable)} of {len(self.train_samples)} images could not be read, more than "
                 f"the share of {self.args.max_unreadable:g} that `max_unreadable` allows; "
                 f"{self.unreadable_file} lists them, such as {key}: {reason}"
             )
 
     def result(self) -> PreTrainedModel | None:
-        """The network to keep, see `Objective.result`; under FSDP a copy that is whole, on the main
-        process alone."""
+        """Returns the network to keep, see `Objective.result`. Under FSDP, it is an unsharded copy,
+        on the main process only."""
         network = self.model.result
         if not self.is_fsdp_enabled:
             return network
@@ -433,20 +435,20 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         revision: str | None = None,
         private: bool | None = None,
     ) -> CommitInfo | None:
-        """Publishes what the stage keeps, with its card, and the image processor, in
+        """Publishes the network to keep, its model card and the image processor in the repository
         `args.hub_model_id`.
 
         Args:
-            commit_message: Of the commit.
-            token: Access token; `args.hub_token` if not given.
-            revision: Branch; `args.hub_revision` if not given.
-            private: Whether a new repository is private; `args.hub_private_repo` if not given.
+            commit_message: Message of the commit.
+            token: Access token; defaults to `args.hub_token`.
+            revision: Branch; defaults to `args.hub_revision`.
+            private: Whether a new repository is private; defaults to `args.hub_private_repo`.
 
         Returns:
-            The commit; `None` in all processes but the main one.
+            The commit; `None` on all processes but the main one.
 
         Raises:
-            OSError: If the Hub refused, or the connection broke.
+            OSError: If the Hub refuses, or the connection breaks.
         """
         result = self.result()
         if not self.is_world_process_zero():
@@ -465,8 +467,8 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         return commit
 
     def push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Publishes at each checkpoint, if `args.push_to_hub` and the strategy is not `"end"`; a
-        Hub out of reach does not stop the training."""
+        """Publishes at each checkpoint, if `args.push_to_hub` and the strategy is not `"end"`; if
+        the Hub is unreachable, training continues."""
         if self.args.hub_strategy != HubStrategy.END:
             try:
                 self.push_to_hub(f"Training in progress, step {self.state.global_step}")

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from titok_hf.training import CodebookRevival
-from titok_hf.training.health import Finiteness, HealthWarnings
+from titok_hf.training.monitoring import Finiteness, HealthWarnings
 
 NAN, INF = float("nan"), float("inf")
 STEPS = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 5, "max_steps": 10}
@@ -115,7 +115,7 @@ class TestFiniteness:
     @pytest.mark.xdist_group("distributed")
     def test_all_processes_stop(self, two_processes):
         for rank in range(2):
-            said = (two_processes / "distributed_health" / f"{rank}.txt").read_text()
+            said = (two_processes / "distributed_monitoring" / f"{rank}.txt").read_text()
             assert said.startswith("Training has failed at step 7: not finite are loss.")
 
 
@@ -238,7 +238,7 @@ class TestWarnings:
             texts = [
                 record.getMessage()
                 for record in caplog.records
-                if record.name == "titok_hf.training.health"
+                if record.name == "titok_hf.training.monitoring"
             ]
             caplog.clear()
             return [text.split(":")[0] for text in texts]

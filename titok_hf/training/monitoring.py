@@ -40,7 +40,7 @@ class Finiteness:
 
         Args:
             step: Number of the current step, from 1.
-            values: `"loss"` and its parts, or the gradient norms `"grad_norm_…"`. Do not pass the
+            values: `"loss"` and its terms, or the gradient norms `"grad_norm_…"`. Do not pass the
                 norms where a gradient scaler skips steps with non-finite gradients.
         """
         names = tuple(values)

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from titok_hf.distributed import process_state
-from titok_hf.training.health import Finiteness
+from titok_hf.training.monitoring import Finiteness
 
 
 def main(folder):

@@ -1,4 +1,4 @@
-"""Running a recipe: stage after stage, each one resumable, each result a folder that
+"""Training of a recipe, stage by stage. Each stage can be resumed, and its result is a folder that
 `from_pretrained` loads."""
 
 import copy
@@ -35,41 +35,40 @@ from .trainer import TiTokTrainer
 
 logger = logging.getLogger(__name__)
 
-# Parts of a stage that may be changed until it is finished, such as a learning rate that was too
-# high.
+# Parts of a stage that may change until it is finished, for example to lower a learning rate.
 CHANGEABLE = ("training", "objective")
 
 
 class RecipeRun:
-    """Trains what a recipe says on a data set.
+    """Trains the stages of a recipe on a data set.
 
-    `result` trains a stage, going on from its last checkpoint if there is one, or loads the result
-    if it is there or pretrained. A stage starts from the seed, whatever ran before it. The
-    folder ends with `vqgan/`, `tokenizer/` and `pipeline/`, as far as the recipe trains their
-    stages; `work/` holds checkpoints, logs, and what only later stages need.
+    `result` returns the result of a stage: it loads the result if it exists or is pretrained, and
+    otherwise trains the stage, from its last checkpoint if there is one. Every stage starts from
+    the seed, regardless of the stages before it. At the end, the folder contains `vqgan/`,
+    `tokenizer/` and `pipeline/` if the recipe trains their stages; `work/` contains checkpoints,
+    logs, and results that only later stages need.
 
-    Until a stage is finished, its `training` and `objective` may be changed: it goes on from its
-    last checkpoint with the new ones.
+    Until a stage is finished, its `training` and `objective` may be changed: it resumes from its
+    last checkpoint with the new settings.
 
-    Started by `torchrun`, all processes train together; the folder must be one that all of them
-    see.
+    Under `torchrun`, all processes train together; they must share the folder.
 
     Args:
         recipe: The recipe.
-        dataset: A data set whose split `train` trains, or such a split of `open_images`. Those
-            of a data set of tokens train a generator alone, and no image is encoded.
-        output_dir: The folder.
-        image_column, label_column: Columns of the data set; rows know their own.
-        seed: Of all that is random.
-        callbacks: For every stage's trainer.
+        dataset: A data set with a split `train`, the splits of `open_images`, or the training split
+            alone. A token data set can only train the generator, and then no image is encoded.
+        output_dir: Folder of the run.
+        image_column, label_column: Columns of a `DatasetDict`; other data sets know their own.
+        seed: Random seed.
+        callbacks: Callbacks of every stage's trainer.
         data_name: Name of the data set, for the model cards.
-        make_metrics: Makes, from an image processor, the `compute_metrics` of a stage whose
-            `training` has an `eval_strategy` and whose objective makes predictions. It sees
+        make_metrics: Maps an image processor to the `compute_metrics` of a stage whose `training`
+            has an `eval_strategy` and whose objective makes predictions. It is called with
             reconstructions and held-out images batch by batch (`batch_eval_metrics`).
 
     Raises:
-        ValueError: If the folder holds a run of a recipe that differs in more, of another seed, or
-            on data of another name.
+        ValueError: If the folder holds a run of another seed, on data of another name, or of a
+            recipe with differences that are not allowed.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class RecipeRun:
 
             dataset = ImageSplits(data_name or "data set", stored, open_split)
         self.splits = dataset if isinstance(dataset, ImageSplits) else None
-        self.rows = dataset if self.splits is None else self.splits["train"]
+        self.train_samples = dataset if self.splits is None else self.splits["train"]
         self.output_dir = Path(output_dir)
         self.work_dir = self.output_dir / "work"
         self.image_column = image_column
@@ -108,8 +107,7 @@ class RecipeRun:
             self.write_record({"seed": seed, "data": data_name, **recipe.to_dict()})
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Writes `recipe.yaml`, if nothing has been trained yet, or nothing but what may change has
-        changed."""
+        """Writes `recipe.yaml`, and checks that an earlier one differs only in what may change."""
         path = self.output_dir / "recipe.yaml"
         earlier = (
             yaml.safe_load(path.read_text()) if path.exists() and self.work_dir.exists() else None
@@ -121,27 +119,26 @@ class RecipeRun:
                 raise ValueError(
                     f"{self.output_dir} holds a run of another recipe or seed, or on other data "
                     f"(see {path.name}); only {' and '.join(CHANGEABLE)} of a stage that is not "
-                    "finished may change: choose another "
-                    "folder, or delete this one."
+                    "finished may change: choose another folder, or delete this one."
                 )
-            logger.warning("%s goes on with changes of its recipe.", self.output_dir)
+            logger.warning("%s is resumed with a changed recipe.", self.output_dir)
         if process_state().is_main_process:
             with whole_file(path) as partial_file:
                 partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
 
     def lasting(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What of a record a run keeps to its end."""
+        """Returns the parts of a record that must not change once training has begun."""
         stages = {}
         for name, stage in record["stages"].items():
             changeable = () if self.folder(name).exists() else CHANGEABLE
             stages[name] = {
                 part: arguments for part, arguments in stage.items() if part not in changeable
             }
-        return {**record, "stages": stages, "evaluation": {}}  # what is measured trains nothing
+        return {**record, "stages": stages, "evaluation": {}}  # evaluation does not affect training
 
     def train(self) -> Any:
-        """Runs the stages of the recipe, and those on demand only if another one requires them or
-        there is no other.
+        """Runs the stages of the recipe. A stage on demand runs only if another one requires it, or
+        if there is no other.
 
         Returns:
             The result of the last stage: the pipeline, if there is a generator.
@@ -156,35 +153,38 @@ class RecipeRun:
         return result
 
     def prepare(self) -> None:
-        """Checks what would otherwise stop a run days after its start: that the data have what the
-        stages need, that what is pretrained is there and fits, and that all arguments are valid.
+        """Checks everything that could otherwise stop a run days after its start: the columns of
+        the data, the existence and fit of pretrained networks, and all arguments.
 
         Raises:
-            OSError: If something pretrained is not there.
-            ValueError: If something does not fit, or an argument is not valid.
+            OSError: If a pretrained network is missing.
+            ValueError: If data or a pretrained network do not fit, or an argument is not valid.
         """
+        # data and arguments
         ahead = [
             stage for stage in self.recipe.trained_stages() if not self.folder(stage.name).exists()
         ]
-        if self.rows.holds_codes and (
+        if self.train_samples.holds_codes and (
             of_images := [stage.name for stage in ahead if not stage.reads_codes]
         ):
             able = " and ".join(name for name, stage in STAGES.items() if stage.reads_codes)
             raise ValueError(
-                f"The data set holds codes, on which the stage {able} alone can train, and the "
-                f"recipe also trains {', '.join(of_images)}: give a data set of images, or "
+                f"The data set holds codes, which only the stage {able} can train on, and the "
+                f"recipe also trains {', '.join(of_images)}: use a data set of images, or set "
                 "`{pretrained: FOLDER}` for these stages."
             )
-        if self.rows.class_names is None and (
+        if self.train_samples.class_names is None and (
             labelled := [stage.name for stage in ahead if stage.reads_labels]
         ):
             raise ValueError(
-                f"The stage {labelled[0]} trains on class labels, which the data set does not have."
+                f"The stage {labelled[0]} trains on class labels, but the data set has none."
             )
         for stage in ahead:
             if self.training_arguments(stage).eval_strategy != "no":
                 self.held_out_images()
             Augmentation(**stage.part("augmentation"))
+
+        # pretrained networks
         needed = {
             stage.name: functools.partial(self.checked_result, stage, ahead)
             for stage in self.recipe.all_stages()
@@ -207,27 +207,30 @@ class RecipeRun:
             missing = any(isinstance(error, OSError) for error in errors.values())
             error_class = OSError if missing else ValueError
             raise error_class(
-                "Nothing has been trained, since what the recipe needs pretrained is not there or "
-                "does not fit. " + " ".join(f"{name}: {error}" for name, error in errors.items())
+                "Nothing has been trained, because pretrained networks that the recipe needs are "
+                "missing or do not fit. "
+                + " ".join(f"{name}: {error}" for name, error in errors.items())
             )
+
+        # objectives, without weights
         with torch.device("meta"):
             for stage, objective in recipe_objectives(
                 self.recipe,
                 lambda stage: stage.blank(copy.deepcopy(self.result(stage.name).config)),
-                self.rows.class_names or (),
+                self.train_samples.class_names or (),
             ):
-                stage.check_data(objective, self.rows)
+                stage.check_data(objective, self.train_samples)
 
     def folder(self, stage: str) -> Path:
-        """Where the result of a stage that is trained is, or will be."""
+        """Returns the folder of the result of a trained stage, which may not exist yet."""
         return self.output_dir / STAGES[stage].folder
 
     def result(self, name: str) -> Any:
-        """The result of a stage, loaded once: of a pretrained one from where the recipe says, else
-        from its folder. If the folder is not there, the stage is trained, and before it the stages
-        that it requires.
+        """Returns the result of a stage and keeps it in memory.
 
-        The folder appears in one rename, when it is whole, and then the checkpoints go.
+        The result of a pretrained stage is loaded from its source, any other from its folder. If
+        the folder does not exist, the stages that it requires and then the stage itself are
+        trained. The folder appears atomically; then the checkpoints are deleted.
         """
         if name not in self.results:
             stage = self.recipe.stage(name)
@@ -245,7 +248,7 @@ class RecipeRun:
         return self.results[name]
 
     def checked_result(self, stage: Stage, users: Sequence[Stage]) -> None:
-        """Loads the result of a pretrained stage, and lets the stages that require it check it."""
+        """Loads the result of a pretrained stage, and has the stages that require it check it."""
         result = self.result(stage.name)
         for user in users:
             if stage.name in user.required():
@@ -253,32 +256,32 @@ class RecipeRun:
 
     @functools.cached_property
     def held_out(self) -> Samples | None:
-        """The held-out split, if there is one: `test`, or else `validation`."""
+        """The held-out split, `test` or else `validation`; `None` if there is neither."""
         if self.splits is None or not {"test", "validation"} & set(self.splits):
             return None
-        return self.splits["test"]
+        return self.splits["test"]  # or `validation`, see `ImageSplits`
 
     def held_out_images(self) -> Dataset:
-        """The images that are measured while a stage trains.
+        """Returns the held-out images that `eval_strategy` evaluates on.
 
         Raises:
-            ValueError: If no images are held out, or they are streamed or tokens.
+            ValueError: If no images are held out, or if they are streamed or tokens.
         """
         if self.held_out is None:
             raise ValueError(
-                "`eval_strategy` measures held-out images, and the data set has no split test or "
-                "validation: add one, or leave `eval_strategy` out."
+                "`eval_strategy` evaluates on held-out images, but the data set has no split test "
+                "or validation: add one, or remove `eval_strategy`."
             )
         images = self.splits.dataset("test")
         number = self.recipe.evaluation.get("num_images", len(images))
         return images.select(range(min(number, len(images))))
 
     def training_arguments(self, stage: Stage) -> TiTokTrainingArguments:
-        """The trainer's arguments of a stage.
+        """Returns the trainer's arguments for a stage.
 
         Raises:
-            ValueError: If one is not valid, or `global_batch_size` is no multiple of what all
-                processes take at once.
+            ValueError: If one is not valid, or `global_batch_size` is not a multiple of
+                `per_device_train_batch_size` times the number of processes.
         """
         fields = dict(stage.part("training"))
         global_batch_size = fields.pop("global_batch_size", None)
@@ -286,7 +289,8 @@ class RecipeRun:
             "report_to": "none",
             "batch_eval_metrics": True,
             "save_total_limit": 2,
-            "use_cpu": not torch.accelerator.is_available(),  # or processes without an accelerator do not meet
+            # otherwise processes without an accelerator do not find each other
+            "use_cpu": not torch.accelerator.is_available(),
             "disable_tqdm": bool(self.callbacks),
             "dataloader_pin_memory": torch.cuda.is_available(),
         }
@@ -299,18 +303,17 @@ class RecipeRun:
                     f"`stages.{stage.name}.training.global_batch_size` {global_batch_size} must be a "
                     f"multiple of the {at_once} images that {args.world_size} processes take at "
                     "once: change `per_device_train_batch_size` "
-                    f"{args.per_device_train_batch_size}, or the number of processes."
+                    f"({args.per_device_train_batch_size}) or the number of processes."
                 )
             args.gradient_accumulation_steps = global_batch_size // at_once
         return args
 
     def checkpoint_dir(self, stage: str) -> Path:
-        """Where the checkpoints of a stage are, and what else its trainer writes."""
+        """Returns the folder for the checkpoints of a stage and other files of its trainer."""
         return self.work_dir / "checkpoints" / stage
 
     def train_stage(self, stage: Stage) -> None:
-        """Trains a stage to its end, from its last checkpoint if there is one, and writes its
-        folder.
+        """Trains a stage, from its last checkpoint if there is one, and writes its folder.
 
         Raises:
             OSError: If a checkpoint or the folder cannot be written.
@@ -320,14 +323,14 @@ class RecipeRun:
         with PeakMemory() as memory:
             started = time.perf_counter()
             set_seed(self.seed)
-            objective = stage.objective(results, self.rows.class_names or ())
+            objective = stage.objective(results, self.train_samples.class_names or ())
             trainer = self.trainer(stage, objective)
             checkpoint = last_checkpoint(trainer.args.output_dir)
             state = None
             if checkpoint is not None:
                 state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
             if state is not None and state.global_step >= trainer.args.max_steps:
-                # stopped after the last step: Trainer would take one more
+                # the run was stopped after the last step; `Trainer` would take one more
                 trainer.load_from_checkpoint(checkpoint)
                 trainer.state = state
             else:
@@ -357,13 +360,13 @@ class RecipeRun:
             except (OSError, SafetensorError) as error:
                 raise OSError(
                     f"The stage {stage.name} is trained, but could not be written to {folder}: {error}. "
-                    "Make room and start "
-                    "again with the same command: it goes on from the last checkpoint."
+                    "Free disk space and run the same command again: it resumes from the last "
+                    "checkpoint."
                 ) from error
         trainer.accelerator.wait_for_everyone()
 
     def trainer(self, stage: Stage, objective: Objective) -> TiTokTrainer:
-        """The trainer of a stage."""
+        """Returns the trainer of a stage."""
         args = self.training_arguments(stage)
         collator = ImageCollator(
             stage.image_processor(),
@@ -379,14 +382,14 @@ class RecipeRun:
         trainer = TiTokTrainer(
             objective,
             args,
-            train_dataset=self.rows,
+            train_dataset=self.train_samples,
             data_collator=collator,
             callbacks=self.callbacks,
             **evaluation,
         )
         if self.callbacks:
             trainer.remove_callback(PrinterCallback)
-        if args.preview_steps and (draw := stage.preview(self.held_out or self.rows)):
+        if args.preview_steps and (draw := stage.preview(self.held_out or self.train_samples)):
             folder = self.work_dir / "previews" / stage.name
             trainer.add_callback(Previews(trainer, args.preview_steps, folder, draw))
         return trainer
