@@ -1,4 +1,3 @@
-import inspect
 import re
 from pathlib import Path
 
@@ -201,7 +200,7 @@ class TestKeys:
         with pytest.raises(ValueError, match=f"'discriminator' in `stages.{stage}`"):
             Recipe.from_dict(content)
 
-    @pytest.mark.parametrize("key", list(inspect.signature(Recipe).parameters))
+    @pytest.mark.parametrize("key", ["name", "image_size", "stages", "scheduler", "sampling"])
     def test_a_missing_one_is_named(self, content, key):
         del content[key]
         with pytest.raises(ValueError, match=f"lacks {key}"):
