@@ -530,7 +530,7 @@ class TestErrors:
     def test_of_the_data(self, refused, tokenizer, tmp_path):
         (tmp_path / "empty").mkdir()
         error = refused("reconstruction", tokenizer, "--data", "empty", *DEMO)
-        assert "The folder empty holds no images" in error
+        assert "empty must hold images, tar shards or Parquet files, but holds no files" in error
 
     def test_of_weights_that_are_not_there(self, refused, tokenizer):
         error = refused(

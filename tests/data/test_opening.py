@@ -253,7 +253,7 @@ class TestFolders:
         assert list(open_images(str(tmp_path))) == ["train"]
         with pytest.raises(
             ValueError,
-            match=r"no column 'label' but image; .*`label_column=None` if labels are not",
+            match=r"no column 'label' but image; .*without labels, `label_column=None`",
         ):
             open_images(str(tmp_path))["train"]
         with pytest.raises(ValueError, match="has no split 'test' but train"):
@@ -352,7 +352,10 @@ class TestFolders:
         with pytest.raises(ValueError, match=r"0.png is a file: a folder, .* is expected"):
             open_images(str(tmp_path / "0.png"))
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match="holds no images that `datasets` can read"):
+        with pytest.raises(
+            ValueError,
+            match="empty must hold images, tar shards or Parquet files, but holds no files",
+        ):
             open_images(str(tmp_path / "empty"))
 
 

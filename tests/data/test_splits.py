@@ -342,7 +342,7 @@ class TestImagesToMeasure:
             (tmp_path / "folder" / "notes.txt").write_text("no image")
         with pytest.raises(
             ValueError,
-            match=f"The folder {tmp_path / 'folder'} holds no images that `datasets` can",
+            match=f"The folder {tmp_path / 'folder'} must hold images, .* but holds (no|1 other) files",
         ):
             load_split(str(tmp_path / "folder"))
 

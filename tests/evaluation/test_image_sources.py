@@ -427,7 +427,8 @@ class TestOpenSource:
 
     def test_an_empty_folder_is_refused(self, tmp_path):
         with pytest.raises(
-            ValueError, match=f"The folder {tmp_path} holds no images that `datasets` can read"
+            ValueError,
+            match=f"The folder {tmp_path} must hold images, tar shards or Parquet files, but holds no",
         ):
             open_source(str(tmp_path), protocol())
 

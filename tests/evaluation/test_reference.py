@@ -79,5 +79,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="'digits' has no split 'all' but train, test"):
         write_reference("digits", tmp_path / "digits.npz", "demo", split="all")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no images that `datasets` can read"):
+    with pytest.raises(
+        ValueError, match="must hold images, tar shards or Parquet files, but holds no"
+    ):
         write_reference(str(tmp_path / "empty"), tmp_path / "digits.npz", "demo")

@@ -1,13 +1,29 @@
 """Options and base classes shared by all commands."""
 
+import logging
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 
+class StderrHandler(logging.Handler):
+    """Writes each message to stderr once, also if a command opens the same data again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = self.format(record)
+        if message not in self.written:
+            self.written.add(message)
+            typer.echo(message, err=True)
+
+
 class Command(TyperCommand):
-    """A command that hides the progress bars of loading files.
+    """A command that hides the progress bars of loading files, and says on stderr which data it
+    found.
 
     transformers and diffusers are imported in `invoke`, so that `--help` does not import them.
     """
@@ -18,6 +34,9 @@ class Command(TyperCommand):
 
         transformers_logging.disable_progress_bar()
         diffusers_logging.disable_progress_bar()
+        found = logging.getLogger("titok_hf.data")
+        found.setLevel(logging.INFO)
+        found.handlers = [StderrHandler()]
         return super().invoke(ctx)
 
 

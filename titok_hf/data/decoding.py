@@ -59,6 +59,14 @@ def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any] | Non
         ) from error
 
 
+def readable_extensions() -> set[str]:
+    """Returns the extensions of image files that Pillow can read, such as `".png"`."""
+    # these are documents, data, or formats for which Pillow only knows how to call other programs
+    others = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+    formats = Image.registered_extensions()
+    return {ending for ending, name in formats.items() if name in Image.OPEN and name not in others}
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image of any mode to RGB; see `decode_image`."""
     if image.mode.startswith("I") or image.mode == "F":

@@ -6,11 +6,12 @@ those in which it is stored. If labelled images are not streamed and have neithe
 the only held-out split.
 """
 
+import logging
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from glob import escape, glob
@@ -32,6 +33,8 @@ from datasets import (
 )
 from huggingface_hub import HfApi
 
+from ..distributed import process_state
+from .folders import FolderContents, load_folder, read_folder
 from .samples import (
     KEY_COLUMNS,
     NO_LABELS,
@@ -58,6 +61,8 @@ from .shard_index import (
 # The data sets of the package: names and functions that return a `DatasetDict`. The functions are
 # imported on demand, because they need optional libraries.
 EMBEDDED = {"digits": "titok_hf.data.digits:load_digits_dataset"}
+
+logger = logging.getLogger(__name__)
 
 
 class ImageSplits:
@@ -133,10 +138,10 @@ def open_images(
     integers or strings; in all splits they denote the classes of `train`.
 
     Args:
-        source: `"digits"` for the embedded data set; a folder of images, with or without one
-            subfolder per class; a folder of tar shards or Parquet files, or one written by
-            `save_to_disk`; tar shards as a pattern such as `"data/train-{0000..0015}.tar"` or
-            `"data/*.tar"`, which become `train`; or the name of a data set on the Hub.
+        source: `"digits"` for the embedded data set; a folder of images, tar shards or Parquet
+            files, see `titok_hf.data.folders`, or one written by `save_to_disk`; tar shards as a
+            pattern such as `"data/train-{0000..0015}.tar"` or `"data/*.tar"`, which become `train`;
+            or the name of a data set on the Hub.
         image_column: Name of the column of images; in tar shards an extension, or `"image"` for
             any image extension.
         label_column: Name of the column of labels; in tar shards `"label"` or an integer in the
@@ -159,16 +164,21 @@ def open_images(
         ValueError: If there is no image, or nothing to stream. When a split is opened: if there is
             no such split or column, a label is missing, or no fifth can be held out.
     """
+    source = os.path.expanduser(source)
     stored = locate(source, revision)
     if stored.kind == ".tar" or (streaming and stored.kind == ".parquet"):
         arguments = {"image_column": image_column, "label_column": label_column}
+        log_found(
+            source, {name: f"{len(paths)} shards" for name, paths in stored.files.items()}, stored
+        )
         return ImageSplits(source, stored.files, partial(open_shards, source, stored, **arguments))
     if streaming and stored.kind == "hub":
         raise ValueError(
             f"The data set {source!r} has no tar or Parquet files to stream; load it without "
             "`streaming`."
         )
-    dataset = load(source, stored, revision)
+    dataset = load(source, stored, revision, labelled=label_column is not None)
+    log_found(source, dataset, stored, label_column or "label")
     held_out = hold_out and holds_fifth_out(dataset, label_column)
 
     def open_split(split: str) -> IndexedSamples:
@@ -187,7 +197,7 @@ def open_images(
 
 def dataset_commit(source: str, revision: str | None = None) -> str | None:
     """Returns the commit of a data set on the Hub; `None` if it is embedded or local."""
-    if source in EMBEDDED or Path(source).exists() or is_shard_pattern(source):
+    if source in EMBEDDED or Path(source).expanduser().exists() or is_shard_pattern(source):
         return None
     return HfApi().dataset_info(source, revision=revision).sha
 
@@ -201,11 +211,13 @@ class Stored:
             `".tar"` or `".parquet"`, shards; `"hub"`, anything else on the Hub.
         files: Tar or Parquet files by split.
         features: The features that a data set on the Hub declares, if any.
+        contents: The contents of a folder, unless it was written by `save_to_disk`.
     """
 
     kind: str
     files: dict[str, list[str]] = field(default_factory=dict)
     features: Features | None = None
+    contents: FolderContents | None = None
 
 
 def locate(source: str, revision: str | None = None) -> Stored:
@@ -213,8 +225,14 @@ def locate(source: str, revision: str | None = None) -> Stored:
 
     Raises:
         FileNotFoundError: If there is no such folder or data set.
-        ValueError: If the source is a file but no tar shard, or no shard matches.
+        ValueError: If the source is empty, a file but no tar shard, or a folder without images, or
+            if no shard matches.
     """
+    if not source:
+        raise ValueError(
+            "The name of a data set, a folder or tar shards is expected, got an empty name; is a "
+            "variable of the shell unset?"
+        )
     if source in EMBEDDED:
         return Stored("embedded")
     if is_shard_pattern(source):
@@ -224,7 +242,14 @@ def locate(source: str, revision: str | None = None) -> Stored:
             f"{source} is a file: a folder, tar shards, or a data set on the Hub is expected."
         )
     if Path(source).is_dir():
-        return look_into(Path(source).resolve())
+        folder = Path(source).resolve()
+        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            return Stored("saved")
+        contents = read_folder(folder)
+        files = {
+            split: [str(folder / path) for path in paths] for split, paths in contents.files.items()
+        }
+        return Stored(contents.kind, files, contents=contents)
     builder = load_dataset_builder(source, revision=revision)
     files = {
         str(split): list(map(str, paths))
@@ -234,34 +259,6 @@ def locate(source: str, revision: str | None = None) -> Stored:
     if kinds in ({".tar"}, {".parquet"}):
         return Stored(kinds.pop(), files, builder.info.features)
     return Stored("hub")
-
-
-def look_into(folder: Path) -> Stored:
-    """Finds the kind of data in a folder, and the split of each of its files.
-
-    Only this function interprets names of folders and files; those of image files are left to
-    `datasets`, which `load` calls.
-    """
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        return Stored("saved")
-    for kind, builder in ((".tar", "webdataset"), (".parquet", "parquet")):
-        files = [
-            str(path)
-            for path in folder.rglob(f"*{kind}")
-            if path.name != "metadata.parquet"  # metadata of an image folder
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        ]
-        if not files:
-            continue
-        # `datasets` treats the path as part of its glob patterns
-        found = load_dataset_builder(builder, data_dir=escape(str(folder))).config.data_files
-        splits = {
-            str(split): sorted(path for path in paths if path.endswith(kind))
-            for split, paths in found.items()
-        }
-        splits = {split: paths for split, paths in splits.items() if paths}
-        return Stored(kind, splits or {"train": sorted(files)})
-    return Stored("images")
 
 
 def is_shard_pattern(source: str) -> bool:
@@ -298,29 +295,57 @@ def matching_files(pattern: str) -> list[str]:
     return files
 
 
-def load(source: str, stored: Stored, revision: str | None = None) -> DatasetDict:
-    """Loads all splits of a data set that is not streamed.
-
-    Raises:
-        ValueError: If the source is a folder without images.
-    """
+def load(
+    source: str, stored: Stored, revision: str | None = None, *, labelled: bool = True
+) -> DatasetDict:
+    """Loads all splits of a data set that is not streamed; see `load_folder` for `labelled`."""
     match stored.kind:
         case "embedded":
             return resolve_name(EMBEDDED[source])()
         case "saved":
             saved = load_from_disk(source)
             return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
-        case ".parquet" if Path(source).is_dir():
+        case "images":
+            return load_folder(stored.contents, labelled)
+        case ".parquet" if stored.contents is not None:
+            # `datasets` treats paths as glob patterns
             files = {split: list(map(escape, paths)) for split, paths in stored.files.items()}
             return load_dataset("parquet", data_files=files)
-        case "images":
-            try:
-                return load_dataset("imagefolder", data_dir=source)
-            except (FileNotFoundError, ValueError) as error:
-                raise ValueError(
-                    f"The folder {source} holds no images that `datasets` can read: {error}"
-                ) from error
     return load_dataset(source, revision=revision)
+
+
+def log_found(
+    source: str,
+    splits: DatasetDict | Mapping[str, str],
+    stored: Stored,
+    label_column: str = "label",
+) -> None:
+    """Logs one line on the main process: the images, classes and splits of a data set, and what of
+    a folder is left out.
+
+    Args:
+        source: Name of the data set.
+        splits: The splits, or, if they are streamed, how much each one holds.
+        stored: Storage format of the data set.
+        label_column: Name of the column of labels.
+    """
+    if not process_state().is_main_process:
+        return
+    held, classes = [], None
+    for name, split in splits.items():
+        if isinstance(split, str):
+            held.append(f"{split} in {name}")
+            continue
+        held.append(
+            f"{len(split):,} {'tokens' if 'codes' in split.features else 'images'} in {name}"
+        )
+        if classes is None and isinstance(split.features.get(label_column), ClassLabel):
+            classes = split.features[label_column].num_classes
+    described = ", ".join(held) + ("" if classes is None else f"; {classes:,} classes")
+    for what, names in (stored.contents.left_out if stored.contents else {}).items():
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        described += f"; left out {len(names):,} {what} ({shown})"
+    logger.info("%s: %s.", source, described)
 
 
 def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:

@@ -15,7 +15,10 @@ from PIL import Image as PILImage
 from .shard_index import stamp_of
 
 KEY_COLUMNS = ("__key__", "key")
-NO_LABELS = "`label_column`, or say `label_column=None` if labels are not wanted"
+NO_LABELS = (
+    "`label_column` (`--label-column`); in a folder of images, labels are the names of its "
+    "subfolders; without labels, `label_column=None` (`titok tokenize --no-labels`)"
+)
 
 
 @dataclass

@@ -15,12 +15,12 @@ import datasets
 import fsspec
 import pyarrow as pa
 from huggingface_hub import HfFileSystem
-from PIL import Image
 from pyarrow import parquet
 
 from ..distributed import process_state
 from ..hub.folders import whole_file
 from ..version import __version__
+from .decoding import readable_extensions
 
 SPLIT_FOLDERS = {"train", "validation", "val", "test"}
 READERS = 16  # shards inspected in parallel, because remote ones have latency
@@ -308,8 +308,7 @@ def image_extensions(shards: Sequence[Shard], source: str, image_column: str) ->
     if image_column != "image":
         images = [image_column] if image_column in members else []
     else:
-        formats = Image.registered_extensions()
-        readable = {extension for extension, name in formats.items() if name in Image.OPEN}
+        readable = readable_extensions()
         images = [name for name in members if f".{name.rsplit('.')[-1].lower()}" in readable]
     if not images:
         there = ", ".join(f".{name}" for name in members)
