@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ..data.decoding import UnreadableImageError, decode_image
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device, parse_dtype
 from ..modeling.auto import load_tokenizer
@@ -40,16 +41,13 @@ def reconstruct_files(
 
 
 def open_image_files(paths: Sequence[str | Path]) -> list[Image.Image]:
-    """Opens image files as RGB, turned upright as their EXIF data say; raises `ValueError` if a
-    file is not an image."""
+    """Opens image files, see `decode_image`; raises `ValueError` if one cannot be read."""
     opened = []
     for path in paths:
         try:
-            opened.append(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"{path} must be an image file, but Pillow cannot read it: {error}"
-            ) from error
+            opened.append(decode_image(path))
+        except UnreadableImageError as error:
+            raise ValueError(f"{path} must be an image file. {error}") from error
     return opened
 
 
