@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from titok_hf import TiTokImageProcessor
 from titok_hf.data.augmentation import Augmentation
 from titok_hf.data.collator import ImageCollator
-from titok_hf.data.decoding import decode_image
+from titok_hf.data.decoding import decode_image, decoder_for
 from titok_hf.data.loader import TrainingLoader
 from titok_hf.data.samples import IndexedSamples
 from titok_hf.data.token_folder import Part
@@ -26,6 +26,7 @@ from titok_hf.evaluation.protocol import Protocol
 from titok_hf.modeling.checks import check_ids, check_pixel_values
 from titok_hf.modeling.pixels import limit_aspect_ratio, to_rgb
 from titok_hf.modeling.vtp import VTPImageProcessor
+from titok_hf.training.previews import first_images
 
 SIZE = 16
 RNG = np.random.default_rng(0)
@@ -199,26 +200,33 @@ PROTOCOL = Protocol.load("titok-rfid", [f"image_size={SIZE}"])
 
 
 def tensor(array):
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1)
 
 
-def seen_by_all(path):
+def seen_by_all(path, **colors):
     """The pixels of an image file by each path, uint8 `(3, SIZE, SIZE)`."""
-    titok, vtp = TiTokImageProcessor.from_image_size(SIZE), VTPImageProcessor.from_image_size(SIZE)
+    titok, vtp = (
+        kind(**kind.from_image_size(SIZE).to_dict() | colors)
+        for kind in (TiTokImageProcessor, VTPImageProcessor)
+    )
     rows = datasets.Dataset.from_dict({"image": [str(path)]}).cast_column("image", datasets.Image())
     samples = IndexedSamples(rows, label_column=None)
 
     def bits(pixel_values, processor=titok):
         return (processor.postprocess(pixel_values, "pt")[0] * 255).round().to(torch.uint8)
 
-    loader = TrainingLoader(samples, ImageCollator(titok).collate, batch_size=1)
+    loader = TrainingLoader(
+        samples, ImageCollator(titok).collate, batch_size=1, decode=decoder_for(titok)
+    )
     part = Part("train", 0, 1, 0, 1)
     parts = PartBatches({"train": samples}, [part], titok, Augmentation(), 1, torch.float32)
     yield "training", bits(next(iter(loader))["pixel_values"])
     yield "collator", bits(ImageCollator(titok)([{"image": Image.open(path)}])["pixel_values"])
     yield "tokenize", bits(next(iter(parts)).pixel_values)
-    yield "evaluate", next(DatasetImages(rows, PROTOCOL).batches(1)).images[0]
-    yield "reconstruct", tensor(np.asarray(open_image_files([path])[0]))
+    if not colors:  # a protocol has its own processor
+        yield "evaluate", next(DatasetImages(rows, PROTOCOL).batches(1)).images[0]
+    yield "preview", tensor(np.asarray(first_images(samples, 1, decoder_for(titok))[0]))
+    yield "reconstruct", tensor(np.asarray(open_image_files([path], decoder_for(titok))[0]))
     for name, processor in (("titok", titok), ("vtp", vtp)):
         for image in (Image.open(path), str(path)):
             pixel_values = processor(image, return_tensors="pt")["pixel_values"]
@@ -231,10 +239,20 @@ def test_all_paths_see_the_same_pixels_of_a_file(name, tmp_path):
     path = tmp_path / "image"
     path.write_bytes(data)
     seen = dict(seen_by_all(path))
-    assert len(seen) == 9
+    assert len(seen) == 10
     assert np.abs(seen["training"].permute(1, 2, 0).numpy() - expected).max() <= tolerance
     for other, pixels in seen.items():
         assert torch.equal(pixels, seen["training"]), other
+
+
+def test_all_paths_follow_the_background_of_the_processor(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(encoded(Image.new("RGBA", (SIZE, SIZE), (200, 100, 50, 0)), "PNG"))
+    seen = dict(seen_by_all(path, background="#102030"))
+    assert len(seen) == 9
+    color = torch.tensor([0x10, 0x20, 0x30], dtype=torch.uint8)[:, None, None]
+    for name, pixels in seen.items():
+        assert torch.equal(pixels, color.expand(3, SIZE, SIZE)), name
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -412,6 +430,5 @@ def test_what_cannot_be_read_is_named_by_evaluation_and_commands(data, reason, t
         DatasetImages(rows, PROTOCOL).open(0)
     with pytest.raises(ValueError, match=rf"broken\.png.*{reason}"):
         open_image_files([path])
-    named = decode_row, encoded_images(rows, "image")[0]["image"]
     with pytest.raises(ValueError, match=rf"Image 0 .*broken\.png.*{reason}"):
-        named[0](named[1], 0)
+        decode_row(encoded_images(rows, "image")[0]["image"], 0)

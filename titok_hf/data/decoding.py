@@ -1,11 +1,14 @@
 """Decoding of images of any format to PIL, with a readable reason if that fails."""
 
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from PIL import Image, ImageColor
+from transformers import BaseImageProcessor
 
 from ..modeling.pixels import to_rgb
 
@@ -60,6 +63,14 @@ def decode_image(
         raise UnreadableImageError(
             f"The image cannot be decoded: {str(error).rstrip('.')}."
         ) from error
+
+
+def decoder_for(processor: BaseImageProcessor) -> Callable[[Any], Image.Image]:
+    """Returns `decode_image` with `background` and `apply_icc_profile` of an image processor, if it
+    has these fields."""
+    names = ("background", "apply_icc_profile")
+    fields = {name: getattr(processor, name) for name in names if hasattr(processor, name)}
+    return partial(decode_image, **fields)
 
 
 def open_encoded(data: bytes) -> Image.Image:

@@ -4,7 +4,7 @@ and of one size."""
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -392,11 +392,15 @@ def encoded_images(dataset: Dataset, image_column: str) -> Dataset:
     )
 
 
-def decode_row(encoded: dict[str, Any] | None, index: int) -> Image.Image:
-    """Decodes image `index` of `encoded_images`, see `decode_image`; raises `ValueError` with its
+def decode_row(
+    encoded: dict[str, Any] | None,
+    index: int,
+    decode: Callable[[Any], Image.Image] = decode_image,
+) -> Image.Image:
+    """Decodes image `index` of `encoded_images`; raises `ValueError` with its
     file if it cannot be read."""
     try:
-        return decode_image(encoded)
+        return decode(encoded)
     except UnreadableImageError as error:
         path = (encoded or {}).get("path") or "without a file"
         raise ValueError(f"Image {index} ({path}) cannot be read. {error}") from error

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..data.decoding import decoder_for
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.titok import TiTokImageProcessor, TiTokModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
@@ -334,9 +335,9 @@ def probe_tokenizer(
         raise ValueError(f"`k` must be from 1 to the {len(train)} training images, got {k}.")
 
     def batches(dataset: Dataset, fingerprint: Fingerprint) -> Iterator[torch.Tensor]:
-        encoded = encoded_images(dataset, image_column)
+        encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
         for indices in torch.arange(len(dataset)).split(batch_size):
-            images = [decode_row(encoded[i][image_column], i) for i in indices.tolist()]
+            images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
             pixel_values = processor(images, return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
             fingerprint.update(to_uint8(processor.postprocess(pixel_values, "pt"), "round"))
             yield pixel_values
