@@ -34,9 +34,7 @@ def to_rgb(
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))  # (H, W)
         scales = (1, 255) if image.mode == "F" else (2**16 - 1, 2**31 - 1)
-        scale = (
-            scales[0] if image.mode.startswith("I;16") or values.max() <= scales[0] else scales[1]
-        )
+        scale = scales[0] if values.max() <= scales[0] else scales[1]
         if image.mode == "F" and scale == 255:
             logger.warning_once(
                 "An image of floats has values above 1: such images are read as [0, 255]."
