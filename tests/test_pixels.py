@@ -293,8 +293,8 @@ class TestSwitches:
             processor(image, background="whtie")
 
     def test_icc_profile_of_cmyk(self, kind):
-        """PIL takes the profile of any color space; Lab's, with four channels, does not exist, so
-        that a profile that does not fit shows that it is used."""
+        """Pillow brings no CMYK profile: that the profile is used shows in the error of one that
+        does not fit."""
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         image = with_info(raw("CMYK", BYTES), icc_profile=profile)
         processor = kind.from_image_size(SIZE)
