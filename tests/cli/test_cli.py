@@ -302,6 +302,33 @@ class TestErrors:
             *quiet("generate", "--pipeline", folder / "models" / "pipeline", *options), expected
         )
 
+    @pytest.mark.parametrize("command", ["reconstruct", "evaluate", "probe"])
+    @pytest.mark.parametrize("broken", [False, True], ids=["too many pixels", "no image"])
+    def test_of_an_unreadable_image(self, folder, quiet, tmp_path, monkeypatch, command, broken):
+        """One of the test images has too many pixels for PIL, or is no image."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32)  # the error comes at twice as many
+        for number in range(12):
+            path = tmp_path / "images" / ("train", "test")[number % 2] / "ab"[number // 6]
+            path.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (32, 32), number).save(path / f"{number}.png")
+        bad = tmp_path / "images" / "test" / "b" / "bad.png"
+        Image.new("L", (50, 50)).save(bad)
+        if broken:
+            bad.write_bytes(b"no image")
+        tokenizer, output = folder / "models" / "tokenizer", tmp_path / "result.json"
+        data = ["--data", tmp_path / "images", "--output", output]
+        settings = ["--set", "reference=originals", "--set", "metrics.reconstruction=[psnr]"]
+        protocol = ["--protocol", "demo", *settings]
+        arguments = {
+            "reconstruct": ["reconstruct", bad, "--tokenizer", tokenizer],
+            "evaluate": ["evaluate", "reconstruction", tokenizer, *data, *protocol],
+            "probe": ["evaluate", "probe", tokenizer, *data, "--k", "1"],
+        }[command]
+        code, errors = quiet(*arguments)
+        assert "Traceback" not in errors
+        *_, error = errors.splitlines()  # after the progress of reading the folder
+        self.check(code, error, "bad.png", "no image" if broken else "exceeds limit")
+
     @pytest.mark.parametrize("name", ["notes.png", "photo[bold].png", "[/b].png"])
     def test_of_a_file_that_is_no_image(self, folder, quiet, tmp_path, name):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
 
+from ..modeling.pixels import limit_aspect_ratio
 from ..modeling.vtp.image_processing_vtp import VTPImageProcessor
 
 CROPS = ("center", "random", "adm", "ten")
@@ -149,7 +150,7 @@ class Augmentation:
         processor's filter, and the size of the crop."""
         size = crop_size(processor)
         shorter_side = int(max(size) * self.enlarge)
-        array = np.asarray(image).transpose(2, 0, 1)
+        array = limit_aspect_ratio(np.asarray(image).transpose(2, 0, 1))
         return processor.resize(
             array, SizeDict(shortest_edge=shorter_side), processor.resample
         ), size

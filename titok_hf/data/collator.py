@@ -8,7 +8,7 @@ import torch
 from transformers.image_processing_backends import PilBackend
 
 from .augmentation import Augmentation
-from .decoding import decode_image
+from .decoding import decoder_for
 from .loader import Sample
 from .samples import IndexedSamples, Samples
 
@@ -41,7 +41,8 @@ class ImageCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns a batch for evaluation, without augmentation."""
-        images = [decode_image(row[self.image_column]) for row in rows]
+        decode = decoder_for(self.processor)
+        images = [decode(row[self.image_column]) for row in rows]
         batch = dict(self.processor(images, return_tensors="pt"))
         if self.label_column is not None:
             batch["class_labels"] = torch.tensor([row[self.label_column] for row in rows])

@@ -1,29 +1,34 @@
 """Decoding of images of any format to PIL, with a readable reason if that fails."""
 
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor
+from transformers import BaseImageProcessor
+
+from ..modeling.pixels import to_rgb
 
 
 class UnreadableImageError(ValueError):
     """Raised if an image cannot be decoded; the message is one sentence with the reason."""
 
 
-def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any] | None) -> Image.Image:
-    """Decodes an image to RGB and turns it upright by its EXIF data.
-
-    Transparency is dropped, and PIL converts CMYK to RGB. Values of more than 8 bits are scaled,
-    not clipped: integers from [0, 65535], or [0, 2^31) if one is larger; floats from [0, 1], or
-    [0, 255] if one is larger. Animated images are represented by their first frame.
+def decode_image(
+    source: bytes | str | Path | Image.Image | dict[str, Any] | None,
+    background: str = "white",
+    apply_icc_profile: bool = False,
+) -> Image.Image:
+    """Decodes an image to upright RGB, as `to_rgb` says; of an animated image the first frame.
 
     Args:
         source: The bytes of a file; its path, or a URL for fsspec; an image; or a value in a column
             of `datasets.Image(decode=False)`, `{"bytes": …, "path": …}`, where bytes take
             precedence.
+        background, apply_icc_profile: See `to_rgb`.
 
     Raises:
         UnreadableImageError: If there is no image or file, or if it is truncated, damaged, of an
@@ -34,6 +39,7 @@ def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any] | Non
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if source is None:
         raise UnreadableImageError("The sample has no image.")
+    ImageColor.getrgb(background)  # a wrong color is no fault of the image
     try:
         if isinstance(source, str | Path):
             with (
@@ -45,8 +51,8 @@ def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any] | Non
         if isinstance(source, bytes):
             if not source:
                 raise UnreadableImageError("The file is empty.")
-            source = Image.open(BytesIO(source))
-        return to_rgb(ImageOps.exif_transpose(source))
+            source = open_encoded(source)
+        return to_rgb(source, background, apply_icc_profile)
     except (MemoryError, UnreadableImageError):
         raise
     except FileNotFoundError as error:
@@ -67,13 +73,31 @@ def readable_extensions() -> set[str]:
     return {ending for ending, name in formats.items() if name in Image.OPEN and name not in others}
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode to RGB; see `decode_image`."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))  # (H, W)
-        scales = (1, 255) if image.mode == "F" else (2**16 - 1, 2**31 - 1)
-        values = values / (scales[0] if values.max() <= scales[0] else scales[1])
-        image = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns on a direct conversion to RGB
-    return image.convert("RGB")
+def decoder_for(processor: BaseImageProcessor) -> Callable[[Any], Image.Image]:
+    """Returns `decode_image` with `background` and `apply_icc_profile` of an image processor, if it
+    has these fields."""
+    names = ("background", "apply_icc_profile")
+    fields = {name: getattr(processor, name) for name in names if hasattr(processor, name)}
+    return partial(decode_image, **fields)
+
+
+def open_encoded(data: bytes) -> Image.Image:
+    """Opens the bytes of a file with PIL; without its text, if it is a PNG with long text.
+
+    PIL refuses text that is long once it is decompressed (`PngImagePlugin.MAX_TEXT_CHUNK`), since
+    it could fill the memory. Pixels do not need it, so that its chunks are left out unread.
+    """
+    try:
+        image = Image.open(BytesIO(data))
+        image.load()
+        return image
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+    chunks, place = [data[:8]], 8  # after the signature
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4])  # length, type, data, checksum
+        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            chunks.append(data[place:end])
+        place = end
+    return Image.open(BytesIO(b"".join(chunks)))

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,11 +47,13 @@ class DecodedSample:
     error: str | None = None
 
     @classmethod
-    def from_stored(cls, stored: StoredSample) -> "DecodedSample":
+    def from_stored(
+        cls, stored: StoredSample, decode: Callable[[Any], Image.Image]
+    ) -> "DecodedSample":
         if stored.codes is not None:
             return cls(stored)
         try:
-            return cls(stored, decode_image(stored.image))
+            return cls(stored, decode(stored.image))
         except UnreadableImageError as error:
             return cls(replace(stored, image=None), error=str(error))
 
@@ -85,6 +88,7 @@ class TrainingLoader:
         prefetch_factor: Number of batches that each worker prepares in advance; torch's default if
             not given.
         pin_memory: Whether batches are in page-locked memory, for faster copies to an accelerator.
+        decode: Decodes a stored image, see `decoder_for`; called in the workers.
 
     Attributes:
         unreadable (`dict[str, str]`): Errors by name: of damaged shards, and of the unreadable
@@ -110,6 +114,7 @@ class TrainingLoader:
         num_workers: int = 0,
         prefetch_factor: int | None = None,
         pin_memory: bool = False,
+        decode: Callable[[Any], Image.Image] = decode_image,
     ):
         if not len(rows):
             raise ValueError("The data set is empty: there is nothing to train on.")
@@ -137,6 +142,7 @@ class TrainingLoader:
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
+        self.decode = decode
         self.unreadable = dict(rows.damaged) if isinstance(rows, StreamedSamples) else {}
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -206,12 +212,14 @@ class BatchStream(IterableDataset):
                 if epoch != current:
                     current, order = epoch, permutation(len(rows), self.loader.seed, epoch)
                 index = int(order[place])
-                planned = chosen = DecodedSample.from_stored(rows[index])
+                planned = chosen = DecodedSample.from_stored(rows[index], self.loader.decode)
                 tries = 1
                 while chosen.error is not None:
                     if tries == len(rows):
                         raise nothing_readable(planned, tries)
-                    chosen = DecodedSample.from_stored(rows[(index + tries) % len(rows)])
+                    chosen = DecodedSample.from_stored(
+                        rows[(index + tries) % len(rows)], self.loader.decode
+                    )
                     tries += 1
                 yield planned, self.sample(epoch, index, chosen)
 
@@ -233,7 +241,7 @@ class BatchStream(IterableDataset):
                     raise nothing_readable(ahead[0][1], tries)
                 if tries == len(ahead):
                     epoch, row = next(stream)
-                    ahead.append((epoch, DecodedSample.from_stored(row)))
+                    ahead.append((epoch, DecodedSample.from_stored(row, self.loader.decode)))
                 else:
                     tries += 1
             chosen = ahead[tries][1]

@@ -21,7 +21,7 @@ from ..hub.hashes import state_sha256
 from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from .augmentation import Augmentation
-from .decoding import UnreadableImageError, decode_image
+from .decoding import UnreadableImageError, decoder_for
 from .opening import dataset_commit, open_images
 from .samples import Samples, StoredSample, StreamedSamples
 from .token_folder import Batch, Part, WorkFolder, explain_full_disk
@@ -84,9 +84,10 @@ class PartBatches(IterableDataset):
     def decode(self, part: int, rows: list[StoredSample]) -> Batch:
         """Decodes rows and makes the copies of each image."""
         batch, images = Batch(part=part, keys=[], labels=[], pixel_values=None, unreadable=[]), []
+        decode = decoder_for(self.processor)
         for row in rows:
             try:
-                image = decode_image(row.image)
+                image = decode(row.image)
             except UnreadableImageError as error:
                 batch.unreadable.append({"key": row.key, "reason": str(error)})
                 continue

@@ -1,12 +1,13 @@
 """Runs a saved tokenizer or pipeline on files, and writes pictures or results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ..data.decoding import UnreadableImageError, decode_image, decoder_for
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device, parse_dtype
 from ..modeling.auto import load_tokenizer
@@ -28,7 +29,7 @@ def reconstruct_files(
         output: Path of the picture.
     """
     model, processor = load_tokenizer(tokenizer)
-    pixel_values = processor(open_image_files(images), return_tensors="pt")[
+    pixel_values = processor(open_image_files(images, decoder_for(processor)), return_tensors="pt")[
         "pixel_values"
     ]  # (B, 3, H, W)
     originals, reconstructions = (
@@ -39,17 +40,16 @@ def reconstruct_files(
     reconstruction_grid(originals, reconstructions, pairs=len(images), zoom=zoom).save(output)
 
 
-def open_image_files(paths: Sequence[str | Path]) -> list[Image.Image]:
-    """Opens image files as RGB, turned upright as their EXIF data say; raises `ValueError` if a
-    file is not an image."""
+def open_image_files(
+    paths: Sequence[str | Path], decode: Callable[[Any], Image.Image] = decode_image
+) -> list[Image.Image]:
+    """Opens image files; raises `ValueError` if one cannot be read."""
     opened = []
     for path in paths:
         try:
-            opened.append(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"{path} must be an image file, but Pillow cannot read it: {error}"
-            ) from error
+            opened.append(decode(path))
+        except UnreadableImageError as error:
+            raise ValueError(f"{path} must be an image file. {error}") from error
     return opened
 
 

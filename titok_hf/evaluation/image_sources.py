@@ -4,7 +4,7 @@ and of one size."""
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from diffusers import DiffusionPipeline
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers.image_utils import PILImageResampling
 
+from ..data.decoding import UnreadableImageError, decode_image
 from ..data.opening import dataset_commit, open_images
 from ..distributed import process_state
 from ..hub.hashes import file_sha256
+from ..modeling.pixels import to_rgb
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
 from .adm import ReferenceBatch
@@ -131,7 +133,7 @@ class DatasetImages(ImageSource):
                 f"The column {label_column!r} must hold integers or classes, got {found}."
             )
         dataset = dataset if num_images is None else dataset.select(range(num_images))
-        self.images = dataset.select_columns(image_column)
+        self.images = encoded_images(dataset, image_column)
         self.num_images = len(dataset)
         self.protocol = (
             protocol if crop is None else replace(protocol, crop=crop, interpolation=None)
@@ -153,12 +155,7 @@ class DatasetImages(ImageSource):
                     )
 
     def open(self, index: int) -> Image.Image:
-        try:
-            return self.images[index][self.image_column]
-        except (UnidentifiedImageError, OSError) as error:
-            encoded = self.images.cast_column(self.image_column, datasets.Image(decode=False))
-            path = encoded[index][self.image_column]["path"] or "without a file"
-            raise ValueError(f"Image {index} ({path}) cannot be read: {error}") from error
+        return decode_row(self.images[index][self.image_column], index)
 
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         for number, indices in enumerate(torch.arange(self.num_images).split(batch_size)):
@@ -388,6 +385,27 @@ def open_dataset(
     )
 
 
+def encoded_images(dataset: Dataset, image_column: str) -> Dataset:
+    """Returns the images of a data set alone and undecoded, for `decode_row`."""
+    return dataset.select_columns(image_column).cast_column(
+        image_column, datasets.Image(decode=False)
+    )
+
+
+def decode_row(
+    encoded: dict[str, Any] | None,
+    index: int,
+    decode: Callable[[Any], Image.Image] = decode_image,
+) -> Image.Image:
+    """Decodes image `index` of `encoded_images`; raises `ValueError` with its
+    file if it cannot be read."""
+    try:
+        return decode(encoded)
+    except UnreadableImageError as error:
+        path = (encoded or {}).get("path") or "without a file"
+        raise ValueError(f"Image {index} ({path}) cannot be read. {error}") from error
+
+
 def number_of_classes(pipeline: DiffusionPipeline) -> int:
     """Returns the number of classes of a class-conditional pipeline; raises `TypeError` if it is
     not where the pipelines of TiTok and DiT have it."""
@@ -419,7 +437,7 @@ def square_images(images: Sequence[Image.Image], protocol: Protocol) -> torch.Te
             "pixel_values"
         ]
     if protocol.crop == "none":
-        arrays = [np.asarray(image.convert("RGB")) for image in images]
+        arrays = [np.asarray(to_rgb(image)) for image in images]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     processor = VTPImageProcessor.from_image_size(protocol.image_size)
     plain = {"do_rescale": False, "do_normalize": False}

@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..data.decoding import decoder_for
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.titok import TiTokImageProcessor, TiTokModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
-from .image_sources import Fingerprint, to_uint8
+from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
 from .metrics.standard_error import Estimate
 
 TokenFeature = Literal["tokens", "mean_token", "unquantized", "encoder"]
@@ -334,10 +335,10 @@ def probe_tokenizer(
         raise ValueError(f"`k` must be from 1 to the {len(train)} training images, got {k}.")
 
     def batches(dataset: Dataset, fingerprint: Fingerprint) -> Iterator[torch.Tensor]:
-        for batch in dataset.select_columns(image_column).iter(batch_size):
-            pixel_values = processor(batch[image_column], return_tensors="pt")[
-                "pixel_values"
-            ]  # (B, 3, H, W)
+        encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
+        for indices in torch.arange(len(dataset)).split(batch_size):
+            images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
+            pixel_values = processor(images, return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
             fingerprint.update(to_uint8(processor.postprocess(pixel_values, "pt"), "round"))
             yield pixel_values
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
+from ..data.decoding import decoder_for
 from ..devices import default_device
 from ..modeling.checks import check_id_range
 from ..modeling.vtp import VTPModel, VTPProcessor
@@ -96,7 +96,7 @@ def zero_shot_files(
     """
     loaded = VTPModel.from_pretrained(model).eval().to(device or default_device())
     processor = VTPProcessor.from_pretrained(model)
-    opened: list[Image.Image] = open_image_files(images)
+    opened = open_image_files(images, decoder_for(processor.image_processor))
     pixel_values = processor.image_processor(opened, crop="squash", return_tensors="pt")[
         "pixel_values"
     ]

@@ -4,7 +4,19 @@ Networks check shapes and dtypes, which the host knows. Values are checked only 
 since reading them synchronizes with the device.
 """
 
+from typing import Any
+
 import torch
+
+
+def check_tensor(value: Any, name: str) -> None:
+    """Raises `TypeError` unless `value` is a tensor."""
+    if not isinstance(value, torch.Tensor):
+        kind = type(value)
+        raise TypeError(
+            f"`{name}` must be a tensor, got {kind.__module__}.{kind.__name__}; `torch.as_tensor` "
+            "converts arrays and lists."
+        )
 
 
 def check_pixel_values(
@@ -21,6 +33,7 @@ def check_pixel_values(
         image_size: Expected height and width; any if not given.
         multiple_of: Number that must divide height and width.
     """
+    check_tensor(pixel_values, "pixel_values")
     if not torch.is_floating_point(pixel_values):
         raise TypeError(
             f"`pixel_values` must be float images, got {pixel_values.dtype}; the image processor "
@@ -58,6 +71,7 @@ def check_ids(ids: torch.Tensor, name: str, shape: tuple[int | str, ...]) -> Non
 
     A string in `shape` names a free dimension.
     """
+    check_tensor(ids, name)
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"`{name}` must be an int64 tensor, got {ids.dtype}.")
     if ids.ndim != len(shape) or any(

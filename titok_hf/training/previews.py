@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from ..data.decoding import UnreadableImageError, decode_image
+from ..data.decoding import UnreadableImageError, decode_image, decoder_for
 from ..data.grids import generation_grid, reconstruction_grid
 from ..data.samples import Samples
 from ..modeling.titok import TiTokImageProcessor
@@ -93,12 +93,14 @@ class Previews(TrainerCallback):
                 )
 
 
-def first_images(rows: Samples, count: int = 24) -> list[Image.Image]:
+def first_images(
+    rows: Samples, count: int = 24, decode: Callable[[Any], Image.Image] = decode_image
+) -> list[Image.Image]:
     """Returns the first `count` readable images of a data set."""
     images: list[Image.Image] = []
     for row in rows.read(0, len(rows)):
         with suppress(UnreadableImageError):
-            images.append(decode_image(row.image))
+            images.append(decode(row.image))
         if len(images) == count:
             break
     return images
@@ -108,7 +110,8 @@ def reconstruction_previews(
     data: Samples, processor: TiTokImageProcessor
 ) -> Callable[[ReconstructionObjective | WarmupObjective], Image.Image]:
     """Returns a function that draws the first images of a data set by `reconstruction_preview`."""
-    pixel_values = processor(first_images(data), return_tensors="pt").pixel_values
+    images = first_images(data, decode=decoder_for(processor))
+    pixel_values = processor(images, return_tensors="pt").pixel_values
     return partial(reconstruction_preview, pixel_values=pixel_values)
 
 

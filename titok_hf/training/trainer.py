@@ -30,6 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import HubStrategy
 
 from ..data.collator import FeatureCollator, ImageCollator
+from ..data.decoding import decode_image, decoder_for
 from ..data.loader import TrainingLoader
 from ..data.samples import IndexedSamples, Samples
 from ..hub.provenance import inherit_provenance
@@ -199,7 +200,10 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
 
     def get_train_dataloader(self) -> TrainingLoader:
         args, collator = self.args, self.data_collator
-        if not isinstance(collator, ImageCollator):
+        decode = decode_image
+        if isinstance(collator, ImageCollator):
+            decode = decoder_for(collator.processor)
+        else:
             collator = FeatureCollator(collator, self.train_samples)
         self.loader = TrainingLoader(
             self.train_samples,
@@ -213,6 +217,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
+            decode=decode,
         )
         return self.loader
 

@@ -7,23 +7,24 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
-from transformers.processing_utils import ImagesKwargs
 
-from ..titok.image_processing_titok import TiTokImageProcessor
+from ..pixels import limit_aspect_ratio
+from ..titok.image_processing_titok import TiTokImageProcessor, TiTokImageProcessorKwargs
 from .configuration_vtp import VTPConfig
 
 
-class VTPImageProcessorKwargs(ImagesKwargs, total=False):
+class VTPImageProcessorKwargs(TiTokImageProcessorKwargs, total=False):
     crop: str
 
 
 class VTPImageProcessor(TiTokImageProcessor):
-    """PIL, uint8 or float images to normalized `pixel_values` `(B, 3, H, W)`, and back.
+    """PIL, uint8, bool or float images to normalized `pixel_values` `(B, 3, H, W)`, and back.
 
     Images are normalized by ImageNet's mean and standard deviation. `crop` selects how they are
     brought to `size`: `"adm"`, as for published reconstructions, crops the center (halved with a
     box filter while it is twice as large, then bicubic to the shorter side); `"squash"`, as for
-    published zero-shot classification, resizes both sides (bilinear). Needs no torchvision.
+    published zero-shot classification, resizes both sides (bilinear). Images are taken as by
+    `TiTokImageProcessor`. Needs no torchvision.
     """
 
     valid_kwargs = VTPImageProcessorKwargs
@@ -69,6 +70,7 @@ class VTPImageProcessor(TiTokImageProcessor):
                 )
                 / 255
             )
+        image = limit_aspect_ratio(image) if crop == "adm" else image
         picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         if crop == "squash":
             return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).transpose(
