@@ -27,7 +27,7 @@ def images(tmp_path):
         ["evaluate", "reconstruction", "tokenizer", "--data", "images", "--protocol", "demo"],
         ["evaluate", "probe", "tokenizer", "--data", "images"],
         ["evaluate", "reference", "images", "--protocol", "demo", "--output", "reference.npz"],
-        "train digits --data images --output-dir run --image-column picture".split(),
+        ["train", "digits", "--data", "images", "--output-dir", "run", "--image-column", "picture"],
     ],
     ids=lambda command: command[1] if command[0] == "evaluate" else command[0],
 )
