@@ -335,6 +335,8 @@ def imagenet_like(pipeline):
         ("lifting machine", 2),
         ("tank suit", 3),
         ("crane, lifting machine", 2),
+        ("crane", 1),  # a whole name wins
+        ("3", 3),
     ],
 )
 def test_a_name_is_a_whole_entry_or_one_of_its_parts(imagenet_like, name, label):
@@ -342,6 +344,7 @@ def test_a_name_is_a_whole_entry_or_one_of_its_parts(imagenet_like, name, label)
 
 
 def test_a_name_of_several_classes_is_refused(imagenet_like):
+    imagenet_like.transformer.config.id2label[1] = "crane, bird"
     with pytest.raises(
         ValueError, match=r"'crane' names the classes \[1, 2\]: pass one of these ids"
     ):
@@ -362,7 +365,7 @@ def test_an_unknown_name_is_refused(imagenet_like, name):
         (10, ValueError, r"`class_labels` must be in \[0, 10\), got 10"),
         ([3, -1], ValueError, r"`class_labels` must be in \[0, 10\), got -1"),
         (torch.tensor([11]), ValueError, r"`class_labels` must be in \[0, 10\), got 11"),
-        ("eleven", ValueError, "names such as 'zero', 'one', .*; 'eleven' is not among them"),
+        ("eleven", ValueError, "names such as 'seven', .*; 'eleven' is not among them"),
         ([], ValueError, "`class_labels` must name at least one class, got none"),
         (True, TypeError, "`class_labels` must be integers or class names, got True"),
         ([1, False], TypeError, "`class_labels` must be integers or class names, got False"),
@@ -491,7 +494,7 @@ def test_nothing_is_left_for_a_backward_pass(pipeline):
         (
             {"num_images_per_label": 0},
             ValueError,
-            "`num_images_per_label` must be at least 1, got 0",
+            "`num_images_per_label` must be an integer of at least 1, got 0",
         ),
         (
             {"generator": []},

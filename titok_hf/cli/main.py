@@ -136,7 +136,7 @@ def reconstruct(
 
 @app.command()
 def generate(
-    label: Annotated[list[str], typer.Option(help="Class id or name; may be repeated.")],
+    label: Annotated[list[str], typer.Option(help="Class name or id; may be repeated.")],
     pipeline: Annotated[
         str, typer.Option(help="Folder or Hub repository of a pipeline.")
     ] = "demo/pipeline",
@@ -160,7 +160,7 @@ def generate(
 
     generate_to_file(
         pipeline,
-        [int(name) if name.isdecimal() else name for name in label],
+        label,
         output,
         seed=seed,
         num_images_per_label=num_images,

@@ -154,13 +154,17 @@ class CheckedLoadingMixin(PublishMixin):
         save_directory: str | Path,
         *args: Any,
         max_shard_size: int | str = "50GB",
+        variant: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Same as in transformers; `push_to_hub=True` also publishes a card.
 
-        `max_shard_size` is in the signature because diffusers' pipelines look for it there.
+        `max_shard_size` and `variant` are in the signature because diffusers' pipelines look for
+        them there.
         """
-        super().save_pretrained(save_directory, *args, max_shard_size=max_shard_size, **kwargs)
+        super().save_pretrained(
+            save_directory, *args, max_shard_size=max_shard_size, variant=variant, **kwargs
+        )
 
     @classmethod
     def from_pretrained(

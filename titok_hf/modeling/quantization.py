@@ -10,6 +10,14 @@ from transformers import initialization as init
 from .outputs import TokenizerEncoderOutput
 
 
+def all_vectors(codebook: nn.Embedding, device: torch.device) -> torch.Tensor:
+    """Returns the code vectors `(K, C)` of a codebook.
+
+    Unlike `codebook.weight`, this is a forward pass, for which accelerate loads offloaded weights.
+    """
+    return codebook(torch.arange(codebook.num_embeddings, device=device))
+
+
 class VectorQuantizer(nn.Module):
     """Nearest-code quantizer with straight-through gradients (VQ-VAE, arXiv 1711.00937).
 
@@ -41,7 +49,7 @@ class VectorQuantizer(nn.Module):
         latents = unquantized.float()  # (B, N, C)
         latents = F.normalize(latents, dim=-1) if self.normalize else latents
         with torch.no_grad():
-            codebook = self.codebook.weight.float()  # (K, C)
+            codebook = all_vectors(self.codebook, latents.device).float()  # (K, C)
             codebook = F.normalize(codebook, dim=-1) if self.normalize else codebook
             flat = latents.flatten(0, -2)  # (B * N, C)
             # |z - e|^2 without |z|^2, which is constant over the codes
@@ -82,9 +90,9 @@ class DiagonalGaussian:
         given."""
         if noise is None:
             source = generator.device if generator is not None else self.mean.device
-            noise = torch.randn(self.mean.shape, generator=generator, device=source).to(
-                self.mean.device
-            )
+            noise = torch.randn(
+                self.mean.shape, generator=generator, device=source, dtype=torch.float32
+            ).to(self.mean.device)
         return (self.mean.float() + (0.5 * self.logvar.float()).exp() * noise).to(self.mean.dtype)
 
     def kl(self) -> torch.Tensor:

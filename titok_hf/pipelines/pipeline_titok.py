@@ -4,7 +4,10 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +18,7 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import snapshot_download
 from PIL import Image
 
+from ..devices import parse_dtype
 from ..hub.errors import explain_hub_errors
 from ..hub.location import split_location
 from ..hub.publish import PublishMixin
@@ -75,6 +79,11 @@ def guidance_scale_at(
     )
 
 
+def unwrapped(component: Any) -> Any:
+    """Returns the module in the result of `torch.compile`, or any other component as it is."""
+    return getattr(component, "_orig_mod", component)
+
+
 @dataclass
 class TiTokPipelineOutput(BaseOutput):
     """Result of `TiTokPipeline`.
@@ -118,13 +127,13 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
     ):
         super().__init__()
         if not hasattr(tokenizer, "decode_codes") or not isinstance(
-            transformer, MaskGitPreTrainedModel
+            unwrapped(transformer), MaskGitPreTrainedModel
         ):
             raise TypeError(
                 "A tokenizer that decodes codes and a masked generator are expected, got a "
                 f"{type(tokenizer).__name__} and a {type(transformer).__name__}."
             )
-        if isinstance(tokenizer, TiTokModel):
+        if isinstance(unwrapped(tokenizer), TiTokModel):
             head, quantizer = tokenizer.config.head, tokenizer.config.quantizer
             if head == "proxy_codes" or quantizer != "vq":
                 raise ValueError(
@@ -174,6 +183,9 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         """
         folder = Path(pretrained_model_name_or_path)
         location, kwargs = split_location(kwargs)
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(kwargs.get(name), str):
+                kwargs[name] = parse_dtype(kwargs[name])
         if not folder.is_dir():
             if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith(
                 (".", "/", "~")
@@ -239,7 +251,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             f"from titok_hf import {type(self).__name__}\n"
         )
         for name, component in self.components.items():
-            class_name = type(component).__name__
+            class_name = type(unwrapped(component)).__name__
             index[name] = [COMPONENT_MODULE, class_name]
             (folder / name / f"{COMPONENT_MODULE}.py").write_text(
                 f"from titok_hf import {class_name}\n"
@@ -249,34 +261,41 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
     def label_ids(
         self, class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor
     ) -> list[int]:
-        """Returns the ids of classes given by id or name; a name is a whole `id2label` entry or one
-        of its comma-separated parts.
+        """Returns the ids of classes given by id or name.
+
+        An integer is an id. A string is a whole name in `id2label`, else an id, else the only name
+        that has it as one of its comma-separated parts.
 
         Raises:
             ValueError: If an id is out of range, or a name unknown or shared by several classes.
             TypeError: If a label is neither an integer nor a string.
         """
-        if isinstance(class_labels, torch.Tensor):
-            class_labels = class_labels.flatten().tolist()
+        if isinstance(class_labels, torch.Tensor | np.ndarray):
+            class_labels = class_labels.ravel().tolist()
         elif isinstance(class_labels, int | str | np.integer):
             class_labels = [class_labels]
         config, ids = self.transformer.config, []
         for label in class_labels:
             if isinstance(label, str):
-                found = [
+                names = config.id2label
+                found = [index for index, name in names.items() if label == name]
+                if not found and label.isdecimal() and int(label) in names:
+                    found = [int(label)]
+                found = found or [
                     index
-                    for index, name in config.id2label.items()
-                    if label == name or label in (part.strip() for part in name.split(","))
+                    for index, name in names.items()
+                    if label in (part.strip() for part in name.split(","))
                 ]
                 if len(found) != 1:
-                    names = ", ".join(repr(name) for name in list(config.id2label.values())[:10])
+                    near = get_close_matches(label, names.values(), n=10, cutoff=0.4)
+                    shown = ", ".join(map(repr, near or list(names.values())[:10]))
                     problem = (
                         f"names the classes {found}: pass one of these ids"
                         if found
                         else "is not among them"
                     )
                     raise ValueError(
-                        f"`class_labels` must be ids or names such as {names}; {label!r} {problem}."
+                        f"`class_labels` must be ids or names such as {shown}; {label!r} {problem}."
                     )
                 ids.append(found[0])
             elif isinstance(label, bool) or not isinstance(label, int | np.integer):
@@ -296,7 +315,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_schedule: GuidanceSchedule | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images_per_label: int = 1,
         codes: torch.Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "codes"] = "pil",
@@ -314,7 +333,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             guidance_scale: Scale of classifier-free guidance, 1 for none (see `guidance_scale_at`).
             guidance_schedule: `"constant"`, `"linear"` or `"power-cosine"` (see
                 `guidance_scale_at`).
-            generator: A `torch.Generator`, or a list with one per image. A single one draws a seed
+            generator: A `torch.Generator`, or a list or tuple with one per image. A single one draws a seed
                 for each image, so images never depend on the batch size.
             num_images_per_label: Images of each label.
             codes: `(B, N)` codes to complete, with `transformer.config.mask_token_id` where a token
@@ -342,10 +361,13 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             raise ValueError(
                 f"`output_type` must be 'pil', 'np', 'pt' or 'codes', got {output_type!r}."
             )
-        if num_images_per_label < 1:
+        if not isinstance(num_images_per_label, Integral) or num_images_per_label < 1:
             raise ValueError(
-                f"`num_images_per_label` must be at least 1, got {num_images_per_label}."
+                "`num_images_per_label` must be an integer of at least 1, got "
+                f"{num_images_per_label!r}."
             )
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale}.")
         guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
         labels = torch.tensor(self.label_ids(class_labels), device=device).repeat_interleave(
             num_images_per_label
@@ -362,6 +384,14 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             check_id_range(codes, "codes", config.codebook_size + 1)
             codes = codes.to(device, torch.int64)
         # one random generator per image
+        if isinstance(generator, list | tuple):
+            generator = list(generator)
+        each = generator if isinstance(generator, list) else [generator]
+        if wrong := [one for one in each if not isinstance(one, torch.Generator | None)]:
+            raise TypeError(
+                "`generator` must be a `torch.Generator`, as `torch.Generator().manual_seed(42)`, "
+                f"or a list with one per image, got {wrong[0]!r}."
+            )
         if not isinstance(generator, list):
             source = generator.device if generator is not None else "cpu"
             seeds = torch.stack(
@@ -370,9 +400,10 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             generator = [torch.Generator(source).manual_seed(seed) for seed in seeds.tolist()]
 
         # sample the codes
-        self.scheduler.set_timesteps(num_inference_steps)
+        scheduler = copy(self.scheduler)  # calls in other threads may take another number of steps
+        scheduler.set_timesteps(num_inference_steps)
         num_masked_at_first = (codes == config.mask_token_id).sum(-1)  # (B,)
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps.tolist())):
+        for step, timestep in enumerate(self.progress_bar(scheduler.timesteps.tolist())):
             scale = guidance_scale_at(step, num_inference_steps, guidance_scale, guidance_schedule)
             if scale == 1:
                 logits = self.transformer(codes, labels).logits.float()  # (B, N, codebook_size)
@@ -381,7 +412,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
                 both_logits = self.transformer(torch.cat([codes, codes]), both).logits.float()
                 conditional, unconditional = both_logits.chunk(2)
                 logits = unconditional + scale * (conditional - unconditional)
-            output = self.scheduler.step(
+            output = scheduler.step(
                 logits, timestep, codes, num_masked_at_first, generator=generator
             )
             codes = output.prev_sample  # (B, N)

@@ -3,6 +3,7 @@
 import inspect
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -64,7 +65,8 @@ def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device)
             )
         return torch.stack([uniform(shape[1:], row, device) for row in generator])
     source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, device=source).to(device, non_blocking=True)
+    noise = torch.rand(shape, generator=generator, device=source, dtype=torch.float32)
+    return noise.to(device, non_blocking=True)
 
 
 def gumbel(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
@@ -186,12 +188,12 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: If the number of steps is not an integer of at least 1.
         """
-        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        if not isinstance(num_inference_steps, Integral) or num_inference_steps < 1:
             raise ValueError(
                 "`num_inference_steps` must be an integer of at least 1, got "
-                f"{num_inference_steps}."
+                f"{num_inference_steps!r}."
             )
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps = int(num_inference_steps)
         self.timesteps = torch.arange(num_inference_steps, device="cpu")
 
     def step(

@@ -13,7 +13,7 @@ from ..checks import check_id_range, check_ids, check_pixel_values
 from ..loading import CheckedLoadingMixin
 from ..maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANDecoder, MaskGitVQGANModel
 from ..outputs import TokenizerDecoderOutput, TokenizerEncoderOutput, TokenizerOutput
-from ..quantization import DiagonalGaussian, VectorQuantizer
+from ..quantization import DiagonalGaussian, VectorQuantizer, all_vectors
 from ..transformer import TransformerBlock
 from .configuration_titok import TiTokConfig
 
@@ -295,9 +295,8 @@ class TiTokModel(CheckedLoadingMixin, PreTrainedModel):
         # the expected code vector of each patch, decoded by the VQGAN
         probabilities = hidden_states.float().softmax(-1).to(hidden_states.dtype)  # (B, P, N)
         side = self.config.image_size // self.config.decoder_patch_size
-        vectors = (
-            (probabilities @ self.pixel_codebook.weight).transpose(1, 2).unflatten(-1, (side, side))
-        )
+        codebook = all_vectors(self.pixel_codebook, probabilities.device)  # (N, C)
+        vectors = (probabilities @ codebook).transpose(1, 2).unflatten(-1, (side, side))
         return TokenizerDecoderOutput(
             reconstruction=self.pixel_decoder(vectors),  # (B, 3, H, W)
             proxy_logits=hidden_states,

@@ -1,0 +1,169 @@
+"""What people do to pipelines: numbered classes, compiled parts, variants, threads, offloading, and
+arguments of other types."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from titok_hf import MaskGitModel, MaskGitScheduler, MaskGitVQGANModel, TiTokModel, TiTokPipeline
+
+LABELS = [3, 1, 4, 1]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def codes_of(pipeline, *args, **kwargs):
+    return pipeline(*args, **{"generator": seeded(), **kwargs}, output_type="codes").codes
+
+
+class TestNumberedClasses:
+    """Class folders 1 to 10, and 0 to 11 in alphabetical order."""
+
+    def test_a_number_is_a_name_before_it_is_an_id(self, pipeline):
+        pipeline.transformer.config.id2label = {i: str(i + 1) for i in range(10)}
+        assert pipeline.label_ids(["1", "10", 1]) == [0, 9, 1]
+        assert pipeline.label_ids("0") == [0]  # no name, so an id
+        with pytest.raises(ValueError, match="'007' is not among them") as error:
+            pipeline.transformer.config.id2label = {0: "a", 1: "b"}
+            pipeline.label_ids("007")
+        assert "names such as 'a', 'b'" in str(error.value)
+
+    def test_close_names_are_the_candidates(self, pipeline):
+        names = [f"class {i}" for i in range(8)] + ["Siamese cat", "Persian cat"]
+        pipeline.transformer.config.id2label = dict(enumerate(names))
+        with pytest.raises(ValueError, match="names such as 'Siamese cat'"):
+            pipeline.label_ids("siamese cat")
+
+
+class TestCompiled:
+    @pytest.mark.parametrize("part", ["transformer", "tokenizer"])
+    def test_compiled_parts_save_and_load(self, pipeline, part, tmp_path):
+        expected = codes_of(pipeline, LABELS)
+        setattr(pipeline, part, torch.compile(getattr(pipeline, part), backend="eager"))
+        assert torch.equal(codes_of(pipeline, LABELS), expected)
+        pipeline.save_pretrained(tmp_path)
+        loaded = TiTokPipeline.from_pretrained(tmp_path)
+        assert torch.equal(codes_of(loaded, LABELS), expected)
+
+    def test_compiled_parts_make_a_pipeline(self, titok, generator):
+        scheduler = MaskGitScheduler(64)
+        expected = codes_of(TiTokPipeline(titok, generator, scheduler), LABELS)
+        compiled = (torch.compile(part, backend="eager") for part in (titok, generator))
+        assert torch.equal(codes_of(TiTokPipeline(*compiled, scheduler), LABELS), expected)
+
+
+def test_a_variant_is_saved_and_loaded(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    for part in ("tokenizer", "transformer"):
+        assert [file.name for file in (tmp_path / part).glob("*.safetensors")] == [
+            "model.fp16.safetensors"
+        ]
+    loaded = TiTokPipeline.from_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(codes_of(loaded, LABELS), codes_of(pipeline, LABELS))
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_a_dtype_may_be_a_name(pipeline, tmp_path, name):
+    pipeline.save_pretrained(tmp_path)
+    loaded = TiTokPipeline.from_pretrained(tmp_path, **{name: "bfloat16"})
+    assert loaded.transformer.dtype == loaded.tokenizer.dtype == torch.bfloat16
+
+
+def test_threads_share_a_pipeline(pipeline):
+    """Calls with different numbers of steps run at the same time."""
+    calls = [(LABELS, steps, seed) for seed in range(4) for steps in (1, 3, 8)]
+    expected = [codes_of(pipeline, labels, s, generator=seeded(i)) for labels, s, i in calls]
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(3):
+            found = threads.map(
+                lambda call: codes_of(pipeline, call[0], call[1], generator=seeded(call[2])), calls
+            )
+            assert all(map(torch.equal, found, expected))
+
+
+class TestOffloading:
+    """Weights that are on disk until a forward pass needs them."""
+
+    def test_titok(self, titok, pixel_values, tmp_path):
+        titok.save_pretrained(tmp_path / "tokenizer")
+        offloaded = TiTokModel.from_pretrained(
+            tmp_path / "tokenizer", device_map={"": "disk"}, offload_folder=tmp_path / "disk"
+        ).eval()
+        assert offloaded.quantizer.codebook.weight.is_meta
+        codes = titok.encode(pixel_values).codes
+        assert torch.equal(offloaded.encode(pixel_values).codes, codes)
+        images = offloaded.decode_codes(codes).reconstruction
+        assert torch.equal(images, titok.decode_codes(codes).reconstruction)
+
+    def test_vqgan(self, vqgan, pixel_values, tmp_path):
+        vqgan.save_pretrained(tmp_path / "vqgan")
+        offloaded = MaskGitVQGANModel.from_pretrained(
+            tmp_path / "vqgan", device_map={"": "disk"}, offload_folder=tmp_path / "disk"
+        ).eval()
+        codes = vqgan.eval().encode(pixel_values).codes
+        assert torch.equal(offloaded.encode(pixel_values).codes, codes)
+
+    def test_a_pipeline_of_offloaded_parts(self, pipeline, tmp_path):
+        pipeline.save_pretrained(tmp_path)
+        parts = {
+            name: model.from_pretrained(
+                tmp_path / name, device_map={"": "disk"}, offload_folder=tmp_path / f"disk-{name}"
+            ).eval()
+            for name, model in (("tokenizer", TiTokModel), ("transformer", MaskGitModel))
+        }
+        images = pipeline(LABELS, generator=seeded(), output_type="np").images
+        offloaded = TiTokPipeline(**parts, scheduler=pipeline.scheduler)
+        assert np.array_equal(
+            offloaded(LABELS, generator=seeded(), output_type="np").images, images
+        )
+
+
+class TestArguments:
+    def test_integers_of_numpy(self, pipeline):
+        expected = codes_of(pipeline, [1, 1], 4)
+        found = codes_of(pipeline, np.array(1), np.int64(4), num_images_per_label=np.int64(2))
+        assert torch.equal(found, expected)
+        labels = np.array([["3", "1"], ["4", "1"]])
+        assert torch.equal(codes_of(pipeline, labels), codes_of(pipeline, LABELS))
+
+    def test_a_tuple_of_generators(self, pipeline):
+        given = [seeded(i) for i in range(4)]
+        expected = codes_of(pipeline, LABELS, generator=given)
+        given = tuple(seeded(i) for i in range(4))
+        assert torch.equal(codes_of(pipeline, LABELS, generator=given), expected)
+
+    @pytest.mark.parametrize("given", [42, [1, 2, 3, 4], "cpu"])
+    def test_what_is_no_generator_is_refused(self, pipeline, given):
+        with pytest.raises(TypeError, match=r"`generator` must be a `torch.Generator`, as `torch"):
+            pipeline(LABELS, generator=given)
+
+    @pytest.mark.parametrize("scale", [math.nan, math.inf])
+    def test_guidance_is_finite(self, pipeline, scale):
+        with pytest.raises(
+            ValueError, match=f"`guidance_scale` must be a finite number, got {scale}"
+        ):
+            pipeline(LABELS, guidance_scale=scale)
+
+    @pytest.mark.parametrize("number", [2.0, "2", 0])
+    def test_numbers_of_images_are_integers(self, pipeline, number):
+        with pytest.raises(ValueError, match="must be an integer of at least 1"):
+            pipeline(LABELS, num_images_per_label=number)
+
+    @pytest.mark.parametrize("steps", [4.0, "4", 0])
+    def test_numbers_of_steps_are_integers(self, pipeline, steps):
+        with pytest.raises(ValueError, match="must be an integer of at least 1"):
+            pipeline(LABELS, steps)
+
+
+def test_the_default_dtype_changes_no_image(pipeline):
+    expected = codes_of(pipeline, LABELS)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(codes_of(pipeline, LABELS), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
