@@ -347,3 +347,12 @@ def test_images_that_are_not_in_the_unit_interval_stop_training_and_evaluation(
             ValueError, match=r"`pixel_values` must be in \[0, 1\], got values from -"
         ):
             run()
+
+
+def test_columns_stay_for_the_collator(make_objective, make_trainer, digits):
+    """Although `remove_unused_columns` would remove the images before evaluation."""
+    trainer = make_trainer(
+        make_objective("classifier"), eval_dataset=digits, remove_unused_columns=True, max_steps=1
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0

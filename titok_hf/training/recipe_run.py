@@ -298,7 +298,7 @@ class RecipeRun:
         args = TiTokTrainingArguments(**{**defaults, **fields, **own})
         if global_batch_size is not None:
             at_once = args.train_batch_size * args.world_size
-            if global_batch_size % at_once:
+            if global_batch_size < 1 or global_batch_size % at_once:
                 raise ValueError(
                     f"`stages.{stage.name}.training.global_batch_size` {global_batch_size} must be a "
                     f"multiple of the {at_once} images that {args.world_size} processes take at "

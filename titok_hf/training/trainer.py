@@ -169,6 +169,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             args.max_steps = math.ceil(
                 args.num_train_epochs * len(self.train_samples) / self.global_batch_size
             )
+        args.remove_unused_columns = False  # the collator needs columns that no network does
         args.ignore_data_skip = True  # the loader itself starts at the run's step
         if args.torch_compile:
             for module in model.model.modules():
