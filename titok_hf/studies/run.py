@@ -9,6 +9,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import TrainerCallback
 
+from ..data.identity import data_identity
 from ..data.opening import open_images
 from ..hub.folders import whole_file
 from ..training.recipe import Recipe
@@ -68,11 +69,13 @@ def run_study(
             f"The study {name!r} measures generated images by their Fréchet distance, which needs "
             "an extractor: name one, such as 'inception', or take 'digits' as `data`."
         )
+    splits = open_images(data, image_column, label_column)
     output_dir = Path(output_dir)
     record = output_dir / "results.json"
     configuration = {
         "study": name,
         "data": data,
+        "data_sha256": data_identity(splits["train"]),
         "extractor": extractor,
         "images_per_class": study.images_per_class,
         "recipes": {variant.name: variant.recipe_hash() for variant in variants},
@@ -85,7 +88,6 @@ def run_study(
                 f"{output_dir} holds another study, or one with another configuration (see "
                 f"{record.name}); choose another folder, or delete it."
             )
-    splits = open_images(data, image_column, label_column)
     dataset = DatasetDict({split: splits.dataset(split) for split in ("train", "test")})
     image_size = variants[0].recipe.image_size
     held_out = HeldOut(

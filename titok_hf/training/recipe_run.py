@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
+from ..data.identity import data_identity
 from ..data.opening import ImageSplits
 from ..data.samples import IndexedSamples, Samples
 from ..distributed import process_state
@@ -67,8 +69,8 @@ class RecipeRun:
             reconstructions and held-out images batch by batch (`batch_eval_metrics`).
 
     Raises:
-        ValueError: If the folder holds a run of another seed, on data of another name, or of a
-            recipe with differences that are not allowed.
+        ValueError: If the folder holds a run of another seed, on data of other content (see
+            `data_identity`), or of a recipe with differences that are not allowed.
     """
 
     def __init__(
@@ -103,8 +105,12 @@ class RecipeRun:
         self.make_metrics = make_metrics
         self.processor = TiTokImageProcessor.from_image_size(recipe.image_size)
         self.results: dict[str, Any] = {}
+        identity = [data_identity(self.train_samples) if process_state().is_main_process else None]
+        [identity] = broadcast_object_list(identity)
         with process_state().main_process_first():
-            self.write_record({"seed": seed, "data": data_name, **recipe.to_dict()})
+            self.write_record(
+                {"seed": seed, "data": data_name, "data_sha256": identity, **recipe.to_dict()}
+            )
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Writes `recipe.yaml`, and checks that an earlier one differs only in what may change."""
@@ -112,12 +118,21 @@ class RecipeRun:
         earlier = (
             yaml.safe_load(path.read_text()) if path.exists() and self.work_dir.exists() else None
         )
+        if earlier is not None and earlier["data_sha256"] == record["data_sha256"]:
+            record["data"] = earlier["data"]  # a renamed folder is the same data
         if earlier == record:
             return
         if earlier is not None:
+            if earlier["data_sha256"] != record["data_sha256"]:
+                raise ValueError(
+                    f"{self.output_dir} holds a run on other data ({earlier['data']!r}) than the "
+                    f"{len(self.train_samples):,} samples given now ({record['data']!r}), which differ "
+                    "in number, name, size, label or content: give the data of that run, or choose "
+                    "another folder."
+                )
             if self.lasting(earlier) != self.lasting(record):
                 raise ValueError(
-                    f"{self.output_dir} holds a run of another recipe or seed, or on other data "
+                    f"{self.output_dir} holds a run of another recipe or seed "
                     f"(see {path.name}); only {' and '.join(CHANGEABLE)} of a stage that is not "
                     "finished may change: choose another folder, or delete this one."
                 )
