@@ -1,7 +1,7 @@
 """Endless training batches, whose order a resumed run continues exactly without saved state."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 
@@ -11,8 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .decoding import UnreadableImageError, decode_image
+from .legs import Leg, Remainder
 from .samples import Samples, StoredSample, StreamedSamples
-from .shuffling import buffered_order, permutation
+from .shuffling import permutation
 
 
 @dataclass
@@ -68,8 +69,9 @@ class TrainingLoader:
 
     Shards are permuted anew in each epoch; every worker of every process reads an equal share of
     the samples and shuffles them in a buffer. A resumed run sees the same order only with the same
-    number of processes and workers. It starts reading at the oldest sample that was in the buffer,
-    about 7 buffers back for a buffer of 1,000.
+    batch size, buffer, and number of processes and workers; with others, it sees what is left of
+    the epoch in another order. It starts reading at the oldest sample that was in the buffer, about
+    7 buffers back for a buffer of 1,000.
 
     Args:
         rows: The samples.
@@ -85,6 +87,8 @@ class TrainingLoader:
         prefetch_factor: Number of batches that each worker prepares in advance; torch's default if
             not given.
         pin_memory: Whether batches are in page-locked memory, for faster copies to an accelerator.
+        legs: The legs of the training so far, whose samples are not seen again in their epoch. The
+            last one is continued if its settings are the same.
 
     Attributes:
         unreadable (`dict[str, str]`): Errors by name: of damaged shards, and of the unreadable
@@ -110,6 +114,7 @@ class TrainingLoader:
         num_workers: int = 0,
         prefetch_factor: int | None = None,
         pin_memory: bool = False,
+        legs: Sequence[Leg] = (),
     ):
         if not len(rows):
             raise ValueError("The data set is empty: there is nothing to train on.")
@@ -129,7 +134,11 @@ class TrainingLoader:
         self.collate = collate
         self.batch_size = batch_size
         self.seed = seed
-        self.start_batch = start_batch
+        self.leg = Leg(start_batch, batch_size, world_size, max(1, num_workers), shuffle_buffer)
+        self.before = list(legs)
+        if self.before and replace(self.before[-1], batches=start_batch) == self.leg:
+            self.leg = self.before.pop()
+        self.start_batch = self.leg.batches
         self.rank = rank
         self.world_size = world_size
         self.num_draws = num_draws
@@ -138,6 +147,10 @@ class TrainingLoader:
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
         self.unreadable = dict(rows.damaged) if isinstance(rows, StreamedSamples) else {}
+
+    def legs(self, batches: int) -> list[Leg]:
+        """Returns the legs of the training once this process has taken `batches` from the loader."""
+        return [*self.before, replace(self.leg, batches=self.start_batch + batches)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         batches = DataLoader(
@@ -198,9 +211,10 @@ class BatchStream(IterableDataset):
         """Yields each stored sample in order with the resulting sample; an unreadable one is
         replaced by the next readable one of the data set."""
         rows, batch_size = self.loader.rows, self.loader.batch_size
+        seen = sum(leg.samples for leg in self.loader.before)
         current, order = -1, np.empty(0, np.int64)
         for batch in count(first_batch, num_workers):
-            start = (batch * self.loader.world_size + self.loader.rank) * batch_size
+            start = seen + (batch * self.loader.world_size + self.loader.rank) * batch_size
             for position in range(start, start + batch_size):
                 epoch, place = divmod(position, len(rows))
                 if epoch != current:
@@ -221,10 +235,7 @@ class BatchStream(IterableDataset):
         """Yields each stored sample in order with the resulting sample; an unreadable one is
         replaced by the next readable one from the buffer."""
         slot = self.loader.rank * num_workers + first_batch % num_workers
-        num_slots = self.loader.world_size * num_workers
-        start, stop = (len(self.loader.rows) * number // num_slots for number in (slot, slot + 1))
-        position = first_batch // num_workers * self.loader.batch_size
-        stream = self.shuffled(start, stop, slot, position)
+        stream = self.shuffled(slot, first_batch // num_workers * self.loader.batch_size)
         ahead: deque[tuple[int, DecodedSample]] = deque()
         while True:
             tries = 0
@@ -240,28 +251,28 @@ class BatchStream(IterableDataset):
             epoch, planned = ahead.popleft()
             yield planned, self.sample(epoch, planned.stored.index, chosen)
 
-    def shuffled(
-        self, start: int, stop: int, slot: int, position: int
-    ) -> Iterator[tuple[int, StoredSample]]:
-        """Yields epoch and stored sample of the endless sequence of a worker, from a position on.
-
-        In each epoch, these are samples `start` to `stop` of the permuted shards, shuffled by the
-        buffer. `slot` is the number of the worker among those of all processes.
-        """
-        rows, seed = self.loader.rows, self.loader.seed
-        first_epoch, given_out = divmod(position, stop - start)
-        for epoch in count(first_epoch):
-            rng = np.random.default_rng((seed, epoch, slot))
-            order = buffered_order(stop - start, self.loader.shuffle_buffer, rng)[given_out:]
-            wanted = np.zeros(stop - start, bool)
-            wanted[order] = True
-            read = int(order.min())
-            stream = self.unshuffled(start + read, stop, permutation(len(rows.sizes), seed, epoch))
+    def shuffled(self, slot: int, given_out: int) -> Iterator[tuple[int, StoredSample]]:
+        """Yields epoch and stored sample of the endless sequence of a worker, without the first
+        `given_out`; see `Remainder`. `slot` is the number of the worker among those of all
+        processes."""
+        rows, seed, num_slots = self.loader.rows, self.loader.seed, self.loader.leg.num_slots
+        remainder = Remainder(len(rows), seed, self.loader.before)
+        for epoch in count(remainder.first_epoch):
+            share = remainder.share(epoch, slot, num_slots)
+            if given_out >= len(share):
+                given_out -= len(share)
+                continue
+            order = remainder.order(epoch, slot, num_slots, self.loader.shuffle_buffer)[given_out:]
+            first, stop = int(order.min()), int(order.max()) + 1
+            wanted = np.zeros(stop - first, bool)
+            wanted[order - first] = True
+            stream = self.unshuffled(first, stop, permutation(len(rows.sizes), seed, epoch))
             waiting: dict[int, StoredSample] = {}
+            read = first
             for place in map(int, order):  # a list would take several times the memory
                 while read <= place:
                     row = next(stream)
-                    if wanted[read]:
+                    if wanted[read - first]:
                         waiting[read] = row
                     read += 1
                 yield epoch, waiting.pop(place)

@@ -47,7 +47,14 @@ class WholeCheckpoints:
                     f"There is no whole checkpoint in {self.args.output_dir} to resume from; start "
                     "without `resume_from_checkpoint`."
                 )
+        self.find_place(resume_from_checkpoint or None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def find_place(self, checkpoint: str | None) -> None:
+        """Prepares to go on from a checkpoint, or to start anew; by default, nothing is needed."""
+
+    def complete_checkpoint(self, folder: Path) -> None:
+        """Adds files to a checkpoint; by default none. The main process calls it."""
 
     def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes the checkpoint of this step, then deletes old ones beyond `save_total_limit`.
@@ -69,6 +76,7 @@ class WholeCheckpoints:
             super().save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                self.complete_checkpoint(folder)
                 write_manifest(folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = str(error)

@@ -343,6 +343,7 @@ class RecipeRun:
             checkpoint = last_checkpoint(trainer.args.output_dir)
             state = None
             if checkpoint is not None:
+                trainer.find_place(checkpoint)
                 state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
             if state is not None and state.global_step >= trainer.args.max_steps:
                 # the run was stopped after the last step; `Trainer` would take one more

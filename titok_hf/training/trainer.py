@@ -2,6 +2,7 @@
 and every term of the loss in the log."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import logging
@@ -30,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import HubStrategy
 
 from ..data.collator import FeatureCollator, ImageCollator
+from ..data.legs import Leg
 from ..data.loader import TrainingLoader
 from ..data.samples import IndexedSamples, Samples
 from ..hub.provenance import inherit_provenance
@@ -41,6 +43,9 @@ from .open_trainer import OpenTrainer
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
+
+# File of a checkpoint that says which samples have been seen.
+PLACE = "place.json"
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -64,7 +69,7 @@ class Steps(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        self.trainer.loader.start_batch = state.global_step * args.gradient_accumulation_steps
+        self.trainer.start_step = state.global_step
         # random numbers drawn inside the networks, such as dropout, differ between processes
         torch.manual_seed(args.seed + args.process_index)
 
@@ -96,9 +101,8 @@ class Steps(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        state.epoch = (
-            state.global_step * self.trainer.global_batch_size / len(self.trainer.train_samples)
-        )
+        seen = sum(leg.samples for leg in self.trainer.current_legs())
+        state.epoch = seen / len(self.trainer.train_samples)
 
     def on_train_end(
         self,
@@ -116,7 +120,9 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
 
     The order of the images is a function of the seed and the step. A run resumed from a checkpoint
     sees the same images as an uninterrupted one. If the images can be read in any order, the number
-    of processes and of accumulated batches does not matter either. An unreadable image is replaced
+    of processes and of accumulated batches does not matter either. Resumed with another batch size,
+    or from shards with another number of processes or workers, it sees the images of the epoch that
+    it has not seen yet. An unreadable image is replaced
     by the next one and listed in `unreadable.jsonl` in the output folder; a truncated shard is
     listed too and counts as one image.
 
@@ -165,10 +171,11 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         self.global_batch_size = (
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
+        self.samples_to_see = None
         if args.max_steps <= 0 and self.train_samples is not None:
-            args.max_steps = math.ceil(
-                args.num_train_epochs * len(self.train_samples) / self.global_batch_size
-            )
+            self.samples_to_see = args.num_train_epochs * len(self.train_samples)
+            args.max_steps = math.ceil(self.samples_to_see / self.global_batch_size)
+        self.legs: list[Leg] = []
         args.remove_unused_columns = False  # the collator needs columns that no network does
         args.ignore_data_skip = True  # the loader itself starts at the run's step
         if args.torch_compile:
@@ -214,8 +221,31 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
+            legs=self.legs,
         )
         return self.loader
+
+    def find_place(self, checkpoint: str | None) -> None:
+        """Finds the place in the data at which training goes on: after the samples that were seen
+        up to a checkpoint, whatever the settings were."""
+        if checkpoint is None:
+            self.legs = []
+            return
+        place = json.loads((Path(checkpoint) / PLACE).read_text())
+        self.legs = [Leg(**leg) for leg in place["legs"]]
+        if self.samples_to_see is not None:
+            to_see = max(self.samples_to_see - sum(leg.samples for leg in self.legs), 0)
+            self.args.max_steps = place["step"] + math.ceil(to_see / self.global_batch_size)
+
+    def current_legs(self) -> list[Leg]:
+        """Returns the legs of the training up to this step."""
+        steps = self.state.global_step - self.start_step
+        return self.loader.legs(steps * self.args.gradient_accumulation_steps)
+
+    def complete_checkpoint(self, folder: Path) -> None:
+        legs = [dataclasses.asdict(leg) for leg in self.current_legs()]
+        place = {"step": self.state.global_step, "legs": legs}
+        (folder / PLACE).write_text(json.dumps(place))
 
     def get_batch_samples(
         self,
