@@ -2,7 +2,6 @@
 and every term of the loss in the log."""
 
 import copy
-import dataclasses
 import itertools
 import json
 import logging
@@ -31,7 +30,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import HubStrategy
 
 from ..data.collator import FeatureCollator, ImageCollator
-from ..data.legs import Leg
 from ..data.loader import TrainingLoader
 from ..data.samples import IndexedSamples, Samples
 from ..hub.provenance import inherit_provenance
@@ -40,12 +38,10 @@ from .checkpoints import WholeCheckpoints
 from .monitoring import Finiteness, HealthWarnings
 from .objectives import Objective
 from .open_trainer import OpenTrainer
+from .place import KeptPlace
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
-
-# File of a checkpoint that says which samples have been seen.
-PLACE = "place.json"
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -115,7 +111,7 @@ class Steps(TrainerCallback):
         self.trainer.finiteness.check(state.global_step, args.output_dir, self.trainer.model)
 
 
-class TiTokTrainer(WholeCheckpoints, OpenTrainer):
+class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
     """Trains an `Objective`.
 
     The order of the images is a function of the seed and the step. A run resumed from a checkpoint
@@ -175,7 +171,6 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         if args.max_steps <= 0 and self.train_samples is not None:
             self.samples_to_see = args.num_train_epochs * len(self.train_samples)
             args.max_steps = math.ceil(self.samples_to_see / self.global_batch_size)
-        self.legs: list[Leg] = []
         args.remove_unused_columns = False  # the collator needs columns that no network does
         args.ignore_data_skip = True  # the loader itself starts at the run's step
         if args.torch_compile:
@@ -224,28 +219,6 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             legs=self.legs,
         )
         return self.loader
-
-    def find_place(self, checkpoint: str | None) -> None:
-        """Finds the place in the data at which training goes on: after the samples that were seen
-        up to a checkpoint, whatever the settings were."""
-        if checkpoint is None:
-            self.legs = []
-            return
-        place = json.loads((Path(checkpoint) / PLACE).read_text())
-        self.legs = [Leg(**leg) for leg in place["legs"]]
-        if self.samples_to_see is not None:
-            to_see = max(self.samples_to_see - sum(leg.samples for leg in self.legs), 0)
-            self.args.max_steps = place["step"] + math.ceil(to_see / self.global_batch_size)
-
-    def current_legs(self) -> list[Leg]:
-        """Returns the legs of the training up to this step."""
-        steps = self.state.global_step - self.start_step
-        return self.loader.legs(steps * self.args.gradient_accumulation_steps)
-
-    def complete_checkpoint(self, folder: Path) -> None:
-        legs = [dataclasses.asdict(leg) for leg in self.current_legs()]
-        place = {"step": self.state.global_step, "legs": legs}
-        (folder / PLACE).write_text(json.dumps(place))
 
     def get_batch_samples(
         self,
@@ -309,15 +282,22 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
 
     def load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Loads the states as `Trainer` does, but takes learning rates, weight decay and betas from
-        `args`, which may have changed since the checkpoint."""
+        `args`, which may have changed since the checkpoint. Warns if the checkpoint has no state
+        for this optimizer; the schedule goes on nevertheless."""
         own = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups
         ]
-        super().load_optimizer_and_scheduler(checkpoint)
+        scheduler = self.lr_scheduler
+        if checkpoint is None or (lost := self.lost_state(Path(checkpoint))) is None:
+            super().load_optimizer_and_scheduler(checkpoint)
+        else:
+            if self.is_world_process_zero():
+                logger.warning("%s", lost)
+            if isinstance(scheduler, LambdaLR):
+                scheduler.last_epoch = self.place["step"]
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
-        scheduler = self.lr_scheduler
         if isinstance(scheduler, LambdaLR):
             scheduler.base_lrs = [group["initial_lr"] for group in own]
             scheduler._last_lr = [
