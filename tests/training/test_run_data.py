@@ -1,6 +1,9 @@
 """A run answers and goes on for the data that it has seen, and for no other."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,62 @@ def test_data_handed_in_as_objects_are_known_by_content(recipe, tmp_path):
     RecipeRun(Recipe.load(recipe), IndexedSamples(again), tmp_path / "run").train()
     with pytest.raises(ValueError, match="holds a run on other data"):
         RecipeRun(Recipe.load(recipe), IndexedSamples(again.select([0, 1])), tmp_path / "run")
+
+
+START = """
+import sys
+from titok_hf import train_recipe
+try:
+    train_recipe(*sys.argv[1:4], sys.argv[4:])
+except BlockingIOError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [(), ("stages.classifier.training.max_steps=3",)])
+def test_a_second_start_in_one_folder_is_refused_while_the_first_trains(
+    recipe, tmp_path, overrides
+):
+    data = write_images(tmp_path / "images", ("cat", "dog"))
+    command = [sys.executable, "-c", START, recipe, data, tmp_path / "run", *overrides]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    second = []
+
+    class Second(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            record = (tmp_path / "run" / "recipe.yaml").read_text()
+            second.append(
+                subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+            )
+            assert (tmp_path / "run" / "recipe.yaml").read_text() == record
+
+    train_recipe(
+        recipe,
+        str(data),
+        tmp_path / "run",
+        ["stages.classifier.training.save_steps=2"],
+        callbacks=[Second()],
+    )
+    [said] = second
+    assert f"run is in use by a run that has not ended (process {os.getpid()} on" in said
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "work"}
+
+
+def test_a_second_trainer_in_one_folder_is_refused(make_objective, make_trainer, tmp_path):
+    """Whichever process is the other; here it only holds the lock."""
+    hold = "import sys; from titok_hf.hub.lock import locked_folder\n"
+    hold += "with locked_folder(sys.argv[1]):\n    print(flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path / "trainer"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    other.stdout.readline()
+    trainer = make_trainer(make_objective("classifier"), max_steps=1)
+    with pytest.raises(BlockingIOError, match=f"trainer is in use .*process {other.pid} "):
+        trainer.train()
+    other.communicate()
+    trainer.train()
+    assert trainer.state.global_step == 1

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..distributed import process_state
 from ..hub.folders import whole_file
+from ..hub.lock import locked_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class WholeCheckpoints:
         """Same as in `Trainer`; `True` resumes from the newest complete checkpoint.
 
         Raises:
+            BlockingIOError: If another process trains in the same folder.
             ValueError: If `True` is given and there is no complete checkpoint.
         """
         if resume_from_checkpoint is True:
@@ -48,7 +51,8 @@ class WholeCheckpoints:
                     "without `resume_from_checkpoint`."
                 )
         self.find_place(resume_from_checkpoint or None)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with locked_folder(self.args.output_dir) if self.args.process_index == 0 else nullcontext():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def find_place(self, checkpoint: str | None) -> None:
         """Prepares to go on from a checkpoint, or to start anew; by default, nothing is needed."""

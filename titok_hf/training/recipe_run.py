@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..data.opening import ImageSplits
 from ..data.samples import IndexedSamples, Samples
 from ..distributed import process_state
 from ..hub.folders import whole_file, whole_folder
+from ..hub.lock import locked_folder
 from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor
 from .arguments import TiTokTrainingArguments
@@ -137,9 +139,15 @@ class RecipeRun:
                     "finished may change: choose another folder, or delete this one."
                 )
             logger.warning("%s is resumed with a changed recipe.", self.output_dir)
-        if process_state().is_main_process:
-            with whole_file(path) as partial_file:
-                partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
+        with self.lock():
+            if process_state().is_main_process:
+                with whole_file(path) as partial_file:
+                    partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Locks the folder of the run in the main process, so that no other run uses it."""
+        main = process_state().is_main_process
+        return locked_folder(self.output_dir) if main else nullcontext()
 
     def lasting(self, record: dict[str, Any]) -> dict[str, Any]:
         """Returns the parts of a record that must not change once training has begun."""
@@ -159,12 +167,16 @@ class RecipeRun:
             The result of the last stage: the pipeline, if there is a generator.
 
         Raises:
+            BlockingIOError: If another run uses the folder.
             OSError, ValueError: See `prepare`.
         """
-        self.prepare()
         stages = self.recipe.all_stages()
-        for stage in [stage for stage in stages if not stage.on_demand] or stages:
-            result = self.result(stage.name)
+        stages = [stage for stage in stages if not stage.on_demand] or stages
+        finished = all(stage.is_pretrained or self.folder(stage.name).exists() for stage in stages)
+        with nullcontext() if finished else self.lock():
+            self.prepare()
+            for stage in stages:
+                result = self.result(stage.name)
         return result
 
     def prepare(self) -> None:
@@ -255,7 +267,8 @@ class RecipeRun:
                 return self.results[name]
             folder = self.folder(name)
             if not folder.exists():
-                self.train_stage(stage)
+                with self.lock():
+                    self.train_stage(stage)
             if process_state().is_main_process:
                 for checkpoint in checkpoints(self.checkpoint_dir(name)).values():
                     delete_checkpoint(checkpoint)
