@@ -1,5 +1,6 @@
 """Endless training batches, whose order a resumed run continues exactly without saved state."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .decoding import UnreadableImageError, decode_image
 from .legs import Leg, Remainder
-from .samples import Samples, StoredSample, StreamedSamples
+from .rows import IterableRows, TrainingData
+from .samples import StoredSample, StreamedSamples
 from .shuffling import permutation
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1000  # consecutive unreadable images of an iterable data set
 
 
 @dataclass
@@ -48,7 +54,7 @@ class DecodedSample:
 
     @classmethod
     def from_stored(cls, stored: StoredSample) -> "DecodedSample":
-        if stored.codes is not None:
+        if stored.codes is not None or stored.row is not None:
             return cls(stored)
         try:
             return cls(stored, decode_image(stored.image))
@@ -74,7 +80,8 @@ class TrainingLoader:
     7 buffers back for a buffer of 1,000.
 
     Args:
-        rows: The samples.
+        rows: The samples. Iterables are read in their own order by this process itself, which
+            reads again what it has already seen; each process takes its batches of them.
         collate: Turns a list of samples into a batch; called in the workers.
         batch_size: Number of samples in a batch of this process.
         seed: Seed of the order and of the samples' random numbers.
@@ -102,7 +109,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        rows: Samples,
+        rows: TrainingData,
         collate: Callable[[list[Sample]], dict[str, torch.Tensor]],
         batch_size: int,
         seed: int = 0,
@@ -116,7 +123,11 @@ class TrainingLoader:
         pin_memory: bool = False,
         legs: Sequence[Leg] = (),
     ):
-        if not len(rows):
+        if isinstance(rows, IterableRows):
+            if num_workers:
+                logger.warning("Workers would read an iterable data set in turn: none is used.")
+            num_workers, prefetch_factor = 0, None
+        elif not len(rows):
             raise ValueError("The data set is empty: there is nothing to train on.")
         readers = world_size * max(1, num_workers)
         if isinstance(rows, StreamedSamples) and len(rows) < readers:
@@ -134,7 +145,13 @@ class TrainingLoader:
         self.collate = collate
         self.batch_size = batch_size
         self.seed = seed
-        self.leg = Leg(start_batch, batch_size, world_size, max(1, num_workers), shuffle_buffer)
+        self.leg = Leg(
+            batches=start_batch,
+            batch_size=batch_size,
+            world_size=world_size,
+            num_workers=max(1, num_workers),
+            shuffle_buffer=shuffle_buffer,
+        )
         self.before = list(legs)
         if self.before and replace(self.before[-1], batches=start_batch) == self.leg:
             self.leg = self.before.pop()
@@ -186,12 +203,12 @@ class BatchStream(IterableDataset):
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batch = self.loader.start_batch + number
-        sharded = isinstance(self.loader.rows, StreamedSamples)
-        samples = (
-            self.sharded_samples(batch, num_workers)
-            if sharded
-            else self.indexed_samples(batch, num_workers)
-        )
+        if isinstance(self.loader.rows, IterableRows):
+            samples = self.iterated_samples()
+        elif isinstance(self.loader.rows, StreamedSamples):
+            samples = self.sharded_samples(batch, num_workers)
+        else:
+            samples = self.indexed_samples(batch, num_workers)
         try:
             while True:
                 unreadable: dict[str, str] = {}
@@ -228,6 +245,28 @@ class BatchStream(IterableDataset):
                     chosen = DecodedSample.from_stored(rows[(index + tries) % len(rows)])
                     tries += 1
                 yield planned, self.sample(epoch, index, chosen)
+
+    def iterated_samples(self) -> Iterator[tuple[DecodedSample, Sample]]:
+        """Yields each stored sample of this process with the resulting sample; an unreadable one is
+        replaced by the next readable one."""
+        at_once = self.loader.batch_size * self.loader.world_size
+        seen = sum(leg.samples for leg in self.loader.before) + self.loader.start_batch * at_once
+        position = 0
+        waiting: list[tuple[int, DecodedSample]] = []
+        for epoch in count():
+            for stored in self.loader.rows.epoch(epoch):
+                place = (position - seen) % at_once // self.loader.batch_size
+                position += 1
+                if position <= seen or place != self.loader.rank:
+                    continue
+                decoded = DecodedSample.from_stored(stored)
+                waiting.append((epoch, decoded))
+                if decoded.error is None:
+                    for planned_epoch, planned in waiting:
+                        yield planned, self.sample(planned_epoch, planned.stored.index, decoded)
+                    waiting = []
+                elif len(waiting) == PATIENCE:
+                    raise nothing_readable(waiting[0][1], PATIENCE)
 
     def sharded_samples(
         self, first_batch: int, num_workers: int

@@ -308,7 +308,7 @@ def load(source: str, stored: Stored, revision: str | None = None) -> DatasetDic
         case "embedded":
             return resolve_name(EMBEDDED[source])()
         case "saved":
-            saved = load_from_disk(source)
+            saved = load_from_disk(source).with_format(None)  # the format is saved, too
             return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
         case ".parquet" if Path(source).is_dir():
             files = {split: list(map(escape, paths)) for split, paths in stored.files.items()}

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, Image
 from huggingface_hub import CommitInfo
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -31,7 +31,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..data.collator import FeatureCollator, ImageCollator
 from ..data.loader import TrainingLoader
-from ..data.samples import IndexedSamples, Samples
+from ..data.rows import IterableRows, evaluation_data, training_data
 from ..hub.provenance import inherit_provenance
 from .arguments import TiTokTrainingArguments
 from .checkpoints import WholeCheckpoints
@@ -98,7 +98,7 @@ class Steps(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         seen = sum(leg.samples for leg in self.trainer.current_legs())
-        state.epoch = seen / len(self.trainer.train_samples)
+        state.epoch = seen / self.trainer.num_samples
 
     def on_train_end(
         self,
@@ -127,8 +127,11 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
         args: `TiTokTrainingArguments`.
         data_collator: An `ImageCollator`, or any function that turns a list of features (rows of
             the data set) into a batch: the arguments of the objective's `forward`.
-        train_dataset: A data set of images, or a split of `titok_hf.data.open_images`; not needed
-            for evaluation.
+        train_dataset: A split of `titok_hf.data.open_images`; a `Dataset` of any format; or rows
+            that are dictionaries: an `IterableDataset` of `datasets` or torch, a list, or a
+            map-style data set of torch. Iterables are read in their own order and need `max_steps`;
+            a resumed run reads again what it has seen. Not needed for evaluation.
+        eval_dataset: The same, but no shards; or several by name.
         kwargs: Further arguments of `transformers.Trainer`. `compute_metrics` gets what the
             objective's `predict` returns: reconstructions and images, see
             `titok_hf.evaluation.ReconstructionMetrics`, or other predictions and targets.
@@ -147,7 +150,7 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
         model: Objective,
         args: TiTokTrainingArguments,
         data_collator: ImageCollator | Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
-        train_dataset: Dataset | Samples | None = None,
+        train_dataset: Any = None,
         **kwargs: Any,
     ):
         if kwargs.get("compute_metrics") is not None and model.predict is None:
@@ -155,21 +158,29 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
                 f"`compute_metrics` needs predictions, but a {type(model).__name__} makes none."
             )
         args = copy.copy(args)  # the changes below must not reach the caller
-        self.train_samples = train_dataset
-        if isinstance(train_dataset, Dataset):
-            if isinstance(data_collator, ImageCollator):
-                columns = (data_collator.image_column, data_collator.label_column)
-            else:
-                features = train_dataset.features.items()
-                images = [name for name, feature in features if isinstance(feature, Image)]
-                columns = (images[0] if images else "image", None)
-            self.train_samples = IndexedSamples(train_dataset, *columns)
+        self.takes_images = isinstance(data_collator, ImageCollator)
+        columns = (
+            (data_collator.image_column, data_collator.label_column)
+            if self.takes_images
+            else (None, None)
+        )
+        self.train_samples = training_data(train_dataset, *columns)
+        if kwargs.get("eval_dataset") is not None:
+            kwargs["eval_dataset"] = evaluation_data(kwargs["eval_dataset"], self.takes_images)
         self.global_batch_size = (
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
         self.samples_to_see = None
+        if isinstance(self.train_samples, IterableRows):
+            if args.max_steps <= 0:
+                raise ValueError(
+                    "The number of rows of an iterable data set is unknown: set `max_steps`."
+                )
+            self.num_samples = args.max_steps * self.global_batch_size
+        elif self.train_samples is not None:
+            self.num_samples = len(self.train_samples)
         if args.max_steps <= 0 and self.train_samples is not None:
-            self.samples_to_see = args.num_train_epochs * len(self.train_samples)
+            self.samples_to_see = args.num_train_epochs * self.num_samples
             args.max_steps = math.ceil(self.samples_to_see / self.global_batch_size)
         args.remove_unused_columns = False  # the collator needs columns that no network does
         args.ignore_data_skip = True  # the loader itself starts at the run's step
@@ -202,7 +213,7 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
 
     def get_train_dataloader(self) -> TrainingLoader:
         args, collator = self.args, self.data_collator
-        if not isinstance(collator, ImageCollator):
+        if not self.takes_images:
             collator = FeatureCollator(collator, self.train_samples)
         self.loader = TrainingLoader(
             self.train_samples,
@@ -219,6 +230,14 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
             legs=self.legs,
         )
         return self.loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if not isinstance(eval_dataset, str | None):
+            eval_dataset = evaluation_data(eval_dataset, self.takes_images)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return super().get_test_dataloader(evaluation_data(test_dataset, self.takes_images))
 
     def get_batch_samples(
         self,
@@ -415,10 +434,10 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
                 for key, reason in sorted(self.unreadable.items())
             ]
             self.unreadable_file.write_text("\n".join(lines) + "\n")
-        if len(self.unreadable) > self.args.max_unreadable * len(self.train_samples):
+        if len(self.unreadable) > self.args.max_unreadable * self.num_samples:
             key, reason = next(iter(self.unreadable.items()))
             raise ValueError(
-                f"{len(self.unreadable)} of {len(self.train_samples)} images could not be read, more than "
+                f"{len(self.unreadable)} of {self.num_samples} images could not be read, more than "
                 f"the share of {self.args.max_unreadable:g} that `max_unreadable` allows; "
                 f"{self.unreadable_file} lists them, such as {key}: {reason}"
             )
