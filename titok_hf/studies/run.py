@@ -69,13 +69,11 @@ def run_study(
             f"The study {name!r} measures generated images by their Fréchet distance, which needs "
             "an extractor: name one, such as 'inception', or take 'digits' as `data`."
         )
-    splits = open_images(data, image_column, label_column)
     output_dir = Path(output_dir)
     record = output_dir / "results.json"
     configuration = {
         "study": name,
         "data": data,
-        "data_sha256": data_identity(splits["train"]),
         "extractor": extractor,
         "images_per_class": study.images_per_class,
         "recipes": {variant.name: variant.recipe_hash() for variant in variants},
@@ -83,11 +81,18 @@ def run_study(
     results = {"configuration": configuration, "runs": []}
     if record.exists():
         results = json.loads(record.read_text())
-        if results["configuration"] != configuration:
+        if results["configuration"] | configuration != results["configuration"]:
             raise ValueError(
                 f"{output_dir} holds another study, or one with another configuration (see "
                 f"{record.name}); choose another folder, or delete it."
             )
+    splits = open_images(data, image_column, label_column)
+    identity = data_identity(splits["train"])
+    if results["configuration"].setdefault("data_sha256", identity) != identity:
+        raise ValueError(
+            f"{output_dir} holds a study on other data of the name {data!r}: give the data of that "
+            "study, or choose another folder."
+        )
     dataset = DatasetDict({split: splits.dataset(split) for split in ("train", "test")})
     image_size = variants[0].recipe.image_size
     held_out = HeldOut(
