@@ -1,5 +1,6 @@
 """Training of a recipe on any data, optionally evaluated during training: `train_recipe`."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,7 @@ def train_recipe(
         label_column=label_column,
         seed=seed,
         callbacks=callbacks,
-        data_name=Path(data).name,
+        data_name=os.path.basename(os.path.abspath(data)),
         make_metrics=metrics_maker(loaded),
     )
     return run.train()

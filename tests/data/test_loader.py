@@ -544,3 +544,67 @@ def test_workers_die_with_the_main_process():
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
+
+
+class TestLegs:
+    """A training that goes on with other settings."""
+
+    SETTINGS = [(4, 1, 0), (3, 2, 1), (1, 3, 2), (5, 1, 2), (2, 4, 0)]  # batch, processes, workers
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_every_sample_still_comes_once_an_epoch(self, rows, seed):
+        """Legs of random lengths and settings."""
+        rng = np.random.default_rng(seed)
+        legs, seen = [], []
+        for number in rng.integers(len(self.SETTINGS), size=5):
+            batch_size, world_size, num_workers = self.SETTINGS[number]
+            batches = int(rng.integers(1, 4))
+            for rank in range(world_size):
+                loader = TrainingLoader(
+                    rows,
+                    COLLATOR.collate,
+                    batch_size,
+                    rank=rank,
+                    world_size=world_size,
+                    num_workers=num_workers,
+                    shuffle_buffer=4,
+                    legs=legs,
+                )
+                for batch in islice(loader, batches):
+                    seen += zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)
+            legs = loader.legs(batches)
+        assert len(seen) == len({*seen}) == sum(leg.samples for leg in legs)
+        if isinstance(rows, IndexedSamples):  # workers of a stream may be an epoch apart
+            whole, rest = divmod(len(seen), N)
+            assert sorted(seen)[: whole * N] == [*product(range(whole), range(N))]
+            assert {epoch for epoch, _ in seen} == {*range(whole + bool(rest))}
+
+    @pytest.mark.parametrize("first", [(4, 1, 0), (2, 2, 2)])
+    def test_what_is_left_of_an_epoch_comes_next(self, rows, first):
+        batch_size, world_size, num_workers = first
+        seen = []
+        for rank in range(world_size):
+            loader = TrainingLoader(
+                rows,
+                COLLATOR.collate,
+                batch_size,
+                rank=rank,
+                world_size=world_size,
+                num_workers=num_workers,
+                shuffle_buffer=4,
+            )
+            seen += [i for batch in islice(loader, 2) for i in batch["index"].tolist()]
+        rest = TrainingLoader(rows, COLLATOR.collate, N - len(seen), legs=loader.legs(2))
+        batch = next(iter(rest))
+        assert sorted(seen + batch["index"].tolist()) == [*range(N)]
+        assert batch["epoch"].unique().tolist() == [0]
+
+    def test_equal_settings_go_on_as_if_nothing_had_been(self, rows):
+        arguments = {"batch_size": 3, "shuffle_buffer": 4}
+        alone = [*islice(TrainingLoader(rows, COLLATOR.collate, **arguments), 12)]
+        legs = []
+        for start in (0, 5, 9):
+            loader = TrainingLoader(rows, COLLATOR.collate, legs=legs, **arguments)
+            assert_equal([*islice(loader, 3)], alone[start : start + 3])
+            legs = loader.legs(5 if start == 0 else 4)
+        assert len(legs) == 1

@@ -217,6 +217,15 @@ class TestAgain:
 
 
 class TestOtherData:
+    def test_other_data_of_the_same_name_are_refused(self, image_folder, tmp_path):
+        """Even if all runs are finished."""
+        folder = shutil.copytree(image_folder, tmp_path / "images")
+        results = quick("codebook", tmp_path / "study", data=str(folder))
+        Image.new("RGB", (20, 24)).save(folder / "left" / "6.png")
+        with pytest.raises(ValueError, match="holds a study on other data of the name"):
+            quick("codebook", tmp_path / "study", data=str(folder))
+        assert json.loads((tmp_path / "study" / "results.json").read_text()) == results
+
     def test_what_needs_no_judge_is_measured(self, image_folder, tmp_path):
         results = quick("codebook", tmp_path / "study", data=str(image_folder))
         assert [run["values"].keys() for run in results["runs"]] == [METRICS] * 3

@@ -26,6 +26,7 @@ FILES = [
     "scheduler.pt",
     "rng_state.pth",
     "trainer_state.json",
+    "place.json",
     f"{MANIFEST}.partial",
 ]
 

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, ConvNextForImageClassification, Tra
 from titok_hf import MaskGitVQGANModel, TiTokImageProcessor, TiTokModel, TiTokPipeline
 from titok_hf.data import ImageCollator, IndexedSamples
 from titok_hf.data.digits import DIGIT_NAMES
+from titok_hf.data.identity import data_identity
 from titok_hf.training import Recipe, RecipeRun
 
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
@@ -174,9 +175,14 @@ class TestFolder:
         assert log["resumed_from"] is None
         assert [entry["step"] for entry in log["history"] if "loss" in entry] == [2, 4, 6]
 
-    def test_the_record_names_recipe_and_seed(self, finished):
+    def test_the_record_names_recipe_seed_and_data(self, finished, dataset):
         record = yaml.safe_load((finished[0] / "recipe.yaml").read_text())
-        assert record == {"seed": 0, "data": None, **Recipe.load(MINIATURE).to_dict()}
+        assert record == {
+            "seed": 0,
+            "data": None,
+            "data_sha256": data_identity(IndexedSamples(dataset["train"])),
+            **Recipe.load(MINIATURE).to_dict(),
+        }
 
 
 class TestAgain:
@@ -216,7 +222,7 @@ class TestAgain:
     def test_another_seed_or_recipe_in_its_folder_is_refused(self, finished, dataset, changes):
         folder, _ = finished
         record = (folder / "recipe.yaml").read_text()
-        with pytest.raises(ValueError, match="another recipe or seed, or on other data"):
+        with pytest.raises(ValueError, match="another recipe or seed"):
             run(dataset, folder, **changes)
         assert (folder / "recipe.yaml").read_text() == record
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tarfile
+from itertools import islice
 
 import pytest
 import torch
@@ -347,3 +348,58 @@ def test_images_that_are_not_in_the_unit_interval_stop_training_and_evaluation(
             ValueError, match=r"`pixel_values` must be in \[0, 1\], got values from -"
         ):
             run()
+
+
+def test_columns_stay_for_the_collator(make_objective, make_trainer, digits):
+    """Although `remove_unused_columns` would remove the images before evaluation."""
+    trainer = make_trainer(
+        make_objective("classifier"), eval_dataset=digits, remove_unused_columns=True, max_steps=1
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+class TestResumedWithAnotherBatch:
+    """18 digits in batches of 4, and after a checkpoint in others."""
+
+    @pytest.fixture
+    def resumed(self, make_objective, make_trainer, tmp_path):
+        """The trainers before and after the checkpoint of step 2, and the images that they saw."""
+
+        def resumed(**arguments):
+            seen = []
+
+            class Seen(TrainerCallback):
+                def on_train_begin(self, args, state, control, model, **kwargs):
+                    model.register_forward_pre_hook(
+                        lambda module, args, inputs: seen.extend(inputs["pixel_values"]),
+                        with_kwargs=True,
+                    )
+
+            common = {"callbacks": [Seen()], "save_strategy": "steps", "save_steps": 2}
+            first = make_trainer(make_objective("classifier"), max_steps=2, **common)
+            first.train()
+            second = make_trainer(make_objective("classifier"), **common, **arguments)
+            second.train(resume_from_checkpoint=True)
+            return first, second, seen
+
+        return resumed
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 5])
+    def test_an_epoch_still_has_every_image_once(self, resumed, digits, batch_size):
+        first, second, seen = resumed(per_device_train_batch_size=batch_size, num_train_epochs=1)
+        assert len(seen) == 8 + batch_size * -(-10 // batch_size)
+        images = first.data_collator(list(digits))["pixel_values"]
+        assert all(sum(torch.equal(image, digit) for image in seen[:18]) == 1 for digit in images)
+        epochs = [entry["epoch"] for entry in steps_of(second)]
+        assert epochs == sorted(epochs)
+        assert epochs[2] == pytest.approx((8 + batch_size) / 18, abs=1e-4)
+        assert second.state.max_steps == second.state.global_step == 2 + -(-10 // batch_size)
+
+    def test_with_equal_samples_per_step_nothing_changes(self, resumed, make_trainer):
+        _, second, seen = resumed(
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=6
+        )
+        loader = TrainingLoader(second.train_samples, second.data_collator.collate, batch_size=4)
+        expected = [image for batch in islice(loader, 6) for image in batch["pixel_values"]]
+        assert len(seen) == len(expected) and all(map(torch.equal, seen, expected))

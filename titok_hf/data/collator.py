@@ -10,7 +10,8 @@ from transformers.image_processing_backends import PilBackend
 from .augmentation import Augmentation
 from .decoding import decoder_for
 from .loader import Sample
-from .samples import IndexedSamples, Samples
+from .rows import TrainingData, picture
+from .samples import IndexedSamples
 
 
 class ImageCollator:
@@ -42,7 +43,7 @@ class ImageCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns a batch for evaluation, without augmentation."""
         decode = decoder_for(self.processor)
-        images = [decode(row[self.image_column]) for row in rows]
+        images = [decode(picture(row[self.image_column])) for row in rows]
         batch = dict(self.processor(images, return_tensors="pt"))
         if self.label_column is not None:
             batch["class_labels"] = torch.tensor([row[self.label_column] for row in rows])
@@ -97,7 +98,8 @@ class FeatureCollator:
     """Makes training batches with an ordinary data collator of `Trainer`.
 
     The collator takes a list of features. A feature is a row of the data set with all its columns
-    and the image decoded. For streamed samples, it has `image` or `codes`, and `label`.
+    and the image decoded; of a list, a data set of torch or an iterable, it is a row as it is. For
+    streamed samples, it has `image` or `codes`, and `label`.
 
     Args:
         collator: The data collator; called in the workers of the loader.
@@ -105,7 +107,9 @@ class FeatureCollator:
     """
 
     def __init__(
-        self, collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]], samples: Samples
+        self,
+        collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+        samples: TrainingData,
     ):
         self.collator = collator
         self.rows = None
@@ -116,7 +120,9 @@ class FeatureCollator:
 
     def collate(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         """Returns a batch of the collator, with the random numbers of the objective as `draws`."""
-        if self.rows is None:
+        if samples[0].stored.row is not None:
+            features = [sample.stored.row for sample in samples]
+        elif self.rows is None:
             features = [
                 {"image": sample.image, "codes": sample.stored.codes, "label": sample.stored.label}
                 for sample in samples

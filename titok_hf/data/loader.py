@@ -1,7 +1,8 @@
 """Endless training batches, whose order a resumed run continues exactly without saved state."""
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any
@@ -12,8 +13,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .decoding import UnreadableImageError, decode_image
-from .samples import Samples, StoredSample, StreamedSamples
-from .shuffling import buffered_order, permutation
+from .legs import Leg, Remainder
+from .rows import IterableRows, TrainingData
+from .samples import StoredSample, StreamedSamples
+from .shuffling import permutation
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1000  # consecutive unreadable images of an iterable data set
 
 
 @dataclass
@@ -50,7 +57,7 @@ class DecodedSample:
     def from_stored(
         cls, stored: StoredSample, decode: Callable[[Any], Image.Image]
     ) -> "DecodedSample":
-        if stored.codes is not None:
+        if stored.codes is not None or stored.row is not None:
             return cls(stored)
         try:
             return cls(stored, decode(stored.image))
@@ -71,11 +78,13 @@ class TrainingLoader:
 
     Shards are permuted anew in each epoch; every worker of every process reads an equal share of
     the samples and shuffles them in a buffer. A resumed run sees the same order only with the same
-    number of processes and workers. It starts reading at the oldest sample that was in the buffer,
-    about 7 buffers back for a buffer of 1,000.
+    batch size, buffer, and number of processes and workers; with others, it sees what is left of
+    the epoch in another order. It starts reading at the oldest sample that was in the buffer, about
+    7 buffers back for a buffer of 1,000.
 
     Args:
-        rows: The samples.
+        rows: The samples. Iterables are read in their own order by this process itself, which
+            reads again what it has already seen; each process takes its batches of them.
         collate: Turns a list of samples into a batch; called in the workers.
         batch_size: Number of samples in a batch of this process.
         seed: Seed of the order and of the samples' random numbers.
@@ -89,6 +98,8 @@ class TrainingLoader:
             not given.
         pin_memory: Whether batches are in page-locked memory, for faster copies to an accelerator.
         decode: Decodes a stored image, see `decoder_for`; called in the workers.
+        legs: The legs of the training so far, whose samples are not seen again in their epoch. The
+            last one is continued if its settings are the same.
 
     Attributes:
         unreadable (`dict[str, str]`): Errors by name: of damaged shards, and of the unreadable
@@ -102,7 +113,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        rows: Samples,
+        rows: TrainingData,
         collate: Callable[[list[Sample]], dict[str, torch.Tensor]],
         batch_size: int,
         seed: int = 0,
@@ -115,8 +126,13 @@ class TrainingLoader:
         prefetch_factor: int | None = None,
         pin_memory: bool = False,
         decode: Callable[[Any], Image.Image] = decode_image,
+        legs: Sequence[Leg] = (),
     ):
-        if not len(rows):
+        if isinstance(rows, IterableRows):
+            if num_workers:
+                logger.warning("Workers would read an iterable data set in turn: none is used.")
+            num_workers, prefetch_factor = 0, None
+        elif not len(rows):
             raise ValueError("The data set is empty: there is nothing to train on.")
         readers = world_size * max(1, num_workers)
         if isinstance(rows, StreamedSamples) and len(rows) < readers:
@@ -134,7 +150,17 @@ class TrainingLoader:
         self.collate = collate
         self.batch_size = batch_size
         self.seed = seed
-        self.start_batch = start_batch
+        self.leg = Leg(
+            batches=start_batch,
+            batch_size=batch_size,
+            world_size=world_size,
+            num_workers=max(1, num_workers),
+            shuffle_buffer=shuffle_buffer,
+        )
+        self.before = list(legs)
+        if self.before and replace(self.before[-1], batches=start_batch) == self.leg:
+            self.leg = self.before.pop()
+        self.start_batch = self.leg.batches
         self.rank = rank
         self.world_size = world_size
         self.num_draws = num_draws
@@ -144,6 +170,10 @@ class TrainingLoader:
         self.pin_memory = pin_memory
         self.decode = decode
         self.unreadable = dict(rows.damaged) if isinstance(rows, StreamedSamples) else {}
+
+    def legs(self, batches: int) -> list[Leg]:
+        """Returns the legs of the training once this process has taken `batches` from the loader."""
+        return [*self.before, replace(self.leg, batches=self.start_batch + batches)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         batches = DataLoader(
@@ -179,12 +209,12 @@ class BatchStream(IterableDataset):
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batch = self.loader.start_batch + number
-        sharded = isinstance(self.loader.rows, StreamedSamples)
-        samples = (
-            self.sharded_samples(batch, num_workers)
-            if sharded
-            else self.indexed_samples(batch, num_workers)
-        )
+        if isinstance(self.loader.rows, IterableRows):
+            samples = self.iterated_samples()
+        elif isinstance(self.loader.rows, StreamedSamples):
+            samples = self.sharded_samples(batch, num_workers)
+        else:
+            samples = self.indexed_samples(batch, num_workers)
         try:
             while True:
                 unreadable: dict[str, str] = {}
@@ -204,9 +234,10 @@ class BatchStream(IterableDataset):
         """Yields each stored sample in order with the resulting sample; an unreadable one is
         replaced by the next readable one of the data set."""
         rows, batch_size = self.loader.rows, self.loader.batch_size
+        seen = sum(leg.samples for leg in self.loader.before)
         current, order = -1, np.empty(0, np.int64)
         for batch in count(first_batch, num_workers):
-            start = (batch * self.loader.world_size + self.loader.rank) * batch_size
+            start = seen + (batch * self.loader.world_size + self.loader.rank) * batch_size
             for position in range(start, start + batch_size):
                 epoch, place = divmod(position, len(rows))
                 if epoch != current:
@@ -223,16 +254,35 @@ class BatchStream(IterableDataset):
                     tries += 1
                 yield planned, self.sample(epoch, index, chosen)
 
+    def iterated_samples(self) -> Iterator[tuple[DecodedSample, Sample]]:
+        """Yields each stored sample of this process with the resulting sample; an unreadable one is
+        replaced by the next readable one."""
+        at_once = self.loader.batch_size * self.loader.world_size
+        seen = sum(leg.samples for leg in self.loader.before) + self.loader.start_batch * at_once
+        position = 0
+        waiting: list[tuple[int, DecodedSample]] = []
+        for epoch in count():
+            for stored in self.loader.rows.epoch(epoch):
+                place = (position - seen) % at_once // self.loader.batch_size
+                position += 1
+                if position <= seen or place != self.loader.rank:
+                    continue
+                decoded = DecodedSample.from_stored(stored, self.loader.decode)
+                waiting.append((epoch, decoded))
+                if decoded.error is None:
+                    for planned_epoch, planned in waiting:
+                        yield planned, self.sample(planned_epoch, planned.stored.index, decoded)
+                    waiting = []
+                elif len(waiting) == PATIENCE:
+                    raise nothing_readable(waiting[0][1], PATIENCE)
+
     def sharded_samples(
         self, first_batch: int, num_workers: int
     ) -> Iterator[tuple[DecodedSample, Sample]]:
         """Yields each stored sample in order with the resulting sample; an unreadable one is
         replaced by the next readable one from the buffer."""
         slot = self.loader.rank * num_workers + first_batch % num_workers
-        num_slots = self.loader.world_size * num_workers
-        start, stop = (len(self.loader.rows) * number // num_slots for number in (slot, slot + 1))
-        position = first_batch // num_workers * self.loader.batch_size
-        stream = self.shuffled(start, stop, slot, position)
+        stream = self.shuffled(slot, first_batch // num_workers * self.loader.batch_size)
         ahead: deque[tuple[int, DecodedSample]] = deque()
         while True:
             tries = 0
@@ -248,28 +298,28 @@ class BatchStream(IterableDataset):
             epoch, planned = ahead.popleft()
             yield planned, self.sample(epoch, planned.stored.index, chosen)
 
-    def shuffled(
-        self, start: int, stop: int, slot: int, position: int
-    ) -> Iterator[tuple[int, StoredSample]]:
-        """Yields epoch and stored sample of the endless sequence of a worker, from a position on.
-
-        In each epoch, these are samples `start` to `stop` of the permuted shards, shuffled by the
-        buffer. `slot` is the number of the worker among those of all processes.
-        """
-        rows, seed = self.loader.rows, self.loader.seed
-        first_epoch, given_out = divmod(position, stop - start)
-        for epoch in count(first_epoch):
-            rng = np.random.default_rng((seed, epoch, slot))
-            order = buffered_order(stop - start, self.loader.shuffle_buffer, rng)[given_out:]
-            wanted = np.zeros(stop - start, bool)
-            wanted[order] = True
-            read = int(order.min())
-            stream = self.unshuffled(start + read, stop, permutation(len(rows.sizes), seed, epoch))
+    def shuffled(self, slot: int, given_out: int) -> Iterator[tuple[int, StoredSample]]:
+        """Yields epoch and stored sample of the endless sequence of a worker, without the first
+        `given_out`; see `Remainder`. `slot` is the number of the worker among those of all
+        processes."""
+        rows, seed, num_slots = self.loader.rows, self.loader.seed, self.loader.leg.num_slots
+        remainder = Remainder(len(rows), seed, self.loader.before)
+        for epoch in count(remainder.first_epoch):
+            share = remainder.share(epoch, slot, num_slots)
+            if given_out >= len(share):
+                given_out -= len(share)
+                continue
+            order = remainder.order(epoch, slot, num_slots, self.loader.shuffle_buffer)[given_out:]
+            first, stop = int(order.min()), int(order.max()) + 1
+            wanted = np.zeros(stop - first, bool)
+            wanted[order - first] = True
+            stream = self.unshuffled(first, stop, permutation(len(rows.sizes), seed, epoch))
             waiting: dict[int, StoredSample] = {}
+            read = first
             for place in map(int, order):  # a list would take several times the memory
                 while read <= place:
                     row = next(stream)
-                    if wanted[read]:
+                    if wanted[read - first]:
                         waiting[read] = row
                     read += 1
                 yield epoch, waiting.pop(place)

@@ -303,7 +303,7 @@ def load(
         case "embedded":
             return resolve_name(EMBEDDED[source])()
         case "saved":
-            saved = load_from_disk(source)
+            saved = load_from_disk(source).with_format(None)  # the format is saved, too
             return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
         case "images":
             return load_folder(stored.contents, labelled)

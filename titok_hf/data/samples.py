@@ -32,6 +32,7 @@ class StoredSample:
         image: The undecoded image, see `decode_image`; `None` in a token data set, or if missing.
         label: Number of the class; `None` if labels are not wanted.
         codes: Codes in a token data set, int64: `(N,)`, or `(copies, N)`.
+        row: The whole row, for an own collator that gets rows as they are; then there is no image.
     """
 
     index: int
@@ -39,6 +40,7 @@ class StoredSample:
     image: bytes | str | PILImage.Image | dict[str, Any] | None = None
     label: int | None = None
     codes: np.ndarray | None = None
+    row: Any = None
 
 
 class IndexedSamples:
@@ -73,7 +75,7 @@ class IndexedSamples:
         self.holds_codes = "codes" in dataset.column_names
         self.class_names = names_of_classes(dataset.features, label_column, source)
         if label_column is not None:
-            largest = check_labels(dataset, label_column)
+            largest = check_labels(dataset.with_format(None), label_column)
             self.class_names = self.class_names or [str(number) for number in range(largest + 1)]
         self.content = "codes" if self.holds_codes else image_column
         self.label_column = label_column
@@ -82,7 +84,7 @@ class IndexedSamples:
         wanted = {*KEY_COLUMNS, self.content, label_column}
         self.stored = self.dataset.select_columns(
             [name for name in dataset.column_names if name in wanted]
-        )
+        ).with_format(None)
         if not self.holds_codes:
             self.stored = self.stored.cast_column(image_column, Image(decode=False))
 

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import TrainerCallback
 
+from ..data.identity import data_identity
 from ..data.opening import open_images
 from ..hub.folders import whole_file
 from ..training.recipe import Recipe
@@ -80,12 +81,18 @@ def run_study(
     results = {"configuration": configuration, "runs": []}
     if record.exists():
         results = json.loads(record.read_text())
-        if results["configuration"] != configuration:
+        if results["configuration"] | configuration != results["configuration"]:
             raise ValueError(
                 f"{output_dir} holds another study, or one with another configuration (see "
                 f"{record.name}); choose another folder, or delete it."
             )
     splits = open_images(data, image_column, label_column)
+    identity = data_identity(splits["train"])
+    if results["configuration"].setdefault("data_sha256", identity) != identity:
+        raise ValueError(
+            f"{output_dir} holds a study on other data of the name {data!r}: give the data of that "
+            "study, or choose another folder."
+        )
     dataset = DatasetDict({split: splits.dataset(split) for split in ("train", "test")})
     image_size = variants[0].recipe.image_size
     held_out = HeldOut(

@@ -4,6 +4,14 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+# Fields of `TrainingArguments` that would have no effect, their values without one, and why.
+WITHOUT_EFFECT = {
+    "neftune_noise_alpha": (None, "it adds noise to the word embeddings of language models"),
+    "label_smoothing_factor": (0, "the objective defines the loss"),
+    "train_sampling_strategy": ("random", "the order of the samples follows from the seed"),
+    "auto_find_batch_size": (False, "the order of the samples depends on the batch size"),
+}
+
 
 @dataclass
 class TiTokTrainingArguments(TrainingArguments):
@@ -46,6 +54,20 @@ class TiTokTrainingArguments(TrainingArguments):
         for name in ("logging_strategy", "eval_strategy", "save_strategy"):
             if getattr(self, name) == "epoch":
                 raise ValueError(f"`{name}` must be 'no' or 'steps', got 'epoch'.")
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {number!r}.")
+        for name, (neutral, reason) in WITHOUT_EFFECT.items():
+            if getattr(self, name) != neutral:
+                raise ValueError(
+                    f"`{name}` must be left at {neutral!r}, because {reason}; got "
+                    f"{getattr(self, name)!r}."
+                )
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(
                 f"`max_unreadable` must be a share in [0, 1], got {self.max_unreadable}."

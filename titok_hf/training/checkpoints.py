@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..distributed import process_state
 from ..hub.folders import whole_file
+from ..hub.lock import locked_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class WholeCheckpoints:
         """Same as in `Trainer`; `True` resumes from the newest complete checkpoint.
 
         Raises:
+            BlockingIOError: If another process trains in the same folder.
             ValueError: If `True` is given and there is no complete checkpoint.
         """
         if resume_from_checkpoint is True:
@@ -47,7 +50,15 @@ class WholeCheckpoints:
                     f"There is no whole checkpoint in {self.args.output_dir} to resume from; start "
                     "without `resume_from_checkpoint`."
                 )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.find_place(resume_from_checkpoint or None)
+        with locked_folder(self.args.output_dir) if self.args.process_index == 0 else nullcontext():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def find_place(self, checkpoint: str | None) -> None:
+        """Prepares to go on from a checkpoint, or to start anew; by default, nothing is needed."""
+
+    def complete_checkpoint(self, folder: Path) -> None:
+        """Adds files to a checkpoint; by default none. The main process calls it."""
 
     def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes the checkpoint of this step, then deletes old ones beyond `save_total_limit`.
@@ -69,6 +80,7 @@ class WholeCheckpoints:
             super().save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                self.complete_checkpoint(folder)
                 write_manifest(folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = str(error)

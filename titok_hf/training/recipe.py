@@ -18,6 +18,12 @@ COMMON_PARTS = {
     "augmentation": keys_of(Augmentation),
     "training": (*inspect.signature(TiTokTrainingArguments).parameters, "global_batch_size"),
 }
+# Fields of `TiTokTrainingArguments` that a run sets itself, and where to set them instead.
+SET_BY_RUN = {
+    "output_dir": "name the folder of the run with `--output-dir` (in Python: `output_dir`)",
+    "seed": "set the seed of the run with `--seed` (in Python: `seed`)",
+    "resume_from_checkpoint": "leave it out, because a run resumes from its last checkpoint by itself",
+}
 # Keys of a stage whose result is loaded instead of trained.
 PRETRAINED = ("pretrained", "revision")
 EVALUATION = ("metrics", "extractor", "num_images")
@@ -198,6 +204,9 @@ def check_stage(name: str, content: Any) -> None:
     for part, arguments in content.items():
         check_keys(f"{where}.{part}", arguments, parts[part])
     training = content.get("training", {})
+    for key, instead in SET_BY_RUN.items():
+        if key in training:
+            raise ValueError(f"`{where}.training.{key}` cannot be set in a recipe: {instead}.")
     if "global_batch_size" in training and "gradient_accumulation_steps" in training:
         raise ValueError(
             f"`{where}.training` must have one of `global_batch_size` and "

@@ -7,21 +7,25 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from ..data.augmentation import Augmentation
 from ..data.collator import ImageCollator
+from ..data.identity import data_identity
 from ..data.opening import ImageSplits
 from ..data.samples import IndexedSamples, Samples
 from ..distributed import process_state
 from ..hub.folders import whole_file, whole_folder
+from ..hub.lock import locked_folder
 from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor
 from .arguments import TiTokTrainingArguments
@@ -67,8 +71,8 @@ class RecipeRun:
             reconstructions and held-out images batch by batch (`batch_eval_metrics`).
 
     Raises:
-        ValueError: If the folder holds a run of another seed, on data of another name, or of a
-            recipe with differences that are not allowed.
+        ValueError: If the folder holds a run of another seed, on data of other content (see
+            `data_identity`), or of a recipe with differences that are not allowed.
     """
 
     def __init__(
@@ -103,8 +107,12 @@ class RecipeRun:
         self.make_metrics = make_metrics
         self.processor = TiTokImageProcessor.from_image_size(recipe.image_size)
         self.results: dict[str, Any] = {}
+        identity = [data_identity(self.train_samples) if process_state().is_main_process else None]
+        [identity] = broadcast_object_list(identity)
         with process_state().main_process_first():
-            self.write_record({"seed": seed, "data": data_name, **recipe.to_dict()})
+            self.write_record(
+                {"seed": seed, "data": data_name, "data_sha256": identity, **recipe.to_dict()}
+            )
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Writes `recipe.yaml`, and checks that an earlier one differs only in what may change."""
@@ -112,19 +120,34 @@ class RecipeRun:
         earlier = (
             yaml.safe_load(path.read_text()) if path.exists() and self.work_dir.exists() else None
         )
+        if earlier is not None and earlier["data_sha256"] == record["data_sha256"]:
+            record["data"] = earlier["data"]  # a renamed folder is the same data
         if earlier == record:
             return
         if earlier is not None:
+            if earlier["data_sha256"] != record["data_sha256"]:
+                raise ValueError(
+                    f"{self.output_dir} holds a run on other data ({earlier['data']!r}) than the "
+                    f"{len(self.train_samples):,} samples given now ({record['data']!r}), which differ "
+                    "in number, name, size, label or content: give the data of that run, or choose "
+                    "another folder."
+                )
             if self.lasting(earlier) != self.lasting(record):
                 raise ValueError(
-                    f"{self.output_dir} holds a run of another recipe or seed, or on other data "
+                    f"{self.output_dir} holds a run of another recipe or seed "
                     f"(see {path.name}); only {' and '.join(CHANGEABLE)} of a stage that is not "
                     "finished may change: choose another folder, or delete this one."
                 )
             logger.warning("%s is resumed with a changed recipe.", self.output_dir)
-        if process_state().is_main_process:
-            with whole_file(path) as partial_file:
-                partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
+        with self.lock():
+            if process_state().is_main_process:
+                with whole_file(path) as partial_file:
+                    partial_file.write_text(yaml.safe_dump(record, sort_keys=False))
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Locks the folder of the run in the main process, so that no other run uses it."""
+        main = process_state().is_main_process
+        return locked_folder(self.output_dir) if main else nullcontext()
 
     def lasting(self, record: dict[str, Any]) -> dict[str, Any]:
         """Returns the parts of a record that must not change once training has begun."""
@@ -144,12 +167,16 @@ class RecipeRun:
             The result of the last stage: the pipeline, if there is a generator.
 
         Raises:
+            BlockingIOError: If another run uses the folder.
             OSError, ValueError: See `prepare`.
         """
-        self.prepare()
         stages = self.recipe.all_stages()
-        for stage in [stage for stage in stages if not stage.on_demand] or stages:
-            result = self.result(stage.name)
+        stages = [stage for stage in stages if not stage.on_demand] or stages
+        finished = all(stage.is_pretrained or self.folder(stage.name).exists() for stage in stages)
+        with nullcontext() if finished else self.lock():
+            self.prepare()
+            for stage in stages:
+                result = self.result(stage.name)
         return result
 
     def prepare(self) -> None:
@@ -240,7 +267,8 @@ class RecipeRun:
                 return self.results[name]
             folder = self.folder(name)
             if not folder.exists():
-                self.train_stage(stage)
+                with self.lock():
+                    self.train_stage(stage)
             if process_state().is_main_process:
                 for checkpoint in checkpoints(self.checkpoint_dir(name)).values():
                     delete_checkpoint(checkpoint)
@@ -298,7 +326,7 @@ class RecipeRun:
         args = TiTokTrainingArguments(**{**defaults, **fields, **own})
         if global_batch_size is not None:
             at_once = args.train_batch_size * args.world_size
-            if global_batch_size % at_once:
+            if global_batch_size < 1 or global_batch_size % at_once:
                 raise ValueError(
                     f"`stages.{stage.name}.training.global_batch_size` {global_batch_size} must be a "
                     f"multiple of the {at_once} images that {args.world_size} processes take at "
@@ -328,6 +356,7 @@ class RecipeRun:
             checkpoint = last_checkpoint(trainer.args.output_dir)
             state = None
             if checkpoint is not None:
+                trainer.find_place(checkpoint)
                 state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
             if state is not None and state.global_step >= trainer.args.max_steps:
                 # the run was stopped after the last step; `Trainer` would take one more

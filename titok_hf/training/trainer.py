@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, Image
 from huggingface_hub import CommitInfo
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -32,13 +32,14 @@ from transformers.trainer_utils import HubStrategy
 from ..data.collator import FeatureCollator, ImageCollator
 from ..data.decoding import decode_image, decoder_for
 from ..data.loader import TrainingLoader
-from ..data.samples import IndexedSamples, Samples
+from ..data.rows import IterableRows, evaluation_data, training_data
 from ..hub.provenance import inherit_provenance
 from .arguments import TiTokTrainingArguments
 from .checkpoints import WholeCheckpoints
 from .monitoring import Finiteness, HealthWarnings
 from .objectives import Objective
 from .open_trainer import OpenTrainer
+from .place import KeptPlace
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Steps(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        self.trainer.loader.start_batch = state.global_step * args.gradient_accumulation_steps
+        self.trainer.start_step = state.global_step
         # random numbers drawn inside the networks, such as dropout, differ between processes
         torch.manual_seed(args.seed + args.process_index)
 
@@ -97,9 +98,8 @@ class Steps(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        state.epoch = (
-            state.global_step * self.trainer.global_batch_size / len(self.trainer.train_samples)
-        )
+        seen = sum(leg.samples for leg in self.trainer.current_legs())
+        state.epoch = seen / self.trainer.num_samples
 
     def on_train_end(
         self,
@@ -112,12 +112,14 @@ class Steps(TrainerCallback):
         self.trainer.finiteness.check(state.global_step, args.output_dir, self.trainer.model)
 
 
-class TiTokTrainer(WholeCheckpoints, OpenTrainer):
+class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
     """Trains an `Objective`.
 
     The order of the images is a function of the seed and the step. A run resumed from a checkpoint
     sees the same images as an uninterrupted one. If the images can be read in any order, the number
-    of processes and of accumulated batches does not matter either. An unreadable image is replaced
+    of processes and of accumulated batches does not matter either. Resumed with another batch size,
+    or from shards with another number of processes or workers, it sees the images of the epoch that
+    it has not seen yet. An unreadable image is replaced
     by the next one and listed in `unreadable.jsonl` in the output folder; a truncated shard is
     listed too and counts as one image.
 
@@ -126,8 +128,11 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         args: `TiTokTrainingArguments`.
         data_collator: An `ImageCollator`, or any function that turns a list of features (rows of
             the data set) into a batch: the arguments of the objective's `forward`.
-        train_dataset: A data set of images, or a split of `titok_hf.data.open_images`; not needed
-            for evaluation.
+        train_dataset: A split of `titok_hf.data.open_images`; a `Dataset` of any format; or rows
+            that are dictionaries: an `IterableDataset` of `datasets` or torch, a list, or a
+            map-style data set of torch. Iterables are read in their own order and need `max_steps`;
+            a resumed run reads again what it has seen. Not needed for evaluation.
+        eval_dataset: The same, but no shards; or several by name.
         kwargs: Further arguments of `transformers.Trainer`. `compute_metrics` gets what the
             objective's `predict` returns: reconstructions and images, see
             `titok_hf.evaluation.ReconstructionMetrics`, or other predictions and targets.
@@ -146,7 +151,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
         model: Objective,
         args: TiTokTrainingArguments,
         data_collator: ImageCollator | Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
-        train_dataset: Dataset | Samples | None = None,
+        train_dataset: Any = None,
         **kwargs: Any,
     ):
         if kwargs.get("compute_metrics") is not None and model.predict is None:
@@ -154,22 +159,31 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
                 f"`compute_metrics` needs predictions, but a {type(model).__name__} makes none."
             )
         args = copy.copy(args)  # the changes below must not reach the caller
-        self.train_samples = train_dataset
-        if isinstance(train_dataset, Dataset):
-            if isinstance(data_collator, ImageCollator):
-                columns = (data_collator.image_column, data_collator.label_column)
-            else:
-                features = train_dataset.features.items()
-                images = [name for name, feature in features if isinstance(feature, Image)]
-                columns = (images[0] if images else "image", None)
-            self.train_samples = IndexedSamples(train_dataset, *columns)
+        self.takes_images = isinstance(data_collator, ImageCollator)
+        columns = (
+            (data_collator.image_column, data_collator.label_column)
+            if self.takes_images
+            else (None, None)
+        )
+        self.train_samples = training_data(train_dataset, *columns)
+        if kwargs.get("eval_dataset") is not None:
+            kwargs["eval_dataset"] = evaluation_data(kwargs["eval_dataset"], self.takes_images)
         self.global_batch_size = (
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
+        self.samples_to_see = None
+        if isinstance(self.train_samples, IterableRows):
+            if args.max_steps <= 0:
+                raise ValueError(
+                    "The number of rows of an iterable data set is unknown: set `max_steps`."
+                )
+            self.num_samples = args.max_steps * self.global_batch_size
+        elif self.train_samples is not None:
+            self.num_samples = len(self.train_samples)
         if args.max_steps <= 0 and self.train_samples is not None:
-            args.max_steps = math.ceil(
-                args.num_train_epochs * len(self.train_samples) / self.global_batch_size
-            )
+            self.samples_to_see = args.num_train_epochs * self.num_samples
+            args.max_steps = math.ceil(self.samples_to_see / self.global_batch_size)
+        args.remove_unused_columns = False  # the collator needs columns that no network does
         args.ignore_data_skip = True  # the loader itself starts at the run's step
         if args.torch_compile:
             for module in model.model.modules():
@@ -201,7 +215,7 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
     def get_train_dataloader(self) -> TrainingLoader:
         args, collator = self.args, self.data_collator
         decode = decode_image
-        if isinstance(collator, ImageCollator):
+        if self.takes_images:
             decode = decoder_for(collator.processor)
         else:
             collator = FeatureCollator(collator, self.train_samples)
@@ -218,8 +232,17 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
             decode=decode,
+            legs=self.legs,
         )
         return self.loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if not isinstance(eval_dataset, str | None):
+            eval_dataset = evaluation_data(eval_dataset, self.takes_images)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return super().get_test_dataloader(evaluation_data(test_dataset, self.takes_images))
 
     def get_batch_samples(
         self,
@@ -283,15 +306,22 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
 
     def load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Loads the states as `Trainer` does, but takes learning rates, weight decay and betas from
-        `args`, which may have changed since the checkpoint."""
+        `args`, which may have changed since the checkpoint. Warns if the checkpoint has no state
+        for this optimizer; the schedule goes on nevertheless."""
         own = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups
         ]
-        super().load_optimizer_and_scheduler(checkpoint)
+        scheduler = self.lr_scheduler
+        if checkpoint is None or (lost := self.lost_state(Path(checkpoint))) is None:
+            super().load_optimizer_and_scheduler(checkpoint)
+        else:
+            if self.is_world_process_zero():
+                logger.warning("%s", lost)
+            if isinstance(scheduler, LambdaLR):
+                scheduler.last_epoch = self.place["step"]
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update(settings)
-        scheduler = self.lr_scheduler
         if isinstance(scheduler, LambdaLR):
             scheduler.base_lrs = [group["initial_lr"] for group in own]
             scheduler._last_lr = [
@@ -409,10 +439,10 @@ class TiTokTrainer(WholeCheckpoints, OpenTrainer):
                 for key, reason in sorted(self.unreadable.items())
             ]
             self.unreadable_file.write_text("\n".join(lines) + "\n")
-        if len(self.unreadable) > self.args.max_unreadable * len(self.train_samples):
+        if len(self.unreadable) > self.args.max_unreadable * self.num_samples:
             key, reason = next(iter(self.unreadable.items()))
             raise ValueError(
-                f"{len(self.unreadable)} of {len(self.train_samples)} images could not be read, more than "
+                f"{len(self.unreadable)} of {self.num_samples} images could not be read, more than "
                 f"the share of {self.args.max_unreadable:g} that `max_unreadable` allows; "
                 f"{self.unreadable_file} lists them, such as {key}: {reason}"
             )
