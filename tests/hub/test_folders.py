@@ -1,6 +1,6 @@
 import pytest
 
-from titok_hf.hub.folders import whole_file, whole_folder
+from titok_hf.hub.folders import output_file, whole_file, whole_folder
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
@@ -106,3 +106,26 @@ def test_processes_may_write_one_file_at_once(tmp_path):
         second.write_text("second")
     assert target.read_text() == "first"
     assert list(tmp_path.iterdir()) == [target]
+
+
+class TestOutputFile:
+    def test_its_folder_is_made(self, tmp_path):
+        path = output_file(tmp_path / "new" / "deep" / "grid.png", [".png", ".jpg"])
+        path.write_bytes(b"")
+        assert path == tmp_path / "new" / "deep" / "grid.png"
+        assert output_file(str(path), [".png"]) == path  # may be replaced
+
+    def test_another_extension_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"must end in \.jpg or \.png, got '.*grid\.doc'"):
+            output_file(tmp_path / "new" / "grid.doc", [".png", ".jpg"])
+        with pytest.raises(ValueError, match=r"must end in \.npz, got '.*reference'"):
+            output_file(tmp_path / "reference", [".npz"])
+        assert not (tmp_path / "new").exists()
+
+    def test_a_place_that_cannot_be_written_is_refused(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"")
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(ValueError, match="file must be a folder to write into"):
+            output_file(tmp_path / "file" / "grid.png")
+        with pytest.raises(ValueError, match="folder must be a file that can be written"):
+            output_file(tmp_path / "folder")

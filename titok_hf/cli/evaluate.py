@@ -4,7 +4,6 @@ Their parameters have the same names as those of the evaluation functions and ar
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..hub.folders import output_file
 from ..settings import override
 from .options import Commands, Device
 
@@ -38,16 +38,9 @@ Overrides = Annotated[
 def writable(path: Path) -> Path:
     """Rejects a file that could not be written after a long computation."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(
-            f"{path.parent} must be a folder to write into: {error}"
-        ) from error
-    if not os.access(path.parent, os.W_OK):
-        raise typer.BadParameter(
-            f"{path.parent} must be a folder to write into, but is not writable."
-        )
-    return path
+        return output_file(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 Output = Annotated[

@@ -26,6 +26,7 @@ import pyarrow.json
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
+from .classes import sort_classes
 from .decoding import readable_extensions
 
 logger = logging.getLogger(__name__)
@@ -227,15 +228,6 @@ def load_folder(contents: FolderContents, labelled: bool) -> DatasetDict:
             )
         splits[split] = dataset
     return splits
-
-
-def sort_classes(names: set[str]) -> list[str]:
-    """Sorts names of classes; numbers by their value."""
-    return (
-        sorted(names, key=lambda name: (int(name), name))
-        if all(map(str.isdecimal, names))
-        else sorted(names)
-    )
 
 
 def read_metadata(contents: FolderContents) -> dict[str, dict[str, Any]]:

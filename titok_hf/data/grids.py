@@ -3,22 +3,36 @@
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..modeling.titok import TiTokImageProcessor
+from .fonts import font_for
 
 BACKGROUND = (24, 24, 27)
 TEXT = (228, 228, 231)
 
 
 def image_grid(
-    rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), zoom: int = 2
+    rows: Sequence[Sequence[Image.Image]],
+    labels: Sequence[str] = (),
+    zoom: int = 2,
+    substitutes: Sequence[int] = (),
 ) -> Image.Image:
-    """Draws rows of images of one size on a dark background, with optional labels on the left."""
+    """Draws rows of images of one size on a dark background, with optional labels on the left.
+
+    Args:
+        rows: The images.
+        labels: The label of each row.
+        zoom: Side of a drawn pixel.
+        substitutes: Numbers to draw in place of the labels for which no font is installed; those of
+            the rows if not given.
+    """
     gap = 4
     width, height = (side * zoom for side in rows[0][0].size)
-    font = ImageFont.load_default(size=14)
-    margin = max((int(font.getlength(label)) for label in labels), default=-2 * gap) + 3 * gap
+    drawn = [
+        font_for(label, str(substitutes[i] if substitutes else i)) for i, label in enumerate(labels)
+    ]
+    margin = max((int(font.getlength(text)) for text, font in drawn), default=-2 * gap) + 3 * gap
     columns = max(len(row) for row in rows)
     grid = Image.new(
         "RGB", (margin + columns * (width + gap), gap + len(rows) * (height + gap)), BACKGROUND
@@ -27,7 +41,8 @@ def image_grid(
     for i, row in enumerate(rows):
         top = gap + i * (height + gap)
         if labels:
-            draw.text((gap, top + height / 2), labels[i], fill=TEXT, font=font, anchor="lm")
+            text, font = drawn[i]
+            draw.text((gap, top + height / 2), text, fill=TEXT, font=font, anchor="lm")
         for j, image in enumerate(row):
             grid.paste(
                 image.resize((width, height), Image.Resampling.NEAREST),
@@ -54,10 +69,14 @@ def reconstruction_grid(
 
 
 def generation_grid(
-    images: Sequence[Image.Image], names: Sequence[str], columns: int = 12, zoom: int = 2
+    images: Sequence[Image.Image],
+    names: Sequence[str],
+    columns: int = 12,
+    zoom: int = 2,
+    substitutes: Sequence[int] = (),
 ) -> Image.Image:
     """Draws a row of at most `columns` images per name; `images` holds equally many of each name,
-    one name after the other."""
+    one name after the other. See `image_grid` for `substitutes`."""
     each = len(images) // len(names)
     rows = [images[start : start + min(each, columns)] for start in range(0, len(images), each)]
-    return image_grid(rows, names, zoom)
+    return image_grid(rows, names, zoom, substitutes)

@@ -7,11 +7,9 @@ the only held-out split.
 """
 
 import logging
-import math
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from glob import escape, glob
@@ -34,10 +32,10 @@ from datasets import (
 from huggingface_hub import HfApi
 
 from ..distributed import process_state
+from .classes import fifth_held_out, holds_fifth_out, with_classes
 from .folders import FolderContents, load_folder, read_folder
 from .samples import (
     KEY_COLUMNS,
-    NO_LABELS,
     IndexedSamples,
     Samples,
     StreamedSamples,
@@ -184,7 +182,9 @@ def open_images(
     def open_split(split: str) -> IndexedSamples:
         if held_out and split in ("train", "test"):
             column = label_column or "label"
-            opened = fifth_held_out(dataset["train"], source, column)[split]
+            opened = fifth_held_out(
+                dataset["train"], source, column, labelled=label_column is not None
+            )[split]
         elif label_column is None:
             opened = dataset[split]
         else:
@@ -303,7 +303,10 @@ def load(
         case "embedded":
             return resolve_name(EMBEDDED[source])()
         case "saved":
-            saved = load_from_disk(source).with_format(None)  # the format is saved, too
+            try:
+                saved = load_from_disk(source).with_format(None)  # the format is saved, too
+            except IndexError as error:  # how `datasets` fails on a table without rows
+                raise ValueError(f"A split of {source!r} holds no images.") from error
             return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
         case "images":
             return load_folder(stored.contents, labelled)
@@ -346,79 +349,6 @@ def log_found(
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         described += f"; left out {len(names):,} {what} ({shown})"
     logger.info("%s: %s.", source, described)
-
-
-def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:
-    """Whether a fifth of `train` becomes the split `test`; see `open_images`."""
-    if "train" not in dataset or {"test", "validation"} & set(dataset):
-        return False
-    train = dataset["train"]
-    if (label_column or "label") not in train.column_names or "codes" in train.column_names:
-        return False
-    return label_column is not None or has_a_fifth(train["label"][:])
-
-
-def has_a_fifth(labels: Sequence[int | None]) -> bool:
-    """Whether `train_test_split` can hold out a stratified fifth."""
-    images = Counter(labels)  # of each class
-    return (
-        None not in images
-        and min(images.values(), default=0) > 1
-        and math.ceil(0.2 * len(labels)) >= len(images)
-    )
-
-
-def fifth_held_out(train: Dataset, source: str, label_column: str) -> DatasetDict:
-    """Splits images into `train` and a stratified fifth, `test`.
-
-    Raises:
-        ValueError: If there are too few images.
-    """
-    train = with_classes(train, train, source, label_column)
-    if not has_a_fifth(train[label_column][:]):
-        raise ValueError(
-            f"A fifth of {source!r} cannot be held out as the split 'test', which takes 2 images "
-            "of every class and 5 per class on average: add images, or a split 'test'."
-        )
-    return train.train_test_split(test_size=0.2, seed=0, stratify_by_column=label_column)
-
-
-def with_classes(split: Dataset, first: Dataset, source: str, label_column: str) -> Dataset:
-    """Converts the labels of a split to the classes of another one; tokens are left unchanged.
-
-    Args:
-        split: The split.
-        first: The split that defines the classes; its labels are classes, integers or strings.
-        source: Name of the data set, for errors.
-        label_column: Name of the column of labels.
-
-    Raises:
-        ValueError: If the column is missing, images have no label, or the split has a class that
-            the first one lacks.
-    """
-    check_column(first.column_names, label_column, source, NO_LABELS)
-    if "codes" in split.column_names:
-        return split
-    classes = first.features[label_column]
-    if not isinstance(classes, ClassLabel):
-        values = first.unique(label_column)
-        if None in values:
-            raise ValueError(
-                f"Some images of {source!r} have no label in the column {label_column!r}."
-            )
-        values.sort()
-        numbered = isinstance(values[0], int)
-        classes = ClassLabel(names=[str(i) for i in range(values[-1] + 1)] if numbered else values)
-    labels = split.features[label_column]
-    if labels == classes:  # a cast would write a copy next to the source
-        return split
-    if isinstance(labels, ClassLabel):  # the same id may be another class, so match by name
-        names = [
-            None if label is None or label < 0 else labels.names[label]
-            for label in split[label_column]
-        ]
-        split = split.remove_columns(label_column).add_column(label_column, names)
-    return split.cast_column(label_column, classes)
 
 
 def open_shards(

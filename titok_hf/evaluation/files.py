@@ -10,6 +10,7 @@ from PIL import Image
 from ..data.decoding import UnreadableImageError, decode_image, decoder_for
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device, parse_dtype
+from ..hub.folders import output_file
 from ..modeling.auto import load_tokenizer
 from ..pipelines import TiTokPipeline
 from .pictures import generation_grid, reconstruction_grid
@@ -28,6 +29,7 @@ def reconstruct_files(
         images: Image files.
         output: Path of the picture.
     """
+    output = output_file(output, writable_extensions())
     model, processor = load_tokenizer(tokenizer)
     pixel_values = processor(open_image_files(images, decoder_for(processor)), return_tensors="pt")[
         "pixel_values"
@@ -71,6 +73,7 @@ def generate_to_file(
         num_images_per_label: Number of images per label.
         arguments: Further arguments of the pipeline's call.
     """
+    output = output_file(output, writable_extensions())
     loaded = TiTokPipeline.from_pretrained(pipeline)
     images = loaded(
         class_labels,
@@ -78,10 +81,22 @@ def generate_to_file(
         num_images_per_label=num_images_per_label,
         **arguments,
     ).images
+    labels = loaded.label_ids(class_labels)
     id2label = loaded.transformer.config.id2label
-    names = [id2label[label] for label in loaded.label_ids(class_labels)]
     zoom = max(1, 64 // images[0].width)
-    generation_grid(images, names, columns=num_images_per_label, zoom=zoom).save(output)
+    generation_grid(
+        images,
+        [id2label[label] for label in labels],
+        columns=num_images_per_label,
+        zoom=zoom,
+        substitutes=labels,
+    ).save(output)
+
+
+def writable_extensions() -> set[str]:
+    """Returns the extensions of the formats in which PIL saves pictures."""
+    formats = Image.registered_extensions()
+    return {ending for ending, name in formats.items() if name in Image.SAVE}
 
 
 def probe_files(

@@ -56,9 +56,9 @@ def unmasking_grid(
             )
             column.append(cell)
         columns.append(column)
-    names = pipeline.transformer.config.id2label
-    labels = [names[label] for label in pipeline.label_ids(class_labels)]
-    return image_grid(list(zip(*columns, strict=True)), labels, zoom)
+    labels, id2label = pipeline.label_ids(class_labels), pipeline.transformer.config.id2label
+    names = [id2label[label] for label in labels]
+    return image_grid(list(zip(*columns, strict=True)), names, zoom, substitutes=labels)
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:

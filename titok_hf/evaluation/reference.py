@@ -8,6 +8,7 @@ from accelerate.utils import gather_object
 
 from ..devices import default_device
 from ..distributed import process_state
+from ..hub.folders import output_file
 from .adm import write_statistics
 from .feature_statistics import FeatureStatistics, ReferenceSet, check_feasible, progress
 from .image_sources import open_source
@@ -45,9 +46,9 @@ def write_reference(
 
     Raises:
         FileExistsError: If `output` exists.
-        ValueError: If there are not more images than features.
+        ValueError: If the file cannot be written there, or there are not more images than features.
     """
-    output = Path(output)
+    output = output_file(output, [".npz"])
     if output.exists():
         raise FileExistsError(f"{output} exists already: choose another name, or delete it.")
     state = process_state()  # comes first, since it assigns each process its device

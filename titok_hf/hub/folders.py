@@ -1,10 +1,35 @@
-"""Atomic writes of files and folders."""
+"""Atomic writes of files and folders, and a check before the work that a file can be written."""
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+
+def output_file(path: str | Path, extensions: Collection[str] = ()) -> Path:
+    """Returns the path of a file that is still to be computed; its folder is made if need be.
+
+    Args:
+        path: The path.
+        extensions: Extensions that it may have, such as `".npz"`; any if not given.
+
+    Raises:
+        ValueError: If no such file can be written there.
+    """
+    path = Path(path).expanduser()
+    if extensions and path.suffix.lower() not in extensions:
+        *others, last = sorted(extensions)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"The output file must end in {expected}, got {str(path)!r}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path.parent} must be a folder to write into: {error}") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path} must be a file that can be written; it is a folder or protected.")
+    return path
 
 
 @contextmanager

@@ -159,7 +159,11 @@ def sample_preview(
     ).images
     names = [pipeline.transformer.config.id2label[label] for label in class_labels]
     return generation_grid(
-        images, names, columns=num_images_per_label, zoom=zoom_of(images[0].width)
+        images,
+        names,
+        columns=num_images_per_label,
+        zoom=zoom_of(images[0].width),
+        substitutes=class_labels,
     )
 
 

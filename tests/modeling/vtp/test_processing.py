@@ -387,8 +387,39 @@ def test_a_processor_out_of_reach_is_an_error(hub, make_config, tmp_path):
         VTPProcessor.from_pretrained("lab/nothing")
     make_config().save_pretrained(tmp_path / "model")
     with pytest.raises(OSError, match="openai/clip-vit-base-patch32"):
-        VTPProcessor.from_pretrained(tmp_path / "model")
+        VTPProcessor.from_pretrained(tmp_path / "model", cache_dir=tmp_path / "cache")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises((OSError, ValueError)):
         VTPProcessor.from_pretrained(tmp_path / "bert")
+
+
+def test_a_tokenizer_without_its_vocabulary_is_an_error(vtp, image_processor, tmp_path):
+    """As transformers makes one of files that it does not find; all texts would get equal ids."""
+    vtp.save_pretrained(tmp_path)
+    VTPProcessor(image_processor, CLIPTokenizer()).save_pretrained(tmp_path)
+    with pytest.raises(
+        OSError, match=f"tokenizer of {tmp_path} has no entries but 2 special tokens"
+    ):
+        VTPProcessor.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_an_error(make_model, processor, tmp_path):
+    make_model(text_vocab_size=49).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has 50 entries, the model only 49"):
+        VTPProcessor.from_pretrained(tmp_path)
+
+
+def test_a_model_may_have_more_entries_than_its_tokenizer(make_model, processor, tmp_path):
+    make_model(text_vocab_size=64).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert_same_processor(VTPProcessor.from_pretrained(tmp_path), processor)
+
+
+def test_the_end_of_a_text_has_the_largest_id(vtp, image_processor, tokenizer, tmp_path):
+    vtp.save_pretrained(tmp_path)
+    tokenizer.eos_token = "<|startoftext|>"
+    VTPProcessor(image_processor, tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"must have the largest id, 49, .* got 48"):
+        VTPProcessor.from_pretrained(tmp_path)
