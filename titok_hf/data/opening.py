@@ -6,6 +6,7 @@ those in which it is stored. If labelled images are not streamed and have neithe
 the only held-out split.
 """
 
+import inspect
 import math
 import os
 import re
@@ -32,6 +33,7 @@ from datasets import (
 )
 from huggingface_hub import HfApi
 
+from ..settings import check_keys, override
 from .samples import (
     KEY_COLUMNS,
     NO_LABELS,
@@ -57,7 +59,13 @@ from .shard_index import (
 
 # The data sets of the package: names and functions that return a `DatasetDict`. The functions are
 # imported on demand, because they need optional libraries.
-EMBEDDED = {"digits": "titok_hf.data.digits:load_digits_dataset"}
+EMBEDDED = {
+    "digits": "titok_hf.data.digits:load_digits_dataset",
+    "emoji": "titok_hf.data.emoji:load_emoji_dataset",
+}
+
+# What the licence of a data set asks for beside everything that is made from it.
+CREDITS = {"emoji": "OpenMoji (https://openmoji.org), CC BY-SA 4.0"}
 
 
 class ImageSplits:
@@ -133,8 +141,9 @@ def open_images(
     integers or strings; in all splits they denote the classes of `train`.
 
     Args:
-        source: `"digits"` for the embedded data set; a folder of images, with or without one
-            subfolder per class; a folder of tar shards or Parquet files, or one written by
+        source: `"digits"` or `"emoji"` for an embedded data set, optionally with arguments, as in
+            `"emoji:image_size=32,seed=1"`; a folder of images, with or without one subfolder per
+            class; a folder of tar shards or Parquet files, or one written by
             `save_to_disk`; tar shards as a pattern such as `"data/train-{0000..0015}.tar"` or
             `"data/*.tar"`, which become `train`; or the name of a data set on the Hub.
         image_column: Name of the column of images; in tar shards an extension, or `"image"` for
@@ -187,7 +196,7 @@ def open_images(
 
 def dataset_commit(source: str, revision: str | None = None) -> str | None:
     """Returns the commit of a data set on the Hub; `None` if it is embedded or local."""
-    if source in EMBEDDED or Path(source).exists() or is_shard_pattern(source):
+    if is_embedded(source) or Path(source).exists() or is_shard_pattern(source):
         return None
     return HfApi().dataset_info(source, revision=revision).sha
 
@@ -215,7 +224,7 @@ def locate(source: str, revision: str | None = None) -> Stored:
         FileNotFoundError: If there is no such folder or data set.
         ValueError: If the source is a file but no tar shard, or no shard matches.
     """
-    if source in EMBEDDED:
+    if is_embedded(source):
         return Stored("embedded")
     if is_shard_pattern(source):
         return Stored(".tar", {"train": matching_files(source)})
@@ -306,7 +315,7 @@ def load(source: str, stored: Stored, revision: str | None = None) -> DatasetDic
     """
     match stored.kind:
         case "embedded":
-            return resolve_name(EMBEDDED[source])()
+            return load_embedded(source)
         case "saved":
             saved = load_from_disk(source)
             return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
@@ -321,6 +330,32 @@ def load(source: str, stored: Stored, revision: str | None = None) -> DatasetDic
                     f"The folder {source} holds no images that `datasets` can read: {error}"
                 ) from error
     return load_dataset(source, revision=revision)
+
+
+def is_embedded(source: str) -> bool:
+    """Whether a source names a data set of the package, with or without arguments."""
+    return source.partition(":")[0] in EMBEDDED
+
+
+def credited(source: str) -> str:
+    """Returns the name of a data set for the card of what is trained on it, with the credit that
+    its licence asks for."""
+    credit = CREDITS.get(source.partition(":")[0])
+    return Path(source).name if credit is None else f"{source}, {credit}"
+
+
+def load_embedded(source: str) -> DatasetDict:
+    """Loads a data set of the package: `name` or `name:argument=value,argument=value`.
+
+    Raises:
+        ImportError: If an optional library is missing.
+        ValueError: If there is no such argument, or its value is not valid.
+    """
+    name, _, text = source.partition(":")
+    function, arguments = resolve_name(EMBEDDED[name]), {}
+    override(arguments, text.split(",") if text else ())
+    check_keys(f"the data set {name}", arguments, inspect.signature(function).parameters)
+    return function(**arguments)
 
 
 def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import TrainerCallback
 
-from ..data.opening import open_images
+from ..data.opening import credited, open_images
 from ..hub.folders import whole_file
 from ..training.recipe import Recipe
 from ..training.recipe_run import RecipeRun
@@ -102,7 +102,7 @@ def run_study(
             label_column=label_column,
             seed=seed,
             callbacks=callbacks,
-            data_name=data,
+            data_name=credited(data),
         )
 
     for seed in study.seeds if seeds is None else seeds:
