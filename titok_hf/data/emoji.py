@@ -200,7 +200,10 @@ def load_emoji_dataset(
         fingerprint=Hasher.hash([versions, Path(__file__).read_bytes(), image_size]),
     )
     held_out, splits = held_out_concepts(seed), {"train": [], "test": []}
-    for row, entry in enumerate(list_emoji()):
+    listed = list_emoji()
+    # shuffled, so that the first images of a split, which evaluations may take, are of all kinds
+    for row in np.random.default_rng(seed).permutation(len(listed)).tolist():
+        entry = listed[row]
         if not one_per_concept or entry.text == entry.concept:
             splits["test" if entry.concept in held_out else "train"].append(row)
     return DatasetDict({split: dataset.select(rows) for split, rows in splits.items()})
