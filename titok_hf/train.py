@@ -1,6 +1,5 @@
 """Training of a recipe on any data, optionally evaluated during training: `train_recipe`."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from transformers import BaseImageProcessor, TrainerCallback
 
-from .data.opening import open_images
+from .data.opening import credited, open_images
 from .evaluation import ReconstructionMetrics, load_extractor
 from .training.recipe import Recipe
 from .training.recipe_run import RecipeRun
@@ -60,7 +59,7 @@ def train_recipe(
         label_column=label_column,
         seed=seed,
         callbacks=callbacks,
-        data_name=os.path.basename(os.path.abspath(data)),
+        data_name=credited(data),
         make_metrics=metrics_maker(loaded),
     )
     return run.train()

@@ -71,7 +71,8 @@ class TestLoadExtractor:
 
     def test_an_unknown_inception_is_refused(self):
         with pytest.raises(
-            ValueError, match="one of inception, inception-pytorch-fid, digits or a model, got"
+            ValueError,
+            match="one of inception, inception-pytorch-fid, digits, emoji or a model, got",
         ):
             load_extractor("inception-clean")
 

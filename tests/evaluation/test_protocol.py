@@ -42,6 +42,7 @@ class TestNamed:
             ("adm-256", 256, "adm", "truncate", "inception", "batch"),
             ("adm-512", 512, "adm", "truncate", "inception", "batch"),
             ("demo", 32, "center", "round", "digits", "train"),
+            ("emoji", 32, "center", "round", "emoji", "train"),
         ],
     )
     def test_images_and_network(self, name, image_size, crop, rounding, extractor, reference):

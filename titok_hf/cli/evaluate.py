@@ -72,7 +72,9 @@ Dtype = Annotated[
 ]
 ImageColumn = Annotated[str, typer.Option(help="Column of the images.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.")]
-Data = Annotated[str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")]
+Data = Annotated[
+    str, typer.Option(help="digits, emoji, a folder of images, or a data set on the Hub.")
+]
 
 
 @app.command()
@@ -166,7 +168,7 @@ def generation(
 @app.command()
 def reference(
     data: Annotated[
-        str, typer.Argument(help="digits, a folder of images, or a data set on the Hub.")
+        str, typer.Argument(help="digits, emoji, a folder of images, or a data set on the Hub.")
     ],
     output: Annotated[Path, typer.Option(dir_okay=False, help="File to write (.npz).")],
     protocol: ProtocolName = "adm-256",

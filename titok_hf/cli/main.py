@@ -69,7 +69,7 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, a folder of images, tar shards, a data set on the Hub, or a token data set."
+            help="digits, emoji, a folder of images, tar shards, a data set on the Hub, or tokens."
         ),
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder for the models.")],
@@ -227,7 +227,9 @@ def convert(
 def tokenize(
     data: Annotated[
         str,
-        typer.Argument(help="digits, a folder of images, tar shards, or a data set on the Hub."),
+        typer.Argument(
+            help="digits, emoji, a folder of images, tar shards, or a data set on the Hub."
+        ),
     ],
     tokenizer: Annotated[str, typer.Option(help="Folder or Hub repository of a tokenizer.")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the data set.")],
@@ -352,7 +354,7 @@ def study(
         Path | None, typer.Option(help="Folder for the runs; studies/NAME by default.")
     ] = None,
     data: Annotated[
-        str, typer.Option(help="digits, a folder of images, or a data set on the Hub.")
+        str, typer.Option(help="digits, emoji, a folder of images, or a data set on the Hub.")
     ] = "digits",
     seed: Annotated[
         list[int] | None, typer.Option(help="Random seed; may be repeated; the study's by default.")

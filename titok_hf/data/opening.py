@@ -6,6 +6,7 @@ those in which it is stored. If labelled images are not streamed and have neithe
 the only held-out split.
 """
 
+import inspect
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ from datasets import (
 from huggingface_hub import HfApi
 
 from ..distributed import process_state
+from ..settings import check_keys, override
 from .classes import fifth_held_out, holds_fifth_out, with_classes
 from .folders import FolderContents, load_folder, read_folder
 from .samples import (
@@ -58,7 +60,13 @@ from .shard_index import (
 
 # The data sets of the package: names and functions that return a `DatasetDict`. The functions are
 # imported on demand, because they need optional libraries.
-EMBEDDED = {"digits": "titok_hf.data.digits:load_digits_dataset"}
+EMBEDDED = {
+    "digits": "titok_hf.data.digits:load_digits_dataset",
+    "emoji": "titok_hf.data.emoji:load_emoji_dataset",
+}
+
+# What the licence of a data set asks for beside everything that is made from it.
+CREDITS = {"emoji": "OpenMoji (https://openmoji.org), CC BY-SA 4.0"}
 
 logger = logging.getLogger(__name__)
 
@@ -136,10 +144,11 @@ def open_images(
     integers or strings; in all splits they denote the classes of `train`.
 
     Args:
-        source: `"digits"` for the embedded data set; a folder of images, tar shards or Parquet
-            files, see `titok_hf.data.folders`, or one written by `save_to_disk`; tar shards as a
-            pattern such as `"data/train-{0000..0015}.tar"` or `"data/*.tar"`, which become `train`;
-            or the name of a data set on the Hub.
+        source: `"digits"` or `"emoji"` for an embedded data set, optionally with arguments, as in
+            `"emoji:image_size=32,seed=1"`; a folder of images, tar shards or Parquet files, see
+            `titok_hf.data.folders`, or one written by `save_to_disk`; tar shards as a pattern such
+            as `"data/train-{0000..0015}.tar"` or `"data/*.tar"`, which become `train`; or the name
+            of a data set on the Hub.
         image_column: Name of the column of images; in tar shards an extension, or `"image"` for
             any image extension.
         label_column: Name of the column of labels; in tar shards `"label"` or an integer in the
@@ -197,7 +206,7 @@ def open_images(
 
 def dataset_commit(source: str, revision: str | None = None) -> str | None:
     """Returns the commit of a data set on the Hub; `None` if it is embedded or local."""
-    if source in EMBEDDED or Path(source).expanduser().exists() or is_shard_pattern(source):
+    if is_embedded(source) or Path(source).expanduser().exists() or is_shard_pattern(source):
         return None
     return HfApi().dataset_info(source, revision=revision).sha
 
@@ -233,7 +242,7 @@ def locate(source: str, revision: str | None = None) -> Stored:
             "The name of a data set, a folder or tar shards is expected, got an empty name; is a "
             "variable of the shell unset?"
         )
-    if source in EMBEDDED:
+    if is_embedded(source):
         return Stored("embedded")
     if is_shard_pattern(source):
         return Stored(".tar", {"train": matching_files(source)})
@@ -301,7 +310,7 @@ def load(
     """Loads all splits of a data set that is not streamed; see `load_folder` for `labelled`."""
     match stored.kind:
         case "embedded":
-            return resolve_name(EMBEDDED[source])()
+            return load_embedded(source)
         case "saved":
             try:
                 saved = load_from_disk(source).with_format(None)  # the format is saved, too
@@ -315,6 +324,32 @@ def load(
             files = {split: list(map(escape, paths)) for split, paths in stored.files.items()}
             return load_dataset("parquet", data_files=files)
     return load_dataset(source, revision=revision)
+
+
+def is_embedded(source: str) -> bool:
+    """Whether a source names a data set of the package, with or without arguments."""
+    return source.partition(":")[0] in EMBEDDED
+
+
+def credited(source: str) -> str:
+    """Returns the name of a data set for the card of what is trained on it, with the credit that
+    its licence asks for."""
+    credit = CREDITS.get(source.partition(":")[0])
+    return os.path.basename(os.path.abspath(source)) if credit is None else f"{source}, {credit}"
+
+
+def load_embedded(source: str) -> DatasetDict:
+    """Loads a data set of the package: `name` or `name:argument=value,argument=value`.
+
+    Raises:
+        ImportError: If an optional library is missing.
+        ValueError: If there is no such argument, or its value is not valid.
+    """
+    name, _, text = source.partition(":")
+    function, arguments = resolve_name(EMBEDDED[name]), {}
+    override(arguments, text.split(",") if text else ())
+    check_keys(f"the data set {name}", arguments, inspect.signature(function).parameters)
+    return function(**arguments)
 
 
 def log_found(

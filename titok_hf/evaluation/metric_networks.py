@@ -26,9 +26,10 @@ def load_extractor(
 
     Args:
         name: `"inception"`, the network of FID, as ADM's and TiTok's evaluations use it;
-            `"inception-pytorch-fid"`, the same with pytorch-fid's resizing; `"digits"`; or a folder
-            or Hub repository of a transformers vision model, such as `"facebook/dinov2-large"`,
-            optionally with a revision, as in `"owner/model@revision"`.
+            `"inception-pytorch-fid"`, the same with pytorch-fid's resizing; `"digits"` or `"emoji"`,
+            the judges of these data sets; or a folder or Hub repository of a transformers vision
+            model, such as `"facebook/dinov2-large"`, optionally with a revision, as in
+            `"owner/model@revision"`.
         weights: Inception's weights: a file, or a file on the Hub as `owner/repo/file`; if not
             given, see `find_weights`.
         device: Device to compute on; by default the accelerator if there is one.
@@ -42,11 +43,15 @@ def load_extractor(
         names = {"inception": "tensorflow", "inception-pytorch-fid": "pytorch-fid"}
         if name not in names:
             raise ValueError(
-                f"The extractor must be one of {', '.join(names)}, digits or a model, got {name!r}."
+                f"The extractor must be one of {', '.join(names)}, digits, emoji or a model, got {name!r}."
             )
         return InceptionExtractor(weights, names[name], device)
     if name == "digits":
         return DigitsExtractor()
+    if name == "emoji":
+        from .emoji import EmojiExtractor  # needs optional libraries
+
+        return EmojiExtractor(device)
     model, _, revision = name.partition("@")
     return VisionExtractor(model, revision or None, device)
 

@@ -22,8 +22,8 @@ class HeldOut:
     Args:
         dataset: Splits `train` and `test`; only the Fréchet distance uses `train`.
         image_size: Side of the images, in pixels.
-        extractor: Network of the Fréchet distance, see `load_extractor`; `"digits"` also gives
-            accuracy. Neither is measured if not given.
+        extractor: Network of the Fréchet distance, see `load_extractor`; `"digits"` and `"emoji"`
+            also give accuracy. Neither is measured if not given.
         image_column, label_column: Columns of the data set.
 
     Raises:
@@ -42,7 +42,9 @@ class HeldOut:
         fields, metrics = {"image_size": image_size}, {"reconstruction": RECONSTRUCTED}
         if extractor is not None:
             judged = (
-                ("accuracy", "frechet_distance") if extractor == "digits" else ("frechet_distance",)
+                ("accuracy", "frechet_distance")
+                if extractor in ("digits", "emoji")
+                else ("frechet_distance",)
             )
             metrics = {"reconstruction": judged + RECONSTRUCTED, "generation": judged}
             fields["extractor"] = extractor

@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from ..data.identity import data_identity
-from ..data.opening import open_images
+from ..data.opening import credited, is_embedded, open_images
 from ..hub.folders import whole_file
 from ..training.recipe import Recipe
 from ..training.recipe_run import RecipeRun
@@ -40,13 +40,14 @@ def run_study(
         name: One of `study_names()`.
         output_dir: Folder of the study. At the end, it contains `results.json`, which grows run by
             run, `table.md`, `plot.png`, and a folder per seed with one run per variant.
-        data: The data set, see `open_images`. Accuracy is only measured for `"digits"`.
+        data: The data set, see `open_images`. Accuracy is only measured for `"digits"`
+            and `"emoji"`.
         seeds: Random seeds; the study's by default.
         overrides: Changes of the recipe of all variants, `key=value`.
         quick: Whether to train every stage for a few steps only, with one seed, to check that
             everything works.
-        extractor: Network of the Fréchet distance, see `load_extractor`; defaults to `"digits"` if
-            that is the data set, otherwise to none.
+        extractor: Network of the Fréchet distance, see `load_extractor`; defaults to the
+            judge of `"digits"` or `"emoji"` if that is the data set, otherwise to none.
         image_column, label_column: Columns of the data set.
         callbacks: Callbacks of the trainers.
 
@@ -62,8 +63,8 @@ def run_study(
     """
     study = Study.load(name, overrides, quick)
     variants = study.variants()
-    if extractor is None and data == "digits":
-        extractor = "digits"
+    if extractor is None and is_embedded(data):
+        extractor = data.partition(":")[0]
     if extractor is None and any("generator" in variant.recipe.stages for variant in variants):
         raise ValueError(
             f"The study {name!r} measures generated images by their Fréchet distance, which needs "
@@ -109,7 +110,7 @@ def run_study(
             label_column=label_column,
             seed=seed,
             callbacks=callbacks,
-            data_name=data,
+            data_name=credited(data),
         )
 
     for seed in study.seeds if seeds is None else seeds:
