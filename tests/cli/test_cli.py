@@ -152,7 +152,8 @@ class TestTraining:
 
     def test_seed_and_overrides_arrive(self, folder):
         record = (folder / "models" / "recipe.yaml").read_text()
-        assert record.startswith("seed: 3\ndata: images\nname: miniature\n")
+        assert record.startswith("seed: 3\ndata: images\ndata_sha256: ")
+        assert "\nname: miniature\n" in record
         assert record.count("max_steps: 2\n") == 3
 
     def test_folders_are_the_classes(self, folder):
@@ -258,6 +259,8 @@ class TestErrors:
         assert code == 1
         assert "Traceback" not in errors
         lines = [line for line in errors.splitlines() if line.strip()]
+        if re.match(r".*: [\d,]+ images in ", lines[0]):  # what data were found
+            lines.pop(0)
         assert len(lines) == 1, errors
         assert lines[0].startswith("Error: ")
         for part in expected:
@@ -269,7 +272,7 @@ class TestErrors:
         )
         lines = [line for line in done.stderr.splitlines() if "Error: " in line]
         self.check(
-            done.returncode, "\n".join(lines), "'eight', 'five'", "'eleven' is not among them"
+            done.returncode, "\n".join(lines), "'seven', 'five'", "'eleven' is not among them"
         )
         assert "Traceback" not in done.stderr
         assert not (folder / "samples.png").exists()
@@ -365,7 +368,7 @@ class TestErrors:
             "train",
             MINIATURE,
             "--data",
-            "digits",
+            "images",
             "--output-dir",
             "models",
             "--seed",

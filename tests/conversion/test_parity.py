@@ -275,11 +275,15 @@ def logits_outputs(model, case):
 
 
 class RecordingScheduler(MaskGitScheduler):
-    """Keeps what each step got and gave."""
+    """Keeps what each step got and gave; calls of a pipeline use copies, which share the list."""
+
+    def __init__(self, *arguments, **kwargs):
+        super().__init__(*arguments, **kwargs)
+        self.steps = []
 
     def step(self, logits, timestep, sample, *arguments, **kwargs):
         output = super().step(logits, timestep, sample, *arguments, **kwargs)
-        self.steps = [*getattr(self, "steps", ()), (logits, sample, output.prev_sample)]
+        self.steps.append((logits, sample, output.prev_sample))
         return output
 
 

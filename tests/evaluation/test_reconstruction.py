@@ -638,7 +638,7 @@ class TestBadInput:
             ),
             ("digits", {"image_column": "picture"}, "no column 'picture' but image, label"),
             ("digits", {"num_images": 361}, "There are 360 images, and 361 were asked for"),
-            ("empty", {}, "empty holds no images that `datasets` can read"),
+            ("empty", {}, "empty must hold images, tar shards or Parquet files"),
             (
                 "mixed",
                 {"overrides": ["crop=none"]},
@@ -654,7 +654,7 @@ class TestBadInput:
                 {"reference": "float.npz"},
                 r"float\.npz must be uint8 in \[0, 255\], got float32",
             ),
-            ("digits", {"reference": "empty"}, "empty holds no images"),
+            ("digits", {"reference": "empty"}, "empty must hold images"),
             ("digits", {"reference": "digits", "reference_split": "all"}, "no split 'all'"),
         ],
         ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),

@@ -354,7 +354,8 @@ def test_a_name_of_several_classes_is_refused(imagenet_like):
 @pytest.mark.parametrize("name", ["gold", "Goldfish", "goldfish,", ""])
 def test_an_unknown_name_is_refused(imagenet_like, name):
     with pytest.raises(
-        ValueError, match=f"must be ids or names such as 'goldfish, .*; '{name}' is not among them"
+        ValueError,
+        match=rf"must be ids in \[0, 4\) or names such as 'goldfish, .*; '{name}' is not among them",
     ):
         imagenet_like.label_ids(name)
 

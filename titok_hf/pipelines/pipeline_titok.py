@@ -295,7 +295,8 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
                         else "is not among them"
                     )
                     raise ValueError(
-                        f"`class_labels` must be ids or names such as {shown}; {label!r} {problem}."
+                        f"`class_labels` must be ids in [0, {config.num_labels}) or names such as "
+                        f"{shown}; {label!r} {problem}."
                     )
                 ids.append(found[0])
             elif isinstance(label, bool) or not isinstance(label, int | np.integer):
