@@ -259,7 +259,7 @@ class TestErrors:
         assert code == 1
         assert "Traceback" not in errors
         lines = [line for line in errors.splitlines() if line.strip()]
-        if re.match(r".*: [\d,]+ images in ", lines[0]):  # what data were found
+        if re.match(r".*: [\d,]+ images \(", lines[0]):  # what data were found
             lines.pop(0)
         assert len(lines) == 1, errors
         assert lines[0].startswith("Error: ")

@@ -6,7 +6,7 @@ from titok_hf.data.digits import load_digits_dataset
 
 pytestmark = pytest.mark.xdist_group("cli")
 
-FOUND = "images: 11 images in train; 2 classes; left out 1 other files (notes.txt)."
+FOUND = "images: 11 images (train 11), 2 classes; left out: other files 1 (notes.txt)."
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def images(tmp_path):
 def test_every_command_starts_with_what_it_found(call, tokenizer, images, command):
     """Some of the commands then refuse so few images, or the wrong column."""
     _, _, errors = call(*command)
-    assert [line for line in errors.splitlines() if "images in" in line] == [FOUND]
+    assert [line for line in errors.splitlines() if ": 11 images" in line] == [FOUND]
     [warning] = [line for line in errors.splitlines() if "is a class, not a split" in line]
     assert "images/test" in warning
 

@@ -89,7 +89,7 @@ class TestSplits:
     def test_images_beside_folders_of_splits_are_said(self, folder, found):
         path = folder("train/a/0.png", "test/a/1.png", "logo.png")
         assert labelled(path) == {"train": ["a"], "test": ["a"]}
-        assert "left out 1 images of no split (logo.png)" in found()[-1]
+        assert "left out: images of no split 1 (logo.png)" in found()[-1]
 
     def test_a_folder_without_images_is_no_class(self, folder):
         path = folder("train/a/0.png", "test/a/1.png")
@@ -136,7 +136,7 @@ class TestClasses:
     def test_an_image_beside_the_classes_costs_no_labels(self, folder, found):
         path = folder("a/0.png", "b/1.png", "cover.png")
         assert labelled(path) == {"train": ["a", "b"]}
-        assert "left out 1 images beside the class folders (cover.png)" in found()[-1]
+        assert "left out: images beside the class folders 1 (cover.png)" in found()[-1]
         assert grays(path) == [0, 1, 2]  # used where labels are not wanted
 
     @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
@@ -150,7 +150,7 @@ class TestClasses:
         (path / name).write_text("\n".join(lines))
         split = open_images(str(path), hold_out=False).dataset("train")
         assert split["text"][:] == ["a zero", None, "a two"] and split["label"][:] == [0, 0, 1]
-        assert "left out 1 rows of metadata without an image (c/9.png)" in found()[-1]
+        assert "left out: rows of metadata without an image 1 (c/9.png)" in found()[-1]
 
     def test_labels_of_metadata_replace_the_folders(self, folder):
         path = folder("a/0.png", "a/1.png")
@@ -190,7 +190,7 @@ class TestLinksAndArchives:
             (tmp_path / "images" / name).symlink_to(other / name)
         (tmp_path / "images" / "gone.png").symlink_to(tmp_path / "nowhere.png")
         assert labelled(tmp_path / "images") == {"train": ["x", "y"]}
-        assert "left out 1 broken links (gone.png)" in found()[-1]
+        assert "left out: broken links 1 (gone.png)" in found()[-1]
 
     @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
     def test_an_archive_beside_its_images_is_left_out(self, folder, found, kind):
@@ -204,7 +204,7 @@ class TestLinksAndArchives:
                 archive.add(path / "a", "a")
         assert labelled(path) == {"train": ["a", "a", "b"]} and grays(path) == [0, 1, 2]
         what = "tar files" if kind == "tar" else "archives"
-        assert f"left out 1 {what} (images.{kind})" in found()[-1]
+        assert f"left out: {what} 1 (images.{kind})" in found()[-1]
 
     def test_an_image_beside_shards_is_left_out(self, folder, found):
         path = folder("preview.png")
@@ -212,7 +212,7 @@ class TestLinksAndArchives:
             with tarfile.open(path / f"{i}.tar", "w") as archive:
                 archive.add(path / "preview.png", f"{i}.png")
         assert len(open_images(str(path), label_column=None)["train"]) == 2
-        assert "left out 1 images (preview.png)" in found()[0]
+        assert "left out: images 1 (preview.png)" in found()[0]
 
     def test_archives_alone_are_to_be_unpacked(self, tmp_path):
         (tmp_path / "images.zip").write_bytes(b"")
@@ -251,4 +251,4 @@ class TestNames:
     def test_the_line_counts_images_classes_and_splits(self, folder, found):
         path = folder(*(f"train/{name}/{i}.png" for name in "ab" for i in range(3)), "test/a/0.png")
         open_images(str(path))
-        assert found() == [f"{path}: 6 images in train, 1 images in test; 2 classes."]
+        assert found() == [f"{path}: 7 images (train 6, test 1), 2 classes."]

