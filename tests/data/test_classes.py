@@ -1,6 +1,7 @@
 """Labels of all kinds as classes, and the held-out fifth."""
 
 import logging
+import math
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
@@ -112,3 +113,70 @@ def test_a_data_set_with_a_format_is_opened(tmp_path):
     assert isinstance(images, Dataset)
     splits = open_images(str(tmp_path / "saved"))
     assert len(splits["train"]) == 16 and len(splits["test"]) == 4
+
+
+AB = ClassLabel(names=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "test", "test_feature", "unknown"),
+    [
+        ([0, 1], Value("int64"), [2], Value("int64"), "2"),
+        ([0, 1], AB, [2.0], Value("float32"), "2"),
+        (["a", "b"], Value("string"), [0], Value("int64"), "0"),
+        (["5", "7"], Value("string"), [7, 0], Value("int64"), "0"),
+    ],
+)
+def test_a_number_without_class_is_named(opened, labels, feature, test, test_feature, unknown):
+    with pytest.raises(ValueError, match=f"A split of .* has the classes '{unknown}', which"):
+        opened(labels, feature, test, test_feature)["test"]
+
+
+def test_numbers_are_names_beside_strings(opened):
+    samples = opened(["5", "10", "7"], Value("string"), [7, 10], Value("int64"))["test"]
+    assert [samples[i].label for i in range(2)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [(["a", "", None], Value("string")), ([0.0, math.nan, None], Value("float64"))],
+)
+def test_empty_names_and_nan_are_missing_labels(opened, labels, feature):
+    with pytest.raises(ValueError, match=r"no label in the column 'label': 2 of 3"):
+        opened(labels, feature)["train"]
+
+
+def test_a_column_of_nothing_has_no_labels(opened):
+    with pytest.raises(ValueError, match=r"no label in the column 'label': 2 of 2"):
+        opened([None, None], Value("null"))["train"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        ([[0], [1]], List(Value("int64"))),
+        ([0.5, 1.0], Value("float64")),
+        ([b"a", b"b"], Value("binary")),
+    ],
+)
+def test_a_column_that_holds_no_labels_matters_only_where_they_are_wanted(
+    tmp_path, labels, feature
+):
+    DatasetDict(train=make_images(labels * 10, feature)).save_to_disk(tmp_path / "saved")
+    splits = open_images(str(tmp_path / "saved"), label_column=None)
+    assert list(splits) == ["train"] and len(splits["train"]) == 20
+    with pytest.raises(ValueError, match="Labels must be names, classes or integers"):
+        open_images(str(tmp_path / "saved"))["train"]
+
+
+def test_missing_labels_are_counted_before_a_fifth_is_held_out(tmp_path):
+    images = make_images([0, 1, -1, -1] * 5, Value("int64"))
+    DatasetDict(train=images).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="10 of the 20 samples"):
+        open_images(str(tmp_path / "saved"))["train"]
+
+
+@pytest.mark.parametrize("largest", [10**6, 10**9])
+def test_hashes_are_no_numbers_of_classes(opened, largest):
+    with pytest.raises(ValueError, match=f"at most 1,000,000 classes, got {largest}; store"):
+        opened([3, largest], Value("int64"))["train"]

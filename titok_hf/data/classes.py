@@ -8,7 +8,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value, concatenate_datasets
 
-from .samples import NO_LABELS, check_column
+from .samples import NO_LABELS, check_column, check_labels
+from .shard_index import numbered_classes
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +21,20 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
-def holds_fifth_out(dataset: DatasetDict, label_column: str | None) -> bool:
+def holds_fifth_out(dataset: DatasetDict, source: str, label_column: str | None) -> bool:
     """Whether a fifth of `train` becomes the split `test`; see `open_images`."""
     if "train" not in dataset or {"test", "validation"} & set(dataset):
         return False
     train = dataset["train"]
     if (label_column or "label") not in train.column_names or "codes" in train.column_names:
         return False
-    return label_column is not None or has_a_fifth(
-        [label for label in train["label"] if label is not None]
-    )
+    if label_column is not None:
+        return True
+    try:
+        labels = whole_numbers(train, source, "label")["label"]
+    except ValueError:  # the column holds no labels, and none are wanted
+        return False
+    return has_a_fifth([label for label in labels if label is not None])
 
 
 def has_a_fifth(labels: Sequence[Any]) -> bool:
@@ -53,11 +58,14 @@ def fifth_held_out(
     Raises:
         ValueError: If there are too few images.
     """
+    train = whole_numbers(train, source, label_column)
     without = [] if labelled else [i for i, x in enumerate(train[label_column]) if x is None]
     others = train.select(without).remove_columns(label_column)
     if without:
         train = train.select(sorted(set(range(len(train))) - set(without)))
     train = with_classes(train, train, source, label_column)
+    if labelled:
+        check_labels(train, label_column)
     if not has_a_fifth(train[label_column][:]):
         raise ValueError(
             f"A fifth of {source!r} cannot be held out as the split 'test', which takes 2 images "
@@ -114,7 +122,7 @@ def with_classes(split: Dataset, first: Dataset, source: str, label_column: str)
                     len(values),
                     number,
                 )
-            classes = ClassLabel(names=[str(i) for i in range(number)])
+            classes = ClassLabel(names=numbered_classes(number - 1))
     labels = split.features[label_column]
     if labels == classes:  # a cast would write a copy next to the source
         return split
@@ -124,9 +132,14 @@ def with_classes(split: Dataset, first: Dataset, source: str, label_column: str)
             for label in split[label_column]
         ]
         split = split.remove_columns(label_column).add_column(label_column, names)
-    if split.features[label_column].dtype == "string" and (
-        unknown := set(split.unique(label_column)) - {None, *classes.names}
-    ):
+    elif "string" in first.features[label_column].dtype:  # numbers are names there
+        split = split.cast_column(label_column, Value("string"))
+    values = set(split.unique(label_column)) - {None}
+    if "string" in split.features[label_column].dtype:
+        unknown = values - set(classes.names)
+    else:  # negative ones are missing labels
+        unknown = {str(int(value)) for value in values if value >= classes.num_classes}
+    if unknown:
         raise ValueError(
             f"A split of {source!r} has the classes {', '.join(map(repr, sort_classes(unknown)))}, "
             "which its first split, which tells the classes, lacks: add images of them there, or "
@@ -136,7 +149,8 @@ def with_classes(split: Dataset, first: Dataset, source: str, label_column: str)
 
 
 def whole_numbers(split: Dataset, source: str, label_column: str) -> Dataset:
-    """Returns a split whose labels are integers if they were whole floats.
+    """Returns a split whose labels are integers if they were whole floats; NaN and empty strings
+    become `None`.
 
     Raises:
         ValueError: If labels are neither classes, strings, integers nor whole floats.
@@ -147,18 +161,28 @@ def whole_numbers(split: Dataset, source: str, label_column: str) -> Dataset:
     dtype = feature.dtype if isinstance(feature, Value) else str(feature)
     if "float" in dtype:
         values = split.unique(label_column)
-        if broken := [value for value in values if value is not None and value % 1]:
+        if broken := [x for x in values if x is not None and (math.isinf(x) or x % 1 > 0)]:
             raise ValueError(
                 f"Labels must be names, classes or integers; the column {label_column!r} of "
                 f"{source!r} holds numbers such as {broken[0]}."
             )
-        return split.cast_column(label_column, Value("int64"))
-    if not dtype.startswith(("int", "uint", "bool", "string", "large_string")):
+        numbers = [None if x is None or math.isnan(x) else int(x) for x in split[label_column]]
+        return replace_column(split, label_column, numbers, Value("int64"))
+    if "string" in dtype and "" in split.unique(label_column):
+        return replace_column(
+            split, label_column, [name or None for name in split[label_column]], feature
+        )
+    if not dtype.startswith(("int", "uint", "bool", "string", "large_string", "null")):
         raise ValueError(
             f"Labels must be names, classes or integers, one for each image; the column "
             f"{label_column!r} of {source!r} holds {dtype}."
         )
     return split
+
+
+def replace_column(split: Dataset, column: str, values: list[Any], feature: Value) -> Dataset:
+    replaced = split.remove_columns(column).add_column(column, values, feature=feature)
+    return replaced.select_columns(split.column_names)
 
 
 __all__ = ["fifth_held_out", "holds_fifth_out", "sort_classes", "with_classes"]

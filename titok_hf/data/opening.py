@@ -52,6 +52,7 @@ from .shard_index import (
     inspect_shards,
     inspect_tar,
     largest_label,
+    numbered_classes,
     parquet_features,
     read_parquet,
     read_tar,
@@ -184,7 +185,7 @@ def open_images(
         )
     dataset = load(source, stored, revision, labelled=label_column is not None)
     log_found(source, dataset, stored, label_column or "label")
-    held_out = hold_out and holds_fifth_out(dataset, label_column)
+    held_out = hold_out and holds_fifth_out(dataset, source, label_column)
 
     def open_split(split: str) -> IndexedSamples:
         if held_out and split in ("train", "test"):
@@ -421,7 +422,7 @@ def open_shards(
             label_column in shard.labels for shard in shards if shard.samples
         ):
             largest = largest_label(shards, paths, label_column)
-            classes = classes or [str(number) for number in range(largest + 1)]
+            classes = classes or numbered_classes(largest)
         columns = {content: "content"} | {name: name for name in KEY_COLUMNS if name in features}
         columns |= {} if label_column is None else {label_column: "label"}
         read_file = partial(read_parquet, columns=columns)

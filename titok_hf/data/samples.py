@@ -12,7 +12,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from .shard_index import stamp_of
+from .shard_index import numbered_classes, stamp_of
 
 KEY_COLUMNS = ("__key__", "key")
 NO_LABELS = (
@@ -76,7 +76,7 @@ class IndexedSamples:
         self.class_names = names_of_classes(dataset.features, label_column, source)
         if label_column is not None:
             largest = check_labels(dataset.with_format(None), label_column)
-            self.class_names = self.class_names or [str(number) for number in range(largest + 1)]
+            self.class_names = self.class_names or numbered_classes(largest)
         self.content = "codes" if self.holds_codes else image_column
         self.label_column = label_column
         self.folder = None if source is None else os.path.abspath(source)

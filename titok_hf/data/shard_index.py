@@ -23,6 +23,7 @@ from ..version import __version__
 from .decoding import readable_extensions
 
 SPLIT_FOLDERS = {"train", "validation", "val", "test"}
+MAX_CLASSES = 1_000_000  # larger numbers are hashes or keys, not numbers of classes
 READERS = 16  # shards inspected in parallel, because remote ones have latency
 
 
@@ -364,6 +365,20 @@ def largest_label(shards: Sequence[Shard], paths: Sequence[str], label: str) -> 
     return largest
 
 
+def numbered_classes(largest: int) -> list[str]:
+    """Returns the names of classes without other names: the numbers from 0 to the largest label.
+
+    Raises:
+        ValueError: If these are more than a million.
+    """
+    if largest >= MAX_CLASSES:
+        raise ValueError(
+            f"Labels must be the numbers of at most {MAX_CLASSES:,} classes, got {largest}; store "
+            "numbers that are only names as strings."
+        )
+    return [str(number) for number in range(largest + 1)]
+
+
 def tar_classes(paths: Sequence[str], largest: int) -> list[str]:
     """Returns the class names: the lines of `classnames.txt` next to the shards, or above the
     folder of a split.
@@ -390,4 +405,4 @@ def tar_classes(paths: Sequence[str], largest: int) -> list[str]:
                     f"{file} names {len(names)} classes, but there is a label {largest}."
                 )
             return [name.strip() for name in names]
-    return [str(number) for number in range(largest + 1)]
+    return numbered_classes(largest)
