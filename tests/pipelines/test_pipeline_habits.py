@@ -2,6 +2,7 @@
 arguments of other types."""
 
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from titok_hf import MaskGitModel, MaskGitScheduler, MaskGitVQGANModel, TiTokModel, TiTokPipeline
+from titok_hf.pipelines.pipeline_titok import guidance_scale_at
 
 LABELS = [3, 1, 4, 1]
 
@@ -167,3 +169,69 @@ def test_the_default_dtype_changes_no_image(pipeline):
         assert torch.equal(codes_of(pipeline, LABELS), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("label", ["007", "07", "-1", "٣", "+3", " 3", "10"])
+def test_an_id_is_written_as_a_plain_number(pipeline, label):
+    """The classes are named zero to nine."""
+    assert pipeline.label_ids("7") == [7]
+    with pytest.raises(ValueError, match=f"{re.escape(repr(label))} is not among them"):
+        pipeline.label_ids(label)
+
+
+def test_a_callback_reads_the_scheduler(pipeline):
+    seen = []
+    for steps in (4, 2):
+        pipeline(
+            LABELS,
+            steps,
+            callback_on_step_end=lambda pipe, *_: seen.append(
+                (pipe.scheduler.num_inference_steps, len(pipe.scheduler.timesteps))
+            ),
+        )
+    assert seen == [(4, 4)] * 4 + [(2, 2)] * 2
+
+
+def test_truth_values_are_no_numbers(pipeline):
+    for name in ("num_inference_steps", "num_images_per_label"):
+        with pytest.raises(
+            ValueError, match=f"`{name}` must be an integer of at least 1, got True"
+        ):
+            pipeline(LABELS, **{name: True})
+
+
+@pytest.mark.parametrize("scale", ["5", None, [1.0, 2.0]])
+def test_guidance_is_a_number(scale):
+    with pytest.raises(ValueError, match="`guidance_scale` must be a finite number, got "):
+        guidance_scale_at(0, 1, scale, "constant")
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"guidance_scale": math.nan},
+        {"guidance_scale": math.inf},
+        {"num_inference_steps": 0},
+        {"num_inference_steps": 2.5},
+    ],
+    ids=str,
+)
+def test_the_defaults_of_a_pipeline_are_checked(titok, generator, defaults):
+    with pytest.raises(ValueError, match=f"`{next(iter(defaults))}` must be a"):
+        TiTokPipeline(titok, generator, MaskGitScheduler(64), **defaults)
+
+
+def test_defaults_of_numpy_are_saved(titok, generator, tmp_path):
+    defaults = {"num_inference_steps": np.int64(4), "guidance_scale": np.float32(2.5)}
+    TiTokPipeline(titok, generator, MaskGitScheduler(64), **defaults).save_pretrained(tmp_path)
+    config = TiTokPipeline.from_pretrained(tmp_path).config
+    assert (config.num_inference_steps, config.guidance_scale) == (4, 2.5)
+
+
+@pytest.mark.parametrize("temperature", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("name", ["token_temperature", "choice_temperature"])
+def test_temperatures_are_finite(name, temperature):
+    with pytest.raises(
+        ValueError, match=r"Temperatures must not be negative, got .*; each is a finite"
+    ):
+        MaskGitScheduler(64, **{name: temperature})

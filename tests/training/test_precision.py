@@ -1,5 +1,7 @@
 """Half precision, and memory saved by computing activations again."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -60,3 +62,16 @@ def test_compiled_blocks_change_little(make, make_trainer, tmp_path, monkeypatch
     trainer = make_trainer(make("warmup"), max_steps=4, torch_compile=True)
     assert losses_of(trainer) == pytest.approx(plain, rel=1e-4)
     assert counters["frames"]["ok"] >= 1 and not counters["graph_break"]
+
+
+@pytest.mark.parametrize("stage", [*CONVOLUTIONAL, *TRANSFORMERS])
+def test_another_default_dtype_trains(make, make_trainer, stage):
+    """New networks have it; loaded ones keep theirs."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainer = make_trainer(make(stage), max_steps=2)
+        losses = losses_of(trainer)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    assert torch.float64 in {parameter.dtype for parameter in trainer.model.parameters()}

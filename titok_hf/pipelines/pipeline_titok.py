@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,7 +31,7 @@ from ..modeling.maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANModel
 from ..modeling.titok.image_processing_titok import TiTokImageProcessor
 from ..modeling.titok.modeling_titok import TiTokModel
 from ..version import __version__
-from .scheduling_maskgit import MaskGitScheduler
+from .scheduling_maskgit import MaskGitScheduler, positive_integer
 
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
 ClassLabel = int | str
@@ -64,8 +63,14 @@ def guidance_scale_at(
     schedules: its scale of 4.5 there is 5.5 here.
 
     Raises:
-        ValueError: If the schedule is none of the three.
+        ValueError: If the schedule is none of the three, or the scale no finite number.
     """
+    try:
+        finite = math.isfinite(guidance_scale)
+    except TypeError:
+        finite = False
+    if not finite:
+        raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
     progress = step / num_inference_steps
     if guidance_schedule == "constant":
         return guidance_scale
@@ -159,8 +164,8 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
         self.register_to_config(
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            num_inference_steps=positive_integer(num_inference_steps, "num_inference_steps"),
+            guidance_scale=float(guidance_scale),
             guidance_schedule=guidance_schedule,
         )
         self.image_processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
@@ -279,7 +284,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             if isinstance(label, str):
                 names = config.id2label
                 found = [index for index, name in names.items() if label == name]
-                if not found and label.isdecimal() and int(label) in names:
+                if not found and label in map(str, names):
                     found = [int(label)]
                 found = found or [
                     index
@@ -362,13 +367,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             raise ValueError(
                 f"`output_type` must be 'pil', 'np', 'pt' or 'codes', got {output_type!r}."
             )
-        if not isinstance(num_images_per_label, Integral) or num_images_per_label < 1:
-            raise ValueError(
-                "`num_images_per_label` must be an integer of at least 1, got "
-                f"{num_images_per_label!r}."
-            )
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale}.")
+        num_images_per_label = positive_integer(num_images_per_label, "num_images_per_label")
         guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
         labels = torch.tensor(self.label_ids(class_labels), device=device).repeat_interleave(
             num_images_per_label
@@ -403,6 +402,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
         # sample the codes
         scheduler = copy(self.scheduler)  # calls in other threads may take another number of steps
         scheduler.set_timesteps(num_inference_steps)
+        self.scheduler.set_timesteps(num_inference_steps)  # for callbacks, which see no copy
         num_masked_at_first = (codes == config.mask_token_id).sum(-1)  # (B,)
         for step, timestep in enumerate(self.progress_bar(scheduler.timesteps.tolist())):
             scale = guidance_scale_at(step, num_inference_steps, guidance_scale, guidance_schedule)

@@ -50,6 +50,17 @@ def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.
     )
 
 
+def positive_integer(value: Any, name: str) -> int:
+    """Returns a number of steps or images, which may be an integer of numpy.
+
+    Raises:
+        ValueError: If it is no integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    return int(value)
+
+
 def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
     """Draws uniform float32 noise in [0, 1) of `shape`; with a list of generators, row i uses the
     i-th only.
@@ -116,7 +127,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
             in TiTok's sampler.
 
     Raises:
-        ValueError: If the mask schedule is unknown or a temperature negative.
+        ValueError: If the mask schedule is unknown, or a temperature negative, infinite or NaN.
     """
 
     order = 1
@@ -133,10 +144,10 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         softmax_temperature_annealing: bool = False,
     ):
         mask_ratio(0.0, mask_schedule)
-        if min(token_temperature, choice_temperature) < 0:
+        if not all(0 <= value < math.inf for value in (token_temperature, choice_temperature)):
             raise ValueError(
                 f"Temperatures must not be negative, got {token_temperature} for tokens and "
-                f"{choice_temperature} for the choice."
+                f"{choice_temperature} for the choice; each is a finite number."
             )
         if confidence not in ("log_prob", "logit"):
             raise ValueError(f"`confidence` must be 'log_prob' or 'logit', got {confidence!r}.")
@@ -188,12 +199,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: If the number of steps is not an integer of at least 1.
         """
-        if not isinstance(num_inference_steps, Integral) or num_inference_steps < 1:
-            raise ValueError(
-                "`num_inference_steps` must be an integer of at least 1, got "
-                f"{num_inference_steps!r}."
-            )
-        self.num_inference_steps = int(num_inference_steps)
+        self.num_inference_steps = positive_integer(num_inference_steps, "num_inference_steps")
         self.timesteps = torch.arange(num_inference_steps, device="cpu")
 
     def step(

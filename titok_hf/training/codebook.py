@@ -37,7 +37,7 @@ class CodebookRevival(nn.Module):
         self.decay = decay
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         size = codebook.num_embeddings
-        self.register_buffer("shares", torch.full((size,), 1 / size))
+        self.register_buffer("shares", torch.full((size,), 1 / size, dtype=torch.float32))
 
     def observe(self, codes: torch.Tensor, unquantized: torch.Tensor) -> None:
         """Records a batch: its codes `(B, N)` and the encoder's outputs `(B, N, C)`."""

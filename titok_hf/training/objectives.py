@@ -305,8 +305,8 @@ class ReconstructionObjective(Objective):
         self.adaptive_weight = adaptive_weight
         self.lecam_decay = lecam_decay
         self.mean_logits: list[torch.Tensor] = []
-        self.register_buffer("real_average", torch.zeros(()))
-        self.register_buffer("fake_average", torch.zeros(()))
+        self.register_buffer("real_average", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("fake_average", torch.zeros((), dtype=torch.float32))
         if discrete and not freeze_encoder:
             self.codebook_revival = CodebookRevival(model.quantizer.codebook)
 
