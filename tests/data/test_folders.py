@@ -157,16 +157,26 @@ class TestClasses:
         (path / "a" / "metadata.csv").write_text("file_name,label\n0.png,owl\n1.png,eel\n")
         assert labelled(path) == {"train": ["owl", "eel"]}
 
-    @pytest.mark.parametrize("content", ["image,label\n0.png,1\n", "file_name,label\n0.png\n"])
-    def test_metadata_that_cannot_be_read_is_named(self, folder, content):
+    def test_another_table_of_that_name_costs_nothing(self, folder, found):
+        path = folder("a/0.png", "b/1.png")
+        (path / "metadata.csv").write_text("image,label\n0.png,1\n")
+        assert labelled(path) == {"train": ["a", "b"]}
+        assert "metadata without a column file_name 1 (metadata.csv)" in found()[-1]
+
+    def test_metadata_that_cannot_be_read_is_named(self, folder):
         path = folder("0.png")
-        (path / "metadata.csv").write_text(content)
+        (path / "metadata.csv").write_text("file_name,label\n0.png\n")
         with pytest.raises(ValueError, match=r"The metadata file .*metadata.csv"):
             open_images(str(path))
 
     def test_a_folder_without_classes_says_where_labels_come_from(self, folder):
         with pytest.raises(ValueError, match=r"no column 'label' but image.* names of its subfold"):
             open_images(str(folder("0.png")))["train"]
+
+    def test_a_split_without_classes_says_so(self, folder):
+        splits = open_images(str(folder("train/a/0.png", "train/b/1.png", "test/2.png")))
+        with pytest.raises(ValueError, match=r"no column 'label' but image.* names of its subfold"):
+            splits["test"]
 
 
 class TestLinksAndArchives:
@@ -182,6 +192,8 @@ class TestLinksAndArchives:
         classes = set(labelled(tmp_path / "root")["train"])
         assert {"a", "b", "x", "a/ab", "b/ba"} <= classes
         assert sum(name.count("again") for name in classes) == 0
+        samples = open_images(str(tmp_path / "root"), label_column=None)["train"]
+        assert {"a/0.png", "x/0.png"} <= {samples[i].key for i in range(len(samples))}
 
     def test_a_folder_of_links_is_a_folder(self, folder, tmp_path, found):
         other = folder("x/0.png", "y/1.png", root="elsewhere")
@@ -238,10 +250,18 @@ class TestNames:
         assert "left out" not in found()[-1]
 
     def test_an_empty_name_is_an_error(self):
-        with pytest.raises(ValueError, match="got an empty name"):
-            open_images("")
+        for name in ("", " "):
+            with pytest.raises(ValueError, match="got an empty name"):
+                open_images(name)
         with pytest.raises(ValueError, match="got an empty name"):
             open_dataset("", Protocol.load("demo"))
+
+    def test_names_that_are_not_utf8_are_said(self, folder, found):
+        path = folder("a/0.png", "b/1.png")
+        with open(bytes(path / "a") + b"/\xff.png", "wb") as file:
+            file.write((path / "a" / "0.png").read_bytes())
+        assert labelled(path) == {"train": ["a", "b"]}
+        assert r"names that are not UTF-8 1 ('a/\udcff.png')" in found()[-1]
 
     def test_the_home_folder_is_known(self, folder, monkeypatch):
         path = folder("a/0.png")
@@ -250,5 +270,5 @@ class TestNames:
 
     def test_the_line_counts_images_classes_and_splits(self, folder, found):
         path = folder(*(f"train/{name}/{i}.png" for name in "ab" for i in range(3)), "test/a/0.png")
-        open_images(str(path))
-        assert found() == [f"{path}: 7 images (train 6, test 1), 2 classes."]
+        splits = open_images(str(path))
+        assert found() == [splits.found] == [f"{path}: 7 images (train 6, test 1), 2 classes."]

@@ -97,6 +97,7 @@ def with_classes(split: Dataset, first: Dataset, source: str, label_column: str)
     check_column(first.column_names, label_column, source, NO_LABELS)
     if "codes" in split.column_names:
         return split
+    check_column(split.column_names, label_column, source, NO_LABELS)
     split, first = (whole_numbers(rows, source, label_column) for rows in (split, first))
     classes = first.features[label_column]
     if not isinstance(classes, ClassLabel):

@@ -72,13 +72,20 @@ def read_folder(folder: Path) -> FolderContents:
     """
     extensions = readable_extensions()
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    left_out: dict[str, list[str]] = {"archives": [], "broken links": [], "other files": []}
+    left_out: dict[str, list[str]] = {
+        "archives": [],
+        "broken links": [],
+        "names that are not UTF-8": [],
+        "other files": [],
+    }
     metadata = []
     for path in files_below(str(folder)):
         relative = os.path.relpath(path, folder)
         name = os.path.basename(path).lower()
         extension = os.path.splitext(name)[1]
-        if not os.path.isfile(path):
+        if any("\udc80" <= sign <= "\udcff" for sign in relative):  # how Python reads other bytes
+            left_out["names that are not UTF-8"].append(ascii(relative))
+        elif not os.path.isfile(path):
             left_out["broken links"].append(relative)
         elif name in METADATA:
             metadata.append(relative)
@@ -202,7 +209,7 @@ def load_folder(contents: FolderContents, labelled: bool) -> DatasetDict:
             out, which is noted in `contents.left_out`.
 
     Raises:
-        ValueError: If a metadata file cannot be read, or lacks the column `file_name`.
+        ValueError: If a metadata file cannot be read.
     """
     described = read_metadata(contents)
     columns = list(dict.fromkeys(name for row in described.values() for name in row))
@@ -234,7 +241,7 @@ def read_metadata(contents: FolderContents) -> dict[str, dict[str, Any]]:
     """Returns the rows of the metadata files by the relative paths of their images.
 
     Raises:
-        ValueError: If a file cannot be read, or lacks the column `file_name`.
+        ValueError: If a file cannot be read.
     """
     readers = {
         ".csv": pyarrow.csv.read_csv,
@@ -249,10 +256,8 @@ def read_metadata(contents: FolderContents) -> dict[str, dict[str, Any]]:
         except pyarrow.ArrowException as error:
             raise ValueError(f"The metadata file {path} cannot be read: {error}") from error
         if "file_name" not in table.column_names:
-            raise ValueError(
-                f"The metadata file {path} must have a column 'file_name', but has "
-                f"{', '.join(table.column_names)}."
-            )
+            contents.left_out.setdefault("metadata without a column file_name", []).append(relative)
+            continue
         for row in table.to_pylist():
             image = os.path.normpath(os.path.join(os.path.dirname(relative), row.pop("file_name")))
             if image in used:

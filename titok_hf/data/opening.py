@@ -79,10 +79,18 @@ class ImageSplits:
         source: Name of the data set, for errors.
         names: Names of the splits.
         open_split: Opens a split by its name.
+        found: What was found: images, splits, classes, and the files of a folder that are left out.
     """
 
-    def __init__(self, source: str, names: Iterable[str], open_split: Callable[[str], Samples]):
+    def __init__(
+        self,
+        source: str,
+        names: Iterable[str],
+        open_split: Callable[[str], Samples],
+        found: str = "",
+    ):
         self.source = source
+        self.found = found
         self.names = list(names)
         self.open_split = open_split
 
@@ -176,15 +184,17 @@ def open_images(
     stored = locate(source, revision)
     if stored.kind == ".tar" or (streaming and stored.kind == ".parquet"):
         arguments = {"image_column": image_column, "label_column": label_column}
-        log_found(source, {name: len(paths) for name, paths in stored.files.items()}, stored)
-        return ImageSplits(source, stored.files, partial(open_shards, source, stored, **arguments))
+        numbers = {name: len(paths) for name, paths in stored.files.items()}
+        found = describe(source, numbers, stored)
+        open_stream = partial(open_shards, source, stored, **arguments)
+        return ImageSplits(source, stored.files, open_stream, found)
     if streaming and stored.kind == "hub":
         raise ValueError(
             f"The data set {source!r} has no tar or Parquet files to stream; load it without "
             "`streaming`."
         )
     dataset = load(source, stored, revision, labelled=label_column is not None)
-    log_found(source, dataset, stored, label_column or "label")
+    found = describe(source, dataset, stored, label_column or "label")
     held_out = hold_out and holds_fifth_out(dataset, source, label_column)
 
     def open_split(split: str) -> IndexedSamples:
@@ -200,7 +210,7 @@ def open_images(
             opened = with_classes(dataset[split], first, source, label_column)
         return IndexedSamples(opened, image_column, label_column, source)
 
-    return ImageSplits(source, [*dataset, "test"] if held_out else dataset, open_split)
+    return ImageSplits(source, [*dataset, "test"] if held_out else dataset, open_split, found)
 
 
 def dataset_commit(source: str, revision: str | None = None) -> str | None:
@@ -236,7 +246,7 @@ def locate(source: str, revision: str | None = None) -> Stored:
         ValueError: If the source is empty, a file but no tar shard, or a folder without images, or
             if no shard matches.
     """
-    if not source:
+    if not source.strip():
         raise ValueError(
             "The name of a data set, a folder or tar shards is expected, got an empty name; is a "
             "variable of the shell unset?"
@@ -250,7 +260,7 @@ def locate(source: str, revision: str | None = None) -> Stored:
             f"{source} is a file: a folder, tar shards, or a data set on the Hub is expected."
         )
     if Path(source).is_dir():
-        folder = Path(source).resolve()
+        folder = Path(os.path.abspath(source))  # keys of samples are relative to this path
         if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
             return Stored("saved")
         contents = read_folder(folder)
@@ -351,14 +361,14 @@ def load_embedded(source: str) -> DatasetDict:
     return function(**arguments)
 
 
-def log_found(
+def describe(
     source: str,
     splits: DatasetDict | Mapping[str, int],
     stored: Stored,
     label_column: str = "label",
-) -> None:
-    """Logs one line on the main process: the images, classes and splits of a data set, and what of
-    a folder is left out.
+) -> str:
+    """Returns one line that tells the images, classes and splits of a data set, and the files of a
+    folder that are left out; logs it on the main process.
 
     Args:
         source: Name of the data set.
@@ -366,8 +376,6 @@ def log_found(
         stored: Storage format of the data set.
         label_column: Name of the column of labels.
     """
-    if not process_state().is_main_process:
-        return
     streamed = isinstance(next(iter(splits.values())), int)
     sizes = {name: split if streamed else len(split) for name, split in splits.items()}
     features = {} if streamed else next(iter(splits.values())).features
@@ -384,7 +392,10 @@ def log_found(
     ]
     if left_out:
         described += f"; left out: {', '.join(left_out)}"
-    logger.info("%s: %s.", source, described)
+    described = f"{source}: {described}."
+    if process_state().is_main_process:
+        logger.info(described)
+    return described
 
 
 def open_shards(
