@@ -5,11 +5,17 @@ import sys
 from pathlib import Path
 
 import distributed_checkpoints
+import distributed_losses
 import distributed_monitoring
 import distributed_previews
 
 if __name__ == "__main__":
-    for script in (distributed_monitoring, distributed_previews, distributed_checkpoints):
+    for script in (
+        distributed_losses,
+        distributed_monitoring,
+        distributed_previews,
+        distributed_checkpoints,
+    ):
         folder = Path(sys.argv[1]) / script.__name__
         folder.mkdir(exist_ok=True)
         script.main(folder)

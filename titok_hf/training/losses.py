@@ -16,6 +16,11 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Returns values in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
     """Returns the mean of a tensor over all processes, with the gradient of the local tensor.
 
