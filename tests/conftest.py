@@ -65,7 +65,7 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 
 def pytest_collection_finish():
-    """What has been imported by now stays: the garbage collector need not go through it each time."""
+    """Exempts all that has been imported by now from garbage collection, which would scan it each time."""
     gc.freeze()
 
 

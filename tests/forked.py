@@ -66,7 +66,7 @@ def run_here(
     folder: str | Path,
     outputs: list[Path],
 ) -> None:
-    """What a new process does: it becomes `python program arguments`."""
+    """Runs in a new process, which becomes `python program arguments`."""
     for stream, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     os.environ |= environment

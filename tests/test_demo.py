@@ -124,7 +124,7 @@ def test_time_and_memory_of_each_part_are_there(demo):
 
 
 def test_again_it_trains_nothing_and_changes_no_measure(demo, miniature, monkeypatch, capsys):
-    """By the command, which shows them as a table."""
+    """The command shows the metrics as a table."""
     folder, metrics = demo
     trained = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     overrides = [argument for override in miniature for argument in ("--set", override)]

@@ -1,4 +1,4 @@
-"""What an import loads and registers, each seen in a process of its own."""
+"""Tests of what an import loads and registers, each in a process of its own."""
 
 import ast
 import subprocess
@@ -33,7 +33,7 @@ show_help(get_command(app))
 
 
 def run(code, *arguments):
-    """What Python prints for some code."""
+    """Returns what Python prints for some code."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,

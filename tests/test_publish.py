@@ -1,4 +1,4 @@
-"""What `titok push` does."""
+"""Tests of `titok push`."""
 
 import dataclasses
 
@@ -197,7 +197,7 @@ def test_what_does_not_load_is_not_published(hub, tokenizer_folder, pipeline, tm
 
 
 class TestResults:
-    """What was measured goes with the weights that it was measured on."""
+    """Results are published with the weights on which they were measured."""
 
     PAIRS = ("metrics.reconstruction=[psnr, mean_squared_error]",)
     SETS = ("metrics.generation=[accuracy, recall]",)

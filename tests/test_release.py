@@ -1,4 +1,4 @@
-"""What a release consists of says one version."""
+"""All parts of a release state the same version."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What tests of commands share; `test_cli.py` has its own way to call one."""
+"""Fixtures of the commands' tests; `test_cli.py` has its own way to call one."""
 
 import hashlib
 import os

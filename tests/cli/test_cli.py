@@ -217,7 +217,7 @@ class TestGenerate:
 
     @pytest.mark.parametrize("labels", [["0"], ["zero", "5"], ["three", "three"], ["three", "7"]])
     def test_each_label_has_a_row(self, folder, tmp_path, labels):
-        """Also one that is given twice, by one name or by two: 7 is three, as folders are sorted by
+        """A label may be given twice, by one name or by two: 7 is three, as folders are sorted by
         name."""
         labels = [int(label) if label.isdecimal() else label for label in labels]
         generate_to_file(
@@ -253,7 +253,7 @@ class TestGenerate:
 
 
 class TestErrors:
-    """What users can mend is one line, without a traceback."""
+    """An error that users can mend is one line, without a traceback."""
 
     def check(self, code, errors, *expected):
         assert code == 1

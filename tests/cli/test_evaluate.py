@@ -38,7 +38,7 @@ def values(result):
 
 
 def repeated(measure, result):
-    """What the recorded command gives."""
+    """Returns the result of the recorded command."""
     program, command, task, *arguments = shlex.split(result.command)
     assert (program, command) == ("titok", "evaluate")
     return measure(task, *arguments, output="repeated.json")
@@ -389,7 +389,7 @@ class TestGeneration:
 class TestCompare:
     @pytest.fixture
     def results(self, measure, tokenizer):
-        """Of the same protocol, of another number of images, and of another rounding."""
+        """Results of the same protocol, of another number of images, and of another rounding."""
         arguments = ("reconstruction", tokenizer, "--data", "digits", *QUICK)
         measure(*arguments, "--num-images", 4, output="a[b].json")
         measure(*arguments, "--num-images", 4, "--batch-size", 3, output="[/b].json")

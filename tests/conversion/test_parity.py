@@ -177,7 +177,7 @@ def in_reference_layout(tokens):
 
 
 def encode(model, pixel_values):
-    """What `encode` gives, and the output of the encoder alone."""
+    """Returns the result of `encode` and the output of the encoder alone."""
     outputs = []
     hook = model.encoder.register_forward_hook(
         lambda _module, _inputs, output: outputs.append(output)

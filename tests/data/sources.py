@@ -43,7 +43,7 @@ def contents(rows):
 
 
 def expected(start, stop):
-    """What `contents` gives of `samples(0, …)`."""
+    """Returns the `contents` of `samples(0, …)`."""
     return [(i, f"{i:04d}", i, i % 3) for i in range(start, stop)]
 
 

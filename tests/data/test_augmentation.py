@@ -60,7 +60,7 @@ def to_tensor(image):
 
 
 def resized(image, shorter_side):
-    """As torchvision's `Resize`: the longer side is rounded down."""
+    """The longer side is rounded down, as by torchvision's `Resize`."""
     shorter, longer = sorted(image.size)
     longer = int(shorter_side * longer / shorter)
     return image.resize(

@@ -120,7 +120,7 @@ def test_each_image_is_changed_by_its_own_random_numbers(processor):
     ("augmentation", "copies"), [(Augmentation(horizontal_flip=True), 2), (Augmentation("ten"), 10)]
 )
 def test_the_copy_of_tokens_is_the_variant_of_the_image(processor, augmentation, copies):
-    """What `titok tokenize` wrote of an image's variants is what training sees of it without
+    """The tokens of an image's variants stand for the pixels that training sees without
     tokens."""
     images = [coordinates(64, 32), coordinates(32, 48), coordinates(50, 40)] * 5
     labels = [0] * len(images)

@@ -38,7 +38,7 @@ def test_the_font_of_pillow_has_the_glyphs_of_ascii():
 
 @pytest.mark.parametrize("script", NAMES)
 def test_a_text_is_drawn_with_its_glyphs_or_not_at_all(script):
-    """With the fonts of this machine, whatever they are."""
+    """The fonts are those of this machine, whatever they are."""
     font_for.cache_clear()
     text, font = font_for(NAMES[script], "7")
     assert text in (NAMES[script], "7") and has_glyphs(font, text)
@@ -56,7 +56,7 @@ def test_without_a_font_the_number_is_drawn_and_a_font_named(no_fonts, caplog, s
 
 
 def test_an_installed_font_with_the_glyphs_is_taken(no_fonts, monkeypatch, tmp_path):
-    """Of a damaged one and one for Greek."""
+    """A damaged font and one for Greek are installed."""
     greek = next(
         (
             path

@@ -182,7 +182,7 @@ def test_a_loader_begins_anew_each_time(rows):
 
 
 def test_workers_may_be_started_afresh(rows):
-    """Where processes do not fork, what a worker does is sent to it."""
+    """Workers that are not forked receive their task by pickling."""
     loader = make_loader(rows, start_batch=4)
     stream = pickle.loads(pickle.dumps(BatchStream(loader)))
     assert_equal([batch for batch, _ in islice(stream, 5)], take(loader, 5))

@@ -136,7 +136,7 @@ def test_string_labels_become_classes(save):
     ids=["strings", "classes"],
 )
 def test_labels_mean_the_same_in_both_splits(save, labels, feature, test_labels, test_feature):
-    """Also where the test split has only c and b."""
+    """The test split has only the classes c and b."""
     train, test = make_split(labels * 2, feature), make_split(test_labels, test_feature)
     dataset = load_splits(save(train=train, test=test))
     assert class_names(dataset) == ["a", "b", "c"]

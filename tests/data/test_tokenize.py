@@ -254,8 +254,8 @@ class TestContent:
 class TestUnreadable:
     @pytest.fixture
     def images(self, tmp_path):
-        """Of ten images two are broken, one of which is the only one of its batch; returns those
-        that are not."""
+        """Two of ten images are broken, one of them the only one of its batch; returns the
+        others."""
         pictures = write_images(tmp_path / "images", {"train": 10, "test": 2})
         folder = tmp_path / "images" / "train"
         (folder / "cat" / "002.png").write_bytes(b"no image")
@@ -305,7 +305,7 @@ class TestUnreadable:
         )
 
     def test_more_may_be_unreadable_than_in_the_processes_parts(self, tokenize, images, tmp_path):
-        """What was met before a restart counts."""
+        """Unreadable images from before a restart count."""
         with pytest.raises(ValueError, match=r"1 of the 10 images .* share of 0 "):
             tokenize("images", part_size=1, max_unreadable=0)
         tokenize("images", part_size=1, max_unreadable=0.5)

@@ -70,7 +70,7 @@ def card_of(hub, repo_id, revision="main"):
 
 
 def test_statistics_are_those_of_all_values():
-    """Also of parts of different sizes, far from zero."""
+    """The parts have different sizes, and values are far from zero."""
     latents = np.random.default_rng(0).normal(100, 0.5, (50, 7, 3)).astype(np.float32)
     found = latent_statistics([channel_sums(part, 1) for part in np.split(latents, [3, 30])])
     assert np.allclose(found["mean"], latents.astype(np.float64).mean((0, 1)), rtol=1e-12)

@@ -1,4 +1,4 @@
-"""What tests of the evaluation share."""
+"""Fixtures of the evaluation's tests."""
 
 import datasets
 import pytest

@@ -30,7 +30,7 @@ def digits():
 
 
 def distances(images, others):
-    """Of each to its nearest."""
+    """Returns the distance of each image to its nearest one."""
     return np.array([np.sqrt(((others - image) ** 2).sum(1)).min() for image in images])
 
 
@@ -115,7 +115,7 @@ def test_its_identity_is_always_the_same_and_that_of_its_weights(extractor):
 
 class TestNearestNeighbors:
     def test_distances_are_euclidean_and_medians_are_medians(self, extractor, digits):
-        """With even and odd numbers of images."""
+        """The numbers of images are even and odd."""
         for number in (20, 21):
             images = digits["test"][:number] // 4 * 3
             training, held_out = digits["train"][:100], digits["test"][100 : 100 + number]

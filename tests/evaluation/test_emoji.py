@@ -63,7 +63,7 @@ class TestJudge:
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_a_tokenizer_is_trained_and_judged(self, extractor, miniature, tmp_path):
-        """As on digits; the card of what is trained on emoji credits OpenMoji."""
+        """The demo's recipe trains on emoji, and the card credits OpenMoji."""
         source = "emoji:image_size=32,one_per_concept=true"
         content = Recipe.load("digits", miniature).to_dict()
         content["stages"] = {"vqgan": content["stages"]["vqgan"]}

@@ -1,4 +1,4 @@
-"""What is gathered of a set of images, held against numpy on features taken directly."""
+"""Tests of gathered statistics against numpy on directly extracted features."""
 
 from dataclasses import replace
 from typing import Any

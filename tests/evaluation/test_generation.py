@@ -77,7 +77,7 @@ def generated(folder, number, seed=0, batch_size=64, **arguments):
 
 
 def write_samples(path, images, **arrays):
-    """As ADM's scripts do."""
+    """Converts images as ADM's scripts do."""
     np.savez(path, np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()), **arrays)
 
 
@@ -601,7 +601,7 @@ class TestSamples:
 
 @pytest.mark.xdist_group("distributed")
 def test_two_processes_measure_as_one(pipeline, tmp_path):
-    """Also if there is one batch for both."""
+    """One batch for both is covered, too."""
     models, two, one = (tmp_path / name for name in ("models", "two", "one"))
     two.mkdir()
     one.mkdir()

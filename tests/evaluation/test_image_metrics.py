@@ -33,7 +33,7 @@ def blurred(digits):
 
 @pytest.fixture(scope="module")
 def features(digits, blurred):
-    """What the demo's extractor sees in both: the mean of each 4x4 block, in gray and [0, 1]."""
+    """Returns what the demo's extractor sees: the mean of each 4x4 block, in gray and [0, 1]."""
 
     def of(pictures):
         gray = np.stack([np.asarray(picture) for picture in pictures]).mean(3) / 255
@@ -134,7 +134,7 @@ class TestSets:
         assert of_digits("coverage", blurred, digits[0])[0] == pytest.approx(inside.any(0).mean())
 
     def test_kernel_distance(self, digits, blurred, features):
-        """With subsets of all images there is one value only: that of the unbiased estimator."""
+        """Subsets of all images have one value only: that of the unbiased estimator."""
         x, y = features
 
         def kernel(a, b):

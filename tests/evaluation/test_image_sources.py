@@ -59,7 +59,7 @@ def picture(width, height, mode="RGB"):
 
 
 def pixels_of(image):
-    """Of a PIL image, `(3, H, W)`."""
+    """Converts a PIL image to `(3, H, W)`."""
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 

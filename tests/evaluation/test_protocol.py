@@ -32,7 +32,7 @@ def write(tmp_path):
 
 
 class TestNamed:
-    """What the references do, from their code, see the sources that the protocols name."""
+    """Returns what the references do, from the sources that the protocols name."""
 
     @pytest.mark.parametrize(
         ("name", "image_size", "crop", "rounding", "extractor", "reference"),

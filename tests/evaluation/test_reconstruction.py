@@ -174,7 +174,7 @@ def truncated(tokenizer, images, batch_size=16, autocast=False):
 
 
 def squared_errors(images, targets):
-    """Of each image, on the scale of 0 to 255."""
+    """Returns the error of each image on the scale of 0 to 255."""
     pairs = zip(images.numpy(), targets.numpy(), strict=True)
     return [((image.astype(float) - target.astype(float)) ** 2).mean() for image, target in pairs]
 
@@ -354,7 +354,7 @@ class TestOtherSizes:
 
 
 class TestClasses:
-    """Of a data set whose class ids are not the classifier's."""
+    """The class ids of the data set are not the classifier's."""
 
     @staticmethod
     def source(names):
@@ -547,7 +547,7 @@ class TestBadInput:
 
     @pytest.fixture
     def refuse(self, counting):
-        """That measuring is refused with a sentence, and nothing was encoded."""
+        """Asserts that measuring is refused with a sentence before anything is encoded."""
 
         def refuse(sentence, source, *metrics, reference=None, judges=None, **fields):
             with pytest.raises(ValueError, match=sentence):

@@ -184,7 +184,7 @@ class TestCards:
         assert (second["name"], second["value"], second["standard_error"]) == ("PSNR", 20.0, None)
 
     def test_generated_images_are_of_the_reference(self, generation):
-        """By the name of its file: where it lay is nobody's business."""
+        """A local file is named without its folder, which is private."""
         entry = generation.card_results()[0]
         assert (entry["task"], entry["dataset"]) == (
             "unconditional-image-generation",

@@ -30,7 +30,7 @@ def pairs(digits):
 
 
 def mean_of_squares(images, targets):
-    """As the truncated images give it, in NumPy."""
+    """Computes it from the truncated images in NumPy."""
     images, targets = (
         tensor.numpy().astype(np.float64) for tensor in (images.clamp(0, 1), targets)
     )

@@ -41,7 +41,7 @@ SQUARE = {"height": 32, "width": 32}
 
 
 def cropping():
-    """As published with DINOv2: a crop of 32 pixels of the shorter side's 40."""
+    """The preprocessing is DINOv2's: the shorter side becomes 40 pixels, of which 32 are cropped."""
     return BitImageProcessor(
         size={"shortest_edge": 40}, crop_size=SQUARE, image_mean=MEAN, image_std=STD
     )

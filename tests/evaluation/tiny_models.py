@@ -90,8 +90,8 @@ def make_ddpm(sample_size: int = 32) -> DDPMPipeline:
 
 
 def make_dit() -> DiTPipeline:
-    """Of 10 classes; with guidance it would need 1000, since diffusers says that the empty class is
-    number 1000."""
+    """Returns a DiT of 10 classes. Guidance would need 1000, since diffusers' empty class is number
+    1000."""
     transformer = DiTTransformer2DModel(
         sample_size=16,
         num_layers=1,

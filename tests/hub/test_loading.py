@@ -1,4 +1,4 @@
-"""What was published comes back: whole, the right revision, to those who may, or with a clear
+"""Tests of loading what was published: whole, in the right revision, with access, or with a clear
 error."""
 
 import json

@@ -1,4 +1,4 @@
-"""What every tokenizer must refuse, and what every model must keep through a folder."""
+"""Tests that every tokenizer or model shares: inputs to refuse, and saving to a folder."""
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ TENSORS = {"a": torch.arange(3.0), "b": torch.ones(2, 2, dtype=torch.int64)}
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """Where torch keeps what it downloads; not there yet."""
+    """The folder of torch's downloads, which does not exist yet."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 

@@ -56,7 +56,7 @@ def test_a_callback_that_changes_nothing_costs_no_read(meta_pipeline, steps):
 
 
 def test_reads_are_found():
-    """What the tests above would have to find."""
+    """A read that the tests above must find."""
     codes = torch.zeros(3, dtype=torch.int64, device="meta")
     with DeviceReads() as reads:
         assert codes.sum().item() == 0

@@ -1,4 +1,4 @@
-"""What people do to pipelines: numbered classes, compiled parts, variants, threads, offloading, and
+"""Tests of common uses of pipelines: numbered classes, compiled parts, variants, threads, offloading, and
 arguments of other types."""
 
 import math

@@ -218,7 +218,7 @@ class TestAgain:
 
 class TestOtherData:
     def test_other_data_of_the_same_name_are_refused(self, image_folder, tmp_path):
-        """Even if all runs are finished."""
+        """This holds if all runs are finished, too."""
         folder = shutil.copytree(image_folder, tmp_path / "images")
         results = quick("codebook", tmp_path / "study", data=str(folder))
         Image.new("RGB", (20, 24)).save(folder / "left" / "6.png")

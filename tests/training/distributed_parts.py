@@ -1,5 +1,5 @@
-"""What several tests look at of two processes, which are started once, as starting takes long; each
-runs this file."""
+"""The scripts of several tests with two processes, which run this file. They are started once,
+because starting takes long."""
 
 import sys
 from pathlib import Path

@@ -55,7 +55,7 @@ def test_stages_without_chance_take_none(make_objective, stage):
 def test_a_batch_is_the_mean_of_its_samples(
     make_objective, generator_config, digit_batch, stage, quantizer
 ):
-    """What a sample's numbers do depends on no other sample."""
+    """The random numbers of a sample affect no other sample."""
     generator_config.hidden_dropout = generator_config.attention_dropout = (
         generator_config.unmasked_weight
     ) = 0.0

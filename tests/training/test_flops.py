@@ -34,8 +34,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 
 def vit_flops(tokens, width, layers, mlp_ratio=4):
-    """Of the forward pass of transformer blocks: the four projections of attention, its two
-    products, the MLP."""
+    """Counts the forward pass of transformer blocks: the four projections of attention, its two
+    products, and the MLP."""
     projections = 2 * tokens * (4 + 2 * mlp_ratio) * width**2
     return layers * (projections + 2 * 2 * tokens**2 * width)
 
@@ -68,7 +68,7 @@ def decoder_flops(config):
 
 
 def vqgan_encoder_flops(config):
-    """Of the forward pass: 3x3 convolutions at each resolution, then the distances to the codes."""
+    """Counts the forward pass: 3x3 convolutions at each resolution, then the distances to the codes."""
     side, widths = (
         config.image_size,
         [config.hidden_channels * m for m in config.channel_multipliers],
@@ -156,7 +156,7 @@ def test_images_cost_a_generator_the_tokenizers_encoder_more():
 
 
 def test_lpips_costs_a_stage_vgg16_forward_and_twice_and_its_heads():
-    """Of the reconstruction forward and backward to the pixels, of the target forward."""
+    """The reconstruction takes a forward and a backward pass to the pixels, the target a forward pass."""
     with_lpips, alone = (
         recipe_flops(
             Recipe.load("titok-b-64-single-stage", [f"stages.single_stage.objective={objective}"])
@@ -220,7 +220,7 @@ def test_each_stage_is_built_without_weights():
 
 
 class TestTable:
-    """That of the page is what the command prints."""
+    """The table of the page is what the command prints."""
 
     @staticmethod
     def rows(text):

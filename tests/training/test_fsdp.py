@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    """What two processes got for each stage."""
+    """Returns the results of two processes for each stage."""
     folder = tmp_path_factory.mktemp("sharded")
     run("training.sharded_training", folder, num_processes=2)
     return {stage: torch.load(folder / f"{stage}.pt") for stage in STAGES}

@@ -1,4 +1,4 @@
-"""What people hand to the trainer, for training and for evaluation."""
+"""Tests of the data sets that users pass to the trainer, for training and for evaluation."""
 
 import numpy as np
 import pytest

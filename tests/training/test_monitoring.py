@@ -99,7 +99,7 @@ class TestFiniteness:
             finiteness.check(8, tmp_path)
 
     def test_other_numbers_of_the_log_need_not_be_finite(self, tmp_path):
-        """As the share of right tokens among none."""
+        """Such a value is the share of right tokens among none."""
         finiteness = Finiteness(Accelerator(cpu=True))
         finiteness.check(0, tmp_path)
         finiteness.observe(1, scalars(loss=1.0, masked_token_accuracy=NAN))

@@ -71,7 +71,7 @@ def test_the_gradient_goes_to_the_reconstruction_only(perceptual, images):
 
 
 class TestLPIPS:
-    """Of images in [0, 1], which LPIPS takes in [-1, 1]."""
+    """Images are in [0, 1], those of LPIPS in [-1, 1]."""
 
     def test_alone_it_is_the_mean_distance(self, lpips, images):
         perceptual = PerceptualLoss(lpips=lpips, classifier_weight=0, lpips_weight=0.7)

@@ -1,4 +1,4 @@
-"""What recipes load, as it is found on the Hub."""
+"""Tests of the networks that recipes load from the Hub."""
 
 import json
 

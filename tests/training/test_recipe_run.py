@@ -594,7 +594,7 @@ class TestRows:
 
 
 def test_two_processes_train_one_run(finished, dataset, tmp_path):
-    """With half the batch each, they end near where one process did, and only one of them writes."""
+    """Two processes with half the batch each end near one process's result, and only one writes."""
     script = Path(__file__).parent / "distributed_run.py"
     command = [
         sys.executable,

@@ -424,7 +424,7 @@ class TestResuming:
         assert differing(whole.model.state_dict(), again.model.state_dict()) == []
 
     def test_with_another_learning_rate_it_goes_on_at_that(self, make, make_trainer, tmp_path):
-        """Also weight decay and betas are what they are now; the schedule is where it was."""
+        """Weight decay and betas are the new ones, too; the schedule continues."""
         options = {
             "max_steps": 8,
             "save_strategy": "steps",

@@ -1,4 +1,4 @@
-"""What the trainer does with its data: epochs, images that cannot be read, weights of batches, and
+"""Tests of the trainer's data: epochs, images that cannot be read, weights of batches, and
 publishing."""
 
 import io
@@ -340,7 +340,7 @@ def test_ids_that_the_generator_lacks_stop_the_training(make, make_trainer):
 def test_images_that_are_not_in_the_unit_interval_stop_training_and_evaluation(
     make, make_trainer, digits
 ):
-    """As of a processor that normalizes."""
+    """Images as a normalizing processor makes them."""
     trainer = make_trainer(make("warmup"), eval_dataset=digits, max_steps=1)
     trainer.data_collator = ImageCollator(VTPImageProcessor.from_image_size(32))
     for run in (trainer.train, trainer.evaluate):

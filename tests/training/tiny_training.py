@@ -1,5 +1,4 @@
-"""What the scripts of this folder train: the smallest VQGAN, on 18 digits. They import it as their
-neighbor."""
+"""The training of this folder's scripts: the smallest VQGAN, on 18 digits."""
 
 from titok_hf import MaskGitVQGANConfig, MaskGitVQGANModel, TiTokImageProcessor
 from titok_hf.data import ImageCollator

@@ -225,7 +225,7 @@ def jackknife_error(distances):
 
 
 def test_jackknife_leaves_out_a_block_at_a_time():
-    """With one feature, whose distance is known."""
+    """One feature has a known distance."""
     rng = np.random.default_rng(6)
     values, reference = rng.normal(1, 2, 500), rng.normal(0, 1, 500)
     blocks = np.floor(10 * (np.arange(500) * (math.sqrt(5) - 1) / 2 % 1))

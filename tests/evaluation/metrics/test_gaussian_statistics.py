@@ -127,7 +127,7 @@ def test_blocks_depend_on_the_index_alone():
     "classes", [np.arange(5000) // 50, np.arange(5000) % 100, np.arange(5000) % 10]
 )
 def test_each_block_has_its_share_of_each_class(classes):
-    """Of 100 or 10 classes, whether images are sorted by class or classes take turns."""
+    """The images are of 10 or 100 classes, sorted by class or alternating."""
     statistics = BlockedStatistics(1 + classes.max())
     statistics.update(
         torch.nn.functional.one_hot(torch.tensor(classes)).float(), torch.arange(5000)

@@ -81,7 +81,7 @@ def test_equal_and_distant_sets(features):
 
 @pytest.mark.parametrize("offset", [0, 1000])
 def test_duplicates_have_no_distance(offset):
-    """Of a radius of 0, too: the comparison of precision and recall includes it, that of density
+    """A radius may be 0: the comparison of precision and recall includes it, that of density
     does not."""
     torch.manual_seed(1)
     points = torch.randn(5, 300) + offset

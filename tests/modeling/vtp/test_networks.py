@@ -1,4 +1,4 @@
-"""What VTP's networks compute."""
+"""Tests of VTP's networks."""
 
 import math
 import re

@@ -52,7 +52,7 @@ def make_picture(width, height, mode="RGB"):
 
 
 def as_rgb(picture):
-    """What is transparent becomes white."""
+    """Transparent pixels become white."""
     if picture.mode == "RGBA":
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(
             "RGB"
@@ -395,7 +395,7 @@ def test_a_processor_out_of_reach_is_an_error(hub, make_config, tmp_path):
 
 
 def test_a_tokenizer_without_its_vocabulary_is_an_error(vtp, image_processor, tmp_path):
-    """As transformers makes one of files that it does not find; all texts would get equal ids."""
+    """transformers makes one if it does not find the files; all texts would get equal ids."""
     vtp.save_pretrained(tmp_path)
     VTPProcessor(image_processor, CLIPTokenizer()).save_pretrained(tmp_path)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What the tests of VTP share: its classes and the variants of its configuration."""
+"""The classes of VTP and variants of its configuration, for its tests."""
 
 from titok_hf import (
     VTPForImageReconstruction,
