@@ -30,7 +30,7 @@ def is_same(a, b):
 
 @pytest.fixture
 def vtp(make_vtp_config):
-    return VTPModel(make_vtp_config())
+    return VTPModel(make_vtp_config(text_vocab_size=514))  # that of the tokenizer
 
 
 @pytest.fixture

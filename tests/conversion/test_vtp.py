@@ -154,7 +154,8 @@ def test_vtp_is_the_reference_and_goes_back(tmp_path, name):
 
 
 def test_every_case_is_compared():
-    assert {file.stem for file in CASES.glob("vtp_*")} == set(NAMES)
+    pretraining = {"vtp_self_supervised"}  # see tests/training/test_self_supervision.py
+    assert {file.stem for file in CASES.glob("vtp_*")} - pretraining == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -194,13 +194,13 @@ def convert(
 
 def make_processor(tokenizer: PreTrainedModel) -> TiTokImageProcessor | VTPProcessor:
     """Makes the processor of a tokenizer that came without one; a VTP's has CLIP's text tokenizer
-    if it can be reached."""
+    if that can be reached and fits the model."""
     image_size = tokenizer.config.image_size
     if not isinstance(tokenizer, VTPModel):
         return TiTokImageProcessor.from_image_size(image_size)
     image_processor = VTPImageProcessor.from_image_size(image_size)
     if tokenizer.config.has_text:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             return VTPProcessor(image_processor, clip_tokenizer(tokenizer.config))
     return image_processor
 

@@ -59,6 +59,8 @@ class DecodedSample:
     ) -> "DecodedSample":
         if stored.codes is not None or stored.row is not None:
             return cls(stored)
+        if stored.captions == []:
+            return cls(replace(stored, image=None), error="The image has no caption.")
         try:
             return cls(stored, decode(stored.image))
         except UnreadableImageError as error:

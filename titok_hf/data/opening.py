@@ -41,6 +41,7 @@ from .samples import (
     IndexedSamples,
     Samples,
     StreamedSamples,
+    check_captions,
     check_column,
     names_of_classes,
     no_images,
@@ -141,6 +142,7 @@ def open_images(
     label_column: str | None = "label",
     revision: str | None = None,
     *,
+    text_column: str | None = None,
     streaming: bool = False,
     hold_out: bool = True,
 ) -> ImageSplits:
@@ -163,6 +165,10 @@ def open_images(
         label_column: Name of the column of labels; in tar shards `"label"` or an integer in the
             member `json`. `None` if labels are not wanted.
         revision: Branch, tag or commit of a data set on the Hub.
+        text_column: Name of the column of captions, one or a list of them for each image; in tar
+            shards, captions are the member `txt`, or else have this name in the member `json`, as
+            img2dataset writes them. `None` if captions are not wanted. Training skips and lists
+            images without a caption, as it does those that cannot be read.
         streaming: Whether to stream Parquet files instead of loading them; tar shards always are.
         hold_out: Whether a fixed, stratified fifth of `train` becomes `test` if labelled images are
             not streamed and have neither `test` nor `validation`. With `label_column=None`, a
@@ -183,7 +189,11 @@ def open_images(
     source = os.path.expanduser(source)
     stored = locate(source, revision)
     if stored.kind == ".tar" or (streaming and stored.kind == ".parquet"):
-        arguments = {"image_column": image_column, "label_column": label_column}
+        arguments = {
+            "image_column": image_column,
+            "label_column": label_column,
+            "text_column": text_column,
+        }
         numbers = {name: len(paths) for name, paths in stored.files.items()}
         found = describe(source, numbers, stored)
         open_stream = partial(open_shards, source, stored, **arguments)
@@ -208,7 +218,7 @@ def open_images(
         else:
             first = dataset["train" if "train" in dataset else split]
             opened = with_classes(dataset[split], first, source, label_column)
-        return IndexedSamples(opened, image_column, label_column, source)
+        return IndexedSamples(opened, image_column, label_column, source, text_column)
 
     return ImageSplits(source, [*dataset, "test"] if held_out else dataset, open_split, found)
 
@@ -399,7 +409,13 @@ def describe(
 
 
 def open_shards(
-    source: str, stored: Stored, split: str, *, image_column: str, label_column: str | None
+    source: str,
+    stored: Stored,
+    split: str,
+    *,
+    image_column: str,
+    label_column: str | None,
+    text_column: str | None = None,
 ) -> StreamedSamples:
     """Opens a split of tar or Parquet files; see `open_images`."""
     paths = stored.files[split]
@@ -420,7 +436,13 @@ def open_shards(
         label = None if label_column is None else find_labels(shards, source, label_column)
         if label is not None:
             classes = tar_classes(paths, largest_label(shards, paths, label))
-        read_file = partial(read_tar, images=images, label=label)
+        layouts = set().union(*(layout.split() for shard in shards for layout in shard.layouts))
+        if text_column is not None and not layouts & {"txt", "json"}:
+            raise ValueError(
+                f"The shards of {source!r} hold no captions, which are members .txt, or "
+                f"{text_column!r} in members .json, but {', '.join(f'.{x}' for x in sorted(layouts))}."
+            )
+        read_file = partial(read_tar, images=images, label=label, text=text_column)
     else:
         features = stored.features or parquet_features(readable[0])
         holds_codes = "codes" in features
@@ -436,6 +458,8 @@ def open_shards(
             classes = classes or numbered_classes(largest)
         columns = {content: "content"} | {name: name for name in KEY_COLUMNS if name in features}
         columns |= {} if label_column is None else {label_column: "label"}
+        check_captions(features, text_column, source)
+        columns |= {} if text_column is None else {text_column: "text"}
         read_file = partial(read_parquet, columns=columns)
     return StreamedSamples(
         read_file,

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from .shard_index import numbered_classes, stamp_of
@@ -32,6 +32,7 @@ class StoredSample:
         image: The undecoded image, see `decode_image`; `None` in a token data set, or if missing.
         label: Number of the class; `None` if labels are not wanted.
         codes: Codes in a token data set, int64: `(N,)`, or `(copies, N)`.
+        captions: Texts of the image, without blank ones; `None` if they are not wanted.
         row: The whole row, for an own collator that gets rows as they are; then there is no image.
     """
 
@@ -40,6 +41,7 @@ class StoredSample:
     image: bytes | str | PILImage.Image | dict[str, Any] | None = None
     label: int | None = None
     codes: np.ndarray | None = None
+    captions: list[str] | None = None
     row: Any = None
 
 
@@ -53,6 +55,8 @@ class IndexedSamples:
             wanted.
         source: Name of the data set, for errors. If it is a folder of images, keys are relative to
             it.
+        text_column: Name of the column of captions, one or a list for each image; `None` if they
+            are not wanted.
 
     Attributes:
         dataset (`Dataset`): The data set with all its columns; the image column is cast to
@@ -71,17 +75,20 @@ class IndexedSamples:
         image_column: str = "image",
         label_column: str | None = "label",
         source: str | None = None,
+        text_column: str | None = None,
     ):
         self.holds_codes = "codes" in dataset.column_names
+        check_captions(dataset.features, text_column, source)
         self.class_names = names_of_classes(dataset.features, label_column, source)
         if label_column is not None:
             largest = check_labels(dataset.with_format(None), label_column)
             self.class_names = self.class_names or numbered_classes(largest)
         self.content = "codes" if self.holds_codes else image_column
         self.label_column = label_column
+        self.text_column = text_column
         self.folder = None if source is None else os.path.abspath(source)
         self.dataset = dataset if self.holds_codes else as_images(dataset, image_column, source)
-        wanted = {*KEY_COLUMNS, self.content, label_column}
+        wanted = {*KEY_COLUMNS, self.content, label_column, text_column}
         self.stored = self.dataset.select_columns(
             [name for name in dataset.column_names if name in wanted]
         ).with_format(None)
@@ -98,7 +105,8 @@ class IndexedSamples:
         label = None if self.label_column is None else sample[self.label_column]
         if self.holds_codes:
             return StoredSample(index, key, label=label, codes=np.asarray(content, dtype=np.int64))
-        return StoredSample(index, key, content, label)
+        captions = None if self.text_column is None else captions_of(sample[self.text_column])
+        return StoredSample(index, key, content, label, captions=captions)
 
     def read(self, start: int, stop: int) -> Iterator[StoredSample]:
         """Yields the samples `start` to `stop - 1`."""
@@ -115,7 +123,7 @@ class StreamedSamples:
     Args:
         read_file: Reads a shard from a given sample: `read_file(name, start)` yields dictionaries
             with a key (`__key__` or `key`, if there is one), the image or codes as `content`, and
-            the label as `label`, if it is wanted.
+            the label as `label` and the captions as `text`, if they are wanted.
         sizes: Number of readable samples in each shard.
         names: Path or URL of each shard.
         labelled: Whether labels are wanted.
@@ -218,10 +226,30 @@ class StreamedSamples:
             )
         if self.holds_codes:
             return StoredSample(index, key, label=label, codes=np.asarray(content, dtype=np.int64))
-        return StoredSample(index, key, content, label)
+        captions = captions_of(stored["text"]) if "text" in stored else None
+        return StoredSample(index, key, content, label, captions=captions)
 
 
 Samples = IndexedSamples | StreamedSamples
+
+
+def captions_of(value: str | Sequence[str | None] | None) -> list[str]:
+    """Returns the captions of an image that are not blank."""
+    values = [value] if isinstance(value, str) else value or []
+    return [text for text in values if text and text.strip()]
+
+
+def check_captions(features: Features, text_column: str | None, source: str | None) -> None:
+    """Raises `ValueError` if captions are wanted and a data set has no such column of texts."""
+    if text_column is None:
+        return
+    check_column(list(features), text_column, source, "`text_column`")
+    feature = features[text_column]
+    texts = feature.feature if isinstance(feature, List) else feature
+    if not isinstance(texts, Value) or not texts.dtype.endswith("string"):
+        raise ValueError(
+            f"Captions must be texts or lists of texts, the column {text_column!r} holds {feature}."
+        )
 
 
 def key_of(sample: Mapping[str, Any], content: Any, index: int, folder: str | None = None) -> str:

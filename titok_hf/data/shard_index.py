@@ -230,7 +230,7 @@ def samples_of(
 
 
 def read_tar(
-    path: str, start: int, images: Sequence[str], label: str | None
+    path: str, start: int, images: Sequence[str], label: str | None, text: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields the samples of a tar file from number `start`, in the form of `StreamedSamples`.
 
@@ -239,13 +239,23 @@ def read_tar(
         start: Number of the first sample.
         images: Extensions of images, see `image_extensions`.
         label: Name of the label, see `find_labels`; `None` if labels are not wanted.
+        text: The captions: those in the member `txt`, or else under this name in the member `json`;
+            `None` if captions are not wanted.
     """
     labels = () if label is None else ("cls", "json")
+    texts = () if text is None else ("txt", "json")
     with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        for key, members in samples_of(archive, {*images, *labels}, start):
+        for key, members in samples_of(archive, {*images, *labels, *texts}, start):
             image = next((members[name] for name in images if name in members), None)
             sample = {"__key__": key, "content": image}
-            yield sample if label is None else sample | {"label": labels_of(members, path)[label]}
+            if label is not None:
+                sample["label"] = labels_of(members, path)[label]
+            if "txt" in members and text is not None:
+                sample["text"] = members["txt"].decode(errors="replace")
+            elif text is not None:
+                described = json.loads(members.get("json", b"{}"))
+                sample["text"] = described.get(text) if isinstance(described, dict) else None
+            yield sample
 
 
 def read_parquet(path: str, start: int, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
