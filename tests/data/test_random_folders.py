@@ -1,123 +1,44 @@
 """Random trees of files, whose images and classes are known because they were made so.
 
 300 trees of up to 60 files each, from seed 0. Names are split words, numbers, words in other scripts
-and signs; there are capitals, links, circles, archives, hidden and other files, files that are no
-images, and wrapping folders. The opener must find exactly the images that were made; training,
-tokenizing and evaluating must see the same ones.
+and signs; there are images of several formats and modes, a tenth of them broken, capitals, links,
+circles, archives, hidden and other files, and wrapping folders. The opener must find exactly the
+images that were made; training, tokenizing and evaluating must see the same ones. See
+`tests/cli/test_random_trees.py` for the commands.
 """
 
 import logging
-import os
 import re
-import zipfile
 from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image as PILImage
 
 from titok_hf.data import open_images
-from titok_hf.data.decoding import decode_image
+from titok_hf.data.decoding import UnreadableImageError, decode_image
+from titok_hf.data.loader import TrainingLoader
 from titok_hf.data.tokenize import open_splits
 from titok_hf.evaluation.image_sources import open_dataset
 from titok_hf.evaluation.protocol import Protocol
 
+from .random_tree import Tree
+
 pytestmark = pytest.mark.usefixtures("caches")
 
-SPLIT_WORDS = {"train": ["train", "Train", "training"], "test": ["test", "TESTING", "eval"]}
-SPLIT_WORDS["validation"] = ["val", "Valid", "dev", "validation"]
-WORDS = [
-    "cat",
-    "test-tube",
-    "img_train",
-    "1",
-    "02",
-    "10",
-    "set[1]",
-    "a b",
-    "é",
-    "画像",
-    "%41",
-    "x.y",
-]
-EXTENSIONS = [".png", ".PNG", ".jpg", ".JPEG", ".webp", ".bmp"]
+
+def width_of(image):
+    """Returns the width of a stored image; 0 if it cannot be read."""
+    try:
+        return decode_image(image).width
+    except UnreadableImageError:
+        return 0
 
 
-class Tree:
-    """Makes a tree of files and records what it holds.
-
-    `images` are split, class (`None` outside of class folders) and size of each image; sizes tell
-    images apart. `left_out` counts the files that must be named as left out.
-    """
-
-    def __init__(self, root, rng):
-        self.root, self.rng = root, rng
-        self.images = []
-        self.left_out = 0
-        wrapper = root.joinpath(*rng.choice(["data", "images", "2024"], rng.integers(3), False))
-        splits = [
-            None,
-            *rng.choice(list(SPLIT_WORDS), rng.integers(1, 4), replace=False),
-        ]
-        splits = splits[1:] if rng.random() < 0.5 else splits[:1]
-        self.words = list(rng.choice(WORDS, rng.integers(2, 5), replace=False))
-        for split in splits:
-            folder = wrapper if split is None else wrapper / rng.choice(SPLIT_WORDS[split])
-            self.fill(folder, split or "train", deep=split is None)
-        self.clutter()
-
-    def fill(self, folder, split, deep):
-        rng = self.rng
-        names = list(self.words)
-        if deep and rng.random() < 0.5:  # class folders with names of splits, beside another one
-            names.append(str(rng.choice(["train", "test", "Val"])))
-        for name in names:
-            for _ in range(rng.integers(1, 4)):
-                self.draw(folder / name, split, name)
-            if deep and rng.random() < 0.2:
-                inner = f"{name}/{rng.choice(['in', 'test'])}"
-                self.draw(folder / inner, split, inner)
-            if deep and rng.random() < 0.2:
-                linked = self.root.parent / f"linked{len(self.images)}"
-                self.draw(linked, split, f"{name}-linked")
-                (folder / f"{name}-linked").symlink_to(linked)
-            if rng.random() < 0.2:
-                (folder / name / "circle").symlink_to(self.root)
-        if rng.random() < 0.3:
-            self.draw(folder, split, None)
-
-    def draw(self, folder, split, name):
-        folder.mkdir(parents=True, exist_ok=True)
-        width = len(self.images) + 8
-        stem = self.rng.choice(["test_", "img.", "valid ", "#", "é"])
-        path = folder / f"{stem}{width}{self.rng.choice(EXTENSIONS)}"
-        PILImage.new("RGB", (width, 8)).save(path)
-        self.images.append((split, name, width))
-
-    def clutter(self):
-        folders = [folder for folder, _, _ in os.walk(self.root)]
-        for i in range(self.rng.integers(4)):
-            folder = self.root / self.rng.choice(folders)
-            match self.rng.integers(5):
-                case 0:
-                    (folder / f"notes{i}.txt").write_text("no image")
-                    self.left_out += 1
-                case 1:
-                    with zipfile.ZipFile(folder / f"{i}.zip", "w") as archive:
-                        archive.writestr("0.png", b"")
-                    self.left_out += 1
-                case 2:
-                    (folder / f"gone{i}.png").symlink_to(self.root / "nowhere")
-                    self.left_out += 1
-                case 3:
-                    (folder / f"._{i}.png").write_bytes(b"")
-                case 4:
-                    (folder / f".hidden{i}").mkdir()
-                    (folder / f".hidden{i}" / "0.png").write_bytes(b"")
-
-
-def counted(images):
-    return Counter((split, name, width) for split, name, width in images)
+def width_evaluated(images, index):
+    try:
+        return images.open(index).width
+    except ValueError:
+        return 0
 
 
 @pytest.mark.parametrize("block", range(3))
@@ -135,17 +56,27 @@ def test_what_is_found_is_what_was_made(tmp_path, caplog, block):
         found = []
         for name in splits:
             samples = splits[name]
-            for i in range(len(samples)):
-                sample = samples[i]
-                width = decode_image(sample.image).width
-                found.append((name, samples.class_names[sample.label], width))
-        assert counted(found) == counted(image for image in tree.images if image[1] is not None)
+            for sample in samples.read(0, len(samples)):
+                found.append((name, samples.class_names[sample.label], width_of(sample.image)))
+        made = [image for image in tree.images if image[1] is not None]
+        assert Counter(found) == Counter(
+            (split, name, tree.seen(width)) for split, name, width in made
+        )
         line = caplog.records[-1].getMessage().partition("left out")[2]
         left_out = sum(int(number) for number in re.findall(r" (\d+) \([^()]*\)[,.]", line))
         assert left_out == tree.left_out + len(beside), line
 
-        # without labels, as each user of the opener sees the images
-        made = Counter((split, width) for split, _, width in tree.images)
+        # training sees each readable image of `train` in an epoch
+        train = [width for split, _, width in made if split == "train"]
+        if set(train) - tree.broken:
+            loader = TrainingLoader(
+                splits["train"], lambda batch: [x.image.width for x in batch], len(train), seed=0
+            )
+            seen = set(next(iter(loader)))
+            assert seen == set(train) - tree.broken
+            assert len(loader.unreadable) == len(set(train) & tree.broken)
+
+        # without labels: without other splits, tokenizing holds out a fifth of `train` as `test`
         tokenized = open_splits(
             str(tree.root),
             split=None,
@@ -154,15 +85,13 @@ def test_what_is_found_is_what_was_made(tmp_path, caplog, block):
             revision=None,
             streaming=False,
         )
-        # without other splits, tokenizing and training hold out a fifth of `train` as `test`
-        assert sorted(width for _, width in made.elements()) == sorted(
-            decode_image(sample.image).width
+        assert Counter(tree.seen(width) for _, _, width in tree.images) == Counter(
+            width_of(sample.image)
             for samples in tokenized.values()
             for sample in samples.read(0, len(samples))
         )
         for name in splits:
-            crop = {"crop": "center"}
-            evaluated = open_dataset(str(tree.root), protocol, split=name, **crop)
-            assert Counter(width for split, width in made if split == name) == Counter(
-                evaluated.open(i).width for i in range(evaluated.num_images)
-            )
+            images = open_dataset(str(tree.root), protocol, split=name, crop="center")
+            assert Counter(
+                tree.seen(width) for split, _, width in tree.images if split == name
+            ) == Counter(width_evaluated(images, i) for i in range(images.num_images))
