@@ -218,7 +218,7 @@ def open_images(
         else:
             first = dataset["train" if "train" in dataset else split]
             opened = with_classes(dataset[split], first, source, label_column)
-        return IndexedSamples(opened, image_column, label_column, source, text_column)
+        return IndexedSamples(opened, image_column, label_column, source, text_column=text_column)
 
     return ImageSplits(source, [*dataset, "test"] if held_out else dataset, open_split, found)
 
