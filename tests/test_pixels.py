@@ -398,14 +398,23 @@ def bomb():
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
-def test_long_text_is_no_obstacle(kind, after):
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_long_text_is_no_obstacle(kind, after, tmp_path):
     data = encoded(raw("RGBA", BYTES), "PNG")
-    fields = b"\0\0" if kind == b"zTXt" else b"\0\1\0\0\0"
+    fields = b"\0\1\0\0\0" if kind == b"iTXt" else b"\0\0"
     text = chunk(kind, b"key" + fields + zlib.compress(bytes(2_000_000)))
     place = -12 if after else 33  # before the end, or after the header
     found = decode_image(data[:place] + text + data[place:])
     assert np.array_equal(np.asarray(found), np.asarray(to_rgb(raw("RGBA", BYTES))))
+
+    (tmp_path / "text.png").write_bytes(data[:place] + text + data[place:])
+    (tmp_path / "plain.png").write_bytes(data)
+    processor = TiTokImageProcessor.from_image_size(4)
+    found, expected = (
+        processor(str(tmp_path / name), return_tensors="pt")["pixel_values"]
+        for name in ("text.png", "plain.png")
+    )
+    assert torch.equal(found, expected)
 
 
 def test_text_within_the_limits_stays_readable():

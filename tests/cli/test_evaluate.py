@@ -530,7 +530,10 @@ class TestErrors:
     def test_of_the_data(self, refused, tokenizer, tmp_path):
         (tmp_path / "empty").mkdir()
         error = refused("reconstruction", tokenizer, "--data", "empty", *DEMO)
-        assert "empty must hold images, tar shards or Parquet files, but holds no files" in error
+        assert (
+            "empty must hold images, tar shards or Parquet files, but holds only hidden files or none"
+            in error
+        )
 
     def test_of_weights_that_are_not_there(self, refused, tokenizer):
         error = refused(

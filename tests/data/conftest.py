@@ -2,6 +2,8 @@ import datasets
 import pytest
 from huggingface_hub import HfFileSystem
 
+from .loading import make_indexed, make_sharded
+
 
 @pytest.fixture
 def caches(monkeypatch, tmp_path_factory):
@@ -9,3 +11,18 @@ def caches(monkeypatch, tmp_path_factory):
     Hub."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     HfFileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def indexed():
+    return make_indexed()
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    return make_sharded(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(params=["indexed", "sharded"])
+def rows(request):
+    return request.getfixturevalue(request.param)

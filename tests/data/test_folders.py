@@ -89,7 +89,7 @@ class TestSplits:
     def test_images_beside_folders_of_splits_are_said(self, folder, found):
         path = folder("train/a/0.png", "test/a/1.png", "logo.png")
         assert labelled(path) == {"train": ["a"], "test": ["a"]}
-        assert "left out: images of no split 1 (logo.png)" in found()[-1]
+        assert "left out: images outside of the splits 1 (logo.png)" in found()[-1]
 
     def test_a_folder_without_images_is_no_class(self, folder):
         path = folder("train/a/0.png", "test/a/1.png")
@@ -111,7 +111,10 @@ class TestSplits:
         assert shards("imagenet1k-train-0", "imagenet1k-val-0") == (files, {})
         files = {"train": ["a-0.tar"], "test": ["a-test.tar"]}
         assert shards("a-0", "a-test") == (files, {})
-        files, left_out = {"train": ["train-0.tar"]}, {"tar files of no split": ["more-0.tar"]}
+        files, left_out = (
+            {"train": ["train-0.tar"]},
+            {"tar files outside of the splits": ["more-0.tar"]},
+        )
         assert shards("train-0", "more-0") == (files, left_out)
 
 
@@ -228,7 +231,9 @@ class TestLinksAndArchives:
 
     def test_archives_alone_are_to_be_unpacked(self, tmp_path):
         (tmp_path / "images.zip").write_bytes(b"")
-        with pytest.raises(ValueError, match=r"holds 1 archives. Unpack the archives first"):
+        with pytest.raises(
+            ValueError, match=r"holds only archives \(1\). Unpack the archives first"
+        ):
             open_images(str(tmp_path))
 
 

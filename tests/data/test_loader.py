@@ -1,7 +1,6 @@
 import io
 import multiprocessing
 import pickle
-import tarfile
 import time
 import weakref
 from itertools import islice, product
@@ -20,113 +19,20 @@ from titok_hf.data.loader import BatchStream, TrainingLoader
 from titok_hf.data.opening import open_images
 from titok_hf.data.samples import IndexedSamples, StreamedSamples
 
-pytestmark = pytest.mark.slow
-
-SIZES = (5, 1, 9, 2, 6)  # samples of the shards
-N = sum(SIZES)
-
-
-def encode(number):
-    """A PNG whose pixels tell its number; below 0 bytes that are no image."""
-    if number < 0:
-        return b"not an image"
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 9, 3), np.uint8)
-    file = io.BytesIO()
-    PILImage.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
-def make_indexed(numbers=range(N)):
-    rows = {
-        "image": [{"bytes": encode(number)} for number in numbers],
-        "label": [i % 4 for i in range(len(numbers))],
-    }
-    return IndexedSamples(
-        Dataset.from_dict(rows, Features({"image": Image(), "label": Value("int64")}))
-    )
-
-
-def make_sharded(folder, numbers=range(N), sizes=SIZES):
-    start = 0
-    for shard, size in enumerate(sizes):
-        with tarfile.open(folder / f"train-{shard:03}.tar", "w") as tar:
-            for index in range(start, start + size):
-                for extension, content in (
-                    ("png", encode(numbers[index])),
-                    ("cls", str(index % 4).encode()),
-                ):
-                    member = tarfile.TarInfo(f"{index:04}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        start += size
-    rows = open_images(str(folder / "*.tar"))["train"]
-    assert rows.sizes == list(sizes)
-    return rows
-
-
-@pytest.fixture(scope="module")
-def indexed():
-    return make_indexed()
-
-
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
-    return make_sharded(tmp_path_factory.mktemp("shards"))
-
-
-@pytest.fixture(params=["indexed", "sharded"])
-def rows(request):
-    return request.getfixturevalue(request.param)
-
-
-class NumberedCollator(ImageCollator):
-    """Tells of each sample which it is, too, and what its next random number would be."""
-
-    def collate(self, samples):
-        return super().collate(samples) | {
-            "epoch": torch.tensor([sample.epoch for sample in samples]),
-            "index": torch.tensor([sample.stored.index for sample in samples]),
-            "next": torch.tensor([sample.rng.random() for sample in samples], dtype=torch.float64),
-            "threads": torch.tensor([torch.get_num_threads()]),
-        }
-
-
-COLLATOR = NumberedCollator(
-    TiTokImageProcessor.from_image_size(8),
-    label_column="label",
-    augmentation=Augmentation("random", enlarge=1.2, horizontal_flip=True, rotation=5),
+from .loading import (
+    COLLATOR,
+    N,
+    NumberedCollator,
+    assert_equal,
+    encode,
+    make_indexed,
+    make_loader,
+    make_sharded,
+    seen,
+    take,
 )
 
-
-def make_loader(rows, batch_size=3, **arguments):
-    return TrainingLoader(
-        rows, COLLATOR.collate, batch_size, **{"num_draws": 2, "shuffle_buffer": 4, **arguments}
-    )
-
-
-def take(loader, count):
-    batches = iter(loader)
-    try:
-        return list(islice(batches, count))
-    finally:
-        batches.close()
-
-
-def seen(batches):
-    """Epoch and number of the samples, in order."""
-    return [
-        pair
-        for batch in batches
-        for pair in zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)
-    ]
-
-
-def assert_equal(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for name in batch:
-            assert torch.equal(batch[name], other[name]), name
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
@@ -544,67 +450,3 @@ def test_workers_die_with_the_main_process():
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
-
-
-class TestLegs:
-    """A training that goes on with other settings."""
-
-    SETTINGS = [(4, 1, 0), (3, 2, 1), (1, 3, 2), (5, 1, 2), (2, 4, 0)]  # batch, processes, workers
-
-    @pytest.mark.parametrize("seed", range(6))
-    def test_every_sample_still_comes_once_an_epoch(self, rows, seed):
-        """Legs of random lengths and settings."""
-        rng = np.random.default_rng(seed)
-        legs, seen = [], []
-        for number in rng.integers(len(self.SETTINGS), size=5):
-            batch_size, world_size, num_workers = self.SETTINGS[number]
-            batches = int(rng.integers(1, 4))
-            for rank in range(world_size):
-                loader = TrainingLoader(
-                    rows,
-                    COLLATOR.collate,
-                    batch_size,
-                    rank=rank,
-                    world_size=world_size,
-                    num_workers=num_workers,
-                    shuffle_buffer=4,
-                    legs=legs,
-                )
-                for batch in islice(loader, batches):
-                    seen += zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)
-            legs = loader.legs(batches)
-        assert len(seen) == len({*seen}) == sum(leg.samples for leg in legs)
-        if isinstance(rows, IndexedSamples):  # workers of a stream may be an epoch apart
-            whole, rest = divmod(len(seen), N)
-            assert sorted(seen)[: whole * N] == [*product(range(whole), range(N))]
-            assert {epoch for epoch, _ in seen} == {*range(whole + bool(rest))}
-
-    @pytest.mark.parametrize("first", [(4, 1, 0), (2, 2, 2)])
-    def test_what_is_left_of_an_epoch_comes_next(self, rows, first):
-        batch_size, world_size, num_workers = first
-        seen = []
-        for rank in range(world_size):
-            loader = TrainingLoader(
-                rows,
-                COLLATOR.collate,
-                batch_size,
-                rank=rank,
-                world_size=world_size,
-                num_workers=num_workers,
-                shuffle_buffer=4,
-            )
-            seen += [i for batch in islice(loader, 2) for i in batch["index"].tolist()]
-        rest = TrainingLoader(rows, COLLATOR.collate, N - len(seen), legs=loader.legs(2))
-        batch = next(iter(rest))
-        assert sorted(seen + batch["index"].tolist()) == [*range(N)]
-        assert batch["epoch"].unique().tolist() == [0]
-
-    def test_equal_settings_go_on_as_if_nothing_had_been(self, rows):
-        arguments = {"batch_size": 3, "shuffle_buffer": 4}
-        alone = [*islice(TrainingLoader(rows, COLLATOR.collate, **arguments), 12)]
-        legs = []
-        for start in (0, 5, 9):
-            loader = TrainingLoader(rows, COLLATOR.collate, legs=legs, **arguments)
-            assert_equal([*islice(loader, 3)], alone[start : start + 3])
-            legs = loader.legs(5 if start == 0 else 4)
-        assert len(legs) == 1

@@ -354,7 +354,7 @@ class TestFolders:
         (tmp_path / "empty").mkdir()
         with pytest.raises(
             ValueError,
-            match="empty must hold images, tar shards or Parquet files, but holds no files",
+            match="empty must hold images, tar shards or Parquet files, but holds only hidden files or none",
         ):
             open_images(str(tmp_path / "empty"))
 

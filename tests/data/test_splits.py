@@ -342,7 +342,8 @@ class TestImagesToMeasure:
             (tmp_path / "folder" / "notes.txt").write_text("no image")
         with pytest.raises(
             ValueError,
-            match=f"The folder {tmp_path / 'folder'} must hold images, .* but holds (no|1 other) files",
+            match=rf"The folder {tmp_path / 'folder'} must hold images, .* but holds only "
+            r"(hidden files or none|other files \(1\))",
         ):
             load_split(str(tmp_path / "folder"))
 

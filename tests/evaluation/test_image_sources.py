@@ -428,7 +428,8 @@ class TestOpenSource:
     def test_an_empty_folder_is_refused(self, tmp_path):
         with pytest.raises(
             ValueError,
-            match=f"The folder {tmp_path} must hold images, tar shards or Parquet files, but holds no",
+            match=f"The folder {tmp_path} must hold images, tar shards or Parquet files, "
+            "but holds only hidden files or none",
         ):
             open_source(str(tmp_path), protocol())
 

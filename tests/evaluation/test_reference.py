@@ -80,6 +80,7 @@ def test_what_is_not_there_is_named(tmp_path):
         write_reference("digits", tmp_path / "digits.npz", "demo", split="all")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        ValueError, match="must hold images, tar shards or Parquet files, but holds no"
+        ValueError,
+        match="must hold images, tar shards or Parquet files, but holds only hidden files or none",
     ):
         write_reference(str(tmp_path / "empty"), tmp_path / "digits.npz", "demo")

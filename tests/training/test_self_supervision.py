@@ -221,7 +221,7 @@ class TestProperties:
         assert (sinkhorn_targets(shifted, 0.07) - expected).abs().max() > 1e-4
 
     def test_sinkhorn_does_not_overflow(self):
-        """In float32, exp(logits / temperature) would."""
+        """The logits are so large that exp(logits / temperature) overflows in float32."""
         targets = sinkhorn_targets(100 * torch.randn(16, 8), 0.04)
         assert targets.isfinite().all() and torch.allclose(targets.sum(-1), torch.ones(16))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import fsspec
 from PIL import Image, ImageColor
 from transformers import BaseImageProcessor
 
-from ..modeling.pixels import to_rgb
+from ..modeling.pixels import open_encoded, to_rgb
 
 
 class UnreadableImageError(ValueError):
@@ -79,25 +78,3 @@ def decoder_for(processor: BaseImageProcessor) -> Callable[[Any], Image.Image]:
     names = ("background", "apply_icc_profile")
     fields = {name: getattr(processor, name) for name in names if hasattr(processor, name)}
     return partial(decode_image, **fields)
-
-
-def open_encoded(data: bytes) -> Image.Image:
-    """Opens the bytes of a file with PIL; without its text, if it is a PNG with long text.
-
-    PIL refuses text that is long once it is decompressed (`PngImagePlugin.MAX_TEXT_CHUNK`), since
-    it could fill the memory. Pixels do not need it, so that its chunks are left out unread.
-    """
-    try:
-        image = Image.open(BytesIO(data))
-        image.load()
-        return image
-    except ValueError as error:
-        if "MAX_TEXT" not in str(error):
-            raise
-    chunks, place = [data[:8]], 8  # after the signature
-    while place < len(data):
-        end = place + 12 + int.from_bytes(data[place : place + 4])  # length, type, data, checksum
-        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
-            chunks.append(data[place:end])
-        place = end
-    return Image.open(BytesIO(b"".join(chunks)))

@@ -1,4 +1,4 @@
-"""What a folder means: its splits, its classes, and the files that are left out.
+"""The meaning of a folder: its splits, its classes, and the files that are left out.
 
 The rule is the same for training, tokenizing, evaluating and probing:
 
@@ -100,11 +100,11 @@ def read_folder(folder: Path) -> FolderContents:
     kind = max(found, key=lambda kind: len(found[kind]))  # of equal ones, the first
     paths = found.pop(kind)
     if not paths:
-        held = ", ".join(f"{len(names)} {what}" for what, names in left_out.items() if names)
+        held = ", ".join(f"{what} ({len(names)})" for what, names in left_out.items() if names)
         advice = " Unpack the archives first." if left_out["archives"] else ""
         raise ValueError(
-            f"The folder {folder} must hold images, tar shards or Parquet files, but holds "
-            f"{held or 'no files'}.{advice}"
+            f"The folder {folder} must hold images, tar shards or Parquet files, but holds only "
+            f"{held or 'hidden files or none'}.{advice}"
         )
     left_out |= {KINDS[other]: names for other, names in found.items()}
     if kind != "images":
@@ -115,8 +115,8 @@ def read_folder(folder: Path) -> FolderContents:
     if kind == "images" and not named:
         for top in sorted(top for top in tops if top.lower() in SPLITS):
             logger.warning(
-                "The folder %s/%s is a class, not a split, because other folders beside it are no "
-                "splits.",
+                "The folder %s/%s is a class, not a split: for that, every folder beside it would "
+                "need the name of a split, such as train, validation or test.",
                 folder,
                 top,
             )
@@ -131,7 +131,7 @@ def read_folder(folder: Path) -> FolderContents:
     beside = files.pop(None, [])
     if not named and "train" not in files:  # unlike its siblings, this shard is of no other split
         files["train"], beside = beside, []
-    left_out[f"{KINDS[kind]} of no split"] = beside
+    left_out[f"{KINDS[kind]} outside of the splits"] = beside
     return FolderContents(
         folder,
         kind,
@@ -259,7 +259,8 @@ def read_metadata(contents: FolderContents) -> dict[str, dict[str, Any]]:
             contents.left_out.setdefault("metadata without a column file_name", []).append(relative)
             continue
         for row in table.to_pylist():
-            image = os.path.normpath(os.path.join(os.path.dirname(relative), row.pop("file_name")))
+            name = str(row.pop("file_name"))
+            image = os.path.normpath(os.path.join(os.path.dirname(relative), name))
             if image in used:
                 rows[image] = row
             else:

@@ -46,7 +46,7 @@ class Leg:
 
 
 class Remainder:
-    """What the earlier legs of a training leave of each epoch of a stream.
+    """The samples of each epoch of a stream that the earlier legs of a training have left.
 
     In each leg, every worker takes an equal share of what is left of an epoch, shuffles it in its
     buffer, and goes on with the next epoch.

@@ -80,7 +80,7 @@ class ImageSplits:
         source: Name of the data set, for errors.
         names: Names of the splits.
         open_split: Opens a split by its name.
-        found: What was found: images, splits, classes, and the files of a folder that are left out.
+        found: Line that tells its images, splits and classes, and the files that are left out.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ def whole_file(path: str | Path, shared: bool = False) -> Iterator[Path]:
     """A path to write a file to, which takes its place in one rename when all is written.
 
     Args:
-        path: Where the file ends up; it replaces an earlier one. Its folder is made if need be.
+        path: Path of the finished file, which replaces an earlier one. Its folder is made if need be.
         shared: Whether several processes may write the file at the same time.
     """
     path = Path(path)

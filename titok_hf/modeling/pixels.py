@@ -61,6 +61,28 @@ def to_rgb(
     return image.convert("RGB")
 
 
+def open_encoded(data: bytes) -> Image.Image:
+    """Opens the bytes of a file with PIL; without text and profile, if those of a PNG are too long.
+
+    PIL refuses chunks that are long once they are decompressed (`PngImagePlugin.MAX_TEXT_CHUNK`),
+    since they could fill the memory. Pixels do not need them, so that they are left out unread.
+    """
+    try:
+        image = Image.open(BytesIO(data))
+        image.load()
+        return image
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+    chunks, place = [data[:8]], 8  # after the signature
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4])  # length, type, data, checksum
+        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            chunks.append(data[place:end])
+        place = end
+    return Image.open(BytesIO(b"".join(chunks)))
+
+
 def limit_aspect_ratio(image: np.ndarray) -> np.ndarray:
     """Cuts out the center of an image `(C, H, W)` whose longer side is more than
     `MAX_ASPECT_RATIO` times its shorter side; returns other images as they are.

@@ -15,7 +15,7 @@ from transformers.processing_utils import ImagesKwargs
 from ...hub.errors import explain_loading_errors
 from ...hub.location import split_location
 from ...hub.publish import PublishMixin
-from ..pixels import limit_aspect_ratio, to_rgb
+from ..pixels import limit_aspect_ratio, open_encoded, to_rgb
 from .configuration_titok import TiTokConfig
 
 
@@ -85,7 +85,7 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
         if images is None:
             raise TypeError("An image or a list of images is expected, got None.")
         if isinstance(images, str) and os.path.isfile(images):
-            return Image.open(images)
+            return open_encoded(Path(images).read_bytes())
         if isinstance(images, list | tuple) or (
             isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
         ):
