@@ -21,6 +21,7 @@ def train_recipe(
     *,
     image_column: str = "image",
     label_column: str = "label",
+    text_column: str = "text",
     revision: str | None = None,
     streaming: bool = False,
     seed: int = 0,
@@ -33,8 +34,8 @@ def train_recipe(
         data: Data set with a split `train`, see `titok_hf.data.open_images`.
         output_dir: Folder of the run, see `RecipeRun`.
         overrides: Changes of the recipe, `key=value`.
-        image_column, label_column: Columns of the data; labels are only required if a stage needs
-            them.
+        image_column, label_column, text_column: Columns of the data; labels and captions are only
+            required if a stage needs them.
         revision: Branch, tag or commit of data on the Hub.
         streaming: Whether to stream data that could also be downloaded as a whole.
         seed: Random seed.
@@ -47,9 +48,14 @@ def train_recipe(
         OSError, ValueError: If recipe, data or pretrained networks do not load or fit.
     """
     loaded = Recipe.load(recipe, overrides)
-    labelled = any(stage.reads_labels for stage in loaded.trained_stages())
+    stages = loaded.trained_stages()
     splits = open_images(
-        data, image_column, label_column if labelled else None, revision, streaming=streaming
+        data,
+        image_column,
+        label_column if any(stage.reads_labels for stage in stages) else None,
+        revision,
+        text_column=text_column if any(stage.reads_captions for stage in stages) else None,
+        streaming=streaming,
     )
     run = RecipeRun(
         loaded,
@@ -57,6 +63,7 @@ def train_recipe(
         output_dir,
         image_column=image_column,
         label_column=label_column,
+        text_column=text_column,
         seed=seed,
         callbacks=callbacks,
         data_name=credited(data),

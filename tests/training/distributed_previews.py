@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import gather_object
 from tiny_training import tiny_arguments, tiny_data, tiny_vqgan
 
+from titok_hf import TiTokImageProcessor
 from titok_hf.training import ReconstructionObjective, TiTokTrainer
 from titok_hf.training.previews import Previews, reconstruction_preview
 
@@ -23,7 +24,7 @@ def main(folder):
 
     def draw(objective):
         drawn.append(trainer.state.global_step)
-        return reconstruction_preview(objective, torch.rand(4, 3, 32, 32))
+        return reconstruction_preview(objective, torch.rand(4, 3, 32, 32), TiTokImageProcessor())
 
     trainer.add_callback(Previews(trainer, 1, folder / "previews", draw))
     trainer.train()

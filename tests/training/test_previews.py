@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from titok_hf import MaskGitScheduler, TiTokModel, TiTokPipeline
+from titok_hf import MaskGitScheduler, TiTokImageProcessor, TiTokModel, TiTokPipeline
 from titok_hf.training.previews import Previews, reconstruction_preview, sample_preview
 
 from .clock import Slow
@@ -183,7 +183,7 @@ class TestTraining:
     def test_the_time_does_not_count(self, make, with_previews, images, clock):
         def slowly(objective):
             clock.now += 1.0
-            return reconstruction_preview(objective, images)
+            return reconstruction_preview(objective, images, TiTokImageProcessor())
 
         slow = Slow(clock, step=0.1)
         trainer = with_previews(make("vqgan"), slowly, every_steps=1, max_steps=3, callbacks=[slow])

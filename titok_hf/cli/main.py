@@ -82,6 +82,7 @@ def train(
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    text_column: Annotated[str, typer.Option(help="Column of the captions.")] = "text",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of data on the Hub.")
     ] = None,
@@ -106,6 +107,7 @@ def train(
             [*(overrides or ()), *(changes or ())],
             image_column=image_column,
             label_column=label_column,
+            text_column=text_column,
             revision=revision,
             streaming=streaming,
             seed=seed,

@@ -97,6 +97,7 @@ NAMES = (
     (r"^(text_transformer\..*\.mlp)\.fc2\.", r"\1.c_proj."),
 )
 CONVOLUTIONS = re.compile(r"pixel_decoder\.proj_(in|out)\.weight")
+SCALARS = re.compile(r"logit_(scale|bias)")
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
@@ -184,6 +185,8 @@ class OfficialVTP(OfficialFormat):
         }
 
     def official_axes(self, name: str, shape: Any) -> tuple[int, ...]:
+        if SCALARS.fullmatch(name):
+            return ()
         return (*shape, 1, 1) if CONVOLUTIONS.fullmatch(name) else tuple(shape)
 
     def our_tensor(self, name: str, tensor: torch.Tensor, config: VTPConfig) -> torch.Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
@@ -13,7 +13,7 @@ from transformers.image_utils import SizeDict
 from ..modeling.pixels import limit_aspect_ratio
 from ..modeling.vtp.image_processing_vtp import VTPImageProcessor
 
-CROPS = ("center", "random", "adm", "ten")
+CROPS = ("center", "random", "resized", "adm", "ten")
 ADM = VTPImageProcessor()
 
 
@@ -23,12 +23,14 @@ class Augmentation:
 
     Args:
         crop: Kind of the crop. `"center"`: the crop of the image processor. `"random"`: a random
-            position, as for the published tokenizers. `"adm"`: ADM's center crop (halved with a box
+            position, as for the published tokenizers. `"resized"`: a random rectangle, resized
+            (bicubic), as for CLIP. `"adm"`: ADM's center crop (halved with a box
             filter while it is twice as large, then bicubic; `center_crop_arr` of
             openai/guided-diffusion). `"ten"`: one of the four corners and the center, mirrored or
             not, with equal probability; in the order of torchvision's `TenCrop`, as in LlamaGen.
         enlarge: Shorter side of the image before the crop `"random"` or `"ten"`, in multiples of
             the crop's; rounded down to pixels, as in LlamaGen, which uses 1.1.
+        least_area: Least share of the image's area in the crop `"resized"`; OpenCLIP's is 0.9.
         horizontal_flip: Whether to mirror images with probability 0.5.
         rotation: Largest rotation in either direction, in degrees.
         scale: Largest change of size in either direction, as a fraction.
@@ -37,6 +39,7 @@ class Augmentation:
 
     crop: str = "center"
     enlarge: float = 1.0
+    least_area: float = 0.9
     horizontal_flip: bool = False
     rotation: float = 0.0
     scale: float = 0.0
@@ -55,6 +58,8 @@ class Augmentation:
             raise ValueError(
                 f"`enlarge` goes with the crops 'random' and 'ten', not with {self.crop!r}."
             )
+        if not 0 < self.least_area <= 1:
+            raise ValueError(f"`least_area` must be a share in (0, 1], got {self.least_area}.")
         if self.horizontal_flip and self.crop == "ten":
             raise ValueError("The crop 'ten' mirrors images already: leave `horizontal_flip` off.")
 
@@ -62,7 +67,7 @@ class Augmentation:
     def variants(self) -> int | None:
         """Number of equally likely results per image; `None` if the crop is random or the
         augmentation is continuous."""
-        if self.crop == "random" or self.is_affine:
+        if self.crop in ("random", "resized") or self.is_affine:
             return None
         return self.num_views
 
@@ -99,6 +104,15 @@ class Augmentation:
                 enlarged[:, top : top + height, left : left + width], processor
             )
             pixel_values = pixel_values.flip(-1) if mirrored else pixel_values
+        elif self.crop == "resized":
+            (height, width), box = (
+                crop_size(processor),
+                crop_box(image, (self.least_area, 1.0), rng),
+            )
+            resized = image.resize((width, height), Image.Resampling.BICUBIC, box)
+            if self.horizontal_flip and rng.random() < 0.5:
+                resized = ImageOps.mirror(resized)
+            pixel_values = to_tensor(np.asarray(resized).transpose(2, 0, 1), processor)
         else:
             pixel_values = self.variant(image, processor, int(rng.random() * self.num_views))
         if not self.is_affine:
@@ -154,6 +168,29 @@ class Augmentation:
         return processor.resize(
             array, SizeDict(shortest_edge=shorter_side), processor.resample
         ), size
+
+
+def crop_box(
+    image: Image.Image, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draws a crop whose share of the area is uniform in `scale` and whose aspect ratio is
+    log-uniform in [3/4, 4/3], as torchvision's `RandomResizedCrop`; if none of ten fits, it is the
+    largest one in the center.
+
+    Returns:
+        The crop as `(left, top, right, bottom)`.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def crop_size(processor: PilBackend) -> tuple[int, int]:

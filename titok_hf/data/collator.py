@@ -28,6 +28,8 @@ class ImageCollator:
         KeyError: If a row lacks a column.
     """
 
+    text_column: str | None = None
+
     def __init__(
         self,
         processor: PilBackend,

@@ -18,8 +18,8 @@ PIECE = 2**16  # bytes that are hashed of the beginning, the middle and the end 
 def data_identity(samples: Samples) -> str:
     """Returns the SHA-256, in hex, of what a run trains on.
 
-    It covers the names of the classes, the label and the name of every sample in their order, the
-    size in bytes of every image, and the bytes of up to 256 samples that are spread evenly. Names
+    It covers the names of the classes, the label, the captions and the name of every sample in
+    their order, the size in bytes of every image, and the bytes of up to 256 samples that are spread evenly. Names
     are relative to the folder that contains all files. Of shards, it covers name, number of samples
     and size, and either the hash that the Hub states or bytes of up to 256 shards.
 
@@ -49,6 +49,8 @@ def add_shards(digest: Any, samples: StreamedSamples) -> None:
 def add_samples(digest: Any, samples: IndexedSamples) -> None:
     if samples.label_column is not None:
         digest.update(np.asarray(samples.stored[samples.label_column][:], np.int64))
+    if samples.captioned:
+        digest.update(repr(samples.stored[samples.text_column][:]).encode())
     if not samples.holds_codes:
         names, sizes = names_and_sizes(samples)
         digest.update("\n".join(relative(names)).encode())

@@ -36,6 +36,8 @@ class Sample:
         rng: Generator of all other random numbers of the sample; `draws` were its first. It was
             seeded with the run's seed, the epoch and the index of the sample, so that it does not
             depend on the number of processes and workers.
+        position: Place in what all processes see, from 0, since the settings last changed. With the
+            same settings, a step of n samples has the places from n times its number.
     """
 
     epoch: int
@@ -43,6 +45,7 @@ class Sample:
     image: Image.Image | None
     draws: np.ndarray
     rng: np.random.Generator
+    position: int = 0
 
 
 @dataclass
@@ -218,10 +221,12 @@ class BatchStream(IterableDataset):
         else:
             samples = self.indexed_samples(batch, num_workers)
         try:
-            while True:
+            for current in count(batch, num_workers):
                 unreadable: dict[str, str] = {}
                 chosen = []
+                start = current * self.loader.world_size + self.loader.rank
                 for planned, sample in islice(samples, self.loader.batch_size):
+                    sample.position = start * self.loader.batch_size + len(chosen)
                     chosen.append(sample)
                     if planned.error is not None:
                         unreadable[self.loader.rows.name_of(planned.stored)] = planned.error

@@ -1,7 +1,6 @@
 """Multi-crop augmentation of self-supervised training (SwAV, arXiv 2006.09882), with DINOv2's
 settings."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ..modeling.vtp import VTPImageProcessor
+from .augmentation import crop_box
 
 
 @dataclass(frozen=True)
@@ -110,29 +110,6 @@ class MultiCrop:
         if not self.num_local:
             return torch.stack(crops), torch.empty(0, 3, self.local_size, self.local_size)
         return torch.stack(crops[:2]), torch.stack(crops[2:])
-
-
-def crop_box(
-    image: Image.Image, scale: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Draws a crop whose share of the area is uniform in `scale` and whose aspect ratio is
-    log-uniform in [3/4, 4/3], as torchvision's `RandomResizedCrop`; if none of ten fits, it is the
-    largest one in the center.
-
-    Returns:
-        The crop as `(left, top, right, bottom)`.
-    """
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
 
 
 def jitter_colors(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -466,6 +466,7 @@ def open_shards(
         [shard.samples for shard in shards],
         paths,
         labelled=label_column is not None,
+        captioned=text_column is not None,
         class_names=classes,
         damaged=damaged,
         stamps=stamps,

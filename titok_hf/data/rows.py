@@ -11,7 +11,14 @@ from PIL import Image as PILImage
 from torch.utils.data import IterableDataset
 
 from .opening import ImageSplits
-from .samples import IndexedSamples, Samples, StoredSample, StreamedSamples, key_of
+from .samples import (
+    IndexedSamples,
+    Samples,
+    StoredSample,
+    StreamedSamples,
+    captions_of,
+    key_of,
+)
 
 
 class Rows:
@@ -22,12 +29,20 @@ class Rows:
         image_column: Name of the image in a row. If it is `None`, an own collator gets the rows as
             they are.
         label_column: Name of the label in a row; `None` if labels are not wanted.
+        text_column: Name of the caption or captions in a row; `None` if they are not wanted.
     """
 
-    def __init__(self, data: Any, image_column: str | None, label_column: str | None = None):
+    def __init__(
+        self,
+        data: Any,
+        image_column: str | None,
+        label_column: str | None = None,
+        text_column: str | None = None,
+    ):
         self.data = data
         self.image_column = image_column
         self.label_column = label_column
+        self.text_column = text_column
 
     def sample(self, index: int, row: Any) -> StoredSample:
         """Returns a row as a sample.
@@ -37,7 +52,8 @@ class Rows:
         """
         if self.image_column is None:
             return StoredSample(index, str(index), row=row)
-        wanted = [name for name in (self.image_column, self.label_column) if name is not None]
+        columns = (self.image_column, self.label_column, self.text_column)
+        wanted = [name for name in columns if name is not None]
         if not isinstance(row, Mapping) or any(name not in row for name in wanted):
             found = (
                 f"has {', '.join(row)}"
@@ -55,6 +71,7 @@ class Rows:
             key_of(row, image, index),
             picture(image),
             None if label is None else int(label),
+            captions=None if self.text_column is None else captions_of(row[self.text_column]),
         )
 
     def name_of(self, sample: StoredSample) -> str:
@@ -96,15 +113,18 @@ TrainingData = Samples | RowSamples | IterableRows
 
 
 def training_data(
-    data: Any, image_column: str | None, label_column: str | None
+    data: Any,
+    image_column: str | None,
+    label_column: str | None,
+    text_column: str | None = None,
 ) -> TrainingData | None:
     """Returns what was given to a trainer as samples.
 
     Args:
         data: Samples; a `Dataset` of any format; an `IterableDataset` of `datasets` or torch, or
             any other iterable; a list or map-style data set of torch, whose rows are dictionaries.
-        image_column, label_column: Columns of an `ImageCollator`; `None` for another collator,
-            which gets the rows.
+        image_column, label_column, text_column: Columns of an `ImageCollator`; `None` for another
+            collator, which gets the rows.
 
     Raises:
         ValueError: If several splits are given, or something else.
@@ -115,9 +135,8 @@ def training_data(
     if isinstance(data, datasets.Dataset) and data.format["type"] != "custom":
         features = data.features.items()
         images = [name for name, feature in features if isinstance(feature, datasets.Image)]
-        return IndexedSamples(
-            data, image_column or (images[0] if images else "image"), label_column
-        )
+        image_column = image_column or (images[0] if images else "image")
+        return IndexedSamples(data, image_column, label_column, text_column=text_column)
     if isinstance(data, datasets.IterableDataset) and image_column is not None:
         data = data.with_format(None)
         if isinstance((data.features or {}).get(image_column), datasets.Image):
@@ -126,9 +145,9 @@ def training_data(
     if not isinstance(data, datasets.IterableDataset | IterableDataset) and all(
         hasattr(data, name) for name in ("__len__", "__getitem__")
     ):
-        return RowSamples(data, image_column, label_column)
+        return RowSamples(data, image_column, label_column, text_column)
     if isinstance(data, Iterable):
-        return IterableRows(data, image_column, label_column)
+        return IterableRows(data, image_column, label_column, text_column)
     raise ValueError(f"`train_dataset` must be a data set or rows, got a {type(data).__name__}.")
 
 

@@ -64,6 +64,7 @@ class IndexedSamples:
         class_names (`list[str] | None`): Names of the classes, if labels are wanted; plain integers
             are their own names.
         holds_codes (`bool`): Whether this is a token data set.
+        captioned (`bool`): Whether captions are wanted.
 
     Raises:
         ValueError: If a column is missing or of another kind, or a sample has no label.
@@ -86,6 +87,7 @@ class IndexedSamples:
         self.content = "codes" if self.holds_codes else image_column
         self.label_column = label_column
         self.text_column = text_column
+        self.captioned = text_column is not None
         self.folder = None if source is None else os.path.abspath(source)
         self.dataset = dataset if self.holds_codes else as_images(dataset, image_column, source)
         wanted = {*KEY_COLUMNS, self.content, label_column, text_column}
@@ -127,6 +129,7 @@ class StreamedSamples:
         sizes: Number of readable samples in each shard.
         names: Path or URL of each shard.
         labelled: Whether labels are wanted.
+        captioned: Whether captions are wanted.
         class_names: Names of the classes, if known; see `open_images`.
         damaged: Maps each shard that cannot be read to its end to the reason.
         stamps: Result of `stamp_of` for each shard when it was indexed; a changed file is an error.
@@ -144,6 +147,7 @@ class StreamedSamples:
         names: Sequence[str],
         *,
         labelled: bool = True,
+        captioned: bool = False,
         class_names: list[str] | None = None,
         damaged: Mapping[str, str] | None = None,
         stamps: Sequence[list[Any]] | None = None,
@@ -153,6 +157,7 @@ class StreamedSamples:
         self.sizes = list(sizes)
         self.names = list(names)
         self.labelled = labelled
+        self.captioned = captioned
         self.class_names = class_names
         self.damaged = dict(damaged or {})
         self.stamps = stamps

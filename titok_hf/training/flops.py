@@ -57,7 +57,7 @@ def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
     with torch.device("meta"):
         for stage, objective in recipe_objectives(recipe, known_network, CLASS_NAMES):
             batch = stage.batch(objective, codes=tokens and stage.reads_codes)
-            flops[stage.name] = training_flops(objective, batch)
+            flops[stage.name] = training_flops(objective, batch) // stage.num_counted
     return flops
 
 

@@ -93,8 +93,8 @@ class Objective(nn.Module):
 
     `num_draws` is the number of random numbers per sample; `id_limits` maps each column of ids in a
     batch to the number of ids; `start_steps` maps a network to the optimizer step at which its training
-    starts, if that is not 0. `predict`, if defined, maps a batch to predictions and targets for
-    `compute_metrics`.
+    starts, if that is not 0; `num_steps` is the number of optimizer steps of the training, set when it
+    begins. `predict`, if defined, maps a batch to predictions and targets for `compute_metrics`.
 
     Args:
         model: The network that the stage trains.
@@ -114,6 +114,7 @@ class Objective(nn.Module):
         self.codebook_revival = None
         self.id_limits: dict[str, int] = {}
         self.start_steps: dict[str, int] = {}
+        self.num_steps = 0
         classes = {type(module).__name__ for module in model.modules()}
         # FSDP reads its units from here; it fails on class names that the model lacks
         self._no_split_modules = [
@@ -152,6 +153,16 @@ class Objective(nn.Module):
         """Returns the weights of accumulated batches in the mean of their losses; `None` if all are
         equal."""
         return None
+
+    def before_optimizer_step(self, step: int) -> None:
+        """Removes the gradients of what is not trained yet.
+
+        Args:
+            step: Number of optimizer steps taken.
+        """
+        for name, network in self.networks():
+            if step < self.start_steps.get(name, 0):
+                network.zero_grad()  # the optimizer skips parameters without a gradient
 
     def after_optimizer_step(self, step: int) -> None:
         """Updates what is trained without a gradient: dead codes and moving averages.

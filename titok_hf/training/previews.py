@@ -112,23 +112,27 @@ def reconstruction_previews(
     """Returns a function that draws the first images of a data set by `reconstruction_preview`."""
     images = first_images(data, decode=decoder_for(processor))
     pixel_values = processor(images, return_tensors="pt").pixel_values
-    return partial(reconstruction_preview, pixel_values=pixel_values)
+    return partial(reconstruction_preview, pixel_values=pixel_values, processor=processor)
 
 
 def reconstruction_preview(
-    objective: ReconstructionObjective | WarmupObjective, pixel_values: torch.Tensor
+    objective: ReconstructionObjective | WarmupObjective,
+    pixel_values: torch.Tensor,
+    processor: TiTokImageProcessor,
 ) -> Image.Image:
     """Draws images above their reconstructions by the tokenizer's averaged weights, if any, else by
     the current ones.
 
     Args:
         objective: Objective of a tokenizer; a warm-up decodes the most likely proxy codes.
-        pixel_values: Images `(B, 3, H, W)` in [0, 1].
+        pixel_values: Images `(B, 3, H, W)` of the image processor.
+        processor: The image processor.
     """
     images = pixel_values.to(next(objective.parameters()).device)
-    return reconstruction_grid(
-        images, objective.reconstruct(images), columns=8, zoom=zoom_of(images.shape[-1])
+    images, reconstructions = (
+        processor.postprocess(x, "pt") for x in (images, objective.reconstruct(images))
     )
+    return reconstruction_grid(images, reconstructions, columns=8, zoom=zoom_of(images.shape[-1]))
 
 
 def sample_preview(

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from ..data.augmentation import Augmentation
-from ..data.collator import ImageCollator
 from ..data.identity import data_identity
 from ..data.opening import ImageSplits
 from ..data.samples import IndexedSamples, Samples
@@ -34,7 +33,7 @@ from .memory import PeakMemory
 from .objectives import Objective
 from .previews import Previews
 from .recipe import Recipe
-from .stages import STAGES, Stage, recipe_objectives
+from .stages import STAGES, Columns, Stage, recipe_objectives
 from .trainer import TiTokTrainer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,8 @@ class RecipeRun:
         dataset: A data set with a split `train`, the splits of `open_images`, or the training split
             alone. A token data set can only train the generator, and then no image is encoded.
         output_dir: Folder of the run.
-        image_column, label_column: Columns of a `DatasetDict`; other data sets know their own.
+        image_column, label_column, text_column: Columns of images, labels and captions. Labels and
+            captions are only read if the data set was opened with them; `DatasetDict` is opened here.
         seed: Random seed.
         callbacks: Callbacks of every stage's trainer.
         data_name: Name of the data set, for the model cards.
@@ -82,6 +82,7 @@ class RecipeRun:
         output_dir: str | Path,
         image_column: str = "image",
         label_column: str | None = "label",
+        text_column: str | None = None,
         seed: int = 0,
         callbacks: Sequence[TrainerCallback] = (),
         data_name: str | None = None,
@@ -92,15 +93,16 @@ class RecipeRun:
             stored = dataset
 
             def open_split(split: str) -> IndexedSamples:
-                return IndexedSamples(stored[split], image_column, label_column)
+                return IndexedSamples(
+                    stored[split], image_column, label_column, text_column=text_column
+                )
 
             dataset = ImageSplits(data_name or "data set", stored, open_split)
         self.splits = dataset if isinstance(dataset, ImageSplits) else None
         self.train_samples = dataset if self.splits is None else self.splits["train"]
         self.output_dir = Path(output_dir)
         self.work_dir = self.output_dir / "work"
-        self.image_column = image_column
-        self.label_column = label_column
+        self.columns = Columns(image_column, label_column, text_column)
         self.seed = seed
         self.callbacks = list(callbacks)
         self.data_name = data_name
@@ -206,9 +208,19 @@ class RecipeRun:
             raise ValueError(
                 f"The stage {labelled[0]} trains on class labels, but the data set has none."
             )
+        if not self.train_samples.captioned and (
+            of_texts := [stage.name for stage in ahead if stage.reads_captions]
+        ):
+            raise ValueError(
+                f"The stage {of_texts[0]} trains on captions, but the data set was opened without: name "
+                "their column by `--text-column` (in Python: `text_column`), or set its `clip_weight` "
+                "to 0."
+            )
         for stage in ahead:
-            if self.training_arguments(stage).eval_strategy != "no":
+            args = self.training_arguments(stage)
+            if args.eval_strategy != "no":
                 self.held_out_images()
+            stage.check_arguments(args)
             Augmentation(**stage.part("augmentation"))
 
         # pretrained networks
@@ -397,11 +409,8 @@ class RecipeRun:
     def trainer(self, stage: Stage, objective: Objective) -> TiTokTrainer:
         """Returns the trainer of a stage."""
         args = self.training_arguments(stage)
-        collator = ImageCollator(
-            stage.image_processor(),
-            self.image_column,
-            self.label_column if stage.reads_labels else None,
-            Augmentation(**stage.part("augmentation")),
+        collator = stage.collator(
+            self.train_samples, self.columns, args, self.checkpoint_dir(stage.name), objective
         )
         evaluation: dict[str, Any] = {}
         if args.eval_strategy != "no":

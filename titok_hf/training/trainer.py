@@ -67,6 +67,7 @@ class Steps(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self.trainer.start_step = state.global_step
+        self.trainer.model.num_steps = state.max_steps
         # random numbers drawn inside the networks, such as dropout, differ between processes
         torch.manual_seed(args.seed + args.process_index)
 
@@ -77,10 +78,7 @@ class Steps(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        objective = self.trainer.model
-        for name, network in objective.networks():
-            if state.global_step < objective.start_steps.get(name, 0):
-                network.zero_grad()  # the optimizer skips parameters without a gradient
+        self.trainer.model.before_optimizer_step(state.global_step)
 
     def on_optimizer_step(
         self,
@@ -160,11 +158,13 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
             )
         args = copy.copy(args)  # the changes below must not reach the caller
         self.takes_images = isinstance(data_collator, ImageCollator)
-        columns = (
-            (data_collator.image_column, data_collator.label_column)
-            if self.takes_images
-            else (None, None)
-        )
+        columns = (None, None, None)
+        if self.takes_images:
+            columns = (
+                data_collator.image_column,
+                data_collator.label_column,
+                data_collator.text_column,
+            )
         self.train_samples = training_data(train_dataset, *columns)
         if kwargs.get("eval_dataset") is not None:
             kwargs["eval_dataset"] = evaluation_data(kwargs["eval_dataset"], self.takes_images)

@@ -154,11 +154,21 @@ class VTPBlock(GradientCheckpointingLayer):
             self.attention_scale = nn.Parameter(torch.empty(size))
             self.mlp_scale = nn.Parameter(torch.empty(size))
 
-    def forward(self, x: torch.Tensor, rope: Rotation) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rope: Rotation, branch_scales: torch.Tensor | None = None
+    ) -> torch.Tensor:
         attended = self.attention(self.attention_norm(x), rope)[0]  # (B, N, D)
-        x = x + (attended if self.attention_scale is None else attended * self.attention_scale)
+        if self.attention_scale is not None:
+            attended = attended * self.attention_scale
+        if branch_scales is not None:  # (2, B)
+            attended = attended * branch_scales[0, :, None, None].to(x.dtype)
+        x = x + attended
         mixed = self.mlp(self.mlp_norm(x))
-        return x + (mixed if self.mlp_scale is None else mixed * self.mlp_scale)
+        if self.mlp_scale is not None:
+            mixed = mixed * self.mlp_scale
+        if branch_scales is not None:
+            mixed = mixed * branch_scales[1, :, None, None].to(x.dtype)
+        return x + mixed
 
 
 class VTPVisionEncoder(nn.Module):
@@ -187,6 +197,7 @@ class VTPVisionEncoder(nn.Module):
         pixel_values: torch.Tensor,
         patch_mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
+        branch_scales: torch.Tensor | None = None,
     ) -> VTPVisionOutput:
         # patches
         patches = self.patch_embedding(
@@ -203,8 +214,8 @@ class VTPVisionEncoder(nn.Module):
         )  # (B, 1 + R + N, D)
         # transformer
         hidden_states = []
-        for block in self.blocks:
-            x = block(x, rope)
+        for number, block in enumerate(self.blocks):
+            x = block(x, rope, None if branch_scales is None else branch_scales[number])
             if output_hidden_states:
                 hidden_states.append(self.norm(x))
         x = self.norm(x)
@@ -282,9 +293,13 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
             pixel_values, self.config.num_channels, multiple_of=self.config.patch_size
         )
         patch_tokens = self.vision_encoder(pixel_values).patch_tokens  # (B, N, D)
-        latents = self.vision_encoder.bottleneck(patch_tokens).transpose(1, 2)  # (B, C, N)
         height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
-        return TokenizerEncoderOutput(latents=latents.unflatten(-1, (height, width)))
+        return TokenizerEncoderOutput(latents=self.to_latents(patch_tokens, height, width))
+
+    def to_latents(self, patch_tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Maps patch tokens `(B, height * width, D)` to latents `(B, C, height, width)`."""
+        latents = self.vision_encoder.bottleneck(patch_tokens).transpose(1, 2)  # (B, C, N)
+        return latents.unflatten(-1, (height, width))
 
     def decode(self, latents: torch.Tensor) -> TokenizerDecoderOutput:
         """Decodes latents `(B, C, h, w)` to normalized images `(B, 3, h * p, w * p)`, not clamped.
@@ -308,6 +323,7 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
         pixel_values: torch.Tensor,
         patch_mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
+        branch_scales: torch.Tensor | None = None,
     ) -> VTPVisionOutput:
         """Returns features before the bottleneck.
 
@@ -317,6 +333,8 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
             output_hidden_states: Whether to return those of all blocks too, after the last norm.
                 The published linear probes (85.7 for VTP-L) read these; the 64 channels after the
                 bottleneck give less (74.9 in the paper's ablations).
+            branch_scales: `(num_layers, 2, B)`, factors of the attention and of the MLP of each block
+                and image, for stochastic depth.
         """
         check_pixel_values(
             pixel_values, self.config.num_channels, multiple_of=self.config.patch_size
@@ -330,7 +348,7 @@ class VTPPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
                 f"`patch_mask` must be a bool tensor of shape {expected}, got {patch_mask.dtype} "
                 f"of {tuple(patch_mask.shape)}."
             )
-        return self.vision_encoder(pixel_values, patch_mask, output_hidden_states)
+        return self.vision_encoder(pixel_values, patch_mask, output_hidden_states, branch_scales)
 
 
 class VTPVisionModel(VTPPreTrainedModel):
@@ -401,9 +419,10 @@ class VTPModel(VTPPreTrainedModel):
             self.text_projection = nn.Linear(
                 config.text_hidden_size, config.text_hidden_size, bias=config.text_projection_bias
             )
-            self.logit_scale = nn.Parameter(torch.empty(()))
+            # not scalars, because FSDP cannot shard them
+            self.logit_scale = nn.Parameter(torch.empty(1))
             if config.logit_bias:
-                self.logit_bias = nn.Parameter(torch.empty(()))
+                self.logit_bias = nn.Parameter(torch.empty(1))
         self.post_init()
 
     @torch.no_grad()
@@ -417,7 +436,10 @@ class VTPModel(VTPPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns unit embeddings `(B, E)` of images."""
         self.check_has_text()
-        vision = self.get_vision_features(pixel_values)
+        return self.embed_vision(self.get_vision_features(pixel_values))
+
+    def embed_vision(self, vision: VTPVisionOutput) -> torch.Tensor:
+        """Returns unit embeddings `(B, E)` of images from their vision features."""
         features = (
             vision.cls_token if self.config.image_pooling == "cls" else vision.patch_tokens.mean(1)
         )  # (B, D)

@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,12 +11,25 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ...data.augmentation import Augmentation
+from ...data.collator import ImageCollator
 from ...data.samples import Samples
 from ...modeling.titok import TiTokImageProcessor
+from ..arguments import TiTokTrainingArguments
 from ..objectives import Objective
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a data set: images, labels and captions."""
+
+    image: str = "image"
+    label: str | None = "label"
+    text: str | None = "text"
+
 
 STAGES: dict[str, type["Stage"]] = {}
 """The available stages by name."""
@@ -67,6 +81,11 @@ class Stage(ABC):
         return self.recipe.stages[self.name].get(name, {})
 
     @property
+    def reads_captions(self) -> bool:
+        """Whether its batches have captions."""
+        return False
+
+    @property
     def is_pretrained(self) -> bool:
         """Whether the recipe loads the result instead of training it."""
         return "pretrained" in self.recipe.stages[self.name]
@@ -107,6 +126,11 @@ class Stage(ABC):
             ValueError: If an argument of a network or of the objective is not valid.
         """
 
+    @property
+    def num_counted(self) -> int:
+        """Number of images in `batch`."""
+        return 1
+
     @abstractmethod
     def load(self, source: str | Path, **location: Any) -> Any:
         """Loads the stage's result from a folder or Hub repository, in evaluation mode.
@@ -138,6 +162,33 @@ class Stage(ABC):
     def check_data(self, objective: Objective, data: Samples) -> None:
         """Raises `ValueError` if the objective cannot train on a data set."""
 
+    def check_arguments(self, args: TiTokTrainingArguments) -> None:
+        """Raises `ValueError` if the stage cannot train with these arguments of the trainer."""
+
+    def collator(
+        self,
+        data: Samples,
+        columns: "Columns",
+        args: TiTokTrainingArguments,
+        folder: Path,
+        objective: Objective,
+    ) -> ImageCollator:
+        """Returns the collator of training.
+
+        Args:
+            data: The training data.
+            columns: The columns of the data.
+            args: The trainer's arguments.
+            folder: Folder for what the stage itself derives from the data, kept until it is finished.
+            objective: The stage's objective.
+        """
+        return ImageCollator(
+            self.image_processor(),
+            columns.image,
+            columns.label if self.reads_labels else None,
+            Augmentation(**self.part("augmentation")),
+        )
+
     def image_processor(self) -> TiTokImageProcessor:
         """Returns the image processor that makes the objective's `pixel_values`."""
         return TiTokImageProcessor.from_image_size(self.recipe.image_size)
@@ -162,7 +213,7 @@ class Stage(ABC):
         return None
 
     def batch(self, objective: Objective, codes: bool = False) -> dict[str, torch.Tensor]:
-        """Returns a batch of one image for the objective, to count its operations.
+        """Returns a batch of `num_counted` images for the objective, to count its operations.
 
         Args:
             objective: The objective.

@@ -25,21 +25,22 @@ RECONSTRUCTION_PARTS = {
 PERCEPTUAL_WEIGHTS = {"classifier_weight": 1.0, "lpips_weight": 0.0}
 
 
-class ReconstructionStage(Stage):
-    """A stage with a `ReconstructionObjective`, whose perceptual and adversarial losses the recipe
-    configures.
+class PerceptualStage(Stage):
+    """A stage with a perceptual loss, which the recipe configures.
 
     The part `objective` also takes `classifier_weight` and `lpips_weight` of `PerceptualLoss`; the
     part `lpips` takes the arguments of `load_lpips`.
     """
 
-    freeze_encoder = False
+    def perceptual_weight(self) -> float:
+        """Returns the weight of the perceptual loss; 0 if there is none."""
+        return self.part("objective").get("perceptual_weight", 0.0)
 
     def perceptual_weights(self) -> dict[str, float]:
         """Returns the weights of the perceptual loss's networks; all are 0 without such a loss."""
-        objective = self.part("objective")
-        if not objective.get("perceptual_weight"):
+        if not self.perceptual_weight():
             return dict.fromkeys(PERCEPTUAL_WEIGHTS, 0.0)
+        objective = self.part("objective")
         return {name: objective.get(name, default) for name, default in PERCEPTUAL_WEIGHTS.items()}
 
     def required(self) -> list[str]:
@@ -49,7 +50,7 @@ class ReconstructionStage(Stage):
     def check(self) -> None:
         super().check()
         objective, weights = self.part("objective"), self.perceptual_weights()
-        if objective.get("perceptual_weight"):
+        if self.perceptual_weight():
             if not any(weights.values()):
                 raise ValueError(
                     f"The stage {self.name} has a `perceptual_weight` but no network for it: "
@@ -72,30 +73,42 @@ class ReconstructionStage(Stage):
             return {}
         return {"LPIPS": partial(load_lpips, **self.part("lpips"))}
 
-    def reconstruction_objective(
-        self, model: TiTokModel | MaskGitVQGANModel, results: Mapping[str, Any], load_weights: bool
-    ) -> ReconstructionObjective:
-        """Returns the objective of a tokenizer; see `Stage.objective`."""
+    def perceptual_arguments(
+        self, results: Mapping[str, Any], load_weights: bool
+    ) -> dict[str, Any]:
+        """Returns the arguments of an objective in the part `objective`, with the perceptual loss;
+        see `Stage.objective`."""
         arguments = {
             name: value
             for name, value in self.part("objective").items()
             if name not in PERCEPTUAL_WEIGHTS
         }
-        weights, perceptual, discriminator = self.perceptual_weights(), None, None
-        if arguments.get("perceptual_weight"):
+        weights = self.perceptual_weights()
+        if self.perceptual_weight():
             networks: dict[str, Any] = {}
             if weights["classifier_weight"]:
                 networks |= results["classifier"].as_arguments()
             if weights["lpips_weight"]:
                 networks["lpips"] = self.downloads()["LPIPS"]() if load_weights else LPIPS()
-            perceptual = PerceptualLoss(**networks, **weights)
+            arguments["perceptual"] = PerceptualLoss(**networks, **weights)
+        return arguments
+
+
+class ReconstructionStage(PerceptualStage):
+    """A stage with a `ReconstructionObjective`, whose perceptual and adversarial losses the recipe
+    configures."""
+
+    freeze_encoder = False
+
+    def reconstruction_objective(
+        self, model: TiTokModel | MaskGitVQGANModel, results: Mapping[str, Any], load_weights: bool
+    ) -> ReconstructionObjective:
+        """Returns the objective of a tokenizer; see `Stage.objective`."""
+        arguments = self.perceptual_arguments(results, load_weights)
         if arguments.get("adversarial_weight"):
-            discriminator = PatchDiscriminator(**self.part("discriminator"))
+            arguments["discriminator"] = PatchDiscriminator(**self.part("discriminator"))
         return ReconstructionObjective(
-            model,
-            perceptual=perceptual,
-            discriminator=discriminator,
-            **{"freeze_encoder": self.freeze_encoder, **arguments},
+            model, **{"freeze_encoder": self.freeze_encoder, **arguments}
         )
 
     def preview(self, data: Samples) -> Callable[[Objective], Image.Image]:
