@@ -272,6 +272,59 @@ def probe(
     console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
 
 
+@app.command()
+def representations(
+    model: Annotated[str, typer.Argument(help="Folder or Hub repository of a VTP.")],
+    data: Data,
+    revision: Revision = None,
+    data_revision: DataRevision = None,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Whether the data has labels.")
+    ] = True,
+    text_column: Annotated[str, typer.Option(help="Column of the captions.")] = "text",
+    texts: Annotated[
+        bool, typer.Option("--texts/--no-texts", help="Whether the data has captions.")
+    ] = True,
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template",
+            help="Prompt of zero-shot classification, with {} for the name; CLIP's 80 by default.",
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="Number of nearest neighbors that vote.")] = 20,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    output: Output = Path("representations.json"),
+) -> None:
+    """Evaluate what a VTP has learned: reconstruction, retrieval, zero-shot, probes of its features."""
+    from ..evaluation import evaluate_representations
+
+    measured = evaluate_representations(
+        model,
+        data,
+        revision=revision,
+        data_revision=data_revision,
+        image_column=image_column,
+        label_column=label_column if labels else None,
+        text_column=text_column if texts else None,
+        templates=templates,
+        k=k,
+        batch_size=batch_size,
+        device=device,
+    )
+    output.write_text(json.dumps(measured, indent=2) + "\n")
+    table = Table("metric", "value", caption=f"{measured['num_images']} images")
+    for name, estimate in measured["metrics"].items():
+        error = estimate["standard_error"]
+        shown = f"{estimate['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+        table.add_row(name.replace("_", " "), shown)
+    console.print(table)
+    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
+
+
 def show(results: list[Any], names: list[str], output: Path | None = None) -> None:
     """Prints a table of results on the main process, and saves the first result as JSON."""
     from ..distributed import process_state

@@ -4,6 +4,7 @@ What is drawn for a batch as a whole is drawn for the global batch, and each pro
 so that training does not depend on the number of processes.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +136,9 @@ class PretrainingCollator(ImageCollator):
         seed: int = 0,
     ):
         super().__init__(processor, image_column, None, augmentation)
-        self.tokenizer = tokenizer
+        self.tokenizer = copy.deepcopy(
+            tokenizer
+        )  # calls change its settings, which are saved with it
         self.text_column = None if tokenizer is None else text_column
         self.context_length = context_length
         self.reconstruction = reconstruction

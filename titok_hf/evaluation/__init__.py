@@ -16,7 +16,13 @@ from .reconstruction import (
     reconstruct,
 )
 from .reference import write_reference
+from .representations import (
+    evaluate_representations,
+    local_spatial_similarity,
+    measure_representations,
+)
 from .results import Evaluation, compare_results
+from .retrieval import retrieval_recall
 from .trainer_metrics import ReconstructionMetrics
 from .zero_shot import class_embeddings, clip_templates, zero_shot_files, zero_shot_probabilities
 
@@ -35,17 +41,21 @@ __all__ = [
     "compare_results",
     "evaluate_generation",
     "evaluate_reconstruction",
+    "evaluate_representations",
     "frechet_distance",
     "generate_to_file",
     "knn_probe",
     "linear_probe",
     "load_extractor",
+    "local_spatial_similarity",
     "measure_generation",
     "measure_reconstruction",
+    "measure_representations",
     "probe_files",
     "probe_tokenizer",
     "reconstruct",
     "reconstruct_files",
+    "retrieval_recall",
     "token_features",
     "vision_features",
     "write_reference",

@@ -147,7 +147,7 @@ def linear_probe(
 
     Returns:
         `accuracy` in [0, 1] on the test features, its `standard_error` over them (`None` if there
-        is only one), and the chosen `weight_decay`.
+        is only one), `balanced_accuracy`, the mean over classes, and the chosen `weight_decay`.
 
     Raises:
         ValueError: If there is only one class, or there are fewer than 5 training features.
@@ -168,25 +168,32 @@ def linear_probe(
     held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
     num_classes = int(train_labels.max()) + 1
 
-    def accuracy(probe: nn.Linear, features: torch.Tensor, labels: torch.Tensor) -> Estimate:
-        return Estimate.mean(probe(features).argmax(-1) == labels)
+    def accuracies(
+        probe: nn.Linear, features: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, float | None]:
+        return accuracies_of(probe(features).argmax(-1) == labels, labels)
 
     chosen = max(
         weight_decays,
-        key=lambda decay: (
-            accuracy(
-                fit(train_features[rest], train_labels[rest], num_classes, decay),
-                train_features[held_out],
-                train_labels[held_out],
-            ).value
-        ),
+        key=lambda decay: accuracies(
+            fit(train_features[rest], train_labels[rest], num_classes, decay),
+            train_features[held_out],
+            train_labels[held_out],
+        )["accuracy"],
     )
     probe = fit(train_features, train_labels, num_classes, chosen)
-    measured = accuracy(probe, test_features, test_labels)
+    return accuracies(probe, test_features, test_labels) | {"weight_decay": chosen}
+
+
+def accuracies_of(correct: torch.Tensor, labels: torch.Tensor) -> dict[str, float | None]:
+    """Returns `accuracy`, its `standard_error` and `balanced_accuracy` of predictions `(n,)` that are
+    correct or not."""
+    measured = Estimate.mean(correct)
+    of_classes = [correct[labels == label].double().mean() for label in labels.unique()]
     return {
         "accuracy": measured.value,
         "standard_error": measured.standard_error,
-        "weight_decay": chosen,
+        "balanced_accuracy": float(torch.stack(of_classes).mean()),
     }
 
 
@@ -245,8 +252,8 @@ def knn_probe(
         temperature: Temperature of the weights.
 
     Returns:
-        `accuracy` in [0, 1] on the test features, and its `standard_error` over them (`None` if
-        there is only one).
+        `accuracy` in [0, 1] on the test features, its `standard_error` over them (`None` if there
+        is only one), and `balanced_accuracy`, the mean over classes.
     """
     check_features(train_features, train_labels)
     check_features(test_features, test_labels)
@@ -268,8 +275,7 @@ def knn_probe(
             1, train_labels[nearest], (similarities / temperature).exp()
         )  # (B, classes)
         correct.append(votes.argmax(-1) == labels)
-    measured = Estimate.mean(torch.cat(correct))
-    return {"accuracy": measured.value, "standard_error": measured.standard_error}
+    return accuracies_of(torch.cat(correct), test_labels)
 
 
 def probe_tokenizer(

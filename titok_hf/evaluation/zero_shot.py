@@ -50,7 +50,9 @@ def class_embeddings(
     embeddings = []
     for label in labels:
         prompts = [template.format(label) for template in templates]
-        input_ids = processor(text=prompts, return_tensors="pt")["input_ids"]  # (T, 77)
+        input_ids = processor(text=prompts, truncation=True, return_tensors="pt")[
+            "input_ids"
+        ]  # (T, 77)
         check_id_range(input_ids, "input_ids", model.config.text_vocab_size)
         features = model.get_text_features(input_ids.to(model.device)).float()  # (T, E)
         embeddings.append(F.normalize(features.mean(0), dim=-1))

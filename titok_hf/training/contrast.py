@@ -10,7 +10,14 @@ from torch import distributed
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from .losses import at_least_float32
+from .losses import at_least_float32, full_precision
+
+
+def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Returns the products `(B, N)` of unit vectors `(B, E)` and `(N, E)`, not in bfloat16 even under
+    autocast."""
+    with full_precision(first.device):
+        return at_least_float32(first) @ at_least_float32(second).T
 
 
 def contrastive_loss(
@@ -28,12 +35,8 @@ def contrastive_loss(
         all_images, all_texts = (torch.cat(all_gather(x)) for x in (image_embeds, text_embeds))
         start = distributed.get_rank() * len(image_embeds)
     pairs = start + torch.arange(len(image_embeds), device=image_embeds.device)
-    per_image = (
-        logit_scale * at_least_float32(image_embeds) @ at_least_float32(all_texts).T
-    )  # (B, N)
-    per_text = (
-        logit_scale * at_least_float32(text_embeds) @ at_least_float32(all_images).T
-    )  # (B, N)
+    per_image = logit_scale * cosines(image_embeds, all_texts)  # (B, N)
+    per_text = logit_scale * cosines(text_embeds, all_images)  # (B, N)
     return (F.cross_entropy(per_image, pairs) + F.cross_entropy(per_text, pairs)) / 2
 
 
@@ -54,9 +57,7 @@ def sigmoid_loss(
     if distributed.is_initialized():
         all_texts = torch.cat(all_gather(text_embeds))
         start = distributed.get_rank() * len(image_embeds)
-    logits = (
-        logit_scale * at_least_float32(image_embeds) @ at_least_float32(all_texts).T + logit_bias
-    )  # (B, N)
+    logits = logit_scale * cosines(image_embeds, all_texts) + logit_bias  # (B, N)
     rows = torch.arange(len(logits), device=logits.device)
     signs = -torch.ones_like(logits)
     signs[rows, start + rows] = 1

@@ -13,7 +13,7 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from .losses import at_least_float32
+from .losses import at_least_float32, full_precision
 
 
 class DINOHead(nn.Module):
@@ -164,7 +164,7 @@ def ibot_loss(
         num_crops: Number of global crops, including those without a mask.
         temperature: The student's temperature.
     """
-    return cross_entropies(targets, logits, temperature) @ weights.to(targets.dtype) / num_crops
+    return (cross_entropies(targets, logits, temperature) * weights).sum() / num_crops
 
 
 def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
@@ -188,7 +188,7 @@ def koleo_loss(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
         raise ValueError(
             "KoLeo compares at least two images: enlarge the batch, or set its weight to 0."
         )
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(features.device):
         similarities = features @ others.T  # (B, N)
         rows = torch.arange(len(features), device=features.device)
         similarities[rows, start + rows] = -1  # not itself
