@@ -34,6 +34,10 @@ from titok_hf.training import (
     WarmupObjective,
 )
 from titok_hf.training.losses import mean_over_processes
+from titok_hf.training.pretraining import VTPPretrainingObjective
+
+sys.path.append(str(Path(__file__).parents[1]))  # this file also runs as a script
+from training.tiny_pretraining import captioned_digits, make_collator, make_pretraining
 
 GLOBAL_BATCH_SIZE = 8
 MAX_STEPS = 20
@@ -46,9 +50,10 @@ STAGES = (
     "single_stage-vq",
     "single_stage-kl",
     "generator",
+    "vtp_pretraining",
 )
 ACCUMULATED = ("warmup-vq", "generator")  # also in two processes that accumulate
-RESUMED = ("warmup-vq", "decoder_finetuning", "generator")
+RESUMED = ("warmup-vq", "decoder_finetuning", "generator", "vtp_pretraining")
 CHECKPOINT = 5  # of 10 steps
 VQGAN = {
     "image_size": 32,
@@ -114,6 +119,16 @@ def make_objective(
     name, _, quantizer = stage.partition("-")
     if name == "classifier":
         return ClassifierObjective(make_classifier(), ema_decay=0.9)
+    if name == "vtp_pretraining":
+        return make_pretraining(
+            ema_decay=0.9,
+            teacher_momentum=0.8,
+            teacher_temperature_steps=MAX_STEPS // 2,
+            frozen_prototype_steps=2,
+            clip_drop_rate=0.3,
+            ssl_drop_rate=0.2,
+            reconstruction_drop_rate=0.1,
+        ).double()  # in float32, rounding the rotation to bfloat16 would jump
     if name == "generator":
         config = MaskGitConfig(
             codebook_size=64,
@@ -176,9 +191,16 @@ def train(
     The gradient of an attention's key biases is zero but for rounding; AdamW makes steps of the
     size of the learning rate of it, unless its epsilon is above the noise.
     """
-    label_column = (
-        "label" if isinstance(objective, ClassifierObjective | MaskedTokenObjective) else None
+    at_once = GLOBAL_BATCH_SIZE // (num_processes * accumulation)
+    labelled = isinstance(objective, ClassifierObjective | MaskedTokenObjective)
+    data, collator = (
+        load_digits_dataset()["train"].select(range(36)),
+        ImageCollator(
+            TiTokImageProcessor.from_image_size(32), label_column="label" if labelled else None
+        ),
     )
+    if isinstance(objective, VTPPretrainingObjective):
+        data, collator = captioned_digits(), make_collator(objective, at_once, GLOBAL_BATCH_SIZE)
     trainer = TiTokTrainer(
         objective,
         TiTokTrainingArguments(
@@ -186,7 +208,7 @@ def train(
                 "output_dir": str(folder / "trainer"),
                 "use_cpu": True,
                 "max_steps": MAX_STEPS,
-                "per_device_train_batch_size": GLOBAL_BATCH_SIZE // (num_processes * accumulation),
+                "per_device_train_batch_size": at_once,
                 "gradient_accumulation_steps": accumulation,
                 "learning_rate": 1e-3,
                 "warmup_steps": 2,
@@ -201,10 +223,8 @@ def train(
                 **arguments,
             }
         ),
-        train_dataset=load_digits_dataset()["train"].select(range(36)),
-        data_collator=ImageCollator(
-            TiTokImageProcessor.from_image_size(32), label_column=label_column
-        ),
+        train_dataset=data,
+        data_collator=collator,
     )
     trainer.remove_callback(PrinterCallback)
     assert trainer.accelerator.num_processes == num_processes

@@ -17,11 +17,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 import titok_hf
 
 from .distributed_stages import make_objective
+from .tiny_pretraining import batches
 
 CONFIGURATION = Path(titok_hf.__file__).parent / "recipes" / "accelerate" / "fsdp.yaml"
 BATCH_SIZE = 4
 STEPS = 4
 STAGES = ("vqgan", "classifier", "warmup-vq", "decoder_finetuning", "single_stage-kl", "generator")
+STAGES += ("vtp_pretraining",)
 
 
 def train(stage, shard):
@@ -48,6 +50,8 @@ def train(stage, shard):
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-5)
     torch.manual_seed(0)
     losses = []
+    if stage == "vtp_pretraining":
+        parts = batches(objective, BATCH_SIZE // processes, rank, processes)
     for step in range(STEPS):
         batch = {"pixel_values": torch.rand(BATCH_SIZE, 3, 32, 32)}
         if stage in ("classifier", "generator"):
@@ -57,10 +61,11 @@ def train(stage, shard):
             batch["draws"][:, 0] = (
                 0.5  # as many masks in each, so that losses of parts of a batch count the same
             )
+        part = {name: tensor.chunk(processes)[rank] for name, tensor in batch.items()}
+        if stage == "vtp_pretraining":
+            part = next(parts)
         objective.train()
-        loss = objective(
-            **{name: tensor.chunk(processes)[rank] for name, tensor in batch.items()}, step=step
-        ).loss
+        loss = objective(**part, step=step).loss
         loss.backward()
         for _, network in objective.networks():
             torch.nn.utils.clip_grad_norm_(

@@ -4,13 +4,16 @@ the values at the start."""
 import copy
 import itertools
 import math
+from collections import defaultdict
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from titok_hf.training.pretraining import LARGEST_LOGIT_SCALE
 
+from .distributed_pretraining import VARIANTS, gradients
 from .tiny_pretraining import LOCAL_CROPS, NUM_PROTOTYPES, batches, make_model, make_pretraining
 
 OFF = {"reconstruction_weight": 0.0, "ssl_weight": 0.0, "clip_weight": 0.0}
@@ -289,6 +292,24 @@ class TestStochasticDepth:
         assert make_pretraining(**self.RATES).num_draws == branches * (1 + 1 + 2 + LOCAL_CROPS)
         objective = make_pretraining(**self.RATES)
         objective(**next(batches(objective))).loss.backward()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("distributed")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_processes_have_the_gradients_of_one(two_processes, variant):
+    """Before an optimizer, which hides a wrong scale, in float64."""
+    file = two_processes / "distributed_pretraining" / f"{variant}.safetensors"
+    found, expected = load_file(file), gradients(variant)
+    assert found.keys() == expected.keys()
+    modules = defaultdict(list)
+    for name in expected:
+        modules[".".join(name.split(".")[:2])].append(name)
+    for name, value in expected.items():
+        # the gradient of key biases is 0 but for rounding
+        of_module = modules[".".join(name.split(".")[:2])]
+        scale = max(float(expected[other].abs().max()) for other in of_module)
+        torch.testing.assert_close(found[name], value, atol=1e-9 * scale, rtol=0, msg=name)
 
 
 class TestBadInput:

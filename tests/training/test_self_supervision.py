@@ -261,7 +261,7 @@ class TestProperties:
             assert loss.dtype == torch.float32
 
 
-@pytest.mark.xdist_group("processes")
+@pytest.mark.xdist_group("distributed")
 @pytest.mark.slow
 def test_two_processes_are_one(two_processes):
     """Losses and gradients in float64, with other numbers of masked patches on each process."""

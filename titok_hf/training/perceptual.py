@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..perceptual.lpips import LPIPS
-from .losses import full_precision
+from .losses import at_least_float32, full_precision
 
 
 class PerceptualLoss(nn.Module):
@@ -22,7 +22,8 @@ class PerceptualLoss(nn.Module):
     as in `modeling/modules/perceptual_loss.py` of bytedance/1d-tokenizer. There, `convnext_s`, used
     in TiTok's decoder fine-tuning, is a ConvNeXt-S alone; `lpips-convnext_s-1.0-0.1`, used in
     single-stage training, has `lpips_weight=1.0, classifier_weight=0.1`, and enters the sum of the
-    losses with weight 1.1. As there, everything is computed in float32, even under autocast.
+    losses with weight 1.1. As there, everything is computed in float32 or
+    float64, even under autocast.
 
     Args:
         classifier: An image classifier of transformers that takes `pixel_values` and returns
@@ -83,7 +84,8 @@ class PerceptualLoss(nn.Module):
         Only the reconstruction gets a gradient.
         """
         with full_precision(reconstruction.device):
-            reconstruction, pixel_values = reconstruction.float(), pixel_values.detach().float()
+            reconstruction = at_least_float32(reconstruction)
+            pixel_values = pixel_values.detach().to(reconstruction.dtype)
             loss = reconstruction.new_zeros(())
             if self.classifier is not None:
                 with torch.no_grad():
