@@ -5,10 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import BaseImageProcessor, TrainerCallback
 
 from .data.opening import credited, open_images
-from .evaluation import ReconstructionMetrics, load_extractor
+from .evaluation import ReconstructionMetrics, load_extractor, measure_representations
+from .modeling.vtp import VTPModel
 from .training.recipe import Recipe
 from .training.recipe_run import RecipeRun
 
@@ -68,6 +70,7 @@ def train_recipe(
         callbacks=callbacks,
         data_name=credited(data),
         make_metrics=metrics_maker(loaded),
+        measure=measure_of(loaded, image_column, label_column, text_column),
     )
     return run.train()
 
@@ -80,6 +83,30 @@ def metrics_maker(recipe: Recipe) -> Callable[[BaseImageProcessor], Reconstructi
     name = recipe.evaluation.get("extractor")
     extractor = None if name is None else load_extractor(name)
     return partial(ReconstructionMetrics, metrics=recipe.evaluation["metrics"], extractor=extractor)
+
+
+def measure_of(
+    recipe: Recipe, image_column: str, label_column: str, text_column: str
+) -> Callable[..., dict[str, float]] | None:
+    """Returns a function that measures a VTP during training; `None` if the recipe's part
+    `evaluation` does not ask for it."""
+    if not recipe.evaluation.get("representations"):
+        return None
+
+    def measure(model: VTPModel, processor: Any, train: Dataset, test: Dataset) -> dict[str, float]:
+        columns = {
+            name: column if column in test.column_names else None
+            for name, column in (("label_column", label_column), ("text_column", text_column))
+        }
+        if "num_images" in recipe.evaluation:
+            number = min(recipe.evaluation["num_images"], len(train))
+            train = train.select(range(number))
+        measured = measure_representations(
+            model, processor, train, test, image_column=image_column, **columns
+        )
+        return {name: estimate["value"] for name, estimate in measured["metrics"].items()}
+
+    return measure
 
 
 __all__ = ["train_recipe"]

@@ -77,7 +77,7 @@ def measure_representations(
             and no zero-shot classification, without texts no retrieval.
         templates: Prompts of zero-shot classification, see `class_embeddings`.
         batch_size: Number of images encoded at once.
-        k: Number of neighbors that vote, see `knn_probe`.
+        k: Number of neighbors that vote, see `knn_probe`; at most all training images.
         far: See `local_spatial_similarity`; at most what the latents allow.
 
     Returns:
@@ -156,7 +156,7 @@ def measure_representations(
             ]
             for kind, measured in (
                 ("linear", linear_probe(*sides)),
-                ("knn", knn_probe(*sides, k=k)),
+                ("knn", knn_probe(*sides, k=min(k, len(train)))),
             ):
                 metrics[f"{kind}_accuracy_{name}"] = Estimate(
                     measured["accuracy"], measured["standard_error"]

@@ -108,7 +108,8 @@ def weights_are_finite(model: nn.Module, device: torch.device) -> torch.Tensor:
 
 
 class HealthWarnings(TrainerCallback):
-    """Warns when the codebook collapses, or when the discriminator wins, sees nothing, or explodes.
+    """Warns when a codebook or a representation collapses, or when the discriminator wins, sees
+    nothing, or explodes.
 
     A warning is logged once its condition has held for some logs in a row, and again only after the
     condition has ended. The first ten logs are ignored, because losses change most there. The
@@ -120,6 +121,9 @@ class HealthWarnings(TrainerCallback):
       for about a hundred more steps, so that with all tokens on 3 of 4,096 codes, 94% of the codes
       are in use on average while the perplexity is 1% of their number (7% of 256). In the demo's
       warm-up, which starts with few codes, it does not fall below 17% before it rises.
+    - The representation collapses in self-supervision: in 5 logs, the entropy of the teacher's
+      targets is above 0.98 or below 0.02 of that of equal probabilities, or its features deviate by
+      less than 0.05 from their mean; unit vectors without a common direction deviate by 1.
     - The discriminator wins: its hinge loss is below 0.1, and the logits of real and fake images
       are more than 2 apart, in 5 logs. The hinge loss asks for 1 and -1, a distance of 2. Beyond
       that the loss is 0, the discriminator stops learning, and its gradient no longer helps the
@@ -134,7 +138,7 @@ class HealthWarnings(TrainerCallback):
 
     WARM_UP = 10
     MEMORY = 50
-    PATIENCE = {"winning": 5, "blind": 20}
+    PATIENCE = {"winning": 5, "blind": 20, "uniform": 5, "certain": 5, "constant": 5}
 
     def __init__(self) -> None:
         self.reset(0)
@@ -178,7 +182,12 @@ class HealthWarnings(TrainerCallback):
         if "loss" not in logs:
             return []
         self.num_logs += 1
-        found = {**self.collapse(logs), **self.failing_discriminator(logs), **self.explosions(logs)}
+        found = {
+            **self.collapse(logs),
+            **self.collapsing_representation(logs),
+            **self.failing_discriminator(logs),
+            **self.explosions(logs),
+        }
         if self.num_logs <= self.WARM_UP:
             return []
         self.lasting = Counter({name: self.lasting[name] + 1 for name in found})
@@ -205,6 +214,32 @@ class HealthWarnings(TrainerCallback):
         )
         return {"collapse": text}
 
+    def collapsing_representation(self, logs: Mapping[str, float]) -> dict[str, str]:
+        """Returns the warnings by name if the features of self-supervision collapse."""
+        if "teacher_entropy" not in logs:
+            return {}
+        entropy, deviation = logs["teacher_entropy"], logs["feature_deviation"]
+        what = (
+            f"the representation collapses: teacher_entropy is {entropy:.3g} of its largest value"
+        )
+        found = {}
+        if entropy > 0.98:
+            found["uniform"] = (
+                f"{what}, so that all prototypes are equally likely. Lower `teacher_temperature`, or "
+                "the learning rate, or enlarge the batch."
+            )
+        if entropy < 0.02:
+            found["certain"] = (
+                f"{what}, so that one prototype has all. Raise `teacher_temperature`, or use "
+                "`centering: sinkhorn`."
+            )
+        if deviation < 0.05:
+            found["constant"] = (
+                f"the representation collapses: all features are alike, feature_deviation is "
+                f"{deviation:.3g}. Lower the learning rate, raise `koleo_weight`, or enlarge the batch."
+            )
+        return found
+
     def failing_discriminator(self, logs: Mapping[str, float]) -> dict[str, str]:
         """Returns the warning by name if the discriminator wins or sees nothing."""
         # without a gradient, the discriminator has not started to learn
@@ -227,7 +262,8 @@ class HealthWarnings(TrainerCallback):
     def explosions(self, logs: Mapping[str, float]) -> dict[str, str]:
         """Returns a warning for each gradient norm and logit that explodes."""
         found = {}
-        for name in ("grad_norm_model", "grad_norm_discriminator", "real_logit", "fake_logit"):
+        norms = ("grad_norm_model", "grad_norm_head", "grad_norm_discriminator")
+        for name in (*norms, "real_logit", "fake_logit"):
             # 0: the network does not learn yet; not finite: the float16 scaler skipped the step
             size = abs(logs.get(name, 0.0))
             if size == 0 or not math.isfinite(size):
@@ -235,9 +271,9 @@ class HealthWarnings(TrainerCallback):
             earlier = self.recent[name]
             median = statistics.median(earlier) if len(earlier) >= self.WARM_UP else size
             if size > 10 * median and (name.startswith("grad_norm") or size > 10):
-                network, rate = ("model", "learning_rate")
-                if name != "grad_norm_model":
-                    network, rate = ("discriminator", "discriminator_learning_rate")
+                network, rate = name.removeprefix("grad_norm_"), "learning_rate"
+                if network not in ("model", "head"):
+                    network, rate = "discriminator", "discriminator_learning_rate"
                 found[f"explosion of {name}"] = (
                     f"the {network} explodes: {name} is {logs[name]:.3g}, where the median of the "
                     f"last logs was {median:.3g}. If it does not come down, go back to an earlier "

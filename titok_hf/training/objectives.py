@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -29,7 +28,6 @@ from ..modeling.outputs import TokenizerEncoderOutput
 from ..modeling.titok import TiTokModel
 from ..pipelines.scheduling_maskgit import MaskGitScheduler
 from .codebook import CodebookRevival
-from .discriminator import PatchDiscriminator
 from .losses import (
     adaptive_weight,
     full_precision,
@@ -37,6 +35,7 @@ from .losses import (
     lecam_loss,
     mean_over_processes,
 )
+from .moving_average import MovingAverage
 from .perceptual import PerceptualLoss
 
 
@@ -59,33 +58,6 @@ def standard_normal(draws: torch.Tensor) -> torch.Tensor:
     """Maps uniform float32 numbers in [0, 1), multiples of 2^-24, to standard normal ones."""
     # half of the smallest step stands for 0, whose quantile is minus infinity
     return torch.special.ndtri(draws.clamp_min(2.0**-25))
-
-
-class MovingAverage(AveragedModel):
-    """The exponential moving average of a model's weights; buffers are copied from the model.
-
-    torch's own `update_parameters` reads the buffer `n_averaged` to find the first step, and so
-    waits for the device. Here the host keeps track of it.
-    """
-
-    def __init__(self, model: PreTrainedModel, decay: float):
-        super().__init__(model)
-        self.decay = decay
-        self.has_begun = False
-
-    @torch.no_grad()
-    def update_parameters(self, model: PreTrainedModel, step: int) -> None:
-        """Updates the average; `step` is the number of optimizer steps taken."""
-        averages, weights = [*self.module.parameters()], [*model.parameters()]
-        if step == 1 and not self.has_begun:  # a resumed run starts at a later step
-            for average, weight in zip(averages, weights, strict=True):
-                average.copy_(weight)
-        else:
-            torch._foreach_lerp_(averages, weights, 1 - self.decay)
-        self.has_begun = True
-        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            average.copy_(buffer)
-        self.n_averaged += 1
 
 
 class Objective(nn.Module):
@@ -264,7 +236,7 @@ class ReconstructionObjective(Objective):
         freeze_encoder: Whether encoder and quantizer keep their weights, as in
             `decoder_finetuning`.
         perceptual: Required if `perceptual_weight` is not 0.
-        discriminator: Required if `adversarial_weight` is not 0.
+        discriminator: Maps images in [0, 1] to logits; required if `adversarial_weight` is not 0.
         distance: The reconstruction loss: mean squared (`"l2"`) or mean absolute error (`"l1"`).
         reconstruction_weight, perceptual_weight, adversarial_weight, quantizer_weight,
             lecam_weight: Loss weights.
@@ -281,7 +253,7 @@ class ReconstructionObjective(Objective):
         model: TiTokModel | MaskGitVQGANModel,
         freeze_encoder: bool = False,
         perceptual: PerceptualLoss | None = None,
-        discriminator: PatchDiscriminator | None = None,
+        discriminator: nn.Module | None = None,
         distance: Literal["l1", "l2"] = "l2",
         reconstruction_weight: float = 1.0,
         perceptual_weight: float = 0.0,
@@ -298,9 +270,7 @@ class ReconstructionObjective(Objective):
             raise ValueError(f"`distance` must be 'l1' or 'l2', got {distance!r}.")
         discrete = hasattr(model, "quantizer")
         if freeze_encoder:
-            model.encoder.requires_grad_(False)
-            if discrete:
-                model.quantizer.requires_grad_(False)
+            self.freeze(model)
         super().__init__(model, ema_decay)
         self.num_draws = posterior_size(model)
         self.freeze_encoder = freeze_encoder
@@ -320,6 +290,12 @@ class ReconstructionObjective(Objective):
         self.register_buffer("fake_average", torch.zeros((), dtype=torch.float32))
         if discrete and not freeze_encoder:
             self.codebook_revival = CodebookRevival(model.quantizer.codebook)
+
+    def freeze(self, model: PreTrainedModel) -> None:
+        """Freezes all but the decoder."""
+        model.encoder.requires_grad_(False)
+        if hasattr(model, "quantizer"):
+            model.quantizer.requires_grad_(False)
 
     def networks(self) -> Iterator[tuple[str, nn.Module]]:
         yield from super().networks()
@@ -341,9 +317,10 @@ class ReconstructionObjective(Objective):
         `step` counts from 0."""
         # reconstruction
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            encoded = self.model.encode(pixel_values, **posterior_noise(self.model, draws))
+            encoded = self.encode(pixel_values, draws)
         self.observe_codes(encoded)
-        reconstruction = self.model.decode(encoded.latents).reconstruction  # (B, 3, H, W)
+        reconstruction = self.in_unit_range(self.model.decode(encoded.latents).reconstruction)
+        pixel_values = self.in_unit_range(pixel_values)  # (B, 3, H, W)
         logged = {"reconstruction_loss": self.distance(reconstruction, pixel_values)}
         loss = self.reconstruction_weight * logged["reconstruction_loss"]
 
@@ -366,12 +343,8 @@ class ReconstructionObjective(Objective):
             ).mean()
             weight = self.adversarial_weight * started
             if self.adaptive_weight and torch.is_grad_enabled():
-                # the kernel of the last trained convolution
-                last_layer = [
-                    p for p in self.model.parameters() if p.ndim == 4 and p.requires_grad
-                ][-1]
                 logged["adaptive_weight"] = adaptive_weight(
-                    loss, logged["adversarial_loss"], last_layer
+                    loss, logged["adversarial_loss"], self.last_layer
                 )
                 weight = weight * logged["adaptive_weight"]
             loss = loss + weight * logged["adversarial_loss"]
@@ -384,6 +357,21 @@ class ReconstructionObjective(Objective):
             logged["quantizer_loss"] = encoded.quantizer_loss
             loss = loss + self.quantizer_weight * encoded.quantizer_loss
         return ObjectiveOutput(loss=loss, logged_losses=logged)
+
+    def encode(
+        self, pixel_values: torch.Tensor, draws: torch.Tensor | None
+    ) -> TokenizerEncoderOutput:
+        """Returns the latents to decode."""
+        return self.model.encode(pixel_values, **posterior_noise(self.model, draws))
+
+    def in_unit_range(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns images of the tokenizer's range in [0, 1], that of all losses."""
+        return images
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The kernel of the last trained convolution, for the adaptive weight."""
+        return [p for p in self.model.parameters() if p.ndim == 4 and p.requires_grad][-1]
 
     def discriminator_loss(
         self,

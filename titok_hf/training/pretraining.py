@@ -125,6 +125,8 @@ class VTPPretrainingObjective(Objective):
             if value not in known:
                 raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
         config = model.config
+        if not reconstruction_weight:
+            self.predict = None
         for name, weight, part, there in (
             ("reconstruction_weight", reconstruction_weight, "has_decoder", config.has_decoder),
             ("clip_weight", clip_weight, "has_text", config.has_text),
@@ -201,6 +203,10 @@ class VTPPretrainingObjective(Objective):
     def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encodes and decodes normalized images `(B, 3, H, W)`."""
         return self.result.decode(self.result.encode(pixel_values).latents).reconstruction
+
+    def predict(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns reconstructions `(B, 3, H, W)` and the images."""
+        return self.reconstruct(inputs["pixel_values"]), inputs["pixel_values"]
 
     def forward(
         self,

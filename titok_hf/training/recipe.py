@@ -26,7 +26,7 @@ SET_BY_RUN = {
 }
 # Keys of a stage whose result is loaded instead of trained.
 PRETRAINED = ("pretrained", "revision")
-EVALUATION = ("metrics", "extractor", "num_images")
+EVALUATION = ("metrics", "extractor", "representations", "num_images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Recipe:
         evaluation: Evaluation on held-out images during the training of stages whose `training` has
             an `eval_strategy`: `metrics` (names of reconstruction metrics, such as `psnr` and
             `frechet_distance`), `extractor` (network of the metrics on features, see
-            `titok_hf.evaluation.load_extractor`), and `num_images` (the first so many; defaults to
-            all).
+            `titok_hf.evaluation.load_extractor`), `representations` (whether to measure a VTP by
+            `titok_hf.evaluation.measure_representations`), and `num_images` (the first so many;
+            defaults to all).
     """
 
     name: str

@@ -29,6 +29,7 @@ from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor
 from .arguments import TiTokTrainingArguments
 from .checkpoints import checkpoints, delete_checkpoint, last_checkpoint
+from .measurements import Measurements
 from .memory import PeakMemory
 from .objectives import Objective
 from .previews import Previews
@@ -69,6 +70,8 @@ class RecipeRun:
         make_metrics: Maps an image processor to the `compute_metrics` of a stage whose `training`
             has an `eval_strategy` and whose objective makes predictions. It is called with
             reconstructions and held-out images batch by batch (`batch_eval_metrics`).
+        measure: Maps a network, its processor, training and held-out images to figures by name, for a
+            VTP whose `training` has an `eval_strategy`.
 
     Raises:
         ValueError: If the folder holds a run of another seed, on data of other content (see
@@ -87,6 +90,7 @@ class RecipeRun:
         callbacks: Sequence[TrainerCallback] = (),
         data_name: str | None = None,
         make_metrics: Callable[[TiTokImageProcessor], Callable] | None = None,
+        measure: Callable[..., dict[str, float]] | None = None,
     ):
         self.recipe = recipe
         if isinstance(dataset, DatasetDict):
@@ -107,6 +111,7 @@ class RecipeRun:
         self.callbacks = list(callbacks)
         self.data_name = data_name
         self.make_metrics = make_metrics
+        self.measure = measure
         self.processor = TiTokImageProcessor.from_image_size(recipe.image_size)
         self.results: dict[str, Any] = {}
         identity = [data_identity(self.train_samples) if process_state().is_main_process else None]
@@ -427,6 +432,13 @@ class RecipeRun:
         )
         if self.callbacks:
             trainer.remove_callback(PrinterCallback)
+        if evaluation and self.measure is not None and stage.measured(objective.model) is not None:
+            images = self.splits.dataset("train"), evaluation["eval_dataset"]
+            trainer.add_callback(
+                Measurements(
+                    trainer, lambda network: self.measure(*stage.measured(network), *images)
+                )
+            )
         if args.preview_steps and (draw := stage.preview(self.held_out or self.train_samples)):
             folder = self.work_dir / "previews" / stage.name
             trainer.add_callback(Previews(trainer, args.preview_steps, folder, draw))

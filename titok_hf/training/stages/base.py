@@ -204,6 +204,11 @@ class Stage(ABC):
         network.save_pretrained(folder)
         self.image_processor().save_pretrained(folder)
 
+    def measured(self, network: PreTrainedModel) -> tuple[Any, ...] | None:
+        """Returns the arguments of `measure_representations` for the network: the network and its
+        processor; `None` if it is not a VTP."""
+        return None
+
     def preview(self, data: Samples) -> Callable[[Objective], Image.Image] | None:
         """Returns a function that draws a preview of the objective's network; `None` for none.
 

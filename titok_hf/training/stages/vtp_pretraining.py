@@ -232,10 +232,16 @@ class VTPPretrainingStage(PerceptualStage):
 
     def save(self, network: PreTrainedModel, results: Mapping[str, Any], folder: Path) -> None:
         network.save_pretrained(folder)
-        processor: VTPProcessor | VTPImageProcessor = self.image_processor()
+        self.processor().save_pretrained(folder)
+
+    def processor(self) -> VTPProcessor | VTPImageProcessor:
+        """Returns the processor of the trained network."""
         if self.weight("clip"):
-            processor = VTPProcessor(processor, self.tokenizer)
-        processor.save_pretrained(folder)
+            return VTPProcessor(self.image_processor(), self.tokenizer)
+        return self.image_processor()
+
+    def measured(self, network: VTPModel) -> tuple[VTPModel, VTPProcessor | VTPImageProcessor]:
+        return network, self.processor()
 
     def preview(self, data: Samples) -> Callable[[Objective], Image.Image] | None:
         if not self.weight("reconstruction"):
@@ -243,18 +249,24 @@ class VTPPretrainingStage(PerceptualStage):
         return reconstruction_previews(data, self.image_processor())
 
     @property
+    def counted_batch(self) -> int:
+        """Number of images in an optimizer step of one process, to count its operations."""
+        training = self.part("training")
+        of_one_process = training.get("per_device_train_batch_size", 8)
+        of_one_process *= training.get("gradient_accumulation_steps", 1)
+        return training.get("global_batch_size", of_one_process)
+
+    @property
     def num_counted(self) -> int:
-        sizes = self.part("subsets")
-        images = self.part("training")["global_batch_size"] if sizes else 2
-        smallest = min([images, *sizes.values()])
-        return ceil(2 * images / smallest)
+        # two of the smallest subset, since KoLeo compares images
+        smallest = min([self.counted_batch, *self.part("subsets").values()])
+        return ceil(2 * self.counted_batch / smallest)
 
     def batch(
         self, objective: VTPPretrainingObjective, codes: bool = False
     ) -> dict[str, torch.Tensor]:
-        config, images = objective.model.config, self.num_counted
+        config, images, whole = objective.model.config, self.num_counted, self.counted_batch
         sizes = self.part("subsets")
-        whole = self.part("training")["global_batch_size"] if sizes else images
         rows = {
             name: torch.arange(sizes.get(name, whole) * images // whole)
             for name in ("reconstruction", "self_supervision")
