@@ -67,7 +67,8 @@ def to_uint8(images):
 
 
 def draw_reconstructions(images):
-    return functools.partial(reconstruction_preview, pixel_values=images)
+    processor = TiTokImageProcessor.from_image_size(32)
+    return functools.partial(reconstruction_preview, pixel_values=images, processor=processor)
 
 
 class TestPictures:

@@ -226,8 +226,8 @@ class PretrainingCollator(ImageCollator):
             2 * subset.size,
             side**2,
             rng,
-            self.masking.probability,
-            (self.masking.least, self.masking.largest),
+            probability=self.masking.probability,
+            ratios=(self.masking.least, self.masking.largest),
         )
         counts = counts.reshape(2, -1)[:, part]  # (2, S)
         global_crops, local_crops, masks = [], [], []

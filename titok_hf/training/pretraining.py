@@ -266,9 +266,15 @@ class VTPPretrainingObjective(Objective):
             if draws is not None and self.ssl_drop_rate:
                 scales = self.branch_scales(for_ssl[ssl_rows], self.ssl_drop_rate)
             ssl_loss = self.self_supervised_loss(
-                global_crops, local_crops, patch_mask, masked_indices, mask_weights, scales, step,
-                logged,
-            )  # fmt: skip
+                global_crops,
+                local_crops,
+                patch_mask=patch_mask,
+                masked_indices=masked_indices,
+                mask_weights=mask_weights,
+                scales=scales,
+                step=step,
+                logged=logged,
+            )
             loss = loss + self.ssl_weight * ssl_loss
         return ObjectiveOutput(loss=loss, logged_losses=logged)
 
@@ -378,7 +384,11 @@ class VTPPretrainingObjective(Objective):
             self.student_temperature,
         )
         logged["ibot_loss"] = ibot_loss(
-            ibot_targets, patch_logits, mask_weights, 2 * size, self.student_temperature
+            ibot_targets,
+            patch_logits,
+            mask_weights,
+            num_crops=2 * size,
+            temperature=self.student_temperature,
         )
         loss = logged["dino_local_loss"] + logged["dino_global_loss"] + logged["ibot_loss"]
         if self.koleo_weight:

@@ -415,7 +415,11 @@ class RecipeRun:
         """Returns the trainer of a stage."""
         args = self.training_arguments(stage)
         collator = stage.collator(
-            self.train_samples, self.columns, args, self.checkpoint_dir(stage.name), objective
+            self.train_samples,
+            self.columns,
+            args,
+            folder=self.checkpoint_dir(stage.name),
+            objective=objective,
         )
         evaluation: dict[str, Any] = {}
         if args.eval_strategy != "no":

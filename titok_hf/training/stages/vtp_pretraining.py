@@ -174,23 +174,23 @@ class VTPPretrainingStage(PerceptualStage):
         process_state().wait_for_everyone()
         return AutoTokenizer.from_pretrained(kept)
 
-    def subset(
-        self, name: str, loss: str, kind: int, args: TiTokTrainingArguments
-    ) -> Subset | None:
-        """Returns the subset of an objective; `None` if its weight is 0."""
-        if not self.weight(loss):
-            return None
-        images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        size = self.part("subsets").get(name, images)
-        return Subset(
-            f"stages.{self.name}.subsets.{name}", size, images, args.train_batch_size, kind
-        )
-
     def subsets(self, args: TiTokTrainingArguments) -> dict[str, Subset | None]:
-        """Returns the subsets of a batch, by name."""
+        """Returns the subsets of a batch, by name; `None` if the weight of its objective is 0."""
+        images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return {
-            "reconstruction": self.subset("reconstruction", "reconstruction", RECONSTRUCTION, args),
-            "self_supervision": self.subset("self_supervision", "ssl", SELF_SUPERVISION, args),
+            name: Subset(
+                name=f"stages.{self.name}.subsets.{name}",
+                size=self.part("subsets").get(name, images),
+                global_batch_size=images,
+                batch_size=args.train_batch_size,
+                kind=kind,
+            )
+            if self.weight(loss)
+            else None
+            for name, loss, kind in (
+                ("reconstruction", "reconstruction", RECONSTRUCTION),
+                ("self_supervision", "ssl", SELF_SUPERVISION),
+            )
         }
 
     def check_arguments(self, args: TiTokTrainingArguments) -> None:
