@@ -229,6 +229,8 @@ def evaluate_representations(
         k=k,
     )
     commit = dataset_commit(data, data_revision)
+    without = "" if label_column else " --no-labels"
+    without += "" if text_column else " --no-texts"
     arguments |= {"revision": described["revision"], "data_revision": commit}
     return {
         "model": described,
@@ -236,7 +238,7 @@ def evaluate_representations(
         **measured,
         "device": device_name(loaded.device),
         "versions": versions(),
-        "command": command("representations", arguments),
+        "command": command("representations", arguments) + without,
     }
 
 

@@ -39,7 +39,7 @@ NAMES = {
 COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
 COMPUTED = ("device", "processes", "versions")
 # Options of the command line that are repeated for each value of an argument.
-OPTIONS = {"features": "feature", "overrides": "set", "seeds": "seed"}
+OPTIONS = {"features": "feature", "overrides": "set", "seeds": "seed", "templates": "template"}
 
 
 @dataclasses.dataclass(frozen=True)

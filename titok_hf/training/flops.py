@@ -6,14 +6,13 @@ YAML files as arguments, it prints the table of these.
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..settings import load_yaml
 from .flop_counter import FlopCounter
+from .known import KNOWN
 from .objectives import Objective
 from .recipe import Recipe, recipe_names
 from .stages import Stage, recipe_objectives
@@ -21,9 +20,6 @@ from .stages import Stage, recipe_objectives
 A100_FLOPS = 312e12  # dense bfloat16 or float16, NVIDIA A100 data sheet
 UTILIZATION = 0.4
 CLASS_NAMES = [str(label) for label in range(1000)]  # ImageNet has 1,000 classes
-
-# Configurations of pretrained networks that recipes load, and published costs of recipes.
-KNOWN: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("costs.yaml"))
 
 
 def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> int:

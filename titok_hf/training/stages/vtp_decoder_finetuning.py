@@ -13,6 +13,7 @@ from ...data.samples import Samples
 from ...hub.errors import explain_loading_errors
 from ...modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
 from ..discriminator import FeatureDiscriminator, PatchDiscriminator
+from ..known import KNOWN
 from ..objectives import Objective
 from ..previews import reconstruction_previews
 from ..vtp_decoder import VTPDecoderObjective
@@ -74,11 +75,13 @@ class VTPDecoderFinetuningStage(PerceptualStage):
         part = self.part("feature_discriminator")
         location = {key: part[key] for key in ("revision",) if key in part}
         with explain_loading_errors(part["pretrained"]):
-            if not load_weights:
-                return AutoModel.from_config(
-                    AutoConfig.from_pretrained(part["pretrained"], **location)
-                )
-            return AutoModel.from_pretrained(part["pretrained"], **location)
+            if load_weights:
+                return AutoModel.from_pretrained(part["pretrained"], **location)
+            if part["pretrained"] in KNOWN["configurations"]:
+                config = AutoConfig.for_model(**KNOWN["configurations"][part["pretrained"]])
+            else:
+                config = AutoConfig.from_pretrained(part["pretrained"], **location)
+            return AutoModel.from_config(config)
 
     def downloads(self) -> dict[str, Callable[[], Any]]:
         downloads = super().downloads()

@@ -28,6 +28,7 @@ from ...hub.folders import whole_folder
 from ...modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
 from ...modeling.vtp.processing_vtp import check_tokenizer
 from ..arguments import TiTokTrainingArguments
+from ..initial_weights import initialize
 from ..objectives import Objective
 from ..pretraining import VTPPretrainingObjective
 from ..previews import reconstruction_previews
@@ -46,7 +47,8 @@ class VTPPretrainingStage(PerceptualStage):
     Objectives whose weight is 0 have no part in model, data or recipe. The part `subsets` holds the
     number of images of an optimizer step in `reconstruction` and `self_supervision`; by default all.
     The part `text` names a tokenizer (`tokenizer`, `revision`); by default, one with
-    `text_vocab_size` tokens is trained on the captions.
+    `text_vocab_size` tokens is trained on the captions. The part `initial` names a pretrained model
+    to start from (`pretrained`, `revision`), see `initialize`.
     """
 
     name = "vtp_pretraining"
@@ -63,6 +65,7 @@ class VTPPretrainingStage(PerceptualStage):
         "multi_crop": [key for key in keys_of(MultiCrop) if key != "patch_size"],
         "masking": keys_of(Masking),
         "text": ("tokenizer", "revision"),
+        "initial": ("pretrained", "revision"),
         "lpips": ("backbone", "heads"),
     }
     config_class = VTPConfig
@@ -127,10 +130,18 @@ class VTPPretrainingStage(PerceptualStage):
     ) -> VTPPretrainingObjective:
         arguments = self.perceptual_arguments(results, load_weights)
         model = VTPModel(self.config(**self.part("model")))
+        if self.part("initial") and load_weights:
+            self.initialize(model)
         if self.weight("ssl"):
             arguments["head"] = DINOHead(model.config.vision_hidden_size, **self.part("head"))
             arguments["num_local_crops"] = self.multi_crop(model.config).num_local
         return VTPPretrainingObjective(model, **arguments)
+
+    def initialize(self, model: VTPModel | None = None) -> None:
+        """Gives a model, or a new one, the weights of the part `initial`."""
+        location = dict(self.part("initial"))
+        source = location.pop("pretrained")
+        initialize(model or VTPModel(self.config(**self.part("model"))), source, **location)
 
     def load(self, source: str | Path, **location: Any) -> VTPModel:
         return VTPModel.from_pretrained(source, **location).eval()
@@ -143,6 +154,8 @@ class VTPPretrainingStage(PerceptualStage):
 
     def downloads(self) -> dict[str, Callable[[], Any]]:
         downloads = super().downloads()
+        if self.part("initial"):
+            downloads["initial weights"] = self.initialize
         if self.weight("clip") and self.part("text"):
             downloads["text tokenizer"] = lambda: self.pretrained_tokenizer
         return downloads
