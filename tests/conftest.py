@@ -246,15 +246,28 @@ def pixel_values():
     return torch.rand(3, 3, 32, 32)
 
 
-@pytest.fixture(scope="session")
-def miniature():
-    """Overrides that turn the demo's recipe into the miniature."""
-    recipe = yaml.safe_load((Path(__file__).parent / "miniature.yaml").read_text())
+def overrides_to(name):
+    """Overrides that turn a recipe with the same stages into a miniature."""
+    recipe = yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text())
     return [
         f"stages.{stage}.{part}={json.dumps(arguments)}"
         for stage, parts in recipe["stages"].items()
         for part, arguments in parts.items()
-    ] + [f"{part}={json.dumps(recipe[part])}" for part in ("scheduler", "sampling")]
+    ] + [
+        f"{part}={json.dumps(recipe[part])}" for part in ("scheduler", "sampling") if part in recipe
+    ]
+
+
+@pytest.fixture(scope="session")
+def miniature():
+    """Overrides that turn the demo's recipe into the miniature."""
+    return overrides_to("miniature")
+
+
+@pytest.fixture(scope="session")
+def miniature_vtp():
+    """Overrides that turn `vtp-emoji` into the miniature of VTP."""
+    return overrides_to("miniature-vtp")
 
 
 @pytest.fixture(scope="session")

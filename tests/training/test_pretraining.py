@@ -312,6 +312,28 @@ def test_two_processes_have_the_gradients_of_one(two_processes, variant):
         torch.testing.assert_close(found[name], value, atol=1e-9 * scale, rtol=0, msg=name)
 
 
+class TestAccumulation:
+    """Accumulated batches against a large one."""
+
+    def gradients(self, accumulation, **weights):
+        torch.manual_seed(0)
+        objective = make_pretraining(**weights).double()
+        parts = batches(objective, 8 // accumulation, accumulation=accumulation)
+        for _ in range(accumulation):
+            (objective(**next(parts)).loss / accumulation).backward()
+        return torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
+
+    def test_reconstruction_is_the_same(self):
+        weights = OFF | {"reconstruction_weight": 1.0}
+        torch.testing.assert_close(self.gradients(2, **weights), self.gradients(1, **weights))
+
+    @pytest.mark.parametrize("loss", ["clip_weight", "ssl_weight"])
+    def test_what_sees_the_batch_is_not(self, loss):
+        weights = OFF | {loss: 1.0}
+        parts, whole = self.gradients(2, **weights), self.gradients(1, **weights)
+        assert (parts - whole).norm() > 0.05 * whole.norm()
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("fields", "arguments", "message"),
