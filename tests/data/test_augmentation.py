@@ -204,6 +204,28 @@ def test_a_random_crop_is_mirrored_half_of_the_time():
     assert 70 <= mirrored.sum() <= 130
 
 
+def test_a_resized_crop_has_the_share_of_the_area_that_it_may_have():
+    """The image's red and green are its rows and columns, so that the crop's range tells its box."""
+    image, rng = coordinates(200, 160), np.random.default_rng(0)
+    shares, centers = [], []
+    for _ in range(300):
+        crop = Augmentation("resized", least_area=0.3)(image, PROCESSOR, rng)
+        assert crop.shape == (3, SIZE, SIZE)
+        low, high = 255 * crop[:2].amin((1, 2)), 255 * crop[:2].amax((1, 2))
+        shares.append(float((high - low + 5).prod() / (200 * 160)))
+        centers.append(((high + low) / 2).tolist())
+    assert 0.25 < min(shares) < 0.35 and 0.9 < max(shares) < 1.1
+    assert np.std(centers, axis=0).min() > 5
+
+
+def test_a_resized_crop_is_mirrored_half_of_the_time():
+    image, rng = coordinates(64, 64), np.random.default_rng(0)
+    augmentation = Augmentation("resized", horizontal_flip=True)
+    crops = [augmentation(image, PROCESSOR, rng) for _ in range(200)]
+    mirrored = sum(bool(crop[1, 0, 0] > crop[1, 0, -1]) for crop in crops)
+    assert 75 < mirrored < 125
+
+
 def test_crops_of_another_processor_are_normalized():
     image = photo(60, 40)
     mean, std = (
@@ -306,6 +328,7 @@ def test_the_image_stays_as_it_is():
         ({"horizontal_flip": True}, 2),
         ({"crop": "ten", "enlarge": 1.1}, 10),
         ({"crop": "random"}, None),
+        ({"crop": "resized"}, None),
         ({"rotation": 1.0}, None),
         ({"crop": "ten", "scale": 0.1}, None),
         ({"translation": 0.1, "horizontal_flip": True}, None),
@@ -318,11 +341,12 @@ def test_how_many_variants_there_are(arguments, variants):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"crop": "centre"}, "must be one of 'center', 'random', 'adm', 'ten', got 'centre'"),
+        ({"crop": "centre"}, "must be one of 'center', 'random', 'resized', 'adm', 'ten', got"),
         (
             {"crop": "random", "enlarge": 0.9},
             "`enlarge` must be at least 1, so that the crop fits, got 0.9",
         ),
+        ({"crop": "resized", "least_area": 0.0}, "`least_area` must be a share in"),
         ({"enlarge": 1.1}, "goes with the crops 'random' and 'ten', not with 'center'"),
         ({"crop": "adm", "enlarge": 1.1}, "goes with the crops 'random' and 'ten', not with 'adm'"),
         (

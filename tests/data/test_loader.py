@@ -104,6 +104,22 @@ def test_the_global_batch_does_not_depend_on_processes_and_accumulation(indexed)
                 assert torch.equal(torch.cat([part[name] for part in parts]), batch[name])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_places_count_what_all_processes_see(rows, num_workers):
+    """Those of a global batch are consecutive, whatever the processes and workers."""
+
+    def places(samples):
+        return {"places": torch.tensor([sample.position for sample in samples])}
+
+    for rank in range(2):
+        loader = TrainingLoader(
+            rows, places, batch_size=3, rank=rank, world_size=2, num_workers=num_workers
+        )
+        for number, batch in enumerate(islice(loader, 5)):
+            start = 6 * number + 3 * rank
+            assert batch["places"].tolist() == [start, start + 1, start + 2]
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_rows_with_numbers_come_in_the_same_order_from_any_number_of_workers(indexed, num_workers):
     assert_equal(

@@ -146,7 +146,11 @@ def discriminator(loss, real, fake, gradient=1.0):
     }
 
 
-GOOD = discriminator(0.8, 0.3, -0.3)
+GOOD = discriminator(0.8, 0.3, -0.3) | {
+    "teacher_entropy": 0.8,
+    "feature_deviation": 0.7,
+    "grad_norm_head": 1.0,
+}
 
 
 class TestWarnings:
@@ -167,6 +171,10 @@ class TestWarnings:
             (GOOD | {"grad_norm_model": 30.0}, "the model explodes", 1),
             (GOOD | {"grad_norm_discriminator": 11.0}, "the discriminator explodes", 1),
             (GOOD | {"fake_logit": -50.0}, "the discriminator explodes", 1),
+            (GOOD | {"grad_norm_head": 11.0}, "the head explodes", 1),
+            (GOOD | {"teacher_entropy": 0.99}, "the representation collapses", 5),
+            (GOOD | {"teacher_entropy": 0.01}, "the representation collapses", 5),
+            (GOOD | {"feature_deviation": 0.01}, "the representation collapses", 5),
         ],
     )
     def test_once_a_run_and_again_after_it_was_over(self, watch, bad, words, patience):
@@ -184,6 +192,8 @@ class TestWarnings:
             discriminator(0.5, 4.0, -3.0),
             discriminator(1.0, 0.5, -0.5),
             GOOD | {"real_logit": 9.0},
+            GOOD | {"teacher_entropy": 0.97, "feature_deviation": 0.1},
+            GOOD | {"teacher_entropy": 0.03},
             GOOD | {"grad_norm_model": 9.0},
             GOOD | {"grad_norm_model": INF},  # of a step that float16's gradient scaler skips
         ],

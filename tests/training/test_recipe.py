@@ -272,7 +272,7 @@ class TestStages:
     @pytest.mark.parametrize(
         ("names", "sentence"),
         [
-            ((), "at least one of the stages .*classifier, .*vqgan, warmup"),
+            ((), "at least one of the stages .*classifier, .*vqgan, .*warmup"),
             (("warmup",), "stage warmup needs the stage vqgan"),
             (
                 ("vqgan", "classifier", "decoder_finetuning"),

@@ -8,10 +8,18 @@ import pytest
 import torch
 
 import titok_hf
-from titok_hf import MaskGitConfig, MaskGitScheduler, MaskGitUViTConfig, TiTokConfig
+from titok_hf import (
+    MaskGitConfig,
+    MaskGitScheduler,
+    MaskGitUViTConfig,
+    TiTokConfig,
+    VTPConfig,
+    VTPModel,
+)
 from titok_hf.conversion.maskgit import official_sampling
 from titok_hf.conversion.titok import OfficialTiTok
 from titok_hf.data import Augmentation
+from titok_hf.data.pretraining import Subset
 from titok_hf.settings import load_yaml, parse_yaml
 from titok_hf.training import Recipe, TiTokTrainingArguments
 from titok_hf.training.flops import CLASS_NAMES, known_network
@@ -279,6 +287,49 @@ class TestAblations:
         assert recipe["scheduler"].pop("mask_schedule") == schedule
         assert base["scheduler"].pop("mask_schedule") == "arccos"
         assert recipe | {"name": ""} == base | {"name": ""}
+
+
+class TestVTP:
+    @pytest.mark.parametrize(
+        ("name", "millions"),
+        [("vtp-small", 167.2), ("vtp-base", 295.6), ("vtp-large", 731.6)],
+    )
+    def test_sizes_are_those_of_the_released_models(self, name, millions):
+        """README of MiniMax-AI/VTP: 0.2B, 295.6M and 731.6M."""
+        stage = Recipe.load(name).stage("vtp_pretraining")
+        with torch.device("meta"):
+            model = VTPModel(stage.config(**stage.part("model")))
+        count = sum(parameter.numel() for parameter in model.parameters())
+        assert count / 1e6 == pytest.approx(millions, abs=0.05)
+
+    def test_base_is_the_default_configuration(self):
+        stage = Recipe.load("vtp-base").stage("vtp_pretraining")
+        assert stage.config(**stage.part("model")).to_dict() == VTPConfig().to_dict()
+
+    @pytest.mark.parametrize("name", ["vtp-small", "vtp-base", "vtp-large", "vtp-ablation"])
+    def test_batches_are_shared_by_the_processes_of_its_batch(self, name, tmp_path):
+        stage = Recipe.load(name).stage("vtp_pretraining")
+        training = dict(stage.part("training"))
+        images, at_once = training["global_batch_size"], training["per_device_train_batch_size"]
+        for subset, share in (("self_supervision", 4), ("reconstruction", 8)):
+            size = stage.part("subsets")[subset]
+            assert size * share == images  # 16k, 4k and 2k in the paper's ablations
+            Subset(subset, size, images, batch_size=at_once, kind=0)
+        assert training["max_steps"] * images == pytest.approx(1.1e9, rel=0.02)
+
+    def test_ablations_leave_losses_out_and_nothing_else(self):
+        whole = Recipe.load("vtp-ablation").to_dict()["stages"]["vtp_pretraining"]
+        for name, off in (
+            ("reconstruction", ("ssl_weight", "clip_weight")),
+            ("clip", ("ssl_weight",)),
+            ("ssl", ("clip_weight",)),
+        ):
+            stage = Recipe.load(f"vtp-ablation-{name}").to_dict()["stages"]["vtp_pretraining"]
+            assert {key: stage["objective"][key] for key in off} == dict.fromkeys(off, 0.0)
+            for part in ("model", "training", "augmentation"):
+                assert stage[part] == whole[part]
+            same = {key: value for key, value in stage["objective"].items() if key not in off}
+            assert same.items() <= whole["objective"].items()
 
 
 class TestGenerators:

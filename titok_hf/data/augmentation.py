@@ -30,20 +30,20 @@ class Augmentation:
             not, with equal probability; in the order of torchvision's `TenCrop`, as in LlamaGen.
         enlarge: Shorter side of the image before the crop `"random"` or `"ten"`, in multiples of
             the crop's; rounded down to pixels, as in LlamaGen, which uses 1.1.
-        least_area: Least share of the image's area in the crop `"resized"`; OpenCLIP's is 0.9.
         horizontal_flip: Whether to mirror images with probability 0.5.
         rotation: Largest rotation in either direction, in degrees.
         scale: Largest change of size in either direction, as a fraction.
         translation: Largest shift in either direction, as a fraction of the side.
+        least_area: Least share of the image's area in the crop `"resized"`; OpenCLIP's is 0.9.
     """
 
     crop: str = "center"
     enlarge: float = 1.0
-    least_area: float = 0.9
     horizontal_flip: bool = False
     rotation: float = 0.0
     scale: float = 0.0
     translation: float = 0.0
+    least_area: float = 0.9
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
