@@ -36,8 +36,19 @@ from titok_hf import (
     TiTokConfig,
     TiTokImageProcessor,
     TiTokModel,
+    VTPConfig,
+    VTPImageProcessor,
+    VTPModel,
 )
 from titok_hf.data import Augmentation, ImageCollator
+from titok_hf.data.multi_crop import MultiCrop
+from titok_hf.data.pretraining import (
+    RECONSTRUCTION,
+    SELF_SUPERVISION,
+    PretrainingCollator,
+    Subset,
+)
+from titok_hf.data.text_tokenizers import train_text_tokenizer
 from titok_hf.training import (
     MaskedTokenObjective,
     Objective,
@@ -48,9 +59,12 @@ from titok_hf.training import (
     TiTokTrainingArguments,
     WarmupObjective,
 )
+from titok_hf.training.pretraining import VTPPretrainingObjective
+from titok_hf.training.self_supervision import DINOHead
 
 EMA_DECAY = 0.999
-STAGES = ("vqgan", "warmup", "decoder_finetuning", "single_stage", "generator")
+VOCABULARY, CONTEXT = 512, 16  # of texts
+STAGES = ("vqgan", "warmup", "decoder_finetuning", "single_stage", "generator", "vtp_pretraining")
 
 
 def make_objectives(
@@ -88,7 +102,21 @@ def make_objectives(
             ema_decay=ema_decay,
         )
 
+    parts = ("vision", "decoder", "text")
+    vtp = {f"{part}_{name}": value for part in parts for name, value in sizes.items()}
+    vtp |= {"image_size": image_size, "text_intermediate_size": 4 * width}
+    vtp |= {"text_vocab_size": VOCABULARY, "text_context_length": CONTEXT}
+
+    def pretraining(ema_decay: float) -> VTPPretrainingObjective:
+        return VTPPretrainingObjective(
+            VTPModel(VTPConfig(**vtp)),
+            DINOHead(width, num_prototypes=4096),
+            PerceptualLoss(ConvNextForImageClassification(classifier), image_size),
+            ema_decay=ema_decay,
+        )
+
     return {
+        "vtp_pretraining": pretraining,
         "vqgan": lambda decay: ReconstructionObjective(
             MaskGitVQGANModel(vqgan_config), ema_decay=decay
         ),
@@ -101,6 +129,27 @@ def make_objectives(
             MaskGitModel(generator), warm, MaskGitScheduler(generator.mask_token_id), decay
         ),
     }
+
+
+def make_collator(stage: str, image_size: int, batch_size: int) -> ImageCollator:
+    """Returns the collator of a stage."""
+    if stage == "vtp_pretraining":
+        half = max(2, batch_size // 2)
+        sizes = {"size": half, "global_batch_size": batch_size, "batch_size": batch_size}
+        return PretrainingCollator(
+            VTPImageProcessor.from_image_size(image_size),
+            augmentation=Augmentation(crop="resized"),
+            tokenizer=train_text_tokenizer(["a picture of class 0"], VOCABULARY),
+            context_length=CONTEXT,
+            reconstruction=Subset("reconstruction", **sizes, kind=RECONSTRUCTION),
+            self_supervision=Subset("self_supervision", **sizes, kind=SELF_SUPERVISION),
+            multi_crop=MultiCrop(image_size, max(16, image_size // 2 // 16 * 16)),
+        )
+    return ImageCollator(
+        TiTokImageProcessor.from_image_size(image_size),
+        label_column="label" if stage == "generator" else None,
+        augmentation=Augmentation(crop="random", horizontal_flip=True),
+    )
 
 
 def bare_loop(objective: Objective, batch: dict[str, torch.Tensor], num_steps: int) -> float:
@@ -149,15 +198,13 @@ def main(
         dataset = load_dataset(
             "imagefolder", data_dir=f"{folder}/data", cache_dir=f"{folder}/cache"
         )["train"]
-        processor = TiTokImageProcessor.from_image_size(image_size)
+        dataset = dataset.add_column(
+            "text", [f"a picture of class {n % 10}" for n in range(images)]
+        )
         objectives = make_objectives(image_size, width, depth)
         for stage in stages:
             make = objectives[stage]
-            collator = ImageCollator(
-                processor,
-                label_column="label" if stage == "generator" else None,
-                augmentation=Augmentation(crop="random", horizontal_flip=True),
-            )
+            collator = make_collator(stage, image_size, batch_size)
             bare, trained = [], []
             for number in range(rounds):
                 clock = Clock()
