@@ -12,6 +12,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .modeling.diffusers_tokenizer import DiffusersTokenizer
+    from .modeling.lightning_dit import LightningDiTConfig, LightningDiTModel
     from .modeling.maskgit import MaskGitConfig, MaskGitModel, MaskGitUViTConfig, MaskGitUViTModel
     from .modeling.maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
     from .modeling.titok import TiTokConfig, TiTokImageProcessor, TiTokModel
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DiffusersTokenizer",
+    "LightningDiTConfig",
+    "LightningDiTModel",
     "MaskGitConfig",
     "MaskGitModel",
     "MaskGitScheduler",
@@ -52,6 +55,8 @@ __all__ = [
 # Module of each public name, for the import on first use; type checkers read the block above.
 _MODULES = {
     "DiffusersTokenizer": "modeling.diffusers_tokenizer",
+    "LightningDiTConfig": "modeling.lightning_dit",
+    "LightningDiTModel": "modeling.lightning_dit",
     "MaskGitConfig": "modeling.maskgit",
     "MaskGitModel": "modeling.maskgit",
     "MaskGitScheduler": "pipelines",

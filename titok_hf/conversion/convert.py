@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_folder
+from ..modeling.lightning_dit import LightningDiTModel
 from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor, VTPModel, VTPProcessor
@@ -20,7 +21,6 @@ from ..pipelines import MaskGitScheduler, TiTokPipeline
 from .checkpoint import SUFFIXES, find_weights, read_config, read_tensors, write_tensors
 from .formats import FORMATS
 from .maskgit import official_sampling, sampling_to_official
-from .maskgit_vqgan import FILE_NAME as VQGAN_FILE_NAME
 from .official import OfficialFormat, Shapes
 
 
@@ -38,7 +38,8 @@ def load_official(
     dtype: torch.dtype | None = None,
     **location: Any,
 ) -> OfficialCheckpoint:
-    """Loads an official tokenizer (TiTok or VTP), generator or VQGAN, and detects which it is.
+    """Loads an official tokenizer (TiTok or VTP), generator (MaskGIT or LightningDiT) or VQGAN, and
+    detects which it is.
 
     Args:
         source: A file (`.safetensors`, or a `.bin` of tensors); a folder with one; a Hub
@@ -185,7 +186,7 @@ def convert(
                 loaded.model, load_official(generator, config, dtype, **location)
             )
         result.save_pretrained(folder)
-        if not isinstance(loaded.model, MaskGitPreTrainedModel):
+        if not isinstance(loaded.model, MaskGitPreTrainedModel | LightningDiTModel):
             processor_folder = folder if generator is None else folder / "tokenizer"
             make_processor(loaded.model).save_pretrained(processor_folder)
         result.model_card(Path(output_dir).name).save(folder / "README.md")
@@ -212,7 +213,8 @@ def convert_to_official(source: str | Path, output_dir: str | Path, **location: 
         source: Folder or Hub repository of a model or pipeline.
         output_dir: The folder; written atomically. A tokenizer or generator becomes
             `config.json` and `model.safetensors`, as in the official repositories; a VQGAN the bare
-            file of tensors `maskgit-vqgan-imagenet-f16-256.bin`; a pipeline one folder each,
+            file of tensors `maskgit-vqgan-imagenet-f16-256.bin`, a LightningDiT `lightningdit.pt`; a
+            pipeline one folder each,
             `tokenizer/` and `generator/`.
         location: `revision`, `token`, `cache_dir`, … of a repository.
 
@@ -246,10 +248,8 @@ def write_official(model: PreTrainedModel, folder: Path, sampling: dict[str, Any
     config = official_format.official_config(model.config)
     folder.mkdir(exist_ok=True)
     tensors = official_format.to_official(model)
-    if not config:
-        write_tensors(tensors, folder / VQGAN_FILE_NAME)
-        return
     if isinstance(model, MaskGitPreTrainedModel):
         config["model"]["generator"] |= sampling
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    write_tensors(tensors, folder / "model.safetensors")
+    if config:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_tensors(tensors, folder / official_format.file_name)

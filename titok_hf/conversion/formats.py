@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedConfig
 
+from .lightning_dit import OfficialLightningDiT
 from .maskgit import OfficialMaskGitUViT, OfficialMaskGitViT
 from .maskgit_vqgan import OfficialMaskGitVQGAN
 from .official import OfficialFormat
@@ -16,5 +17,6 @@ FORMATS: dict[type[PreTrainedConfig], OfficialFormat] = {
         OfficialMaskGitUViT(),
         OfficialMaskGitVQGAN(),
         OfficialVTP(),
+        OfficialLightningDiT(),
     )
 }

@@ -20,6 +20,7 @@ class OfficialMaskGitVQGAN(OfficialFormat):
     """The proxy-code VQGAN, whose residual shortcuts are computed from the blocks' own output."""
 
     model_class = MaskGitVQGANModel
+    file_name = FILE_NAME
 
     def recognizes(self, shapes: Shapes) -> bool:
         return "encoder.conv_in.weight" in shapes and "quantize.embedding.weight" in shapes

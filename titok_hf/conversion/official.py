@@ -28,6 +28,7 @@ class OfficialFormat(ABC):
     """
 
     model_class: type[PreTrainedModel]
+    file_name = "model.safetensors"  # of the weights
 
     @abstractmethod
     def recognizes(self, shapes: Shapes) -> bool:
@@ -162,10 +163,11 @@ class OfficialFormat(ABC):
         }
         for name, constant in self.constants(config).items():
             stored = tensors.pop(name, constant)
-            if not torch.equal(stored.to(constant.dtype), constant):
-                raise ValueError(
-                    f"The checkpoint's {name} must be {constant.tolist()}, got {stored.tolist()}."
-                )
+            if stored.shape != constant.shape or not torch.allclose(
+                stored.to(constant.dtype), constant, atol=1e-6
+            ):
+                expected, found = (x.flatten()[:8].tolist() for x in (constant, stored))
+                raise ValueError(f"The checkpoint's {name} must be {expected}, got {found}.")
         refuse_misfit(
             self.model_class.__name__,
             sorted(expected.keys() - tensors.keys()),

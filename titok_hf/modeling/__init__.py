@@ -3,6 +3,7 @@ classes."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
+from .lightning_dit import LightningDiTConfig, LightningDiTModel
 from .maskgit import MaskGitConfig, MaskGitModel, MaskGitUViTConfig, MaskGitUViTModel
 from .maskgit_vqgan import MaskGitVQGANConfig, MaskGitVQGANModel
 from .titok import TiTokConfig, TiTokImageProcessor, TiTokModel
@@ -14,6 +15,7 @@ for _config, _model in (
     (MaskGitConfig, MaskGitModel),
     (MaskGitUViTConfig, MaskGitUViTModel),
     (VTPConfig, VTPModel),
+    (LightningDiTConfig, LightningDiTModel),
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoModel.register(_config, _model)

@@ -47,6 +47,7 @@ class Attention(nn.Module):
     """
 
     is_causal = False
+    rotate = staticmethod(rotate)
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Attention(nn.Module):
         num_heads: int,
         qkv_bias: bool,
         qk_norm: bool = False,
+        norm_eps: float = 1e-5,
     ):
         super().__init__()
         self.config = config
@@ -62,8 +64,9 @@ class Attention(nn.Module):
         self.scaling = (hidden_size // num_heads) ** -0.5
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
         self.proj = nn.Linear(hidden_size, hidden_size)
-        self.query_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5) if qk_norm else None
-        self.key_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5) if qk_norm else None
+        head_dim = hidden_size // num_heads
+        self.query_norm = nn.RMSNorm(head_dim, eps=norm_eps) if qk_norm else None
+        self.key_norm = nn.RMSNorm(head_dim, eps=norm_eps) if qk_norm else None
 
     def forward(
         self, x: torch.Tensor, rope: Rotation | None = None
@@ -73,7 +76,7 @@ class Attention(nn.Module):
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
-            query, key = rotate(query, rope), rotate(key, rope)
+            query, key = self.rotate(query, rope), self.rotate(key, rope)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
