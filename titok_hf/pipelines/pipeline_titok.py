@@ -1,26 +1,16 @@
 """Class labels to images: a masked generator predicts the tokens, the tokenizer decodes them."""
 
-import inspect
-import json
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from huggingface_hub import snapshot_download
 from PIL import Image
 
-from ..devices import parse_dtype
-from ..hub.errors import explain_hub_errors
-from ..hub.location import split_location
-from ..hub.publish import PublishMixin
 from ..modeling.checks import check_id_range, check_ids
 from ..modeling.maskgit.modeling_maskgit import (
     MaskGitModel,
@@ -30,23 +20,15 @@ from ..modeling.maskgit.modeling_maskgit import (
 from ..modeling.maskgit_vqgan.modeling_maskgit_vqgan import MaskGitVQGANModel
 from ..modeling.titok.image_processing_titok import TiTokImageProcessor
 from ..modeling.titok.modeling_titok import TiTokModel
-from ..version import __version__
+from .class_conditional import (
+    ClassConditionalPipeline,
+    ClassLabel,
+    random_generators,
+    unwrapped,
+)
 from .scheduling_maskgit import MaskGitScheduler, positive_integer
 
 GuidanceSchedule = Literal["constant", "linear", "power-cosine"]
-ClassLabel = int | str
-# One-line modules in a saved pipeline's folder, for `trust_remote_code`.
-PIPELINE_MODULE, COMPONENT_MODULE = "pipeline", "component"
-CLASSES = {
-    component.__name__: component
-    for component in (
-        TiTokModel,
-        MaskGitVQGANModel,
-        MaskGitModel,
-        MaskGitUViTModel,
-        MaskGitScheduler,
-    )
-}
 
 
 def guidance_scale_at(
@@ -84,11 +66,6 @@ def guidance_scale_at(
     )
 
 
-def unwrapped(component: Any) -> Any:
-    """Returns the module in the result of `torch.compile`, or any other component as it is."""
-    return getattr(component, "_orig_mod", component)
-
-
 @dataclass
 class TiTokPipelineOutput(BaseOutput):
     """Result of `TiTokPipeline`.
@@ -104,7 +81,7 @@ class TiTokPipelineOutput(BaseOutput):
     codes: torch.LongTensor
 
 
-class TiTokPipeline(PublishMixin, DiffusionPipeline):
+class TiTokPipeline(ClassConditionalPipeline):
     """Generates images of given classes in a few steps (TiTok, arXiv 2406.07550; MaskGIT, arXiv
     2202.04200).
 
@@ -120,6 +97,13 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->tokenizer"
+    component_classes = (
+        TiTokModel,
+        MaskGitVQGANModel,
+        MaskGitModel,
+        MaskGitUViTModel,
+        MaskGitScheduler,
+    )
 
     def __init__(
         self,
@@ -169,150 +153,6 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             guidance_schedule=guidance_schedule,
         )
         self.image_processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, subfolder: str = "", **kwargs: Any
-    ) -> "TiTokPipeline":
-        """Same as in diffusers, from a folder or a Hub repository.
-
-        Args:
-            pretrained_model_name_or_path: The folder or repository.
-            subfolder: Subfolder of the pipeline.
-            kwargs: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` find a
-                repository; the rest, such as components and `dtype`, goes to diffusers.
-
-        Raises:
-            OSError: If the repository does not exist, or the connection broke.
-            ValueError: If it holds no pipeline, or the pipeline's parts do not fit each other.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        location, kwargs = split_location(kwargs)
-        for name in ("dtype", "torch_dtype"):
-            if isinstance(kwargs.get(name), str):
-                kwargs[name] = parse_dtype(kwargs[name])
-        if not folder.is_dir():
-            if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith(
-                (".", "/", "~")
-            ):
-                raise FileNotFoundError(f"There is no folder {pretrained_model_name_or_path}.")
-            repo_id, prefix = (
-                str(pretrained_model_name_or_path),
-                f"{subfolder}/" if subfolder else "",
-            )
-            with explain_hub_errors(repo_id):
-                # the index first, so that without one nothing large is downloaded
-                folder = Path(
-                    snapshot_download(repo_id, allow_patterns=prefix + cls.config_name, **location)
-                )
-                if (folder / subfolder / cls.config_name).exists():
-                    folder = Path(
-                        snapshot_download(repo_id, allow_patterns=f"{prefix}*", **location)
-                    )
-        if not (folder / subfolder / cls.config_name).exists():
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds no pipeline, which would have a "
-                f"{cls.config_name}. From a "
-                "tokenizer and a generator `titok convert` or `TiTokPipeline(tokenizer, generator, "
-                "scheduler)` make one."
-            )
-        try:
-            return super().from_pretrained(folder / subfolder, **kwargs)
-        except OSError as error:
-            raise OSError(
-                f"The pipeline in {pretrained_model_name_or_path} is incomplete: {error}"
-            ) from error
-
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """Same as in diffusers, with the real modules in place of the folder's one-line modules."""
-        loaded = super().load_config(*args, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        if isinstance(config.get("_class_name"), list):
-            config["_class_name"] = config["_class_name"][-1]
-        unknown = {name for name in config if not name.startswith("_")} - set(
-            inspect.signature(cls).parameters
-        )
-        for name, value in config.items():
-            if isinstance(value, list) and value[0] == COMPONENT_MODULE:
-                if value[1] in CLASSES:
-                    value[0] = CLASSES[value[1]].__module__
-                else:
-                    unknown.add(f"{name}={value[1]}")
-        if unknown:
-            raise ValueError(
-                f"This pipeline has parts or fields that titok_hf {__version__} does not know: "
-                f"{', '.join(sorted(unknown))}. Install a newer version."
-            )
-        return loaded
-
-    def complete_folder(self, folder: Path) -> None:
-        """Writes the one-line modules with which `DiffusionPipeline.from_pretrained(...,
-        trust_remote_code=True)` loads the folder, too."""
-        index = json.loads((folder / self.config_name).read_text())
-        index.pop("_name_or_path", None)  # a local path
-        index["_class_name"] = [PIPELINE_MODULE, type(self).__name__]
-        (folder / f"{PIPELINE_MODULE}.py").write_text(
-            f"from titok_hf import {type(self).__name__}\n"
-        )
-        for name, component in self.components.items():
-            class_name = type(unwrapped(component)).__name__
-            index[name] = [COMPONENT_MODULE, class_name]
-            (folder / name / f"{COMPONENT_MODULE}.py").write_text(
-                f"from titok_hf import {class_name}\n"
-            )
-        (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
-
-    def label_ids(
-        self, class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor
-    ) -> list[int]:
-        """Returns the ids of classes given by id or name.
-
-        An integer is an id. A string is a whole name in `id2label`, else an id, else the only name
-        that has it as one of its comma-separated parts.
-
-        Raises:
-            ValueError: If an id is out of range, or a name unknown or shared by several classes.
-            TypeError: If a label is neither an integer nor a string.
-        """
-        if isinstance(class_labels, torch.Tensor | np.ndarray):
-            class_labels = class_labels.ravel().tolist()
-        elif isinstance(class_labels, int | str | np.integer):
-            class_labels = [class_labels]
-        config, ids = self.transformer.config, []
-        for label in class_labels:
-            if isinstance(label, str):
-                names = config.id2label
-                found = [index for index, name in names.items() if label == name]
-                if not found and label in map(str, names):
-                    found = [int(label)]
-                found = found or [
-                    index
-                    for index, name in names.items()
-                    if label in (part.strip() for part in name.split(","))
-                ]
-                if len(found) != 1:
-                    near = get_close_matches(label, names.values(), n=10, cutoff=0.4)
-                    shown = ", ".join(map(repr, near or list(names.values())[:10]))
-                    problem = (
-                        f"names the classes {found}: pass one of these ids"
-                        if found
-                        else "is not among them"
-                    )
-                    raise ValueError(
-                        f"`class_labels` must be ids in [0, {config.num_labels}) or names such as "
-                        f"{shown}; {label!r} {problem}."
-                    )
-                ids.append(found[0])
-            elif isinstance(label, bool) or not isinstance(label, int | np.integer):
-                raise TypeError(f"`class_labels` must be integers or class names, got {label!r}.")
-            elif not 0 <= label < config.num_labels:
-                raise ValueError(
-                    f"`class_labels` must be in [0, {config.num_labels}), got {label}."
-                )
-            else:
-                ids.append(int(label))
-        return ids
 
     @torch.no_grad()
     def __call__(
@@ -369,11 +209,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             )
         num_images_per_label = positive_integer(num_images_per_label, "num_images_per_label")
         guidance_scale_at(0, 1, guidance_scale, guidance_schedule)
-        labels = torch.tensor(self.label_ids(class_labels), device=device).repeat_interleave(
-            num_images_per_label
-        )
-        if len(labels) == 0:
-            raise ValueError("`class_labels` must name at least one class, got none.")
+        labels = self.repeated_labels(class_labels, num_images_per_label, device)  # (B,)
         # start from masked codes
         if codes is None:
             codes = torch.full(
@@ -383,21 +219,7 @@ class TiTokPipeline(PublishMixin, DiffusionPipeline):
             check_ids(codes, "codes", (len(labels), config.num_tokens))
             check_id_range(codes, "codes", config.codebook_size + 1)
             codes = codes.to(device, torch.int64)
-        # one random generator per image
-        if isinstance(generator, list | tuple):
-            generator = list(generator)
-        each = generator if isinstance(generator, list) else [generator]
-        if wrong := [one for one in each if not isinstance(one, torch.Generator | None)]:
-            raise TypeError(
-                "`generator` must be a `torch.Generator`, as `torch.Generator().manual_seed(42)`, "
-                f"or a list with one per image, got {wrong[0]!r}."
-            )
-        if not isinstance(generator, list):
-            source = generator.device if generator is not None else "cpu"
-            seeds = torch.stack(
-                [torch.randint(2**63 - 1, (), generator=generator, device=source) for _ in labels]
-            )
-            generator = [torch.Generator(source).manual_seed(seed) for seed in seeds.tolist()]
+        generator = random_generators(generator, len(labels))
 
         # sample the codes
         scheduler = copy(self.scheduler)  # calls in other threads may take another number of steps

@@ -1,0 +1,228 @@
+"""The base class of pipelines that generate images of given classes."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+
+from ..devices import parse_dtype
+from ..hub.errors import explain_hub_errors
+from ..hub.location import split_location
+from ..hub.publish import PublishMixin
+from ..version import __version__
+
+ClassLabel = int | str
+# One-line modules in a saved pipeline's folder, for `trust_remote_code`.
+PIPELINE_MODULE, COMPONENT_MODULE = "pipeline", "component"
+
+
+def unwrapped(component: Any) -> Any:
+    """Returns the module in the result of `torch.compile`, or any other component as it is."""
+    return getattr(component, "_orig_mod", component)
+
+
+def random_generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> list[torch.Generator]:
+    """Returns a random generator for each image. A single one draws a seed for each, so that images
+    do not depend on the batch.
+
+    Raises:
+        TypeError: If one is no `torch.Generator`.
+    """
+    if isinstance(generator, list | tuple):
+        generator = list(generator)
+    each = generator if isinstance(generator, list) else [generator]
+    if wrong := [one for one in each if not isinstance(one, torch.Generator | None)]:
+        raise TypeError(
+            "`generator` must be a `torch.Generator`, as `torch.Generator().manual_seed(42)`, "
+            f"or a list with one per image, got {wrong[0]!r}."
+        )
+    if not isinstance(generator, list):
+        source = generator.device if generator is not None else "cpu"
+        seeds = torch.stack(
+            [torch.randint(2**63 - 1, (), generator=generator, device=source) for _ in range(count)]
+        )
+        generator = [torch.Generator(source).manual_seed(seed) for seed in seeds.tolist()]
+    return generator
+
+
+class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
+    """A pipeline of a tokenizer, a class-conditional transformer and a scheduler.
+
+    `component_classes` are the classes of ours that its parts may have.
+    """
+
+    component_classes: ClassVar[tuple[type, ...]] = ()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str = "", **kwargs: Any
+    ) -> "ClassConditionalPipeline":
+        """Same as in diffusers, from a folder or a Hub repository.
+
+        Args:
+            pretrained_model_name_or_path: The folder or repository.
+            subfolder: Subfolder of the pipeline.
+            kwargs: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` find a
+                repository; the rest, such as components and `dtype`, goes to diffusers.
+
+        Raises:
+            OSError: If the repository does not exist, or the connection broke.
+            ValueError: If it holds no pipeline, or the pipeline's parts do not fit each other.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        location, kwargs = split_location(kwargs)
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(kwargs.get(name), str):
+                kwargs[name] = parse_dtype(kwargs[name])
+        if not folder.is_dir():
+            if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith(
+                (".", "/", "~")
+            ):
+                raise FileNotFoundError(f"There is no folder {pretrained_model_name_or_path}.")
+            repo_id, prefix = (
+                str(pretrained_model_name_or_path),
+                f"{subfolder}/" if subfolder else "",
+            )
+            with explain_hub_errors(repo_id):
+                # the index first, so that without one nothing large is downloaded
+                folder = Path(
+                    snapshot_download(repo_id, allow_patterns=prefix + cls.config_name, **location)
+                )
+                if (folder / subfolder / cls.config_name).exists():
+                    folder = Path(
+                        snapshot_download(repo_id, allow_patterns=f"{prefix}*", **location)
+                    )
+        if not (folder / subfolder / cls.config_name).exists():
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds no pipeline, which would have a "
+                f"{cls.config_name}. From a tokenizer and a generator `titok convert` or "
+                f"`{cls.__name__}(tokenizer, transformer, scheduler)` make one."
+            )
+        try:
+            return super().from_pretrained(folder / subfolder, **kwargs)
+        except OSError as error:
+            raise OSError(
+                f"The pipeline in {pretrained_model_name_or_path} is incomplete: {error}"
+            ) from error
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """Same as in diffusers, with the real modules in place of the folder's one-line modules."""
+        loaded = super().load_config(*args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        unknown = {name for name in config if not name.startswith("_")} - set(
+            inspect.signature(cls).parameters
+        )
+        known = {component.__name__: component for component in cls.component_classes}
+        for name, value in config.items():
+            if isinstance(value, list) and value[0] == COMPONENT_MODULE:
+                if value[1] in known:
+                    value[0] = known[value[1]].__module__
+                else:
+                    unknown.add(f"{name}={value[1]}")
+        if unknown:
+            raise ValueError(
+                f"This pipeline has parts or fields that titok_hf {__version__} does not know: "
+                f"{', '.join(sorted(unknown))}. Install a newer version."
+            )
+        return loaded
+
+    def complete_folder(self, folder: Path) -> None:
+        """Writes the one-line modules with which `DiffusionPipeline.from_pretrained(...,
+        trust_remote_code=True)` loads the folder, too."""
+        index = json.loads((folder / self.config_name).read_text())
+        index.pop("_name_or_path", None)  # a local path
+        index["_class_name"] = [PIPELINE_MODULE, type(self).__name__]
+        (folder / f"{PIPELINE_MODULE}.py").write_text(
+            f"from titok_hf import {type(self).__name__}\n"
+        )
+        for name, component in self.components.items():
+            if not isinstance(unwrapped(component), self.component_classes):
+                continue  # a class of diffusers, or none
+            class_name = type(unwrapped(component)).__name__
+            index[name] = [COMPONENT_MODULE, class_name]
+            (folder / name / f"{COMPONENT_MODULE}.py").write_text(
+                f"from titok_hf import {class_name}\n"
+            )
+        (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
+
+    def label_ids(
+        self, class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor
+    ) -> list[int]:
+        """Returns the ids of classes given by id or name.
+
+        An integer is an id. A string is a whole name in `id2label`, else an id, else the only name
+        that has it as one of its comma-separated parts.
+
+        Raises:
+            ValueError: If an id is out of range, or a name unknown or shared by several classes.
+            TypeError: If a label is neither an integer nor a string.
+        """
+        if isinstance(class_labels, torch.Tensor | np.ndarray):
+            class_labels = class_labels.ravel().tolist()
+        elif isinstance(class_labels, int | str | np.integer):
+            class_labels = [class_labels]
+        config, ids = self.transformer.config, []
+        for label in class_labels:
+            if isinstance(label, str):
+                names = config.id2label
+                found = [index for index, name in names.items() if label == name]
+                if not found and label in map(str, names):
+                    found = [int(label)]
+                found = found or [
+                    index
+                    for index, name in names.items()
+                    if label in (part.strip() for part in name.split(","))
+                ]
+                if len(found) != 1:
+                    near = get_close_matches(label, names.values(), n=10, cutoff=0.4)
+                    shown = ", ".join(map(repr, near or list(names.values())[:10]))
+                    problem = (
+                        f"names the classes {found}: pass one of these ids"
+                        if found
+                        else "is not among them"
+                    )
+                    raise ValueError(
+                        f"`class_labels` must be ids in [0, {config.num_labels}) or names such as "
+                        f"{shown}; {label!r} {problem}."
+                    )
+                ids.append(found[0])
+            elif isinstance(label, bool) or not isinstance(label, int | np.integer):
+                raise TypeError(f"`class_labels` must be integers or class names, got {label!r}.")
+            elif not 0 <= label < config.num_labels:
+                raise ValueError(
+                    f"`class_labels` must be in [0, {config.num_labels}), got {label}."
+                )
+            else:
+                ids.append(int(label))
+        return ids
+
+    def repeated_labels(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor,
+        num_images_per_label: int,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """Returns the label of each image to generate, `(B,)`.
+
+        Raises:
+            ValueError, TypeError: See `label_ids`; also if there is no label.
+        """
+        labels = torch.tensor(self.label_ids(class_labels), device=device)
+        if len(labels) == 0:
+            raise ValueError("`class_labels` must name at least one class, got none.")
+        return labels.repeat_interleave(num_images_per_label)
+
+
+__all__ = ["ClassConditionalPipeline", "ClassLabel", "random_generators", "unwrapped"]
