@@ -24,11 +24,12 @@ if TYPE_CHECKING:
         VTPProcessor,
         VTPVisionModel,
     )
-    from .pipelines import MaskGitScheduler, TiTokPipeline
+    from .pipelines import LatentDiTPipeline, MaskGitScheduler, TiTokPipeline
     from .train import train_recipe
 
 __all__ = [
     "DiffusersTokenizer",
+    "LatentDiTPipeline",
     "LightningDiTConfig",
     "LightningDiTModel",
     "MaskGitConfig",
@@ -55,6 +56,7 @@ __all__ = [
 # Module of each public name, for the import on first use; type checkers read the block above.
 _MODULES = {
     "DiffusersTokenizer": "modeling.diffusers_tokenizer",
+    "LatentDiTPipeline": "pipelines",
     "LightningDiTConfig": "modeling.lightning_dit",
     "LightningDiTModel": "modeling.lightning_dit",
     "MaskGitConfig": "modeling.maskgit",

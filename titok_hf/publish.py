@@ -13,7 +13,7 @@ from .hub.errors import explain_hub_errors
 from .hub.hashes import state_sha256
 from .hub.provenance import with_results, write_provenance
 from .modeling.vtp import VTPModel
-from .pipelines import TiTokPipeline
+from .pipelines import ClassConditionalPipeline
 
 
 def publish_folder(
@@ -43,8 +43,8 @@ def publish_folder(
             refuses; see `push_to_hub`.
     """
     folder = Path(folder)
-    if (folder / TiTokPipeline.config_name).exists():
-        things = [TiTokPipeline.from_pretrained(folder)]
+    if (folder / ClassConditionalPipeline.config_name).exists():
+        things = [ClassConditionalPipeline.from_pretrained(folder)]
     else:
         things = [AutoModel.from_pretrained(folder)]
         if (folder / "processor_config.json").exists():
@@ -53,7 +53,7 @@ def publish_folder(
             things.append(AutoImageProcessor.from_pretrained(folder))
     for path in results:
         part = add_result(things[0], Evaluation.load(path), path)
-        subfolder = part if isinstance(things[0], TiTokPipeline) else ""
+        subfolder = part if isinstance(things[0], ClassConditionalPipeline) else ""
         write_provenance(getattr(things[0], subfolder, things[0]).provenance, folder / subfolder)
     for thing in things:
         thing.push_to_hub(repo_id, private=private, token=token, revision=revision)
@@ -73,7 +73,9 @@ def publish_folder(
             )
 
 
-def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path: str | Path) -> str:
+def add_result(
+    thing: ClassConditionalPipeline | PreTrainedModel, result: Evaluation, path: str | Path
+) -> str:
     """Adds a result to its model's provenance and replaces one of the same metric and protocol.
 
     Returns:
@@ -84,7 +86,7 @@ def add_result(thing: TiTokPipeline | PreTrainedModel, result: Evaluation, path:
     """
     part = "tokenizer" if result.task == "reconstruction" else "transformer"
     models = {part: thing}
-    if isinstance(thing, TiTokPipeline):  # generated images also depend on the tokenizer
+    if isinstance(thing, ClassConditionalPipeline):  # generated images also depend on the tokenizer
         models = {name: getattr(thing, name) for name in dict.fromkeys((part, "tokenizer"))}
     for name, model in models.items():
         measured = result.generator if name == "transformer" else result.tokenizer

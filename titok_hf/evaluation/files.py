@@ -12,7 +12,7 @@ from ..data.opening import dataset_commit, open_images
 from ..devices import default_device, parse_dtype
 from ..hub.folders import output_file
 from ..modeling.auto import load_tokenizer
-from ..pipelines import TiTokPipeline
+from ..pipelines import ClassConditionalPipeline
 from .pictures import generation_grid, reconstruction_grid
 from .probe import TokenFeature, probe_tokenizer
 from .reconstruction import reconstruct
@@ -66,7 +66,7 @@ def generate_to_file(
     """Draws a row of generated images for each label.
 
     Args:
-        pipeline: Folder or Hub repository of a `TiTokPipeline`.
+        pipeline: Folder or Hub repository of a `TiTokPipeline` or `LatentDiTPipeline`.
         class_labels: Classes, by id or name.
         output: Path of the picture.
         seed: Random seed.
@@ -74,12 +74,12 @@ def generate_to_file(
         arguments: Further arguments of the pipeline's call.
     """
     output = output_file(output, writable_extensions())
-    loaded = TiTokPipeline.from_pretrained(pipeline)
+    loaded = ClassConditionalPipeline.from_pretrained(pipeline)
     images = loaded(
         class_labels,
         generator=torch.Generator().manual_seed(seed),
         num_images_per_label=num_images_per_label,
-        **arguments,
+        **{name: value for name, value in arguments.items() if value is not None},
     ).images
     labels = loaded.label_ids(class_labels)
     id2label = loaded.transformer.config.id2label

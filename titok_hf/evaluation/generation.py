@@ -16,7 +16,7 @@ from ..devices import default_device, parse_dtype
 from ..distributed import process_state
 from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_file
-from ..pipelines import TiTokPipeline
+from ..pipelines import ClassConditionalPipeline
 from .adm import ReferenceBatch, SampleWriter
 from .feature_statistics import (
     FeatureStatistics,
@@ -376,8 +376,9 @@ def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionP
     with explain_hub_errors(str(source)):
         index = DiffusionPipeline.load_config(str(source), revision=revision)
     name = index["_class_name"]
-    ours = (name[-1] if isinstance(name, list) else name) == TiTokPipeline.__name__
-    pipeline_class = TiTokPipeline if ours else DiffusionPipeline
+    name = name[-1] if isinstance(name, list) else name
+    ours = any(name == each.__name__ for each in ClassConditionalPipeline.__subclasses__())
+    pipeline_class = ClassConditionalPipeline if ours else DiffusionPipeline
     return pipeline_class.from_pretrained(source, revision=revision)
 
 
@@ -405,8 +406,8 @@ def describe_pipeline(
         for name, parameter in parameters.items()
         if isinstance(parameter.default, int | float | str) and name not in RESERVED
     }
-    if isinstance(pipeline, TiTokPipeline):
-        names = ("num_inference_steps", "guidance_scale", "guidance_schedule")
+    if isinstance(pipeline, ClassConditionalPipeline):
+        names = pipeline.sampling_defaults
         defaults |= {name: getattr(pipeline.config, name) for name in names}
     given = {name: value for name, value in arguments.items() if value is not None}
     config = {

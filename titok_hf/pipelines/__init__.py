@@ -1,6 +1,15 @@
-"""Sampling: the masked-token scheduler and the pipeline that generates images with it."""
+"""Sampling: pipelines that generate images of classes, and the masked-token scheduler."""
 
+from .class_conditional import ClassConditionalPipeline
+from .pipeline_latent_dit import LatentDiTPipeline, LatentDiTPipelineOutput
 from .pipeline_titok import TiTokPipeline, TiTokPipelineOutput
 from .scheduling_maskgit import MaskGitScheduler
 
-__all__ = ["MaskGitScheduler", "TiTokPipeline", "TiTokPipelineOutput"]
+__all__ = [
+    "ClassConditionalPipeline",
+    "LatentDiTPipeline",
+    "LatentDiTPipelineOutput",
+    "MaskGitScheduler",
+    "TiTokPipeline",
+    "TiTokPipelineOutput",
+]

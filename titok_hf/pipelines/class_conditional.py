@@ -57,10 +57,14 @@ def random_generators(
 class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
     """A pipeline of a tokenizer, a class-conditional transformer and a scheduler.
 
-    `component_classes` are the classes of ours that its parts may have.
+    `ClassConditionalPipeline.from_pretrained` loads a pipeline of any of its classes.
+
+    `component_classes` are the classes of ours that its parts may have, `sampling_defaults` the
+    names of the arguments of `__call__` whose defaults the pipeline stores.
     """
 
     component_classes: ClassVar[tuple[type, ...]] = ()
+    sampling_defaults: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_pretrained(
@@ -107,6 +111,15 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
                 f"{cls.config_name}. From a tokenizer and a generator `titok convert` or "
                 f"`{cls.__name__}(tokenizer, transformer, scheduler)` make one."
             )
+        if cls is ClassConditionalPipeline:
+            name = json.loads((folder / subfolder / cls.config_name).read_text())["_class_name"]
+            name = name[-1] if isinstance(name, list) else name
+            known = {pipeline.__name__: pipeline for pipeline in cls.__subclasses__()}
+            if name not in known:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} is a {name}, not one of {', '.join(known)}."
+                )
+            cls = known[name]
         try:
             return super().from_pretrained(folder / subfolder, **kwargs)
         except OSError as error:

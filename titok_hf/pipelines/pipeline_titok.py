@@ -97,6 +97,7 @@ class TiTokPipeline(ClassConditionalPipeline):
     """
 
     model_cpu_offload_seq = "transformer->tokenizer"
+    sampling_defaults = ("num_inference_steps", "guidance_scale", "guidance_schedule")
     component_classes = (
         TiTokModel,
         MaskGitVQGANModel,

@@ -1,0 +1,375 @@
+"""Class labels to images: a transformer carries noise along a flow to latents, the tokenizer decodes
+them."""
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import nn
+
+from ..modeling.diffusers_tokenizer import DiffusersTokenizer
+from ..modeling.lightning_dit import LightningDiTModel
+from ..modeling.titok import TiTokImageProcessor, TiTokModel
+from ..modeling.vtp import VTPForImageReconstruction, VTPImageProcessor, VTPModel
+from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
+from .class_conditional import (
+    ClassConditionalPipeline,
+    ClassLabel,
+    random_generators,
+    unwrapped,
+)
+from .scheduling_maskgit import positive_integer
+
+
+def flow_times(num_inference_steps: int, timestep_shift: float = 1.0) -> torch.Tensor:
+    """Returns the times `(num_inference_steps + 1,)` of a flow from 0, noise, to 1, data.
+
+    Equal steps are shifted by `s * t / (1 + (s - 1) * t)`: a shift `s` below 1 has more steps near
+    noise. The reference's 250 points are 249 steps. diffusers' `shift` is `1 / s`.
+
+    Raises:
+        ValueError: If the shift is not positive.
+    """
+    if not 0 < timestep_shift < math.inf:
+        raise ValueError(f"`timestep_shift` must be a positive number, got {timestep_shift!r}.")
+    times = torch.linspace(0, 1, num_inference_steps + 1, dtype=torch.float64)
+    return timestep_shift * times / (1 + (timestep_shift - 1) * times)
+
+
+@dataclass
+class LatentDiTPipelineOutput(BaseOutput):
+    """Result of `LatentDiTPipeline`.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+            The images, in the format of `output_type`; the latents for `"latent"`.
+        latents (`torch.FloatTensor`):
+            Their latents `(B, C, h, w)` or `(B, K, C)`, as the tokenizer makes them.
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    latents: torch.FloatTensor
+
+
+class LatentDiTPipeline(ClassConditionalPipeline):
+    """Generates images of given classes by a flow on a tokenizer's latents (LightningDiT, arXiv
+    2501.01423).
+
+    Args:
+        tokenizer: Decodes the latents: a VTP, a TiTok with continuous latents, or an image
+            autoencoder of diffusers.
+        transformer: Predicts the velocity; its `config.id2label` holds the class names, and its
+            `latent_mean` and `latent_std` the statistics of the latents.
+        scheduler: Takes the steps. It gets the noise levels, so that its own shift is not used.
+        guidance_transformer: A weaker transformer for autoguidance (arXiv 2406.02507), which takes
+            the place of "no class".
+        num_inference_steps, guidance_scale, guidance_interval, guidance_channels, timestep_shift:
+            Defaults of `__call__`.
+
+    Raises:
+        TypeError: If a component is of another kind.
+        ValueError: If the components do not fit each other, or a default is not valid.
+    """
+
+    model_cpu_offload_seq = "transformer->guidance_transformer->tokenizer"
+    _optional_components: ClassVar[list[str]] = ["guidance_transformer"]
+    sampling_defaults = (
+        "num_inference_steps",
+        "guidance_scale",
+        "guidance_interval",
+        "guidance_channels",
+        "timestep_shift",
+    )
+    component_classes = (
+        LightningDiTModel,
+        TiTokModel,
+        VTPForImageReconstruction,
+        VTPModel,
+    )
+
+    def __init__(
+        self,
+        tokenizer: nn.Module,
+        transformer: LightningDiTModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        guidance_transformer: LightningDiTModel | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
+        timestep_shift: float = 1.0,
+    ):
+        super().__init__()
+        of_tokenizer = unwrapped(tokenizer)
+        if not isinstance(of_tokenizer, TiTokModel | VTPPreTrainedModel | ModelMixin):
+            raise TypeError(
+                "A tokenizer of continuous latents is expected, got a "
+                f"{type(of_tokenizer).__name__}."
+            )
+        if isinstance(of_tokenizer, TiTokModel) and (
+            of_tokenizer.config.quantizer != "kl" or of_tokenizer.config.head == "proxy_codes"
+        ):
+            raise ValueError(
+                "The tokenizer must decode continuous latents to pixels: `quantizer='kl'` and a head "
+                f"other than 'proxy_codes', got {of_tokenizer.config.quantizer!r} and "
+                f"{of_tokenizer.config.head!r}."
+            )
+        if isinstance(of_tokenizer, VTPPreTrainedModel) and not of_tokenizer.config.has_decoder:
+            raise ValueError("The tokenizer has no pixel decoder: `has_decoder=False`.")
+        for name, model in (
+            ("transformer", transformer),
+            ("guidance_transformer", guidance_transformer),
+        ):
+            if model is not None and not isinstance(unwrapped(model), LightningDiTModel):
+                raise TypeError(
+                    f"`{name}` must be a LightningDiTModel, got a {type(model).__name__}."
+                )
+        config = transformer.config
+        if config.latent_mean is None:
+            raise ValueError(
+                "The transformer's configuration lacks `latent_mean` and `latent_std`, the statistics "
+                "of the latents that it was trained on: set them, for example from the "
+                "`latent_statistics.json` of `titok tokenize`."
+            )
+        if guidance_transformer is not None:
+            other = guidance_transformer.config
+            for name in ("latent_shape", "num_labels"):
+                if getattr(other, name) != getattr(config, name):
+                    raise ValueError(
+                        f"`guidance_transformer` must have the `{name}` of the transformer, "
+                        f"{getattr(config, name)}, got {getattr(other, name)}."
+                    )
+        expected = config.latent_shape
+        if isinstance(of_tokenizer, TiTokModel):
+            expected = (of_tokenizer.config.num_latent_tokens, of_tokenizer.config.latent_dim)
+        elif isinstance(of_tokenizer, VTPPreTrainedModel):  # takes images of any size
+            expected = (of_tokenizer.config.latent_dim, config.sample_size, config.sample_size)
+        if expected != config.latent_shape:
+            raise ValueError(
+                f"The transformer generates latents of shape {config.latent_shape}, the tokenizer "
+                f"decodes {expected}."
+            )
+        self.register_modules(
+            tokenizer=tokenizer,
+            transformer=transformer,
+            scheduler=scheduler,
+            guidance_transformer=guidance_transformer,
+        )
+        defaults = {
+            "num_inference_steps": positive_integer(num_inference_steps, "num_inference_steps"),
+            "guidance_scale": guidance_scale,
+            "guidance_interval": list(guidance_interval),
+            "guidance_channels": guidance_channels,
+            "timestep_shift": timestep_shift,
+        }
+        self.check_sampling(**defaults)
+        self.register_to_config(**defaults)
+
+    def check_sampling(
+        self,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_interval: Sequence[float],
+        guidance_channels: int | None,
+        timestep_shift: float,
+    ) -> None:
+        """Raises `ValueError` if an argument of the sampling is not valid."""
+        positive_integer(num_inference_steps, "num_inference_steps")
+        flow_times(num_inference_steps, timestep_shift)
+        if not isinstance(guidance_scale, int | float) or not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
+        start, stop = guidance_interval
+        if not 0 <= start <= stop <= 1:
+            raise ValueError(
+                "`guidance_interval` must be two times in [0, 1], the first the earlier one, got "
+                f"{list(guidance_interval)}."
+            )
+        channels = self.transformer.config.in_channels
+        if guidance_channels is not None and not 1 <= guidance_channels <= channels:
+            raise ValueError(
+                f"`guidance_channels` must be from 1 to the {channels} channels of the latents, or "
+                f"None for all, got {guidance_channels}."
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        guidance_channels: int | None = None,
+        timestep_shift: float | None = None,
+        sigmas: Sequence[float] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_images_per_label: int = 1,
+        latents: torch.Tensor | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[
+            ["LatentDiTPipeline", int, torch.Tensor, dict], dict[str, Any] | None
+        ]
+        | None = None,
+    ) -> LatentDiTPipelineOutput | tuple:
+        """Generates images.
+
+        Args:
+            class_labels: Classes, by id or name; one image each by default.
+            num_inference_steps: Number of steps; defaults to the pipeline's, as do the next four.
+            guidance_scale: `s` in `unconditional + s * (conditional - unconditional)`; 1 for none.
+            guidance_interval: Times in [0, 1], from noise to data, between which there is guidance.
+            guidance_channels: The first so many channels are guided, the others are conditional;
+                all if `None` here and in the pipeline. Published scales of LightningDiT are of 3
+                channels.
+            timestep_shift: See `flow_times`.
+            sigmas: Noise levels of the steps instead, falling from at most 1 to above 0.
+            generator: A `torch.Generator`, or a list or tuple with one per image. A single one draws
+                a seed for each image, so images never depend on the batch size.
+            num_images_per_label: Images of each label.
+            latents: Noise to start from, `(B, C, h, w)` or `(B, K, C)`; drawn if not given.
+            output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1],
+                `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1], `"latent"` for the latents.
+            return_dict: Whether to return a `LatentDiTPipelineOutput` or the tuple `(images,)`.
+            callback_on_step_end: Called after each step with the pipeline, the step, the time and a
+                dict of the normalized `"latents"`; may return a dict with changed `"latents"`.
+
+        Raises:
+            ValueError, TypeError: If an argument is not valid.
+        """
+        config, device = self.transformer.config, self._execution_device
+        sampling = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "guidance_channels": guidance_channels,
+            "timestep_shift": timestep_shift,
+        }
+        sampling = {
+            name: self.config[name] if value is None else value for name, value in sampling.items()
+        }
+        self.check_sampling(**sampling)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(
+                f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}."
+            )
+        num_images_per_label = positive_integer(num_images_per_label, "num_images_per_label")
+        labels = self.repeated_labels(class_labels, num_images_per_label, device)  # (B,)
+        if sigmas is None:
+            times = flow_times(sampling["num_inference_steps"], sampling["timestep_shift"])
+            sigmas = (1 - times[:-1]).tolist()
+        elif (
+            list(sigmas) != sorted(set(sigmas), reverse=True) or not 0 < sigmas[-1] < sigmas[0] <= 1
+        ):
+            raise ValueError(
+                "`sigmas` must be at least two noise levels that fall from at most 1 to above 0, got "
+                f"{list(sigmas)}."
+            )
+        # noise
+        generators = random_generators(generator, len(labels))
+        if len(generators) != len(labels):
+            raise ValueError(
+                f"`generator` must have one `torch.Generator` for each of the {len(labels)} images, "
+                f"got {len(generators)}."
+            )
+        if latents is None:
+            noise = [
+                torch.randn(config.latent_shape, generator=one, device=one.device).to(device)
+                for one in generators
+            ]
+            latents = torch.stack(noise)  # (B, C, h, w) or (B, K, C)
+        elif tuple(latents.shape) != (len(labels), *config.latent_shape):
+            raise ValueError(
+                f"`latents` must have shape {(len(labels), *config.latent_shape)}, got "
+                f"{tuple(latents.shape)}."
+            )
+        latents = latents.to(device, torch.float32)
+
+        # flow
+        scheduler = deepcopy(self.scheduler)  # calls in other threads may take other steps
+        scheduler.set_shift(1.0)  # the levels are shifted already
+        scheduler.set_timesteps(sigmas=sigmas, device=device)
+        start, stop = sampling["guidance_interval"]
+        for step, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
+            time = 1 - sigmas[step]
+            guided = sampling["guidance_scale"] != 1 and start <= time <= stop
+            velocity = self.velocity(
+                latents,
+                time,
+                labels,
+                scale=sampling["guidance_scale"] if guided else 1.0,
+                channels=sampling["guidance_channels"],
+            )
+            # the scheduler's direction is from data to noise
+            latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
+            if callback_on_step_end is not None:
+                changed = callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
+                latents = changed.get("latents", latents)
+
+        # decode the latents
+        latents = self.denormalized(latents)
+        images = latents if output_type == "latent" else self.decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return LatentDiTPipelineOutput(images, latents) if return_dict else (images,)
+
+    def velocity(
+        self,
+        latents: torch.Tensor,
+        time: float,
+        labels: torch.Tensor,
+        scale: float,
+        channels: int | None,
+    ) -> torch.Tensor:
+        """Returns the guided velocity of latents at a time."""
+        times = torch.full((len(latents),), time, device=latents.device)
+        if scale == 1:
+            return self.transformer(latents, times, labels).velocity.float()
+        if self.guidance_transformer is not None:
+            conditional = self.transformer(latents, times, labels).velocity.float()
+            weaker = self.guidance_transformer(latents, times, labels).velocity.float()
+        else:
+            none = torch.full_like(labels, self.transformer.config.null_label)
+            both = self.transformer(
+                torch.cat([latents, latents]), times.repeat(2), torch.cat([labels, none])
+            ).velocity.float()
+            conditional, weaker = both.chunk(2)
+        guided = weaker + scale * (conditional - weaker)
+        if channels is None:
+            return guided
+        axis = 1 if self.transformer.config.dimensions == 2 else 2
+        rest = conditional.shape[axis] - channels
+        first = guided.split([channels, rest], axis)[0]
+        return torch.cat([first, conditional.split([channels, rest], axis)[1]], axis)
+
+    def denormalized(self, latents: torch.Tensor) -> torch.Tensor:
+        """Returns latents with the mean and standard deviation of each channel that the tokenizer's
+        have."""
+        config = self.transformer.config
+        shape = (-1, 1, 1) if config.dimensions == 2 else (-1,)
+        mean, std = (
+            torch.tensor(values, device=latents.device).view(shape)
+            for values in (config.latent_mean, config.latent_std)
+        )
+        return latents * std + mean
+
+    def decode(
+        self, latents: torch.Tensor, output_type: str
+    ) -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """Decodes latents to images."""
+        tokenizer = self.tokenizer
+        processor: TiTokImageProcessor = TiTokImageProcessor()
+        if isinstance(unwrapped(tokenizer), ModelMixin):
+            tokenizer = DiffusersTokenizer(tokenizer)
+        elif isinstance(unwrapped(tokenizer), VTPPreTrainedModel):
+            processor = VTPImageProcessor()
+        latents = latents.to(next(tokenizer.parameters()).dtype)
+        return processor.postprocess(tokenizer.decode(latents).reconstruction, output_type)
+
+
+__all__ = ["LatentDiTPipeline", "LatentDiTPipelineOutput", "flow_times"]
