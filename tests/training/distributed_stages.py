@@ -11,6 +11,8 @@ from torch import distributed
 from transformers import ConvNextConfig, ConvNextForImageClassification, PrinterCallback
 
 from titok_hf import (
+    LightningDiTConfig,
+    LightningDiTModel,
     MaskGitConfig,
     MaskGitModel,
     MaskGitScheduler,
@@ -33,6 +35,7 @@ from titok_hf.training import (
     TiTokTrainingArguments,
     WarmupObjective,
 )
+from titok_hf.training.flow import LatentFlowObjective
 from titok_hf.training.losses import mean_over_processes
 from titok_hf.training.pretraining import VTPPretrainingObjective
 
@@ -51,9 +54,14 @@ STAGES = (
     "single_stage-kl",
     "generator",
     "vtp_pretraining",
+    "latent_generator",
 )
-ACCUMULATED = ("warmup-vq", "generator")  # also in two processes that accumulate
-RESUMED = ("warmup-vq", "decoder_finetuning", "generator", "vtp_pretraining")
+ACCUMULATED = (
+    "warmup-vq",
+    "generator",
+    "latent_generator",
+)  # also in two processes that accumulate
+RESUMED = ("warmup-vq", "decoder_finetuning", "generator", "vtp_pretraining", "latent_generator")
 CHECKPOINT = 5  # of 10 steps
 VQGAN = {
     "image_size": 32,
@@ -119,6 +127,20 @@ def make_objective(
     name, _, quantizer = stage.partition("-")
     if name == "classifier":
         return ClassifierObjective(make_classifier(), ema_decay=0.9)
+    if name == "latent_generator":
+        config = LightningDiTConfig(
+            dimensions=1,
+            in_channels=6,
+            sample_size=8,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_labels=10,
+            latent_mean=[0.0] * 6,
+            latent_std=[1.0] * 6,
+        )
+        tokenizer = make_titok("pixels", "kl")
+        return LatentFlowObjective(LightningDiTModel(config), tokenizer, ema_decay=0.9)
     if name == "vtp_pretraining":
         return make_pretraining(
             ema_decay=0.9,
@@ -192,7 +214,9 @@ def train(
     size of the learning rate of it, unless its epsilon is above the noise.
     """
     at_once = GLOBAL_BATCH_SIZE // (num_processes * accumulation)
-    labelled = isinstance(objective, ClassifierObjective | MaskedTokenObjective)
+    labelled = isinstance(
+        objective, ClassifierObjective | MaskedTokenObjective | LatentFlowObjective
+    )
     data, collator = (
         load_digits_dataset()["train"].select(range(36)),
         ImageCollator(

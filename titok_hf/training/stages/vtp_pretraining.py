@@ -80,8 +80,9 @@ class VTPPretrainingStage(PerceptualStage):
         return not self.is_pretrained and bool(self.weight("clip"))
 
     def perceptual_weight(self) -> float:
-        weight = self.part("objective").get("perceptual_weight", 1.0)
-        return weight if self.weight("reconstruction") else 0.0
+        if self.is_pretrained or not self.weight("reconstruction"):
+            return 0.0
+        return self.part("objective").get("perceptual_weight", 1.0)
 
     def check(self) -> None:
         super().check()

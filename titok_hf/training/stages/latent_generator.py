@@ -1,0 +1,189 @@
+"""The stage `latent_generator`: a flow on the latents of a continuous tokenizer (LightningDiT, arXiv
+2501.01423)."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from ...data.augmentation import Augmentation
+from ...data.collator import ImageCollator
+from ...data.decoding import decoder_for
+from ...data.grids import generation_grid
+from ...data.samples import Samples
+from ...distributed import process_state
+from ...hub.folders import whole_file
+from ...modeling.lightning_dit import LightningDiTConfig, LightningDiTModel
+from ...modeling.titok import TiTokImageProcessor, TiTokModel
+from ...modeling.vtp import VTPForImageReconstruction, VTPImageProcessor, VTPModel
+from ...pipelines import LatentDiTPipeline
+from ..arguments import TiTokTrainingArguments
+from ..flow import LatentFlowObjective
+from ..objectives import Objective
+from ..previews import first_images, zoom_of
+from .base import Columns, Stage, keys_of, register_stage
+
+MEASURED = 10_000  # images for the statistics of latents, as the reference
+STATISTICS = "latent_statistics.json"
+
+
+@register_stage
+class LatentGeneratorStage(Stage):
+    """Trains a `LightningDiTModel` on the latents of images, which are encoded on the fly; its result
+    is a `LatentDiTPipeline`.
+
+    `size` in its part `model` is one of the paper's sizes, see `LightningDiTConfig.from_size`. The
+    mean and standard deviation of the latents are measured before training, on up to 10,000 images.
+    """
+
+    name = "latent_generator"
+    folder = "pipeline"
+    needs = (("vtp_decoder_finetuning", "vtp_pretraining", "single_stage"),)
+    parts = {
+        "model": keys_of(LightningDiTConfig, "size"),
+        "objective": keys_of(LatentFlowObjective),
+    }
+    recipe_parts = {"sampling": keys_of(LatentDiTPipeline, "guidance_channels")}
+    reads_labels = True
+    can_be_pretrained = False
+    config_class = LightningDiTConfig
+
+    def required(self) -> list[str]:
+        # the decoder is fine-tuned last, if it is
+        return super().required()[:1]
+
+    def config(self, size: str | None = None, **fields: Any) -> LightningDiTConfig:
+        if size is None:
+            return LightningDiTConfig(**fields)
+        return LightningDiTConfig.from_size(size, **fields)
+
+    def tokenizer(self, results: Mapping[str, Any]) -> VTPForImageReconstruction | TiTokModel:
+        """Returns the tokenizer among the results of stages; of a VTP, the parts for images."""
+        [name] = self.required()
+        tokenizer = results[name]
+        self.check_result(name, tokenizer)
+        if not isinstance(tokenizer, VTPModel):
+            return tokenizer
+        alone = VTPForImageReconstruction(tokenizer.config).to(tokenizer.dtype)
+        weights = tokenizer.state_dict()
+        alone.load_state_dict({key: weights[key] for key in alone.state_dict()})
+        return alone.eval()
+
+    def check_result(self, name: str, result: Any) -> None:
+        if isinstance(result, TiTokModel) and result.config.quantizer != "kl":
+            raise ValueError(
+                "The generator of latents needs a tokenizer with continuous latents, "
+                f"`quantizer='kl'`, got {result.config.quantizer!r}; the stage generator is for codes."
+            )
+        if isinstance(result, VTPModel) and not result.config.has_decoder:
+            raise ValueError(
+                "The generator of latents needs a tokenizer that decodes, but this VTP has no "
+                "decoder (`has_decoder=False`)."
+            )
+
+    def objective(
+        self, results: Mapping[str, Any], class_names: Sequence[str], load_weights: bool = True
+    ) -> LatentFlowObjective:
+        tokenizer = self.tokenizer(results)
+        if isinstance(tokenizer, TiTokModel):
+            size, channels = tokenizer.config.num_latent_tokens, tokenizer.config.latent_dim
+            shape = {"dimensions": 1, "sample_size": size, "in_channels": channels}
+        else:
+            side = self.recipe.image_size // tokenizer.config.patch_size
+            shape = {"sample_size": side, "in_channels": tokenizer.config.latent_dim}
+        config = self.config(
+            **{**shape, "id2label": dict(enumerate(class_names)), **self.part("model")}
+        )
+        return LatentFlowObjective(LightningDiTModel(config), tokenizer, **self.part("objective"))
+
+    def load(self, source: str | Path, **location: Any) -> LatentDiTPipeline:
+        return LatentDiTPipeline.from_pretrained(source, **location)
+
+    def blank(self, config: LightningDiTConfig) -> LightningDiTModel:
+        return LightningDiTModel(config)
+
+    def check_data(self, objective: LatentFlowObjective, data: Samples) -> None:
+        # fails now rather than at the end if the recipe's sampling is not valid
+        channels = objective.model.config.in_channels
+        objective.model.config.latent_mean = [0.0] * channels
+        objective.model.config.latent_std = [1.0] * channels
+        self.pipeline(objective.tokenizer, objective.model)
+
+    def pipeline(
+        self, tokenizer: VTPForImageReconstruction | TiTokModel, model: LightningDiTModel
+    ) -> LatentDiTPipeline:
+        """Returns the pipeline of a generator with the recipe's sampling."""
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        return LatentDiTPipeline(tokenizer, model, scheduler, **self.recipe.sampling)
+
+    def collator(
+        self,
+        data: Samples,
+        columns: Columns,
+        args: TiTokTrainingArguments,
+        folder: Path,
+        objective: LatentFlowObjective,
+    ) -> ImageCollator:
+        processor: TiTokImageProcessor = TiTokImageProcessor.from_image_size(self.recipe.image_size)
+        if not isinstance(objective.tokenizer, TiTokModel):
+            processor = VTPImageProcessor.from_image_size(self.recipe.image_size)
+        if objective.model.config.latent_mean is None:
+            self.measure(data, processor, folder, objective)
+        return ImageCollator(
+            processor, columns.image, columns.label, Augmentation(**self.part("augmentation"))
+        )
+
+    def measure(
+        self,
+        data: Samples,
+        processor: TiTokImageProcessor,
+        folder: Path,
+        objective: LatentFlowObjective,
+    ) -> None:
+        """Sets the statistics of the latents, measured once and kept in `folder`."""
+        kept = folder / STATISTICS
+        if process_state().is_main_process and not kept.exists():
+            images = first_images(data, MEASURED, decode=decoder_for(processor))
+            # the mean and the mean square of each channel
+            sums = torch.zeros(3, objective.model.config.in_channels, dtype=torch.float64)
+            for start in range(0, len(images), 64):
+                batch = processor(images[start : start + 64], return_tensors="pt")["pixel_values"]
+                latents = objective.encode(batch, None).double()
+                axis = 1 if latents.ndim == 4 else 2
+                channels = latents.movedim(axis, 0).flatten(1)  # (C, n)
+                sums += torch.stack(
+                    [
+                        channels.sum(1),
+                        channels.square().sum(1),
+                        torch.ones(len(channels)) * channels.shape[1],
+                    ]
+                )
+            mean, square = sums[0] / sums[2], sums[1] / sums[2]
+            std = (square - mean.square()).clamp_min(1e-12).sqrt()
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(kept) as partial_file:
+                partial_file.write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
+        process_state().wait_for_everyone()
+        objective.set_statistics(**json.loads(kept.read_text()))
+
+    def save(self, network: LightningDiTModel, results: Mapping[str, Any], folder: Path) -> None:
+        self.pipeline(self.tokenizer(results), network).save_pretrained(folder)
+
+    def preview(self, data: Samples) -> Callable[[Objective], Image.Image]:
+        return partial(self.draw, labels=[*range(len(data.class_names))][:8])
+
+    def draw(self, objective: LatentFlowObjective, labels: Sequence[int]) -> Image.Image:
+        """Draws samples with the averaged weights, if any, one row for each label."""
+        pipeline = self.pipeline(objective.tokenizer, objective.result)
+        pipeline.set_progress_bar_config(disable=True)
+        images = pipeline(
+            labels, generator=torch.Generator().manual_seed(0), num_images_per_label=8
+        ).images
+        names = [objective.model.config.id2label[label] for label in labels]
+        zoom = zoom_of(images[0].width)
+        return generation_grid(images, names, columns=8, zoom=zoom, substitutes=labels)
