@@ -46,7 +46,8 @@ class Recipe:
             accumulated batches). Those of a loaded stage are `pretrained` (a folder or Hub
             repository) and optionally `revision` (a branch, tag or commit).
         scheduler: Arguments of the `MaskGitScheduler`; required for a generator.
-        sampling: Default arguments of the `TiTokPipeline`; required for a generator.
+        sampling: Default arguments of the `TiTokPipeline` or `LatentDiTPipeline`; required for a
+            generator.
         evaluation: Evaluation on held-out images during the training of stages whose `training` has
             an `eval_strategy`: `metrics` (names of reconstruction metrics, such as `psnr` and
             `frechet_distance`), `extractor` (network of the metrics on features, see

@@ -6,23 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ...data.samples import Samples
 from ...hub.errors import explain_loading_errors
-from ...modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
+from ...modeling.vtp import VTPImageProcessor, VTPModel, VTPProcessor
 from ..discriminator import FeatureDiscriminator, PatchDiscriminator
 from ..known import KNOWN
-from ..objectives import Objective
-from ..previews import reconstruction_previews
 from ..vtp_decoder import VTPDecoderObjective
 from .base import keys_of, register_stage
-from .reconstruction import PERCEPTUAL_WEIGHTS, PerceptualStage
+from .reconstruction import PERCEPTUAL_WEIGHTS
+from .vtp import VTPStage
 
 
 @register_stage
-class VTPDecoderFinetuningStage(PerceptualStage):
+class VTPDecoderFinetuningStage(VTPStage):
     """Trains the pixel decoder of a `VTPModel`; all else keeps its weights.
 
     The adversarial loss has a `PatchDiscriminator` (part `discriminator`), or a
@@ -39,7 +36,6 @@ class VTPDecoderFinetuningStage(PerceptualStage):
         "feature_discriminator": keys_of(FeatureDiscriminator, "pretrained", "revision"),
         "lpips": ("backbone", "heads"),
     }
-    config_class = VTPConfig
 
     def check(self) -> None:
         super().check()
@@ -104,15 +100,6 @@ class VTPDecoderFinetuningStage(PerceptualStage):
             arguments["discriminator"] = PatchDiscriminator(**self.part("discriminator"))
         return VTPDecoderObjective(model, **arguments)
 
-    def load(self, source: str | Path, **location: Any) -> VTPModel:
-        return VTPModel.from_pretrained(source, **location).eval()
-
-    def blank(self, config: VTPConfig) -> VTPModel:
-        return VTPModel(config)
-
-    def image_processor(self) -> VTPImageProcessor:
-        return VTPImageProcessor.from_image_size(self.recipe.image_size)
-
     def save(self, network: VTPModel, results: Mapping[str, Any], folder: Path) -> None:
         network.save_pretrained(folder)
         processor: VTPProcessor | VTPImageProcessor = self.image_processor()
@@ -123,6 +110,3 @@ class VTPDecoderFinetuningStage(PerceptualStage):
             processor = VTPProcessor.from_pretrained(source, **location)
             processor.image_processor = self.image_processor()
         processor.save_pretrained(folder)
-
-    def preview(self, data: Samples) -> Callable[[Objective], Image.Image]:
-        return reconstruction_previews(data, self.image_processor())

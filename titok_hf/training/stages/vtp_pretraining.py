@@ -31,17 +31,17 @@ from ..arguments import TiTokTrainingArguments
 from ..initial_weights import initialize
 from ..objectives import Objective
 from ..pretraining import VTPPretrainingObjective
-from ..previews import reconstruction_previews
 from ..self_supervision import DINOHead
 from .base import Columns, keys_of, register_stage
-from .reconstruction import PERCEPTUAL_WEIGHTS, PerceptualStage
+from .reconstruction import PERCEPTUAL_WEIGHTS
+from .vtp import VTPStage
 
 TEXTS = 1_000_000  # captions on which a text tokenizer is trained, at most
 LEAST_VOCABULARY = 257  # bytes and the end of a text
 
 
 @register_stage
-class VTPPretrainingStage(PerceptualStage):
+class VTPPretrainingStage(VTPStage):
     """Trains a `VTPModel`, which is saved with its processor.
 
     Objectives whose weight is 0 have no part in model, data or recipe. The part `subsets` holds the
@@ -68,7 +68,6 @@ class VTPPretrainingStage(PerceptualStage):
         "initial": ("pretrained", "revision"),
         "lpips": ("backbone", "heads"),
     }
-    config_class = VTPConfig
 
     def weight(self, loss: str) -> float:
         """Returns the weight of `"reconstruction"`, `"ssl"` or `"clip"`."""
@@ -143,15 +142,6 @@ class VTPPretrainingStage(PerceptualStage):
         location = dict(self.part("initial"))
         source = location.pop("pretrained")
         initialize(model or VTPModel(self.config(**self.part("model"))), source, **location)
-
-    def load(self, source: str | Path, **location: Any) -> VTPModel:
-        return VTPModel.from_pretrained(source, **location).eval()
-
-    def blank(self, config: VTPConfig) -> VTPModel:
-        return VTPModel(config)
-
-    def image_processor(self) -> VTPImageProcessor:
-        return VTPImageProcessor.from_image_size(self.recipe.image_size)
 
     def downloads(self) -> dict[str, Callable[[], Any]]:
         downloads = super().downloads()
@@ -260,7 +250,7 @@ class VTPPretrainingStage(PerceptualStage):
     def preview(self, data: Samples) -> Callable[[Objective], Image.Image] | None:
         if not self.weight("reconstruction"):
             return None
-        return reconstruction_previews(data, self.image_processor())
+        return super().preview(data)
 
     @property
     def counted_batch(self) -> int:
