@@ -167,6 +167,13 @@ class TestCaptions:
         assert all(text.strip().startswith("the digit") for text in texts)
         assert "global_crops" not in batch
 
+    def test_evaluation_takes_an_empty_text_where_there_is_none(self, make_collator):
+        rows = [
+            row | {"text": text}
+            for row, text in zip(captioned_digits(3), ([], None, "one"), strict=True)
+        ]
+        assert make_collator()(rows)["input_ids"].shape == (3, 8)
+
     def test_the_collator_leaves_the_tokenizer_as_it_is(self, make_collator, tokenizer):
         make_collator().tokenize(["one two three " * 20])
         assert tokenizer.backend_tokenizer.truncation is None

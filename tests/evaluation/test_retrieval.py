@@ -118,6 +118,21 @@ class TestRepresentations:
         assert measured["metrics"].keys() == {"psnr", "spatial_similarity"}
         assert measured["num_training_images"] == 0
 
+    def test_images_without_a_text_are_left_out(self, model, processor, digits):
+        def without(row, index):
+            return {"text": row["text"] if index % 2 else []}
+
+        some = digits["test"].map(without, with_indices=True)
+        half = digits["test"].select(range(1, 30, 2))
+        found, expected = (
+            measure_representations(model, processor, digits["train"], test, label_column=None)[
+                "metrics"
+            ]
+            for test in (some, half)
+        )
+        for name in ("text_recall_at_5", "image_recall_at_5"):
+            assert found[name]["value"] == pytest.approx(expected[name]["value"])
+
     def test_an_encoder_alone(self, digits):
         encoder = make_model(has_text=False, has_decoder=False).eval()
         processor = VTPImageProcessor.from_image_size(32)

@@ -276,8 +276,18 @@ class TestBadInput:
         ("change", "message"),
         [
             (f"{PRETRAINING}.multi_crop.local_size=12", "`local_size` must be a multiple of .* 8"),
-            (f"{PRETRAINING}.objective.ssl_weight=0", "a part `head` but no use .*`ssl_weight`"),
-            (f"{PRETRAINING}.objective.reconstruction_weight=0", "subset for reconstruction but"),
+            (
+                f"{PRETRAINING}.objective.ssl_weight=0",
+                r"has `head`, .*`objective.ssl_drop_rate` but no use .*`ssl_weight` is 0",
+            ),
+            (
+                f"{PRETRAINING}.objective.reconstruction_weight=0",
+                r"has `objective.perceptual_weight` but no use",
+            ),
+            (
+                f'{PRETRAINING}.objective={{"clip_weight": 0, "contrast": "sigmoid"}}',
+                r"has `objective.contrast` but no use for it, because `clip_weight` is 0",
+            ),
             (f"{PRETRAINING}.model.text_vocab_size=100", "`text_vocab_size` must be at least 257"),
             (f"{PRETRAINING}.subsets.momentum=3", "momentum.*stages.vtp_pretraining.subsets"),
             (f"{DECODER}.objective.adversarial_weight=0", "`discriminator` but no `adversarial_"),

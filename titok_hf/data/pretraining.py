@@ -19,6 +19,7 @@ from .collator import ImageCollator
 from .loader import Sample
 from .masking import block_mask, masked_counts
 from .multi_crop import MultiCrop
+from .samples import captions_of
 
 # Kinds of random numbers of a global batch.
 RECONSTRUCTION, SELF_SUPERVISION = range(2)
@@ -152,8 +153,8 @@ class PretrainingCollator(ImageCollator):
         crops of self-supervision."""
         batch = super().__call__(rows)
         if self.tokenizer is not None:
-            texts = [row[self.text_column] for row in rows]
-            batch |= self.tokenize([text if isinstance(text, str) else text[0] for text in texts])
+            captions = [captions_of(row[self.text_column]) for row in rows]
+            batch |= self.tokenize([texts[0] if texts else "" for texts in captions])
         return batch
 
     def tokenize(self, captions: list[str]) -> dict[str, torch.Tensor]:

@@ -140,8 +140,10 @@ def measure_representations(
         metrics["psnr"] = Estimate.mean(torch.cat(psnr))
     metrics["spatial_similarity"] = Estimate.mean(torch.cat(similarity))
     if texts is not None:
+        # images without a text are left out
+        of_texts, image_of_text = torch.tensor(image_of_text).unique(return_inverse=True)
         metrics |= retrieval_recall(
-            torch.cat(image_embeds), torch.cat(text_embeds), torch.tensor(image_of_text)
+            torch.cat(image_embeds)[of_texts], torch.cat(text_embeds), image_of_text
         )
     if probed:
         labels = {

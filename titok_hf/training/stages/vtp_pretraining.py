@@ -38,6 +38,33 @@ from .vtp import VTPStage
 
 TEXTS = 1_000_000  # captions on which a text tokenizer is trained, at most
 LEAST_VOCABULARY = 257  # bytes and the end of a text
+# Parts of the stage and arguments of the objective that belong to one of the losses.
+PARTS_OF = {
+    "ssl": ("head", "multi_crop", "masking"),
+    "clip": ("text",),
+    "reconstruction": ("lpips",),
+}
+ARGUMENTS_OF = {
+    "ssl": (
+        "koleo_weight",
+        "centering",
+        "student_temperature",
+        "initial_teacher_temperature",
+        "teacher_temperature",
+        "teacher_temperature_steps",
+        "teacher_momentum",
+        "final_teacher_momentum",
+        "frozen_prototype_steps",
+        "ssl_drop_rate",
+    ),
+    "clip": ("contrast", "clip_drop_rate"),
+    "reconstruction": (
+        "perceptual_weight",
+        *PERCEPTUAL_WEIGHTS,
+        "pixel_scale",
+        "reconstruction_drop_rate",
+    ),
+}
 
 
 @register_stage
@@ -87,15 +114,15 @@ class VTPPretrainingStage(VTPStage):
         super().check()
         if not any(self.weight(loss) for loss in ("reconstruction", "ssl", "clip")):
             raise ValueError(f"The stage {self.name} has no objective: all weights are 0.")
-        for part, loss in (
-            ("head", "ssl"),
-            ("multi_crop", "ssl"),
-            ("masking", "ssl"),
-            ("text", "clip"),
-        ):
-            if self.part(part) and not self.weight(loss):
+        for loss in ("ssl", "clip", "reconstruction"):
+            unused = [part for part in PARTS_OF[loss] if self.part(part)]
+            given = self.part("objective")
+            unused += [f"objective.{name}" for name in ARGUMENTS_OF[loss] if name in given]
+            if unused and not self.weight(loss):
                 raise ValueError(
-                    f"The stage {self.name} has a part `{part}` but no use for it: `{loss}_weight` is 0."
+                    f"The stage {self.name} has {', '.join(f'`{name}`' for name in unused)} but no use "
+                    f"for it, because `{loss}_weight` is 0: remove it (in a recipe with a `base`, set "
+                    "it to null)."
                 )
         for subset, loss in (("reconstruction", "reconstruction"), ("self_supervision", "ssl")):
             if subset in self.part("subsets") and not self.weight(loss):
