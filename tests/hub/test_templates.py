@@ -5,11 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 from jinja2 import UndefinedError
 from transformers import CLIPTokenizer, PreTrainedConfig
 
 import titok_hf
 from titok_hf import (
+    LatentDiTPipeline,
+    LightningDiTConfig,
+    LightningDiTModel,
     TiTokModel,
     VTPForImageReconstruction,
     VTPImageProcessor,
@@ -38,7 +42,13 @@ def things(
     vtp_processor = VTPImageProcessor.from_image_size(32)
     things = [titok, vqgan, generator, uvit, processor, scheduler, pipeline, vtp_processor]
     things += [make(make_vtp_config()) for make in (VTPModel, VTPVisionModel)]
-    things += [VTPForImageReconstruction(make_vtp_config(has_text=False))]
+    tokenizer = VTPForImageReconstruction(make_vtp_config(has_text=False))
+    channels = tokenizer.config.latent_dim
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    statistics = {"latent_mean": [0.0] * channels, "latent_std": [1.0] * channels}
+    dit = LightningDiTModel(LightningDiTConfig(in_channels=channels, **sizes, **statistics))
+    things += [tokenizer, dit]
+    things += [LatentDiTPipeline(tokenizer, dit, FlowMatchEulerDiscreteScheduler())]
     things += [VTPProcessor(vtp_processor, CLIPTokenizer.from_pretrained(clip_files))]
     return {type(thing): thing for thing in things}
 
