@@ -1,8 +1,10 @@
 """The stages of VTP in a run: what they save, resume, show, measure and refuse."""
 
+import io
 import json
 import os
 import signal
+import tarfile
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 from datasets import DatasetDict
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from typer.testing import CliRunner
 
 from titok_hf import (
     VTPForImageReconstruction,
@@ -20,6 +23,7 @@ from titok_hf import (
     VTPVisionModel,
     train_recipe,
 )
+from titok_hf.cli import app
 from titok_hf.evaluation import measure_representations
 from titok_hf.publish import publish_folder
 from titok_hf.training import Recipe, RecipeRun
@@ -141,6 +145,38 @@ class TestTraining:
             load_file(run / "vtp" / "model.safetensors") for run in (tmp_path / "run", folder)
         )
         assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+    @pytest.mark.parametrize("kind", ["column", "tar"])
+    def test_the_command_reads_captions_of_any_kind(self, dataset, tmp_path, kind):
+        """A column, and shards as img2dataset writes them; an image without a caption is listed."""
+        data = tmp_path / "data"
+        if kind == "column":
+            dataset.rename_column("text", "caption").save_to_disk(data)
+        else:
+            data.mkdir()
+            with tarfile.open(data / "00000.tar", "w") as shard:
+                for number, row in enumerate(dataset["train"]):
+                    image = io.BytesIO()
+                    row["image"].save(image, "png")
+                    caption = {"caption": row["text"][0] if number != 3 else None}
+                    members = {
+                        "png": image.getvalue(),
+                        "json": json.dumps(caption).encode(),
+                        "cls": str(row["label"]).encode(),
+                    }
+                    for ending, content in members.items():
+                        member = tarfile.TarInfo(f"{number:05}.{ending}")
+                        member.size = len(content)
+                        shard.addfile(member, io.BytesIO(content))
+        arguments = ["train", str(MINIATURE), "--data", str(data), "--text-column", "caption"]
+        arguments += ["--output-dir", str(tmp_path / "run")]
+        arguments += [f"{PRETRAINING}.training.max_unreadable=0.1"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert VTPProcessor.from_pretrained(tmp_path / "run/vtp").tokenizer("two")["input_ids"]
+        listed = tmp_path / "run/work/checkpoints/vtp_pretraining/unreadable.jsonl"
+        if kind == "tar":
+            assert "no caption" in listed.read_text()
 
     def test_it_measures_while_it_trains(self, dataset, tmp_path):
         evaluation = 'evaluation={"metrics": ["psnr"], "representations": true}'

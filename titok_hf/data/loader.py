@@ -58,11 +58,11 @@ class DecodedSample:
 
     @classmethod
     def from_stored(
-        cls, stored: StoredSample, decode: Callable[[Any], Image.Image]
+        cls, stored: StoredSample, decode: Callable[[Any], Image.Image], captioned: bool
     ) -> "DecodedSample":
         if stored.codes is not None or stored.row is not None:
             return cls(stored)
-        if stored.captions == []:
+        if captioned and stored.captions == []:
             return cls(replace(stored, image=None), error="The image has no caption.")
         try:
             return cls(stored, decode(stored.image))
@@ -103,6 +103,7 @@ class TrainingLoader:
             not given.
         pin_memory: Whether batches are in page-locked memory, for faster copies to an accelerator.
         decode: Decodes a stored image, see `decoder_for`; called in the workers.
+        captioned: Whether an image without a caption counts as unreadable, if captions are wanted.
         legs: The legs of the training so far, whose samples are not seen again in their epoch. The
             last one is continued if its settings are the same.
 
@@ -131,6 +132,7 @@ class TrainingLoader:
         prefetch_factor: int | None = None,
         pin_memory: bool = False,
         decode: Callable[[Any], Image.Image] = decode_image,
+        captioned: bool = True,
         legs: Sequence[Leg] = (),
     ):
         if isinstance(rows, IterableRows):
@@ -174,6 +176,7 @@ class TrainingLoader:
         self.prefetch_factor = prefetch_factor
         self.pin_memory = pin_memory
         self.decode = decode
+        self.captioned = captioned
         self.unreadable = dict(rows.damaged) if isinstance(rows, StreamedSamples) else {}
 
     def legs(self, batches: int) -> list[Leg]:
@@ -250,14 +253,12 @@ class BatchStream(IterableDataset):
                 if epoch != current:
                     current, order = epoch, permutation(len(rows), self.loader.seed, epoch)
                 index = int(order[place])
-                planned = chosen = DecodedSample.from_stored(rows[index], self.loader.decode)
+                planned = chosen = self.decoded(rows[index])
                 tries = 1
                 while chosen.error is not None:
                     if tries == len(rows):
                         raise nothing_readable(planned, tries)
-                    chosen = DecodedSample.from_stored(
-                        rows[(index + tries) % len(rows)], self.loader.decode
-                    )
+                    chosen = self.decoded(rows[(index + tries) % len(rows)])
                     tries += 1
                 yield planned, self.sample(epoch, index, chosen)
 
@@ -274,7 +275,7 @@ class BatchStream(IterableDataset):
                 position += 1
                 if position <= seen or place != self.loader.rank:
                     continue
-                decoded = DecodedSample.from_stored(stored, self.loader.decode)
+                decoded = self.decoded(stored)
                 waiting.append((epoch, decoded))
                 if decoded.error is None:
                     for planned_epoch, planned in waiting:
@@ -298,7 +299,7 @@ class BatchStream(IterableDataset):
                     raise nothing_readable(ahead[0][1], tries)
                 if tries == len(ahead):
                     epoch, row = next(stream)
-                    ahead.append((epoch, DecodedSample.from_stored(row, self.loader.decode)))
+                    ahead.append((epoch, self.decoded(row)))
                 else:
                     tries += 1
             chosen = ahead[tries][1]
@@ -339,6 +340,9 @@ class BatchStream(IterableDataset):
             if max(start, 0) < min(stop, size):
                 yield from self.loader.rows.read_shard(shard, max(start, 0), min(stop, size))
             start, stop = start - size, stop - size
+
+    def decoded(self, stored: StoredSample) -> DecodedSample:
+        return DecodedSample.from_stored(stored, self.loader.decode, self.loader.captioned)
 
     def sample(self, epoch: int, index: int, chosen: DecodedSample) -> Sample:
         """Returns a sample with the random numbers of the planned sample number `index`."""

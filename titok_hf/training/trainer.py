@@ -232,6 +232,7 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
             decode=decode,
+            captioned=not self.takes_images or collator.text_column is not None,
             legs=self.legs,
         )
         return self.loader
