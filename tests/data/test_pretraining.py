@@ -69,7 +69,7 @@ def load(rows, make_collator):
 
 
 def assert_parts(whole, parts):
-    """That parts of a global batch, in order, are the whole."""
+    """Asserts that parts of a global batch, in order, are the whole."""
     for name in PER_SAMPLE:
         assert torch.equal(torch.cat([part[name] for part in parts]), whole[name]), name
     for name in PER_CROP:

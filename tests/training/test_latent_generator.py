@@ -19,9 +19,11 @@ from titok_hf import (
     VTPImageProcessor,
 )
 from titok_hf.conversion.lightning_dit import OfficialLightningDiT
+from titok_hf.data import IndexedSamples
 from titok_hf.data.digits import load_digits_dataset
 from titok_hf.training import Recipe, RecipeRun
 from titok_hf.training.flow import LatentFlowObjective, flow_losses
+from titok_hf.training.stages import latent_generator
 
 from .tiny_pretraining import make_model
 
@@ -215,6 +217,19 @@ class TestRun:
         config = pipeline.transformer.config
         assert config.latent_mean == pytest.approx(latents.mean(1).tolist(), abs=1e-4)
         assert config.latent_std == pytest.approx(latents.std(1, correction=0).tolist(), rel=1e-4)
+
+    def test_they_are_of_images_of_all_classes_of_a_sorted_folder(self, dataset, monkeypatch):
+        monkeypatch.setattr(latent_generator, "MEASURED", 5)
+        samples = IndexedSamples(dataset["train"].sort("label"))
+        seen = []
+
+        def decode(image):
+            seen.append(image)
+            return image
+
+        assert len([*latent_generator.spread_images(samples, decode)]) == 5
+        places = [samples[place].image for place in (0, 4, 8, 13, 17)]
+        assert [image["bytes"] for image in seen] == [image["bytes"] for image in places]
 
     def test_previews_are_drawn(self, folder):
         names = [p.name for p in (folder / "work/previews/latent_generator").iterdir()]

@@ -233,6 +233,16 @@ class TestTeacher:
             objective.centerings["dino"].center.any() and objective.centerings["ibot"].center.any()
         )
 
+    def test_without_masks_all_stays_finite(self):
+        objective = make_pretraining(centering="mean")
+        batch = next(batches(objective))
+        batch["patch_mask"] = torch.zeros_like(batch["patch_mask"])
+        for name in ("masked_indices", "mask_weights"):
+            batch[name] = batch[name][:0]
+        output = objective(**batch)
+        assert output.loss.isfinite() and output.logged_losses["ibot_loss"] == 0
+        assert all(buffer.isfinite().all() for buffer in objective.buffers())
+
     def test_the_logit_scale_is_clamped(self):
         objective = make_pretraining()
         for value, expected in ((9.0, LARGEST_LOGIT_SCALE), (-1.0, 0.0), (2.0, 2.0)):

@@ -296,7 +296,6 @@ class TestDecoder:
         assert isinstance(objective.discriminator, FeatureDiscriminator)
         images = torch.randn(2, 3, 32, 32)
         assert objective.discriminator(images).shape == (2, 2, 4, 4)
-        before = {name: p.clone() for name, p in objective.named_parameters()}
         objective.train()(images, torch.rand(2, objective.num_draws)).loss.backward()
         reached = {
             name for name, p in objective.named_parameters() if p.grad is not None and p.grad.any()
@@ -304,7 +303,6 @@ class TestDecoder:
         assert any(name.startswith("discriminator.heads") for name in reached)
         assert any(name.startswith("model.pixel_decoder") for name in reached)
         assert not [name for name in reached if "backbone" in name or "vision_encoder" in name]
-        assert before.keys() >= reached
 
 
 class TestBadInput:
@@ -368,8 +366,19 @@ class TestBadInput:
             make_run(dataset, tmp_path / "run", *changes).train()
 
     def test_a_vtp_without_a_decoder(self, dataset, tmp_path):
-        make_model(has_decoder=False).save_pretrained(tmp_path / "vtp")
+        make_model(has_decoder=False, has_text=False).save_pretrained(tmp_path / "vtp")
         content = yaml.safe_load(MINIATURE.read_text())
         content["stages"]["vtp_pretraining"] = {"pretrained": str(tmp_path / "vtp")}
         with pytest.raises(ValueError, match="trains the decoder of a VTP, but this VTP has none"):
             RecipeRun(Recipe.from_dict(content), dataset, tmp_path / "run").train()
+
+    def test_a_pretrained_vtp_without_its_text_tokenizer(self, dataset, tmp_path):
+        """It is missed before training, not when the decoder is saved."""
+        make_model().save_pretrained(tmp_path / "vtp")
+        content = yaml.safe_load(MINIATURE.read_text())
+        content["stages"]["vtp_pretraining"] = {"pretrained": str(tmp_path / "vtp")}
+        with pytest.raises(
+            OSError, match=r"processor of vtp_decoder_finetuning.*no text tokenizer"
+        ):
+            RecipeRun(Recipe.from_dict(content), dataset, tmp_path / "run").train()
+        assert not (tmp_path / "run/work/classifier").exists()

@@ -92,7 +92,7 @@ def train(
     seed: Seed = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Train all stages of a recipe: VQGAN, 1D tokenizer, generator.
+    """Train all stages of a recipe: a tokenizer, a generator, or both.
 
     The same command resumes a stopped run. Use torchrun or accelerate launch for several processes.
     """

@@ -19,9 +19,10 @@ def data_identity(samples: Samples) -> str:
     """Returns the SHA-256, in hex, of what a run trains on.
 
     It covers the names of the classes, the label, the captions and the name of every sample in
-    their order, the size in bytes of every image, and the bytes of up to 256 samples that are spread evenly. Names
-    are relative to the folder that contains all files. Of shards, it covers name, number of samples
-    and size, and either the hash that the Hub states or bytes of up to 256 shards.
+    their order, the size in bytes of every image, and the bytes of up to 256 samples that are
+    spread evenly. Names are relative to the folder that contains all files. Of shards, it covers
+    name, number of samples and size, and either the hash that the Hub states or bytes of up to 256
+    shards.
 
     No image is decoded, and the time does not grow with the size of the images.
     """

@@ -137,9 +137,8 @@ class PretrainingCollator(ImageCollator):
         seed: int = 0,
     ):
         super().__init__(processor, image_column, None, augmentation)
-        self.tokenizer = copy.deepcopy(
-            tokenizer
-        )  # calls change its settings, which are saved with it
+        # a copy, since calls change its settings, which are saved with it
+        self.tokenizer = copy.deepcopy(tokenizer)
         self.text_column = None if tokenizer is None else text_column
         self.context_length = context_length
         self.reconstruction = reconstruction

@@ -1,5 +1,5 @@
-"""What a VTP has learned, in one run: reconstruction, retrieval, zero-shot classification, probes of
-its features, and the spatial structure of its latents."""
+"""Measures in one run what a VTP has learned: reconstruction, retrieval, zero-shot classification,
+probes of its features, and the spatial structure of its latents."""
 
 import json
 from collections.abc import Iterator, Sequence

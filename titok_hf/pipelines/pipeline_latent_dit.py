@@ -28,11 +28,16 @@ from .class_conditional import (
 from .scheduling_maskgit import positive_integer
 
 
+def shifted(times: torch.Tensor, shift: float) -> torch.Tensor:
+    """Returns times in [0, 1], shifted towards noise by a shift below 1: `s * t / (1 + (s - 1) * t)`."""
+    return shift * times / (1 + (shift - 1) * times)
+
+
 def flow_times(num_inference_steps: int, timestep_shift: float = 1.0) -> torch.Tensor:
     """Returns the times `(num_inference_steps + 1,)` of a flow from 0, noise, to 1, data.
 
-    Equal steps are shifted by `s * t / (1 + (s - 1) * t)`: a shift `s` below 1 has more steps near
-    noise. The reference's 250 points are 249 steps. diffusers' `shift` is `1 / s`.
+    Equal steps are `shifted`: a shift below 1 has more steps near noise. The reference's 250 points
+    are 249 steps. diffusers' `shift` is the inverse.
 
     Raises:
         ValueError: If the shift is not positive.
@@ -40,7 +45,7 @@ def flow_times(num_inference_steps: int, timestep_shift: float = 1.0) -> torch.T
     if not 0 < timestep_shift < math.inf:
         raise ValueError(f"`timestep_shift` must be a positive number, got {timestep_shift!r}.")
     times = torch.linspace(0, 1, num_inference_steps + 1, dtype=torch.float64)
-    return timestep_shift * times / (1 + (timestep_shift - 1) * times)
+    return shifted(times, timestep_shift)
 
 
 @dataclass
@@ -372,4 +377,4 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         return processor.postprocess(tokenizer.decode(latents).reconstruction, output_type)
 
 
-__all__ = ["LatentDiTPipeline", "LatentDiTPipelineOutput", "flow_times"]
+__all__ = ["LatentDiTPipeline", "LatentDiTPipelineOutput", "flow_times", "shifted"]

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..modeling.lightning_dit import LightningDiTModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
+from ..pipelines.pipeline_latent_dit import shifted
 from .losses import at_least_float32, full_precision
 from .objectives import Objective, ObjectiveOutput, standard_normal
 
@@ -43,7 +44,7 @@ class LatentFlowObjective(Objective):
         time_distribution: Distribution of the times: `"logit_normal"`, the sigmoid of normal numbers,
             or `"uniform"`.
         time_mean, time_std: Mean and standard deviation of the normal numbers.
-        time_shift: Shift of the times, see `flow_times`; 1 for none.
+        time_shift: Shift of the times, see `shifted`; 1 for none.
         cosine_weight: Weight of the cosine.
         sample_posterior: Whether latents are samples of the tokenizer's posterior, if it has one, or
             its mean.
@@ -115,7 +116,7 @@ class LatentFlowObjective(Objective):
         times = draws
         if self.time_distribution == "logit_normal":
             times = torch.sigmoid(self.time_mean + self.time_std * standard_normal(draws))
-        return self.time_shift * times / (1 + (self.time_shift - 1) * times)
+        return shifted(times, self.time_shift)
 
     def forward(
         self,

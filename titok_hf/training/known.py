@@ -1,4 +1,4 @@
-"""What is known of pretrained networks and recipes without a download."""
+"""Facts about pretrained networks and recipes that need no download."""
 
 from pathlib import Path
 from typing import Any

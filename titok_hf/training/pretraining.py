@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..modeling.vtp import VTPModel, VTPVisionOutput
 from .contrast import contrastive_loss, sigmoid_loss
@@ -25,8 +26,6 @@ from .self_supervision import (
 )
 
 LARGEST_LOGIT_SCALE = math.log(100)  # as in CLIP and OpenCLIP
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Teacher(nn.Module):
@@ -188,7 +187,7 @@ class VTPPretrainingObjective(Objective):
         branches = 2 * config.vision_num_hidden_layers
         self.num_draws = branches * sum(passes)
         self.draws_of_pass = [branches * count for count in passes]
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        for name, values in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def networks(self) -> Iterator[tuple[str, nn.Module]]:

@@ -113,7 +113,8 @@ class Centering(nn.Module):
         total = torch.cat([sums, sums.new_tensor([len(logits)])])
         if distributed.is_initialized():
             distributed.all_reduce(total)
-        self.center.lerp_((total[:-1] / total[-1])[None], 1 - self.momentum)
+        # without masks there are no patches
+        self.center.lerp_((total[:-1] / total[-1].clamp_min(1))[None], 1 - self.momentum)
 
 
 def cross_entropies(

@@ -35,8 +35,10 @@ class LightningDiTOutput(ModelOutput):
 def sincos(positions: torch.Tensor, dim: int) -> torch.Tensor:
     """Returns the sines, then the cosines `(n, dim)` of positions `(n,)` at `dim / 2` frequencies
     from 1 down to 1e-4."""
-    exponents = torch.arange(dim // 2, device=positions.device, dtype=torch.float64) / (dim // 2)
-    angles = positions.double()[:, None] * 1e-4**exponents  # (n, dim / 2)
+    # as the reference, but Apple's devices have no float64
+    dtype = torch.float32 if positions.device.type == "mps" else torch.float64
+    exponents = torch.arange(dim // 2, device=positions.device, dtype=dtype) / (dim // 2)
+    angles = positions.to(dtype)[:, None] * 1e-4**exponents  # (n, dim / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 

@@ -2,20 +2,23 @@
 2501.01423)."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from ...data.augmentation import Augmentation
 from ...data.collator import ImageCollator
-from ...data.decoding import decoder_for
+from ...data.decoding import UnreadableImageError, decoder_for
 from ...data.grids import generation_grid
-from ...data.samples import Samples
+from ...data.samples import IndexedSamples, Samples
 from ...distributed import process_state
 from ...hub.folders import whole_file
 from ...modeling.lightning_dit import LightningDiTConfig, LightningDiTModel
@@ -25,7 +28,7 @@ from ...pipelines import LatentDiTPipeline
 from ..arguments import TiTokTrainingArguments
 from ..flow import LatentFlowObjective
 from ..objectives import Objective
-from ..previews import first_images, zoom_of
+from ..previews import zoom_of
 from .base import Columns, Stage, keys_of, register_stage
 
 MEASURED = 10_000  # images for the statistics of latents, as the reference
@@ -133,6 +136,7 @@ class LatentGeneratorStage(Stage):
         if not isinstance(objective.tokenizer, TiTokModel):
             processor = VTPImageProcessor.from_image_size(self.recipe.image_size)
         if objective.model.config.latent_mean is None:
+            objective.tokenizer.to(args.device)
             self.measure(data, processor, folder, objective)
         return ImageCollator(
             processor, columns.image, columns.label, Augmentation(**self.part("augmentation"))
@@ -148,23 +152,21 @@ class LatentGeneratorStage(Stage):
         """Sets the statistics of the latents, measured once and kept in `folder`."""
         kept = folder / STATISTICS
         if process_state().is_main_process and not kept.exists():
-            images = first_images(data, MEASURED, decode=decoder_for(processor))
-            # the mean and the mean square of each channel
-            sums = torch.zeros(3, objective.model.config.in_channels, dtype=torch.float64)
-            for start in range(0, len(images), 64):
-                batch = processor(images[start : start + 64], return_tensors="pt")["pixel_values"]
-                latents = objective.encode(batch, None).double()
+            count, total, squares = 0, 0.0, 0.0
+            for images in batched(spread_images(data, decoder_for(processor)), 64):
+                pixel_values = processor(images, return_tensors="pt")["pixel_values"]
+                latents = objective.encode(pixel_values.to(objective.tokenizer.device), None)
                 axis = 1 if latents.ndim == 4 else 2
-                channels = latents.movedim(axis, 0).flatten(1)  # (C, n)
-                sums += torch.stack(
-                    [
-                        channels.sum(1),
-                        channels.square().sum(1),
-                        torch.ones(len(channels)) * channels.shape[1],
-                    ]
+                channels = latents.double().movedim(axis, 0).flatten(1).cpu()  # (C, n)
+                count += channels.shape[1]
+                total, squares = total + channels.sum(1), squares + channels.square().sum(1)
+            if not count:
+                raise ValueError(
+                    "None of the images from which the statistics of the latents are measured could "
+                    "be read: check the data set and the column of images."
                 )
-            mean, square = sums[0] / sums[2], sums[1] / sums[2]
-            std = (square - mean.square()).clamp_min(1e-12).sqrt()
+            mean = total / count
+            std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
             folder.mkdir(parents=True, exist_ok=True)
             with whole_file(kept) as partial_file:
                 partial_file.write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
@@ -187,3 +189,21 @@ class LatentGeneratorStage(Stage):
         names = [objective.model.config.id2label[label] for label in labels]
         zoom = zoom_of(images[0].width)
         return generation_grid(images, names, columns=8, zoom=zoom, substitutes=labels)
+
+
+def spread_images(data: Samples, decode: Callable[[Any], Image.Image]) -> Iterator[Image.Image]:
+    """Yields up to 10,000 readable images that are spread evenly, so that all classes of a sorted
+    folder are among them; of a stream, the first ones."""
+    samples = data.read(0, min(len(data), MEASURED))
+    if isinstance(data, IndexedSamples):
+        places = np.linspace(0, len(data) - 1, min(len(data), MEASURED)).round().astype(int)
+        samples = (data[place] for place in places.tolist())
+    for sample in samples:
+        with suppress(UnreadableImageError):
+            yield decode(sample.image)
+
+
+def batched(images: Iterator[Image.Image], size: int) -> Iterator[list[Image.Image]]:
+    """Yields images in lists of `size`; the last one may be shorter."""
+    while batch := list(islice(images, size)):
+        yield batch

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ...hub.errors import explain_loading_errors
-from ...modeling.vtp import VTPImageProcessor, VTPModel, VTPProcessor
+from ...modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
 from ..discriminator import FeatureDiscriminator, PatchDiscriminator
 from ..known import KNOWN
 from ..vtp_decoder import VTPDecoderObjective
@@ -83,7 +83,24 @@ class VTPDecoderFinetuningStage(VTPStage):
         downloads = super().downloads()
         if self.part("feature_discriminator"):
             downloads["feature discriminator"] = self.feature_network
+        before = self.recipe.stages["vtp_pretraining"]
+        if "pretrained" in before:
+            downloads["processor"] = lambda: self.processor(before["pretrained"])
         return downloads
+
+    def processor(self, source: str | Path) -> VTPProcessor | VTPImageProcessor:
+        """Returns the processor of the VTP at `source`, with the recipe's image size.
+
+        Raises:
+            OSError: If its text tokenizer cannot be reached.
+        """
+        before = self.recipe.stages["vtp_pretraining"]
+        location = {key: before[key] for key in ("revision",) if key in before}
+        if not VTPConfig.from_pretrained(source, **location).has_text:
+            return self.image_processor()
+        processor = VTPProcessor.from_pretrained(source, **location)
+        processor.image_processor = self.image_processor()
+        return processor
 
     def objective(
         self, results: Mapping[str, Any], class_names: Sequence[str], load_weights: bool = True
@@ -102,11 +119,4 @@ class VTPDecoderFinetuningStage(VTPStage):
 
     def save(self, network: VTPModel, results: Mapping[str, Any], folder: Path) -> None:
         network.save_pretrained(folder)
-        processor: VTPProcessor | VTPImageProcessor = self.image_processor()
-        if network.config.has_text:
-            before = self.recipe.stages["vtp_pretraining"]
-            location = {key: before[key] for key in ("revision",) if key in before}
-            source = results["vtp_pretraining"].name_or_path
-            processor = VTPProcessor.from_pretrained(source, **location)
-            processor.image_processor = self.image_processor()
-        processor.save_pretrained(folder)
+        self.processor(results["vtp_pretraining"].name_or_path).save_pretrained(folder)
