@@ -62,7 +62,14 @@ def inputs(model, batch=3):
     return latents, torch.rand(batch, generator=generator), torch.arange(batch)
 
 
-@pytest.mark.parametrize("name", ["lightningdit_tiny", "lightningdit_tiny_qknorm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lightningdit_tiny",
+        "lightningdit_tiny_qknorm",
+        pytest.param("lightningdit_b1", marks=pytest.mark.slow),
+    ],
+)
 class TestParity:
     def test_velocity(self, name):
         model, content, outputs = load_case(name)

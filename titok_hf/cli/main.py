@@ -190,6 +190,13 @@ def convert(
         Path | None,
         typer.Option(exists=True, help="Official configuration, if not next to the weights."),
     ] = None,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            help="Mean and deviation of the latents of a LightningDiT: latents_stats.pt of the "
+            "reference, or latent_statistics.json of `titok tokenize`."
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the stored one by default.")
     ] = None,
@@ -209,15 +216,20 @@ def convert(
     from ..publish import publish_folder
 
     if to_official:
-        if generator or config or dtype or push:
+        if generator or config or statistics or dtype or push:
             raise ValueError(
                 "`--to-official` converts a folder as it is and cannot be combined with "
-                "`--generator`, `--config`, `--dtype` or `--push`."
+                "`--generator`, `--config`, `--statistics`, `--dtype` or `--push`."
             )
         conversion.convert_to_official(source, output_dir)
     else:
         conversion.convert(
-            source, output_dir, generator, config, dtype=dtype and parse_dtype(dtype)
+            source,
+            output_dir,
+            generator,
+            config,
+            dtype=dtype and parse_dtype(dtype),
+            statistics=statistics,
         )
     console.print(f"Converted: [bold]{escape(str(output_dir))}[/bold]")
     if push:

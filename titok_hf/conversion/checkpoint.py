@@ -72,8 +72,10 @@ def read_tensors(
                     tensors |= {own_name(name): opened.get_tensor(name) for name in names}
                 continue
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-        if isinstance(loaded, dict) and isinstance(loaded.get("ema"), dict):
-            loaded = loaded["ema"]  # of a training checkpoint, the averaged weights
+        # of a training checkpoint, the averaged weights, or those that Lightning stores
+        for part in ("ema", "state_dict"):
+            if isinstance(loaded, dict) and isinstance(loaded.get(part), dict):
+                loaded = loaded[part]
         if not isinstance(loaded, dict) or not all(
             isinstance(tensor, torch.Tensor) for tensor in loaded.values()
         ):

@@ -7,29 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from ..hub.cards import render_card
 from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_folder
+from ..hub.provenance import provenance_of
 from ..modeling.lightning_dit import LightningDiTModel
 from ..modeling.maskgit.modeling_maskgit import MaskGitPreTrainedModel
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor, VTPModel, VTPProcessor
 from ..modeling.vtp.processing_vtp import clip_tokenizer
-from ..pipelines import MaskGitScheduler, TiTokPipeline
+from ..pipelines import LatentDiTPipeline, MaskGitScheduler, TiTokPipeline
 from .checkpoint import SUFFIXES, find_weights, read_config, read_tensors, write_tensors
-from .formats import FORMATS
+from .formats import ALL_FORMATS
+from .lightning_dit import official_flow_sampling, read_statistics
 from .maskgit import official_sampling, sampling_to_official
 from .official import OfficialFormat, Shapes
 
 
 @dataclass
 class OfficialCheckpoint:
-    """A model loaded from an official checkpoint, with its official configuration."""
+    """A model loaded from an official checkpoint, with its official configuration and its source."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | AutoencoderKL
     config: dict[str, Any]
+    source: str | Path
 
 
 def load_official(
@@ -38,11 +43,11 @@ def load_official(
     dtype: torch.dtype | None = None,
     **location: Any,
 ) -> OfficialCheckpoint:
-    """Loads an official tokenizer (TiTok or VTP), generator (MaskGIT or LightningDiT) or VQGAN, and
-    detects which it is.
+    """Loads an official tokenizer (TiTok, VTP or VA-VAE), generator (MaskGIT or LightningDiT) or VQGAN,
+    and detects which it is.
 
     Args:
-        source: A file (`.safetensors`, or a `.bin` of tensors); a folder with one; a Hub
+        source: A file (`.safetensors`, or a `.bin` or `.pt` of tensors); a folder with one; a Hub
             repository; or a file of a Hub repository, such as
             `fun-research/TiTok/tokenizer_titok_l32.bin`.
         config: The official configuration, JSON or YAML. Defaults to `config.json` beside the
@@ -52,7 +57,7 @@ def load_official(
 
     Raises:
         OSError: If the file, folder or repository does not exist.
-        ValueError: If it is none of the three, a file is corrupt or unsafe, or weights and
+        ValueError: If it is none of them, a file is corrupt or unsafe, or weights and
             configuration do not fit.
     """
     files = find_weights(local_path(str(source), **location))
@@ -60,7 +65,7 @@ def load_official(
     official_config = None
     if config is not None or beside.exists():
         official_config = read_config(config or beside)
-        if not any(known.is_official(official_config) for known in FORMATS.values()):
+        if not any(known.is_official(official_config) for known in ALL_FORMATS):
             raise ValueError(
                 f"{source} is in the format of titok_hf already: `from_pretrained` loads it."
             )
@@ -69,12 +74,11 @@ def load_official(
     official_format = recognize(shapes, source)
     if official_config is None:
         official_config = official_format.config_from_shapes(shapes)
-    model_class = official_format.model_class
-    our_config = model_class.config_class(**official_format.config_fields(official_config))
+    our_config = official_format.our_config(official_config)
     state_dict = official_format.to_ours(tensors, our_config, dtype)
-    model = model_class.from_pretrained(None, config=our_config, state_dict=state_dict)
+    model = official_format.model(our_config, state_dict)
     model.provenance = official_format.provenance(source)
-    return OfficialCheckpoint(model.eval(), official_config)
+    return OfficialCheckpoint(model.eval(), official_config, source)
 
 
 def local_path(source: str, **location: Any) -> Path:
@@ -100,7 +104,9 @@ def local_path(source: str, **location: Any) -> Path:
                 )
             return Path(
                 snapshot_download(
-                    repo_id, allow_patterns=["*.json", "*.safetensors", "*.bin"], **location
+                    repo_id,
+                    allow_patterns=["*.json", *(f"*{suffix}" for suffix in SUFFIXES)],
+                    **location,
                 )
             )
     raise FileNotFoundError(
@@ -123,31 +129,42 @@ def recognize(shapes: Shapes, source: str | Path) -> OfficialFormat:
     Raises:
         ValueError: If no format fits.
     """
-    for official_format in FORMATS.values():
+    for official_format in ALL_FORMATS:
         if official_format.recognizes(shapes):
             return official_format
-    names = ", ".join(official_format.model_class.__name__ for official_format in FORMATS.values())
+    names = ", ".join(official_format.model_class.__name__ for official_format in ALL_FORMATS)
     raise ValueError(
         f"{source} is none of the official checkpoints ({names}): it has tensors such "
         f"as {', '.join(list(shapes)[:3]) or 'none at all'}."
     )
 
 
-def build_pipeline(tokenizer: PreTrainedModel, generator: OfficialCheckpoint) -> TiTokPipeline:
+def build_pipeline(
+    tokenizer: PreTrainedModel | AutoencoderKL, generator: OfficialCheckpoint
+) -> TiTokPipeline | LatentDiTPipeline:
     """Builds a pipeline that samples as the reference does with this generator.
 
     Raises:
-        ValueError: If the two do not fit each other, or the second is not a generator.
+        ValueError: If the two do not fit each other, or the second is not a generator; if a
+            LightningDiT has no statistics of the latents.
     """
-    if not isinstance(generator.model, MaskGitPreTrainedModel):
+    model = generator.model
+    if isinstance(model, LightningDiTModel):
+        if model.config.latent_mean is None:
+            raise ValueError(
+                "A LightningDiT needs the statistics of the latents that it was trained on: give "
+                "`statistics` (`--statistics`), such as the reference's latents_stats.pt or the "
+                "latent_statistics.json of `titok tokenize`."
+            )
+        sampling = official_flow_sampling(generator.config, generator.source)
+        return LatentDiTPipeline(tokenizer, model, FlowMatchEulerDiscreteScheduler(), **sampling)
+    if not isinstance(model, MaskGitPreTrainedModel):
         raise ValueError(
-            f"A generator is expected beside the tokenizer, got a {type(generator.model).__name__}."
+            f"A generator is expected beside the tokenizer, got a {type(model).__name__}."
         )
     scheduler, sampling = official_sampling(generator.config)
-    mask_token_id = generator.model.config.mask_token_id
-    return TiTokPipeline(
-        tokenizer, generator.model, MaskGitScheduler(mask_token_id, **scheduler), **sampling
-    )
+    mask_token_id = model.config.mask_token_id
+    return TiTokPipeline(tokenizer, model, MaskGitScheduler(mask_token_id, **scheduler), **sampling)
 
 
 def convert(
@@ -156,17 +173,22 @@ def convert(
     generator: str | Path | None = None,
     config: str | Path | None = None,
     dtype: torch.dtype | None = None,
+    statistics: str | Path | None = None,
     **location: Any,
-) -> PreTrainedModel | TiTokPipeline:
+) -> PreTrainedModel | AutoencoderKL | TiTokPipeline | LatentDiTPipeline:
     """Converts an official checkpoint into a folder that `from_pretrained` loads.
 
     Args:
-        source: Tokenizer, generator or VQGAN, see `load_official`.
+        source: Tokenizer, generator or VQGAN, see `load_official`. A VA-VAE becomes an
+            `AutoencoderKL` of diffusers.
         output_dir: The folder; written atomically.
         generator: Generator of the tokenizer `source`. The folder is then a whole pipeline, which
             samples as the reference does by default.
-        config: The official configuration; if there is a generator, of both.
+        config: The official configuration; if there is a generator, of both, or of a LightningDiT
+            alone.
         dtype: Dtype of the weights; as stored if not given.
+        statistics: File with the statistics of the latents of a LightningDiT, see
+            `read_statistics`; may be a file of a Hub repository.
         location: `revision`, `token`, `cache_dir`, … of a repository.
 
     Returns:
@@ -178,18 +200,29 @@ def convert(
         OSError, ValueError: See `load_official`.
     """
     with whole_folder(output_dir) as folder:
-        loaded = load_official(source, config, dtype, **location)
         if generator is None:
-            result = loaded.model
+            loaded = drawn = load_official(source, config, dtype, **location)
         else:
-            result = build_pipeline(
-                loaded.model, load_official(generator, config, dtype, **location)
-            )
+            drawn = load_official(generator, config, dtype, **location)
+            of_tokenizer = None if isinstance(drawn.model, LightningDiTModel) else config
+            loaded = load_official(source, of_tokenizer, dtype, **location)
+        if statistics is not None:
+            if not isinstance(drawn.model, LightningDiTModel):
+                raise ValueError(
+                    "`statistics` are for a LightningDiT, got them for a "
+                    f"{type(drawn.model).__name__}."
+                )
+            drawn.model.config.update(read_statistics(local_path(str(statistics), **location)))
+            drawn.model.config.validate()
+        result = loaded.model if generator is None else build_pipeline(loaded.model, drawn)
         result.save_pretrained(folder)
-        if not isinstance(loaded.model, MaskGitPreTrainedModel | LightningDiTModel):
+        if isinstance(loaded.model, PreTrainedModel) and not isinstance(
+            loaded.model, MaskGitPreTrainedModel | LightningDiTModel
+        ):
             processor_folder = folder if generator is None else folder / "tokenizer"
             make_processor(loaded.model).save_pretrained(processor_folder)
-        result.model_card(Path(output_dir).name).save(folder / "README.md")
+        name = Path(output_dir).name
+        render_card(result, provenance_of(result), name).save(folder / "README.md")
     return result
 
 

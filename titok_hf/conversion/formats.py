@@ -1,4 +1,4 @@
-"""The official formats, by the family's configuration class."""
+"""The official formats."""
 
 from transformers import PreTrainedConfig
 
@@ -7,8 +7,10 @@ from .maskgit import OfficialMaskGitUViT, OfficialMaskGitViT
 from .maskgit_vqgan import OfficialMaskGitVQGAN
 from .official import OfficialFormat
 from .titok import OfficialTiTok
+from .va_vae import OfficialAutoencoderKL
 from .vtp import OfficialVTP
 
+# By the family's configuration class.
 FORMATS: dict[type[PreTrainedConfig], OfficialFormat] = {
     official_format.model_class.config_class: official_format
     for official_format in (
@@ -20,3 +22,4 @@ FORMATS: dict[type[PreTrainedConfig], OfficialFormat] = {
         OfficialLightningDiT(),
     )
 }
+ALL_FORMATS: tuple[OfficialFormat, ...] = (*FORMATS.values(), OfficialAutoencoderKL())

@@ -1,13 +1,19 @@
-"""The reference's format of LightningDiT: a training checkpoint without a configuration."""
+"""The reference's format of LightningDiT: a training checkpoint without a configuration, and the YAML
+file of its run."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..modeling.lightning_dit import LightningDiTConfig, LightningDiTModel
 from ..modeling.lightning_dit.modeling_lightning_dit import positions, rotation
-from .official import OfficialFormat, Shapes
+from ..modeling.loading import refuse_unreadable
+from ..settings import load_yaml
+from .imagenet import imagenet_labels
+from .official import OfficialFormat, Shapes, section
 
 # Patterns of our names and their official replacements, applied in this order.
 NAMES = (
@@ -39,7 +45,27 @@ class OfficialLightningDiT(OfficialFormat):
         return "x_embedder.proj.weight" in shapes and "feat_rope.freqs_cos" in shapes
 
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
-        return dict(official_config)
+        fields = dict(official_config)
+        if "model" in official_config:
+            model, data = section(official_config, "model"), section(official_config, "data")
+            for name in ("use_swiglu", "use_rope", "use_rmsnorm"):
+                if not model[name]:
+                    raise ValueError(f"A LightningDiT with `{name}: false` is not known here.")
+            factor = section(official_config, "vae")["downsample_ratio"]
+            size = str(model["model_type"]).removeprefix("LightningDiT-").lower()
+            fields = LightningDiTConfig.size_fields(size) | {
+                "in_channels": model["in_chans"],
+                "sample_size": data["image_size"] // factor,
+                "qk_norm": model["use_qknorm"],
+                "adaln_shift": not model["wo_shift"],
+                "num_labels": data["num_classes"],
+            }
+        if fields["num_labels"] == 1000:
+            del fields["num_labels"]
+            names = imagenet_labels()
+            fields["id2label"] = dict(enumerate(names))
+            fields["label2id"] = {name: index for index, name in enumerate(names)}
+        return fields
 
     def config_from_shapes(self, shapes: Shapes) -> dict[str, Any]:
         width, channels, patch_size, _ = shapes["x_embedder.proj.weight"]
@@ -81,3 +107,60 @@ class OfficialLightningDiT(OfficialFormat):
             "feat_rope.freqs_cos": cos,
             "feat_rope.freqs_sin": sin,
         }
+
+
+def official_flow_sampling(official_config: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """Returns how the reference samples with a generator, as arguments of `LatentDiTPipeline`.
+
+    Args:
+        official_config: Its configuration. Without a section `sample`, the published settings of
+            the released generator of that name are used (`sampling.yaml`).
+        source: File or repository of the generator.
+
+    Raises:
+        ValueError: If neither says how to sample.
+    """
+    released = load_yaml(Path(__file__).with_name("sampling.yaml"))["lightningdit"]
+    if "sample" in official_config:
+        sample = section(official_config, "sample")
+    elif Path(source).stem in released:
+        sample = released[Path(source).stem]
+    else:
+        raise ValueError(
+            f"Sampling settings are known for {', '.join(released)}, not for {source}: give the YAML "
+            "file of its run, which has a section `sample`, as the official configuration "
+            "(`--config`)."
+        )
+    return {
+        "num_inference_steps": sample["num_sampling_steps"] - 1,  # it counts points
+        "guidance_scale": sample["cfg_scale"],
+        "guidance_interval": (sample["cfg_interval_start"], 1.0),
+        "guidance_channels": 3,  # models/lightningdit.py, forward_with_cfg
+        "timestep_shift": sample["timestep_shift"],
+    }
+
+
+def read_statistics(file: Path) -> dict[str, list[float]]:
+    """Reads the mean and standard deviation of each channel of latents, as `latent_mean` and
+    `latent_std`.
+
+    Args:
+        file: `latent_statistics.json` of `titok tokenize`, or `latents_stats.pt` of the reference.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    with refuse_unreadable(file):
+        if file.suffix == ".json":
+            stored = json.loads(file.read_text())
+        else:
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(stored, dict) or not {"mean", "std"} <= stored.keys():
+        raise ValueError(
+            f"{file} must hold `mean` and `std` of latents: `latent_statistics.json` of "
+            "`titok tokenize`, or `latents_stats.pt` of the reference."
+        )
+    return {
+        f"latent_{name}": torch.as_tensor(stored[name]).flatten().tolist()
+        for name in ("mean", "std")
+    }

@@ -198,7 +198,7 @@ def official_sampling(official_config: dict[str, Any]) -> tuple[dict[str, Any], 
     """
     generator = section(official_config, "model.generator")
     if "num_steps" not in generator:
-        released = load_yaml(Path(__file__).with_name("sampling.yaml"))
+        released = load_yaml(Path(__file__).with_name("sampling.yaml"))["maskgit"]
         name = f"{generator['model_type']}-{generator['image_seq_len']}"
         if name not in released:
             raise ValueError(

@@ -42,6 +42,16 @@ class OfficialFormat(ABC):
             ValueError: If the official one is of another family, or uses unknown features.
         """
 
+    def our_config(self, official_config: dict[str, Any]) -> PreTrainedConfig:
+        """Returns our configuration; see `config_fields`."""
+        return self.model_class.config_class(**self.config_fields(official_config))
+
+    def model(
+        self, config: PreTrainedConfig, state_dict: dict[str, torch.Tensor]
+    ) -> PreTrainedModel:
+        """Returns the model of a configuration with weights under our names."""
+        return self.model_class.from_pretrained(None, config=config, state_dict=state_dict)
+
     @abstractmethod
     def config_from_shapes(self, shapes: Shapes) -> dict[str, Any]:
         """Infers the official configuration of a checkpoint that came without one."""

@@ -74,9 +74,14 @@ class LightningDiTConfig(CheckedConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: If there is no such size.
         """
+        return cls(**{**cls.size_fields(size), **fields})
+
+    @classmethod
+    def size_fields(cls, size: str) -> dict[str, int]:
+        """Returns the fields that a size of the paper sets, see `from_size`."""
         if size not in SIZES:
             raise ValueError(f"`size` must be one of {', '.join(SIZES)}, got {size!r}.")
-        return cls(**{**SIZES[size], **fields})
+        return dict(SIZES[size])
 
     @property
     def null_label(self) -> int:
