@@ -188,9 +188,7 @@ class TestPipeline:
         assert pipeline.config.guidance_scale == 10.0
         card = (folder / "from_hub/README.md").read_text()
         assert "license: mit" in card and "2.11" in card and "0.28" in card
-        with pytest.raises(
-            ValueError, match="holds more than one checkpoint: latents_stats"
-        ):
+        with pytest.raises(ValueError, match="holds more than one checkpoint: latents_stats"):
             convert(vae, folder / "other")
 
     @pytest.mark.parametrize(

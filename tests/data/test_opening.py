@@ -306,7 +306,11 @@ class TestFolders:
         tokens, codes = make_tokens(6)
         DatasetDict(train=tokens).save_to_disk(tmp_path / "tokens")
         rows = open_images(str(tmp_path / "tokens"))["train"]
-        assert rows.holds_codes and len(rows) == 6 and np.array_equal(rows[5].codes, codes[5])
+        assert (
+            rows.token_column == "codes"
+            and len(rows) == 6
+            and np.array_equal(rows[5].tokens, codes[5])
+        )
         assert list(open_images(str(tmp_path / "tokens"))) == ["train"]
 
     def test_digits(self):
@@ -379,7 +383,7 @@ class TestParquet:
     def test_images(self, source, streaming):
         rows = open_images(str(source), streaming=streaming)["train"]
         assert isinstance(rows, StreamedSamples if streaming else IndexedSamples)
-        assert (len(rows), rows.class_names, rows.holds_codes) == (7, ["a", "b"], False)
+        assert (len(rows), rows.class_names, rows.token_column) == (7, ["a", "b"], None)
         assert contents(rows.read(0, 7)) == [(i, f"{i}.png", i, i % 2) for i in range(7)]
         assert [
             gray_of(row) for row in open_images(str(source), streaming=streaming)["test"].read(0, 2)
@@ -460,14 +464,14 @@ class TestParquet:
         (tmp_path / "data").mkdir()
         tokens.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", batch_size=4)
         rows = open_images(str(tmp_path), streaming=streaming)["train"]
-        assert (len(rows), rows.class_names, rows.holds_codes) == (10, ["owl", "cat"], True)
+        assert (len(rows), rows.class_names, rows.token_column) == (10, ["owl", "cat"], "codes")
         read = list(rows.read(2, 9))
         assert [(row.index, row.key, row.label, row.image) for row in read] == [
             (i, f"k{i}", i % 2, None) for i in range(2, 9)
         ]
         assert (
-            np.array_equal(np.stack([row.codes for row in read]), codes[2:9])
-            and read[0].codes.dtype == np.int64
+            np.array_equal(np.stack([row.tokens for row in read]), codes[2:9])
+            and read[0].tokens.dtype == np.int64
         )
         assert list(open_images(str(tmp_path))) == ["train"]
         unlabelled = open_images(str(tmp_path), label_column=None, streaming=streaming)["train"]

@@ -49,8 +49,8 @@ class TestHub:
         DatasetDict(train=tokens).push_to_hub("user/tokens")
         for streaming in (False, True):
             rows = open_images("user/tokens", streaming=streaming)["train"]
-            assert (rows.holds_codes, rows.class_names) == (True, ["a", "b"])
-            assert np.array_equal(np.stack([row.codes for row in rows.read(0, 6)]), codes)
+            assert (rows.token_column, rows.class_names) == ("codes", ["a", "b"])
+            assert np.array_equal(np.stack([row.tokens for row in rows.read(0, 6)]), codes)
 
     def test_tar_shards_are_always_streamed(self, hub, tmp_path):
         for i in range(3):

@@ -28,10 +28,10 @@ pytestmark = pytest.mark.usefixtures("caches")
 class TestIndexedSamples:
     def test_rows_are_read_by_number_and_not_decoded(self):
         rows = IndexedSamples(make_images([0, 1, 1], AB))
-        assert (len(rows), rows.class_names, rows.holds_codes) == (3, ["a", "b"], False)
+        assert (len(rows), rows.class_names, rows.token_column) == (3, ["a", "b"], None)
         assert rows[1].image == {"bytes": png(1), "path": "1.png"}
         assert contents(rows.read(1, 3)) == [(1, "1.png", 1, 1), (2, "2.png", 2, 1)]
-        assert rows[0].codes is None
+        assert rows[0].tokens is None
 
     def test_a_damaged_image_is_noticed_only_when_it_is_decoded(self):
         images = Dataset.from_dict(
@@ -54,10 +54,10 @@ class TestIndexedSamples:
     def test_tokens(self, copies):
         tokens, codes = make_tokens(5, copies)
         rows = IndexedSamples(tokens)
-        assert rows.holds_codes
+        assert rows.token_column == "codes"
         row = rows[3]
-        assert (row.key, row.label, row.image, row.codes.dtype) == ("k3", 1, None, np.int64)
-        assert np.array_equal(row.codes, codes[3])
+        assert (row.key, row.label, row.image, row.tokens.dtype) == ("k3", 1, None, np.int64)
+        assert np.array_equal(row.tokens, codes[3])
 
     @pytest.mark.parametrize("label", [None, -1])
     def test_rows_without_label_are_counted_at_once(self, label):
@@ -115,11 +115,11 @@ class TestStreamedSamples:
 
     def test_shards_with_their_sizes(self, rows, tmp_path):
         assert isinstance(rows, StreamedSamples)
-        assert (len(rows), rows.sizes, rows.damaged, rows.holds_codes) == (
+        assert (len(rows), rows.sizes, rows.damaged, rows.token_column) == (
             12,
             [4, 0, 1, 7],
             {},
-            False,
+            None,
         )
         assert rows.names == [str(tmp_path / "shards" / f"{i}.tar") for i in range(4)]
         assert rows.class_names == ["0", "1", "2"]

@@ -102,8 +102,8 @@ class TestContent:
         assert len({tuple(codes) for codes in tokens["train"]["codes"]}) > 4
 
         opened = open_images(str(folder))["test"]
-        assert opened.holds_codes and opened.class_names == ["cat", "dog"]
-        assert [row.codes.tolist() for row in opened.read(0, 3)] == tokens["test"]["codes"][:]
+        assert opened.token_column == "codes" and opened.class_names == ["cat", "dog"]
+        assert [row.tokens.tolist() for row in opened.read(0, 3)] == tokens["test"]["codes"][:]
         assert [row.label for row in opened.read(0, 3)] == tokens["test"]["label"][:]
         assert record["command"]["tokenizer"]["class"] == "TiTokModel"
         assert record["command"]["source"] == str(tmp_path / "images")

@@ -88,7 +88,7 @@ def test_tokens_come_back(hub, tokens):
     )
     opened = open_images("user/tokens")["test"]
     assert opened.class_names == DIGIT_NAMES
-    assert [row.codes.tolist() for row in opened.read(0, 5)] == rows(tokens)["test"]["codes"]
+    assert [row.tokens.tolist() for row in opened.read(0, 5)] == rows(tokens)["test"]["codes"]
 
 
 def test_latents_and_copies_come_back(hub, make_tokens, make_titok_config):

@@ -23,6 +23,8 @@ class ImageCollator:
         image_column: Name of the column of images.
         label_column: Name of the column of integer labels, if any.
         augmentation: Augmentation of training images, if any.
+        token_axes: Number of axes of an image's tokens in a token data set; another one in front is
+            of copies.
 
     Raises:
         KeyError: If a row lacks a column.
@@ -36,7 +38,9 @@ class ImageCollator:
         image_column: str = "image",
         label_column: str | None = None,
         augmentation: Augmentation | None = None,
+        token_axes: int = 1,
     ):
+        self.token_axes = token_axes
         self.processor = processor
         self.image_column = image_column
         self.label_column = label_column
@@ -59,25 +63,28 @@ class ImageCollator:
 
         Returns:
             `pixel_values` `(B, 3, H, W)` after augmentation, or for a token data set `codes` `(B,
-            N)` of a random copy of each sample; `class_labels` `(B,)`, if there is a label column;
-            `draws` `(B, num_draws)`, if the loader draws any.
+            N)` or `latents` `(B, …)` of a random copy of each sample; `class_labels` `(B,)`, if
+            there is a label column; `draws` `(B, num_draws)`, if the loader draws any.
 
         Raises:
-            ValueError: If a sample lacks a required label, or the number of copies of the codes is
+            ValueError: If a sample lacks a required label, or the number of copies of the tokens is
                 not the augmentation's number of variants.
         """
-        if samples[0].stored.codes is not None:
-            codes = samples[0].stored.codes
-            copies = len(codes) if codes.ndim == 2 else 1
+        tokens = samples[0].stored.tokens
+        if tokens is not None:
+            has_copies = tokens.ndim > self.token_axes
+            copies = len(tokens) if has_copies else 1
             if copies != self.augmentation.variants:
                 variants = self.augmentation.variants or "ever new"
                 raise ValueError(
                     f"The augmentation makes {variants} variants of each image, the tokens are of "
                     f"{copies}: tokenize with the same augmentation, or train with that of the tokens."
                 )
-            batch = {
-                "codes": torch.from_numpy(np.stack([choose_codes(sample) for sample in samples]))
-            }
+            name = "latents" if np.issubdtype(tokens.dtype, np.floating) else "codes"
+            chosen = [
+                choose_copy(sample) if has_copies else sample.stored.tokens for sample in samples
+            ]
+            batch = {name: torch.from_numpy(np.stack(chosen))}
         else:
             images = [
                 self.augmentation(sample.image, self.processor, sample.rng) for sample in samples
@@ -116,7 +123,7 @@ class FeatureCollator:
         self.collator = collator
         self.rows = None
         if isinstance(samples, IndexedSamples):
-            self.image_column = None if samples.holds_codes else samples.content
+            self.image_column = None if samples.token_column else samples.content
             others = [name for name in samples.dataset.column_names if name != self.image_column]
             self.rows = samples.dataset.select_columns(others)
 
@@ -126,7 +133,7 @@ class FeatureCollator:
             features = [sample.stored.row for sample in samples]
         elif self.rows is None:
             features = [
-                {"image": sample.image, "codes": sample.stored.codes, "label": sample.stored.label}
+                {"image": sample.image, "codes": sample.stored.tokens, "label": sample.stored.label}
                 for sample in samples
             ]
         else:
@@ -140,11 +147,10 @@ class FeatureCollator:
         return batch
 
 
-def choose_codes(sample: Sample) -> np.ndarray:
-    """Returns codes `(N,)` int64 of a sample. Of several copies, it chooses the variant that the
-    augmentation would choose by the same random number."""
-    codes = sample.stored.codes
-    return codes[int(sample.rng.random() * len(codes))] if codes.ndim == 2 else codes
+def choose_copy(sample: Sample) -> np.ndarray:
+    """Returns the tokens of the variant that the augmentation would choose by the same random number."""
+    copies = sample.stored.tokens
+    return copies[int(sample.rng.random() * len(copies))]
 
 
 __all__ = ["FeatureCollator", "ImageCollator"]

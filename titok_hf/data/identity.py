@@ -52,14 +52,14 @@ def add_samples(digest: Any, samples: IndexedSamples) -> None:
         digest.update(np.asarray(samples.stored[samples.label_column][:], np.int64))
     if samples.captioned:
         digest.update(repr(samples.stored[samples.text_column][:]).encode())
-    if not samples.holds_codes:
+    if samples.token_column is None:
         names, sizes = names_and_sizes(samples)
         digest.update("\n".join(relative(names)).encode())
         digest.update(sizes)
     for number in spread(len(samples)):
         stored = samples[number]
-        if stored.codes is not None:
-            digest.update(repr(stored.codes.shape).encode() + stored.codes.tobytes())
+        if stored.tokens is not None:
+            digest.update(repr(stored.tokens.shape).encode() + stored.tokens.tobytes())
         elif stored.image is not None and stored.image["bytes"] is None:
             digest.update(bytes_of_file(stored.image["path"]))
         elif stored.image is not None:

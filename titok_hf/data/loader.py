@@ -60,7 +60,7 @@ class DecodedSample:
     def from_stored(
         cls, stored: StoredSample, decode: Callable[[Any], Image.Image], captioned: bool
     ) -> "DecodedSample":
-        if stored.codes is not None or stored.row is not None:
+        if stored.tokens is not None or stored.row is not None:
             return cls(stored)
         if captioned and stored.captions == []:
             return cls(replace(stored, image=None), error="The image has no caption.")

@@ -45,6 +45,7 @@ from .samples import (
     check_column,
     names_of_classes,
     no_images,
+    token_column,
 )
 from .shard_index import (
     find_labels,
@@ -59,6 +60,7 @@ from .shard_index import (
     read_tar,
     tar_classes,
 )
+from .tokens import read_statistics
 
 # The data sets of the package: names and functions that return a `DatasetDict`. The functions are
 # imported on demand, because they need optional libraries.
@@ -108,8 +110,8 @@ class ImageSplits:
             ValueError: If it is streamed or holds tokens; see also `open_images`.
         """
         samples = self[split]
-        if isinstance(samples, StreamedSamples) or samples.holds_codes:
-            held = "tokens" if samples.holds_codes else "shards that are read in sequence"
+        if isinstance(samples, StreamedSamples) or samples.token_column:
+            held = "tokens" if samples.token_column else "shards that are read in sequence"
             raise ValueError(
                 f"The split {split!r} of {self.source!r} holds {held}: images that can be read in "
                 "any order are expected."
@@ -146,7 +148,7 @@ def open_images(
     streaming: bool = False,
     hold_out: bool = True,
 ) -> ImageSplits:
-    """Opens images, or tokens if there is a column `codes`.
+    """Opens images, or tokens if there is a column `codes` or `latents`.
 
     A sample of a tar shard consists of consecutive members with the same name up to the first dot:
     one with an image extension and, for the label, the number of the class in the member `cls`, or
@@ -196,7 +198,7 @@ def open_images(
         }
         numbers = {name: len(paths) for name, paths in stored.files.items()}
         found = describe(source, numbers, stored)
-        open_stream = partial(open_shards, source, stored, **arguments)
+        open_stream = partial(open_shards, source, stored, revision=revision, **arguments)
         return ImageSplits(source, stored.files, open_stream, found)
     if streaming and stored.kind == "hub":
         raise ValueError(
@@ -218,7 +220,17 @@ def open_images(
         else:
             first = dataset["train" if "train" in dataset else split]
             opened = with_classes(dataset[split], first, source, label_column)
-        return IndexedSamples(opened, image_column, label_column, source, text_column=text_column)
+        statistics = None
+        if token_column(opened.column_names) == "latents":
+            statistics = read_statistics(source, revision)
+        return IndexedSamples(
+            opened,
+            image_column,
+            label_column,
+            source,
+            text_column=text_column,
+            latent_statistics=statistics,
+        )
 
     return ImageSplits(source, [*dataset, "test"] if held_out else dataset, open_split, found)
 
@@ -389,7 +401,7 @@ def describe(
     streamed = isinstance(next(iter(splits.values())), int)
     sizes = {name: split if streamed else len(split) for name, split in splits.items()}
     features = {} if streamed else next(iter(splits.values())).features
-    what = "shard" if streamed else "token sequence" if "codes" in features else "image"
+    what = "shard" if streamed else "token sequence" if token_column(features) else "image"
     number = sum(sizes.values())
     described = f"{number:,} {what}{'' if number == 1 else 's'} "
     described += f"({', '.join(f'{name} {size:,}' for name, size in sizes.items())})"
@@ -416,6 +428,7 @@ def open_shards(
     image_column: str,
     label_column: str | None,
     text_column: str | None = None,
+    revision: str | None = None,
 ) -> StreamedSamples:
     """Opens a split of tar or Parquet files; see `open_images`."""
     paths = stored.files[split]
@@ -430,7 +443,7 @@ def open_shards(
             f"The {len(shards)} shards of {source!r} hold no whole sample. "
             f"{next(iter(damaged.values()), 'They are empty.')}"
         )
-    classes, holds_codes = None, False
+    classes, tokens = None, None
     if stored.kind == ".tar":
         images = image_extensions(shards, source, image_column)
         label = None if label_column is None else find_labels(shards, source, label_column)
@@ -445,10 +458,10 @@ def open_shards(
         read_file = partial(read_tar, images=images, label=label, text=text_column)
     else:
         features = stored.features or parquet_features(readable[0])
-        holds_codes = "codes" in features
-        content = "codes" if holds_codes else image_column
+        tokens = token_column(features)
+        content = tokens or image_column
         check_column(list(features), content, source)
-        if not (holds_codes or holds_images(features[content])):
+        if not (tokens or holds_images(features[content])):
             raise no_images(content, source, features[content])
         classes = names_of_classes(features, label_column, source)
         if label_column is not None and all(
@@ -470,7 +483,8 @@ def open_shards(
         class_names=classes,
         damaged=damaged,
         stamps=stamps,
-        holds_codes=holds_codes,
+        token_column=tokens,
+        latent_statistics=read_statistics(source, revision) if tokens == "latents" else None,
     )
 
 

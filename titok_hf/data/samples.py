@@ -3,7 +3,7 @@
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -31,7 +31,8 @@ class StoredSample:
             in the folder or repository; else its number.
         image: The undecoded image, see `decode_image`; `None` in a token data set, or if missing.
         label: Number of the class; `None` if labels are not wanted.
-        codes: Codes in a token data set, int64: `(N,)`, or `(copies, N)`.
+        tokens: In a token data set, codes `(N,)` int64, or latents `(K, C)` or `(C, h, w)` float32;
+            with copies, one more axis in front.
         captions: Texts of the image, without blank ones; `None` if they are not wanted.
         row: The whole row, for an own collator that gets rows as they are; then there is no image.
     """
@@ -40,7 +41,7 @@ class StoredSample:
     key: str
     image: bytes | str | PILImage.Image | dict[str, Any] | None = None
     label: int | None = None
-    codes: np.ndarray | None = None
+    tokens: np.ndarray | None = None
     captions: list[str] | None = None
     row: Any = None
 
@@ -49,7 +50,7 @@ class IndexedSamples:
     """Samples of a local data set, accessible in any order.
 
     Args:
-        dataset: Images, or tokens if it has the column `codes`.
+        dataset: Images, or tokens if it has the column `codes` or `latents`.
         image_column: Name of the column of images.
         label_column: Name of the column of labels, classes or integers; `None` if they are not
             wanted.
@@ -57,13 +58,14 @@ class IndexedSamples:
             it.
         text_column: Name of the column of captions, one or a list for each image; `None` if they
             are not wanted.
+        latent_statistics: `mean` and `std` of each channel of the latents, in a token data set.
 
     Attributes:
         dataset (`Dataset`): The data set with all its columns; the image column is cast to
             `datasets.Image`.
         class_names (`list[str] | None`): Names of the classes, if labels are wanted; plain integers
             are their own names.
-        holds_codes (`bool`): Whether this is a token data set.
+        token_column (`str | None`): `"codes"` or `"latents"` of a token data set.
         captioned (`bool`): Whether captions are wanted.
 
     Raises:
@@ -77,24 +79,26 @@ class IndexedSamples:
         label_column: str | None = "label",
         source: str | None = None,
         text_column: str | None = None,
+        latent_statistics: Mapping[str, list[float]] | None = None,
     ):
-        self.holds_codes = "codes" in dataset.column_names
+        self.token_column = token_column(dataset.column_names)
+        self.latent_statistics = latent_statistics
         check_captions(dataset.features, text_column, source)
         self.class_names = names_of_classes(dataset.features, label_column, source)
         if label_column is not None:
             largest = check_labels(dataset.with_format(None), label_column)
             self.class_names = self.class_names or numbered_classes(largest)
-        self.content = "codes" if self.holds_codes else image_column
+        self.content = self.token_column or image_column
         self.label_column = label_column
         self.text_column = text_column
         self.captioned = text_column is not None
         self.folder = None if source is None else os.path.abspath(source)
-        self.dataset = dataset if self.holds_codes else as_images(dataset, image_column, source)
+        self.dataset = dataset if self.token_column else as_images(dataset, image_column, source)
         wanted = {*KEY_COLUMNS, self.content, label_column, text_column}
         self.stored = self.dataset.select_columns(
             [name for name in dataset.column_names if name in wanted]
         ).with_format(None)
-        if not self.holds_codes:
+        if self.token_column is None:
             self.stored = self.stored.cast_column(image_column, Image(decode=False))
 
     def __len__(self) -> int:
@@ -105,8 +109,10 @@ class IndexedSamples:
         content = sample[self.content]
         key = key_of(sample, content, index, self.folder)
         label = None if self.label_column is None else sample[self.label_column]
-        if self.holds_codes:
-            return StoredSample(index, key, label=label, codes=np.asarray(content, dtype=np.int64))
+        if self.token_column is not None:
+            return StoredSample(
+                index, key, label=label, tokens=as_tokens(content, self.token_column)
+            )
         captions = None if self.text_column is None else captions_of(sample[self.text_column])
         return StoredSample(index, key, content, label, captions=captions)
 
@@ -133,7 +139,8 @@ class StreamedSamples:
         class_names: Names of the classes, if known; see `open_images`.
         damaged: Maps each shard that cannot be read to its end to the reason.
         stamps: Result of `stamp_of` for each shard when it was indexed; a changed file is an error.
-        holds_codes: Whether this is a token data set.
+        token_column: `"codes"` or `"latents"` of a token data set.
+        latent_statistics: See `IndexedSamples`.
 
     Raises:
         OSError: While reading, if a shard has vanished or changed, or cannot be read.
@@ -151,7 +158,8 @@ class StreamedSamples:
         class_names: list[str] | None = None,
         damaged: Mapping[str, str] | None = None,
         stamps: Sequence[list[Any]] | None = None,
-        holds_codes: bool = False,
+        token_column: str | None = None,
+        latent_statistics: Mapping[str, list[float]] | None = None,
     ):
         self.read_file = read_file
         self.sizes = list(sizes)
@@ -161,7 +169,8 @@ class StreamedSamples:
         self.class_names = class_names
         self.damaged = dict(damaged or {})
         self.stamps = stamps
-        self.holds_codes = holds_codes
+        self.token_column = token_column
+        self.latent_statistics = latent_statistics
         self.offsets = [0, *accumulate(sizes)]
 
     def __len__(self) -> int:
@@ -229,13 +238,25 @@ class StreamedSamples:
             raise ValueError(
                 f"The sample {key!r} has no label but {label}; without labels: `label_column=None`."
             )
-        if self.holds_codes:
-            return StoredSample(index, key, label=label, codes=np.asarray(content, dtype=np.int64))
+        if self.token_column is not None:
+            return StoredSample(
+                index, key, label=label, tokens=as_tokens(content, self.token_column)
+            )
         captions = captions_of(stored["text"]) if "text" in stored else None
         return StoredSample(index, key, content, label, captions=captions)
 
 
 Samples = IndexedSamples | StreamedSamples
+
+
+def token_column(columns: Iterable[str]) -> str | None:
+    """Returns the column of a token data set that holds its tokens; `None` if it holds images."""
+    return next((name for name in ("codes", "latents") if name in columns), None)
+
+
+def as_tokens(content: Any, column: str) -> np.ndarray:
+    """Returns codes as int64, latents as float32."""
+    return np.asarray(content, np.int64 if column == "codes" else np.float32)
 
 
 def captions_of(value: str | Sequence[str | None] | None) -> list[str]:

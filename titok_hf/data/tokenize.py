@@ -245,9 +245,9 @@ def open_splits(
     splits = open_images(source, image_column, label_column, revision, streaming=streaming)
     rows = {name: splits[name] for name in (splits if split is None else [split])}
     for name, split_rows in rows.items():
-        if split_rows.holds_codes:
+        if split_rows.token_column is not None:
             raise ValueError(
-                f"The split {name!r} of {source!r} holds codes already: images are expected."
+                f"The split {name!r} of {source!r} holds tokens already: images are expected."
             )
     return rows
 

@@ -27,8 +27,9 @@ from huggingface_hub import (
     DatasetCard,
     DatasetCardData,
     HfApi,
+    hf_hub_download,
 )
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
 from ..hub.cards import GENERATED, TEMPLATES
 from ..hub.errors import explain_hub_errors
@@ -74,6 +75,24 @@ def latent_statistics(sums: Sequence[np.ndarray]) -> dict[str, list[float]]:
         "mean": mean.tolist(),
         "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist(),
     }
+
+
+def read_statistics(source: str, revision: str | None = None) -> dict[str, list[float]] | None:
+    """Returns `mean` and `std` of each channel of the latents of a token data set; `None` if it has no
+    `latent_statistics.json`.
+
+    Args:
+        source: Folder, or data set on the Hub.
+        revision: Branch, tag or commit of a data set on the Hub.
+    """
+    file = Path(source) / STATISTICS
+    if not Path(source).exists():
+        try:
+            downloaded = hf_hub_download(source, STATISTICS, repo_type="dataset", revision=revision)
+        except EntryNotFoundError:
+            return None
+        file = Path(downloaded)
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def token_card(

@@ -186,6 +186,7 @@ class DiffusersTokenizer(nn.Module):
         pixel_values: torch.Tensor,
         sample_posterior: bool = False,
         generator: torch.Generator | None = None,
+        noise: torch.Tensor | None = None,
     ) -> TokenizerEncoderOutput:
         """Encodes float images `(B, 3, H, W)` in [0, 1].
 
@@ -195,6 +196,7 @@ class DiffusersTokenizer(nn.Module):
             sample_posterior: Whether to sample a Gaussian posterior instead of taking its mode;
                 other autoencoders are deterministic.
             generator: A `torch.Generator` for the noise of the sample.
+            noise: Standard normal noise `(B, C, h, w)` of the sample; drawn if not given.
 
         Returns:
             Latents `(B, C, h, w)`; with a Gaussian posterior also its KL divergence as
@@ -220,7 +222,7 @@ class DiffusersTokenizer(nn.Module):
             )
         if "latent_dist" in encoded:
             posterior = DiagonalGaussian(encoded.latent_dist.mean, encoded.latent_dist.logvar)
-            latents = posterior.sample(generator) if sample_posterior else posterior.mean
+            latents = posterior.sample(generator, noise) if sample_posterior else posterior.mean
             return TokenizerEncoderOutput(latents=latents, quantizer_loss=posterior.kl())
         return TokenizerEncoderOutput(latents=encoded[0])  # named `latent` or `latents`
 

@@ -52,7 +52,7 @@ def recipe_flops(recipe: Recipe, tokens: bool = False) -> dict[str, int]:
     flops = {}
     with torch.device("meta"):
         for stage, objective in recipe_objectives(recipe, known_network, CLASS_NAMES):
-            batch = stage.batch(objective, codes=tokens and stage.reads_codes)
+            batch = stage.batch(objective, tokens=tokens and stage.reads_tokens is not None)
             flops[stage.name] = training_flops(objective, batch) // stage.num_counted
     return flops
 
@@ -93,7 +93,7 @@ def flops_table(names: Sequence[str]) -> str:
         rows += [
             (stage, recipe_flops(recipe, tokens=True)[stage.name], f"{stage.name}, of tokens")
             for stage in recipe.trained_stages()
-            if stage.reads_codes
+            if stage.reads_tokens
         ]
         for i, (stage, of_image, shown) in enumerate(rows):
             training = stage.part("training")

@@ -71,6 +71,8 @@ class LatentFlowObjective(Objective):
         for name, value in (("time_std", time_std), ("time_shift", time_shift)):
             if value <= 0:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
+        if sample_posterior and isinstance(tokenizer, VTPPreTrainedModel):
+            raise ValueError("`sample_posterior` needs a posterior, but a VTP's latents have none.")
         super().__init__(model, ema_decay)
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.time_distribution = time_distribution

@@ -192,16 +192,20 @@ def check_stage(name: str, content: Any) -> None:
     where, stage = f"stages.{name}", STAGES[name]
     parts = {**stage.parts, **COMMON_PARTS}
     check_keys(where, content, [*parts, *PRETRAINED])
-    if any(key in content for key in PRETRAINED):
+    if any(key in content for key in PRETRAINED) or not stage.can_be_trained:
         others = [key for key in content if key not in PRETRAINED]
         source = content.get("pretrained")
         if not stage.can_be_pretrained or others or not isinstance(source, str) or not source:
-            or_else = "have `pretrained`, a folder or Hub repository, and optionally `revision`"
-            if not stage.can_be_pretrained:
-                or_else = "be left out, because it cannot be `pretrained`"
-            raise ValueError(
-                f"`{where}` must either be trained, by {', '.join(parts)}, or {or_else}, got {content}."
-            )
+            ways = []
+            if stage.can_be_trained:
+                ways.append(f"either be trained, by {', '.join(parts)},")
+            if stage.can_be_pretrained:
+                ways.append(
+                    "have `pretrained`, a folder or Hub repository, and optionally `revision`"
+                )
+            else:
+                ways.append("be left out, because it cannot be `pretrained`")
+            raise ValueError(f"`{where}` must {' or '.join(ways)}, got {content}.")
         return
     for part, arguments in content.items():
         check_keys(f"{where}.{part}", arguments, parts[part])

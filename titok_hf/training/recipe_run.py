@@ -1,7 +1,6 @@
 """Training of a recipe, stage by stage. Each stage can be resumed, and its result is a folder that
 `from_pretrained` loads."""
 
-import copy
 import functools
 import json
 import logging
@@ -198,12 +197,15 @@ class RecipeRun:
         ahead = [
             stage for stage in self.recipe.trained_stages() if not self.folder(stage.name).exists()
         ]
-        if self.train_samples.holds_codes and (
-            of_images := [stage.name for stage in ahead if not stage.reads_codes]
+        tokens = self.train_samples.token_column
+        if tokens is not None and (
+            of_images := [stage.name for stage in ahead if stage.reads_tokens != tokens]
         ):
-            able = " and ".join(name for name, stage in STAGES.items() if stage.reads_codes)
+            able = " and ".join(
+                name for name, stage in STAGES.items() if stage.reads_tokens == tokens
+            )
             raise ValueError(
-                f"The data set holds codes, which only the stage {able} can train on, and the "
+                f"The data set holds {tokens}, which only the stage {able} can train on, and the "
                 f"recipe also trains {', '.join(of_images)}: use a data set of images, or set "
                 "`{pretrained: FOLDER}` for these stages."
             )
@@ -260,7 +262,7 @@ class RecipeRun:
         with torch.device("meta"):
             for stage, objective in recipe_objectives(
                 self.recipe,
-                lambda stage: stage.blank(copy.deepcopy(self.result(stage.name).config)),
+                lambda stage: stage.blank(stage.config_of(self.result(stage.name))),
                 self.train_samples.class_names or (),
             ):
                 stage.check_data(objective, self.train_samples)

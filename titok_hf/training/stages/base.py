@@ -1,5 +1,6 @@
 """The interface of a stage; recipe, run, FLOP table and previews use it and name no stage."""
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,8 +57,9 @@ class Stage(ABC):
         recipe_parts: The same for parts of the recipe itself that this stage requires.
         needs: The stages whose results it uses; each tuple lists alternatives.
         reads_labels: Whether its batches have class labels.
-        reads_codes: Whether it can also train on a token data set.
+        reads_tokens: The tokens on which it can also train, `"codes"` or `"latents"`.
         can_be_pretrained: Whether a recipe may load its result instead of training it.
+        can_be_trained: Whether a recipe may train it.
         on_demand: Whether it is trained only if another stage requires it, or if it is alone.
         config_class: Configuration class of its network.
     """
@@ -68,8 +70,9 @@ class Stage(ABC):
     recipe_parts: ClassVar[Mapping[str, Sequence[str]]] = {}
     needs: ClassVar[Sequence[Sequence[str]]] = ()
     reads_labels: ClassVar[bool] = False
-    reads_codes: ClassVar[bool] = False
+    reads_tokens: ClassVar[str | None] = None
     can_be_pretrained: ClassVar[bool] = True
+    can_be_trained: ClassVar[bool] = True
     on_demand: ClassVar[bool] = False
     config_class: ClassVar[type[PreTrainedConfig]]
 
@@ -148,6 +151,10 @@ class Stage(ABC):
     def blank(self, config: PreTrainedConfig) -> Any:
         """Returns a result whose network has the given configuration and no trained weights."""
 
+    def config_of(self, result: Any) -> Any:
+        """Returns a copy of the configuration of a result, for `blank`."""
+        return copy.deepcopy(result.config)
+
     def result_of(self, network: PreTrainedModel) -> Any:
         """Wraps a network that is not saved yet as the stage's result."""
         return network
@@ -217,12 +224,12 @@ class Stage(ABC):
         """
         return None
 
-    def batch(self, objective: Objective, codes: bool = False) -> dict[str, torch.Tensor]:
+    def batch(self, objective: Objective, tokens: bool = False) -> dict[str, torch.Tensor]:
         """Returns a batch of `num_counted` images for the objective, to count its operations.
 
         Args:
             objective: The objective.
-            codes: Whether the batch comes from a token data set.
+            tokens: Whether the batch comes from a token data set.
         """
         size = self.recipe.image_size
         batch = {"pixel_values": torch.rand(1, 3, size, size)}

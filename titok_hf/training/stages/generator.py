@@ -28,7 +28,7 @@ class GeneratorStage(Stage):
     parts = {"model": keys_of(MaskGitConfig), "objective": keys_of(MaskedTokenObjective)}
     recipe_parts = {"scheduler": keys_of(MaskGitScheduler), "sampling": keys_of(TiTokPipeline)}
     reads_labels = True
-    reads_codes = True
+    reads_tokens = "codes"
     can_be_pretrained = False
 
     def objective(
@@ -71,10 +71,10 @@ class GeneratorStage(Stage):
     def check_data(self, objective: MaskedTokenObjective, data: Samples) -> None:
         # fails now rather than at the end if the recipe's scheduler or sampling is not valid
         self.pipeline(objective.tokenizer, objective.model)
-        if not data.holds_codes:
+        if data.token_column is None:
             return
         codes, config = (
-            next(data.read(0, 1)).codes,
+            next(data.read(0, 1)).tokens,
             objective.tokenizer.config,
         )  # (N,) or (copies, N)
         if codes.shape[-1] != config.num_tokens or codes.max() >= config.codebook_size:
@@ -97,10 +97,10 @@ class GeneratorStage(Stage):
         return partial(sample_preview, class_labels=labels, **self.recipe.sampling)
 
     def batch(
-        self, objective: MaskedTokenObjective, codes: bool = False
+        self, objective: MaskedTokenObjective, tokens: bool = False
     ) -> dict[str, torch.Tensor]:
         batch = super().batch(objective)
-        if codes:
+        if tokens:
             del batch["pixel_values"]
             num_tokens = objective.model.config.num_tokens
             batch["codes"] = torch.zeros(1, num_tokens, dtype=torch.long)

@@ -21,9 +21,12 @@ from ...data.grids import generation_grid
 from ...data.samples import IndexedSamples, Samples
 from ...distributed import process_state
 from ...hub.folders import whole_file
+from ...modeling.diffusers_tokenizer import DiffusersTokenizer
 from ...modeling.lightning_dit import LightningDiTConfig, LightningDiTModel
+from ...modeling.maskgit_vqgan import MaskGitVQGANModel
 from ...modeling.titok import TiTokImageProcessor, TiTokModel
 from ...modeling.vtp import VTPForImageReconstruction, VTPImageProcessor, VTPModel
+from ...modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from ...pipelines import LatentDiTPipeline
 from ..arguments import TiTokTrainingArguments
 from ..flow import LatentFlowObjective
@@ -34,25 +37,29 @@ from .base import Columns, Stage, keys_of, register_stage
 MEASURED = 10_000  # images for the statistics of latents, as the reference
 STATISTICS = "latent_statistics.json"
 
+Tokenizer = VTPForImageReconstruction | TiTokModel | DiffusersTokenizer
+
 
 @register_stage
 class LatentGeneratorStage(Stage):
-    """Trains a `LightningDiTModel` on the latents of images, which are encoded on the fly; its result
-    is a `LatentDiTPipeline`.
+    """Trains a `LightningDiTModel` on the latents of images, which are encoded on the fly or come from a
+    token data set; its result is a `LatentDiTPipeline`.
 
     `size` in its part `model` is one of the paper's sizes, see `LightningDiTConfig.from_size`. The
-    mean and standard deviation of the latents are measured before training, on up to 10,000 images.
+    mean and standard deviation of the latents are those of the token data set, or are measured
+    before training, on up to 10,000 images.
     """
 
     name = "latent_generator"
     folder = "pipeline"
-    needs = (("vtp_decoder_finetuning", "vtp_pretraining", "single_stage"),)
+    needs = (("vtp_decoder_finetuning", "vtp_pretraining", "single_stage", "tokenizer"),)
     parts = {
         "model": keys_of(LightningDiTConfig, "size"),
         "objective": keys_of(LatentFlowObjective),
     }
     recipe_parts = {"sampling": keys_of(LatentDiTPipeline, "guidance_channels")}
     reads_labels = True
+    reads_tokens = "latents"
     can_be_pretrained = False
     config_class = LightningDiTConfig
 
@@ -65,7 +72,7 @@ class LatentGeneratorStage(Stage):
             return LightningDiTConfig(**fields)
         return LightningDiTConfig.from_size(size, **fields)
 
-    def tokenizer(self, results: Mapping[str, Any]) -> VTPForImageReconstruction | TiTokModel:
+    def tokenizer(self, results: Mapping[str, Any]) -> Tokenizer:
         """Returns the tokenizer among the results of stages; of a VTP, the parts for images."""
         [name] = self.required()
         tokenizer = results[name]
@@ -78,12 +85,19 @@ class LatentGeneratorStage(Stage):
         return alone.eval()
 
     def check_result(self, name: str, result: Any) -> None:
+        if isinstance(result, DiffusersTokenizer | MaskGitVQGANModel):
+            if result.config.codebook_size is not None:
+                raise ValueError(
+                    "The generator of latents needs a tokenizer with continuous latents; this one "
+                    f"has a codebook of {result.config.codebook_size} codes."
+                )
+            return
         if isinstance(result, TiTokModel) and result.config.quantizer != "kl":
             raise ValueError(
                 "The generator of latents needs a tokenizer with continuous latents, "
                 f"`quantizer='kl'`, got {result.config.quantizer!r}; the stage generator is for codes."
             )
-        if isinstance(result, VTPModel) and not result.config.has_decoder:
+        if isinstance(result, VTPPreTrainedModel) and not result.config.has_decoder:
             raise ValueError(
                 "The generator of latents needs a tokenizer that decodes, but this VTP has no "
                 "decoder (`has_decoder=False`)."
@@ -93,12 +107,14 @@ class LatentGeneratorStage(Stage):
         self, results: Mapping[str, Any], class_names: Sequence[str], load_weights: bool = True
     ) -> LatentFlowObjective:
         tokenizer = self.tokenizer(results)
-        if isinstance(tokenizer, TiTokModel):
-            size, channels = tokenizer.config.num_latent_tokens, tokenizer.config.latent_dim
-            shape = {"dimensions": 1, "sample_size": size, "in_channels": channels}
-        else:
-            side = self.recipe.image_size // tokenizer.config.patch_size
-            shape = {"sample_size": side, "in_channels": tokenizer.config.latent_dim}
+        image = torch.zeros(1, 3, self.recipe.image_size, self.recipe.image_size)
+        with torch.no_grad():
+            latents = tokenizer.encode(image.to(tokenizer.device, tokenizer.dtype)).latents
+        if latents.ndim == 3:  # (1, K, C)
+            size, channels = latents.shape[1:]
+        else:  # (1, C, h, w)
+            channels, size = latents.shape[1:3]
+        shape = {"dimensions": latents.ndim - 2, "sample_size": size, "in_channels": channels}
         config = self.config(
             **{**shape, "id2label": dict(enumerate(class_names)), **self.part("model")}
         )
@@ -113,14 +129,35 @@ class LatentGeneratorStage(Stage):
     def check_data(self, objective: LatentFlowObjective, data: Samples) -> None:
         # fails now rather than at the end if the recipe's sampling is not valid
         channels = objective.model.config.in_channels
-        objective.model.config.latent_mean = [0.0] * channels
-        objective.model.config.latent_std = [1.0] * channels
+        given = objective.model.config.latent_mean is not None
+        if not given:
+            objective.model.config.latent_mean = [0.0] * channels
+            objective.model.config.latent_std = [1.0] * channels
         self.pipeline(objective.tokenizer, objective.model)
+        if data.token_column is None:
+            return
+        expected = objective.model.config.latent_shape
+        shape = next(data.read(0, 1)).tokens.shape
+        if shape[-len(expected) :] != expected or len(shape) > len(expected) + 1:
+            raise ValueError(
+                f"The data set has latents of shape {shape}, the tokenizer of {expected}: tokenize "
+                "the images with it."
+            )
+        if objective.sample_posterior:
+            raise ValueError(
+                "`sample_posterior` needs images, but the data set holds latents, which are means."
+            )
+        if data.latent_statistics is None and not given:
+            raise ValueError(
+                "The data set of latents has no latent_statistics.json: tokenize the images again "
+                "with `titok tokenize`, which writes it, or set `latent_mean` and `latent_std` in the "
+                "part `model` of the stage."
+            )
 
-    def pipeline(
-        self, tokenizer: VTPForImageReconstruction | TiTokModel, model: LightningDiTModel
-    ) -> LatentDiTPipeline:
+    def pipeline(self, tokenizer: Tokenizer, model: LightningDiTModel) -> LatentDiTPipeline:
         """Returns the pipeline of a generator with the recipe's sampling."""
+        if isinstance(tokenizer, DiffusersTokenizer):
+            tokenizer = tokenizer.autoencoder
         scheduler = FlowMatchEulerDiscreteScheduler()
         return LatentDiTPipeline(tokenizer, model, scheduler, **self.recipe.sampling)
 
@@ -133,13 +170,20 @@ class LatentGeneratorStage(Stage):
         objective: LatentFlowObjective,
     ) -> ImageCollator:
         processor: TiTokImageProcessor = TiTokImageProcessor.from_image_size(self.recipe.image_size)
-        if not isinstance(objective.tokenizer, TiTokModel):
+        if isinstance(objective.tokenizer, VTPPreTrainedModel):
             processor = VTPImageProcessor.from_image_size(self.recipe.image_size)
         if objective.model.config.latent_mean is None:
-            objective.tokenizer.to(args.device)
-            self.measure(data, processor, folder, objective)
+            if data.token_column is None:
+                objective.tokenizer.to(args.device)
+                self.measure(data, processor, folder, objective)
+            else:
+                objective.set_statistics(**data.latent_statistics)
         return ImageCollator(
-            processor, columns.image, columns.label, Augmentation(**self.part("augmentation"))
+            processor,
+            columns.image,
+            columns.label,
+            Augmentation(**self.part("augmentation")),
+            token_axes=len(objective.model.config.latent_shape),
         )
 
     def measure(
@@ -189,6 +233,15 @@ class LatentGeneratorStage(Stage):
         names = [objective.model.config.id2label[label] for label in labels]
         zoom = zoom_of(images[0].width)
         return generation_grid(images, names, columns=8, zoom=zoom, substitutes=labels)
+
+    def batch(
+        self, objective: LatentFlowObjective, tokens: bool = False
+    ) -> dict[str, torch.Tensor]:
+        batch = super().batch(objective)
+        if tokens:
+            del batch["pixel_values"]
+            batch["latents"] = torch.zeros(1, *objective.model.config.latent_shape)
+        return batch
 
 
 def spread_images(data: Samples, decode: Callable[[Any], Image.Image]) -> Iterator[Image.Image]:
