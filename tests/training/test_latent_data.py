@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file
 
@@ -117,10 +117,10 @@ class TestRefused:
     def test_of_another_tokenizer(self, images, vtp, tmp_path):
         tokenize_to_folder(images, vtp, tmp_path / "latents")
         make_model(has_text=False, latent_dim=6).save_pretrained(tmp_path / "other")
-        with pytest.raises(ValueError, match=r"latents of shape \(4, 4, 4\), the tokenizer of \(6, 4"):
-            self.train(
-                str(tmp_path / "other"), open_images(str(tmp_path / "latents")), tmp_path
-            )
+        with pytest.raises(
+            ValueError, match=r"latents of shape \(4, 4, 4\), the tokenizer of \(6, 4"
+        ):
+            self.train(str(tmp_path / "other"), open_images(str(tmp_path / "latents")), tmp_path)
 
     def test_codes_for_latents(self, vtp, tmp_path):
         rows = {"codes": [[1, 2]] * 20, "label": [0, 1] * 10}
@@ -151,8 +151,68 @@ class TestRefused:
 
     def test_a_tokenizer_that_is_to_be_trained(self):
         content = content_of({"tokenizer": {"training": {"max_steps": 1}}})
-        with pytest.raises(ValueError, match=r"`stages.tokenizer` must have `pretrained`, a folder"):
+        with pytest.raises(
+            ValueError, match=r"`stages.tokenizer` must have `pretrained`, a folder"
+        ):
             Recipe.from_dict(content)
+
+
+@pytest.mark.slow
+class TestInitial:
+    """Fine-tuning of a generator on other classes."""
+
+    @pytest.fixture
+    def start(self, images, tmp_path):
+        make_model(has_text=False).save_pretrained(tmp_path / "vtp")
+        recipe = recipe_of(str(tmp_path / "vtp"))
+        RecipeRun(recipe, open_images(images), tmp_path / "start").train()
+        return tmp_path / "start/pipeline"
+
+    def finetune(self, start, data, folder, **changes):
+        initial = {"pretrained": str(start)}
+        changes = {"model": {}, "initial": initial, **changes}
+        recipe = recipe_of(str(start / "tokenizer"), **changes)
+        RecipeRun(recipe, data, folder).train()
+        return LatentDiTPipeline.from_pretrained(folder / "pipeline").transformer
+
+    def test_it_starts_from_the_weights_and_statistics(self, start, images, tmp_path):
+        data = open_images(images)
+        training = {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 0.0}
+        tuned = self.finetune(start, data, tmp_path / "tuned", training=training)
+        before = LatentDiTPipeline.from_pretrained(start).transformer
+        configs = [{**each.config.to_dict(), "_name_or_path": ""} for each in (tuned, before)]
+        assert configs[0] == configs[1]
+        for name, tensor in before.state_dict().items():
+            assert torch.equal(tuned.state_dict()[name], tensor), name
+
+    def test_classes_are_matched_by_name(self, start, tmp_path):
+        digits = load_digits_dataset()["train"].select(range(20))
+        names = ["new", "three"]
+        features = digits.features.copy()
+        features["label"] = ClassLabel(names=names)
+        rows = {"image": digits["image"][:], "label": [0, 1] * 10}
+        Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "own")
+        training = {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 0.0}
+        data = open_images(str(tmp_path / "own"))
+        tuned = self.finetune(start, data, tmp_path / "tuned", training=training)
+        before = LatentDiTPipeline.from_pretrained(start).transformer
+        assert list(tuned.config.id2label.values()) == names
+        assert tuned.config.latent_mean == before.config.latent_mean
+        rows = before.label_embedding.weight
+        three = list(before.config.id2label.values()).index("three")
+        expected = torch.stack([rows[-1], rows[three], rows[-1]])
+        assert torch.equal(tuned.label_embedding.weight, expected)
+
+    def test_other_sizes_are_refused(self, start, images, tmp_path):
+        model = {"hidden_size": 32}
+        with pytest.raises(ValueError, match="These are not the weights of LightningDiTModel"):
+            self.finetune(start, open_images(images), tmp_path / "tuned", model=model)
+
+    def test_a_missing_one_is_missed_before_training(self, images, tmp_path):
+        make_model(has_text=False).save_pretrained(tmp_path / "vtp")
+        recipe = recipe_of(str(tmp_path / "vtp"), initial={"pretrained": str(tmp_path / "nowhere")})
+        with pytest.raises(OSError, match="Nothing has been trained"):
+            RecipeRun(recipe, open_images(images), tmp_path / "run").train()
 
 
 def test_no_image_is_encoded_for_latents(tmp_path):

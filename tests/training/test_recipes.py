@@ -67,7 +67,7 @@ def test_all_of_the_issue_are_there():
     }
     expected |= {f"maskgit-vit-l-32-{schedule}" for schedule in ("cosine", "linear", "root")}
     expected |= {f"lightningdit-xl-vtp-{size}" for size in ("small", "base", "large")}
-    expected |= {"lightningdit-b-vtp-large"}
+    expected |= {"lightningdit-b-vtp-large", "lightningdit-xl-va-vae", "lightningdit-xl-finetuning"}
     expected |= {"vtp-small", "vtp-base", "vtp-large", "vtp-ablation"}
     expected |= {f"vtp-ablation-{losses}" for losses in ("reconstruction", "clip", "ssl")}
     assert set(LARGE) == expected

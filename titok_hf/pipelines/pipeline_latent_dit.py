@@ -107,7 +107,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         guidance_transformer: LightningDiTModel | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_interval: list[float] | tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
         timestep_shift: float = 1.0,
     ):

@@ -21,8 +21,10 @@ from ...data.grids import generation_grid
 from ...data.samples import IndexedSamples, Samples
 from ...distributed import process_state
 from ...hub.folders import whole_file
+from ...modeling.auto import is_pipeline
 from ...modeling.diffusers_tokenizer import DiffusersTokenizer
 from ...modeling.lightning_dit import LightningDiTConfig, LightningDiTModel
+from ...modeling.loading import load_strictly
 from ...modeling.maskgit_vqgan import MaskGitVQGANModel
 from ...modeling.titok import TiTokImageProcessor, TiTokModel
 from ...modeling.vtp import VTPForImageReconstruction, VTPImageProcessor, VTPModel
@@ -30,6 +32,7 @@ from ...modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from ...pipelines import LatentDiTPipeline
 from ..arguments import TiTokTrainingArguments
 from ..flow import LatentFlowObjective
+from ..known import KNOWN
 from ..objectives import Objective
 from ..previews import zoom_of
 from .base import Columns, Stage, keys_of, register_stage
@@ -48,6 +51,10 @@ class LatentGeneratorStage(Stage):
     `size` in its part `model` is one of the paper's sizes, see `LightningDiTConfig.from_size`. The
     mean and standard deviation of the latents are those of the token data set, or are measured
     before training, on up to 10,000 images.
+
+    The part `initial` names a generator to start from (`pretrained`, `revision`), a pipeline or its
+    transformer, whose configuration becomes the default. Classes of the same name keep their
+    embedding, new ones get that of "no class".
     """
 
     name = "latent_generator"
@@ -56,6 +63,7 @@ class LatentGeneratorStage(Stage):
     parts = {
         "model": keys_of(LightningDiTConfig, "size"),
         "objective": keys_of(LatentFlowObjective),
+        "initial": ("pretrained", "revision"),
     }
     recipe_parts = {"sampling": keys_of(LatentDiTPipeline, "guidance_channels")}
     reads_labels = True
@@ -115,10 +123,51 @@ class LatentGeneratorStage(Stage):
         else:  # (1, C, h, w)
             channels, size = latents.shape[1:3]
         shape = {"dimensions": latents.ndim - 2, "sample_size": size, "in_channels": channels}
-        config = self.config(
-            **{**shape, "id2label": dict(enumerate(class_names)), **self.part("model")}
-        )
-        return LatentFlowObjective(LightningDiTModel(config), tokenizer, **self.part("objective"))
+        fields = {**shape, "id2label": dict(enumerate(class_names)), **self.part("model")}
+        if self.part("initial"):
+            fields = {**self.initial_config(load_weights), **fields}
+        model = LightningDiTModel(self.config(**fields))
+        if self.part("initial") and load_weights:
+            self.initialize(model)
+        return LatentFlowObjective(model, tokenizer, **self.part("objective"))
+
+    def initial_config(self, load_weights: bool) -> dict[str, Any]:
+        """Returns the configuration of the part `initial`; to count, a known one is enough."""
+        known = KNOWN["configurations"].get(self.part("initial")["pretrained"])
+        if known is not None and not load_weights:
+            return known
+        source, location = self.initial_location()
+        config = LightningDiTConfig.from_pretrained(source, **location).to_dict()
+        del config["label2id"]
+        return config
+
+    def initial_location(self) -> tuple[str, dict[str, Any]]:
+        """Returns the source of the part `initial`, and the arguments that locate its network."""
+        location = dict(self.part("initial"))
+        source = location.pop("pretrained")
+        if is_pipeline(source, **location):
+            location["subfolder"] = "transformer"
+        return source, location
+
+    def initial_model(self) -> LightningDiTModel:
+        """Loads the generator of the part `initial`."""
+        source, location = self.initial_location()
+        return LightningDiTModel.from_pretrained(source, **location)
+
+    def initialize(self, model: LightningDiTModel) -> None:
+        """Gives a model the weights of the part `initial`."""
+        initial = self.initial_model()
+        weights = initial.state_dict()
+        embedding = weights["label_embedding.weight"]
+        rows = {name: embedding[label] for label, name in initial.config.id2label.items()}
+        names = model.config.id2label.values()
+        # "no class" is the last row
+        new = [rows.get(name, embedding[-1]) for name in names] + [embedding[-1]]
+        weights["label_embedding.weight"] = torch.stack(new)
+        load_strictly(model, weights)
+
+    def downloads(self) -> dict[str, Callable[[], Any]]:
+        return {"initial weights": self.initial_model} if self.part("initial") else {}
 
     def load(self, source: str | Path, **location: Any) -> LatentDiTPipeline:
         return LatentDiTPipeline.from_pretrained(source, **location)

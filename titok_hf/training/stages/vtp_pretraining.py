@@ -294,7 +294,7 @@ class VTPPretrainingStage(VTPStage):
         return ceil(2 * self.counted_batch / smallest)
 
     def batch(
-        self, objective: VTPPretrainingObjective, codes: bool = False
+        self, objective: VTPPretrainingObjective, tokens: bool = False
     ) -> dict[str, torch.Tensor]:
         config, images, whole = objective.model.config, self.num_counted, self.counted_batch
         sizes = self.part("subsets")
