@@ -24,11 +24,17 @@ if TYPE_CHECKING:
         VTPProcessor,
         VTPVisionModel,
     )
-    from .pipelines import LatentDiTPipeline, MaskGitScheduler, TiTokPipeline
+    from .pipelines import (
+        FlowMatchHeunScheduler,
+        LatentDiTPipeline,
+        MaskGitScheduler,
+        TiTokPipeline,
+    )
     from .train import train_recipe
 
 __all__ = [
     "DiffusersTokenizer",
+    "FlowMatchHeunScheduler",
     "LatentDiTPipeline",
     "LightningDiTConfig",
     "LightningDiTModel",
@@ -56,6 +62,7 @@ __all__ = [
 # Module of each public name, for the import on first use; type checkers read the block above.
 _MODULES = {
     "DiffusersTokenizer": "modeling.diffusers_tokenizer",
+    "FlowMatchHeunScheduler": "pipelines",
     "LatentDiTPipeline": "pipelines",
     "LightningDiTConfig": "modeling.lightning_dit",
     "LightningDiTModel": "modeling.lightning_dit",

@@ -69,7 +69,8 @@ def test_a_template_renders(things, published):
 def test_every_template_is_of_a_class_or_part_of_others():
     bases = {base.__name__ for published in PUBLISHED for base in published.__mro__}
     names = {path.stem for path in TEMPLATES.glob("*.md")}
-    assert names - bases == {"provenance", "token_data"}
+    # a converted VA-VAE is of a class of diffusers
+    assert names - bases == {"provenance", "token_data", "AutoencoderKL"}
 
 
 def test_a_subclass_has_the_card_of_its_base(make_titok_config):

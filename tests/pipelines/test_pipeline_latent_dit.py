@@ -1,17 +1,25 @@
 """Sampling of latents: the reference's runs, guidance, batches, and what is published."""
 
+import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 from fixtures.parity.fill import fill, normal
 from safetensors.torch import load_file
 from training.tiny_pretraining import make_model
 
 from titok_hf import (
+    FlowMatchHeunScheduler,
     LatentDiTPipeline,
     LightningDiTConfig,
     LightningDiTModel,
@@ -22,6 +30,7 @@ from titok_hf.conversion.lightning_dit import OfficialLightningDiT
 from titok_hf.pipelines.pipeline_latent_dit import flow_times
 from titok_hf.publish import publish_folder
 
+MEAN, STD = [0.1, -0.2, 0.3, 0.0], [1.0, 0.5, 2.0, 1.5]
 CASES = Path(__file__).parents[1] / "fixtures" / "parity" / "cases"
 
 
@@ -35,8 +44,8 @@ def make_transformer(seed=0, **fields):
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "id2label": {0: "cat", 1: "dog, hound", 2: "7"},
-            "latent_mean": [0.1, -0.2, 0.3, 0.0],
-            "latent_std": [1.0, 0.5, 2.0, 1.5],
+            "latent_mean": MEAN,
+            "latent_std": STD,
             **fields,
         }
     )
@@ -150,6 +159,73 @@ class TestTimes:
         for steps in (1, 7):
             found = pipeline(0, num_inference_steps=steps, latents=noise, output_type="latent")
             torch.testing.assert_close(found.latents, pipeline.denormalized(noise + 2))
+
+
+class TestHeun:
+    """Heun's method on `dx / dt = x + t`, whose solution is known."""
+
+    def error(self, monkeypatch, scheduler, steps, shift=1.0):
+        pipeline = make_pipeline(num_inference_steps=steps)
+        pipeline.scheduler = scheduler
+        monkeypatch.setattr(pipeline, "velocity", lambda latents, time, *_, **__: latents + time)
+        start = torch.ones(1, 4, 4, 4)
+        found = pipeline(0, latents=start, timestep_shift=shift, output_type="latent").latents
+        exact = 2 * math.e - 2  # x(t) = 2 exp(t) - t - 1
+        normalized = (found - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
+        return float((normalized - exact).abs().max())
+
+    @pytest.mark.parametrize("shift", [1.0, 0.3])
+    def test_it_is_of_second_order(self, monkeypatch, shift):
+        errors = [
+            self.error(monkeypatch, FlowMatchHeunScheduler(), steps, shift)
+            for steps in (32, 64, 128)
+        ]
+        for coarse, fine in itertools.pairwise(errors):
+            assert 3.2 < coarse / fine < 4.8
+        euler = [
+            self.error(monkeypatch, FlowMatchEulerDiscreteScheduler(), steps, shift)
+            for steps in (64, 128)
+        ]
+        assert 1.6 < euler[0] / euler[1] < 2.4
+        assert errors[-1] < euler[-1] / 10
+
+    def test_it_calls_the_transformer_twice_a_step_but_the_last(self, monkeypatch):
+        pipeline = make_pipeline(num_inference_steps=4)
+        pipeline.scheduler = FlowMatchHeunScheduler()
+        times, velocity = [], pipeline.velocity
+
+        def recording(latents, time, *arguments, **others):
+            times.append(time)
+            return velocity(latents, time, *arguments, **others)
+
+        monkeypatch.setattr(pipeline, "velocity", recording)
+        pipeline(1, generator=seeded())
+        assert times == pytest.approx([0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75])
+
+    def test_diffusers_own_levels_remain(self):
+        ours, theirs = FlowMatchHeunScheduler(), FlowMatchHeunDiscreteScheduler()
+        for scheduler in (ours, theirs):
+            scheduler.set_timesteps(5)
+        assert torch.equal(ours.timesteps, theirs.timesteps)
+
+    def test_it_is_saved_with_the_pipeline(self, tmp_path):
+        pipeline = make_pipeline(num_inference_steps=2)
+        pipeline.scheduler = FlowMatchHeunScheduler()
+        pipeline.save_pretrained(tmp_path)
+        loaded = LatentDiTPipeline.from_pretrained(tmp_path)
+        assert isinstance(loaded.scheduler, FlowMatchHeunScheduler)
+        loaded.set_progress_bar_config(disable=True)
+        images = [
+            each(1, generator=seeded(), output_type="pt").images for each in (pipeline, loaded)
+        ]
+        torch.testing.assert_close(*images, atol=1e-5, rtol=0)
+
+    def test_other_schedulers_are_refused(self):
+        tokenizer = make_model(has_text=False).eval()
+        with pytest.raises(
+            TypeError, match="`scheduler` must be a FlowMatchEulerDiscreteScheduler"
+        ):
+            LatentDiTPipeline(tokenizer, make_transformer(), FlowMatchHeunDiscreteScheduler())
 
 
 class TestImages:

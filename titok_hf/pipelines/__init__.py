@@ -3,10 +3,12 @@
 from .class_conditional import ClassConditionalPipeline
 from .pipeline_latent_dit import LatentDiTPipeline, LatentDiTPipelineOutput
 from .pipeline_titok import TiTokPipeline, TiTokPipelineOutput
+from .scheduling_flow_match_heun import FlowMatchHeunScheduler
 from .scheduling_maskgit import MaskGitScheduler
 
 __all__ = [
     "ClassConditionalPipeline",
+    "FlowMatchHeunScheduler",
     "LatentDiTPipeline",
     "LatentDiTPipelineOutput",
     "MaskGitScheduler",

@@ -25,6 +25,7 @@ from .class_conditional import (
     random_generators,
     unwrapped,
 )
+from .scheduling_flow_match_heun import FlowMatchHeunScheduler
 from .scheduling_maskgit import positive_integer
 
 
@@ -72,7 +73,8 @@ class LatentDiTPipeline(ClassConditionalPipeline):
             autoencoder of diffusers.
         transformer: Predicts the velocity; its `config.id2label` holds the class names, and its
             `latent_mean` and `latent_std` the statistics of the latents.
-        scheduler: Takes the steps. It gets the noise levels, so that its own shift is not used.
+        scheduler: Takes the steps, by Euler's or Heun's method. It gets the noise levels, so that its
+            own shift is not used.
         guidance_transformer: A weaker transformer for autoguidance (arXiv 2406.02507), which takes
             the place of "no class".
         num_inference_steps, guidance_scale, guidance_interval, guidance_channels, timestep_shift:
@@ -97,13 +99,14 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         TiTokModel,
         VTPForImageReconstruction,
         VTPModel,
+        FlowMatchHeunScheduler,
     )
 
     def __init__(
         self,
         tokenizer: nn.Module,
         transformer: LightningDiTModel,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: FlowMatchEulerDiscreteScheduler | FlowMatchHeunScheduler,
         guidance_transformer: LightningDiTModel | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
@@ -136,6 +139,11 @@ class LatentDiTPipeline(ClassConditionalPipeline):
                 raise TypeError(
                     f"`{name}` must be a LightningDiTModel, got a {type(model).__name__}."
                 )
+        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunScheduler):
+            raise TypeError(
+                "`scheduler` must be a FlowMatchEulerDiscreteScheduler of diffusers or a "
+                f"FlowMatchHeunScheduler of titok_hf, got a {type(scheduler).__name__}."
+            )
         config = transformer.config
         if config.latent_mean is None:
             raise ValueError(
@@ -242,7 +250,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
             output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1],
                 `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1], `"latent"` for the latents.
             return_dict: Whether to return a `LatentDiTPipelineOutput` or the tuple `(images,)`.
-            callback_on_step_end: Called after each step with the pipeline, the step, the time and a
+            callback_on_step_end: Called after each velocity with the pipeline, the step, the time and a
                 dict of the normalized `"latents"`; may return a dict with changed `"latents"`.
 
         Raises:
@@ -298,8 +306,11 @@ class LatentDiTPipeline(ClassConditionalPipeline):
 
         # flow
         scheduler = deepcopy(self.scheduler)  # calls in other threads may take other steps
-        scheduler.set_shift(1.0)  # the levels are shifted already
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            scheduler.set_shift(1.0)  # the levels are shifted already
         scheduler.set_timesteps(sigmas=sigmas, device=device)
+        if scheduler.order == 2:  # each level but the first is that of two velocities
+            sigmas = [sigmas[0], *(level for level in sigmas[1:] for _ in range(2))]
         start, stop = sampling["guidance_interval"]
         for step, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
             time = 1 - sigmas[step]
