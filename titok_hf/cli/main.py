@@ -150,8 +150,15 @@ def generate(
         float | None, typer.Option(help="Guidance scale; 1 for no guidance.")
     ] = None,
     guidance_schedule: Annotated[
-        str | None, typer.Option(help="constant, linear or power-cosine.")
+        str | None, typer.Option(help="constant, linear or power-cosine; of a TiTok pipeline.")
     ] = None,
+    sampler: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Another argument of the pipeline's call, such as timestep_shift=0.3.",
+        ),
+    ] = (),
     seed: Seed = 0,
     output: Annotated[
         Path, typer.Option(help="Picture with a row of images for each label.")
@@ -159,16 +166,16 @@ def generate(
 ) -> None:
     """Generate images of classes."""
     from ..evaluation import generate_to_file
+    from ..settings import override
 
+    arguments = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "guidance_schedule": guidance_schedule,
+    }
+    override(arguments, sampler)
     generate_to_file(
-        pipeline,
-        label,
-        output,
-        seed=seed,
-        num_images_per_label=num_images,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        guidance_schedule=guidance_schedule,
+        pipeline, label, output, seed=seed, num_images_per_label=num_images, **arguments
     )
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")
 

@@ -1,5 +1,6 @@
 """Runs a saved tokenizer or pipeline on files, and writes pictures or results."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,23 @@ def generate_to_file(
         seed: Random seed.
         num_images_per_label: Number of images per label.
         arguments: Further arguments of the pipeline's call.
+
+    Raises:
+        ValueError: If the pipeline does not take an argument, or its value is not valid.
     """
     output = output_file(output, writable_extensions())
     loaded = ClassConditionalPipeline.from_pretrained(pipeline)
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    if unknown := arguments.keys() - inspect.signature(type(loaded).__call__).parameters.keys():
+        raise ValueError(
+            f"A {type(loaded).__name__} takes no {', '.join(sorted(unknown))}; its sampling is set by "
+            f"{', '.join(loaded.sampling_defaults)}."
+        )
     images = loaded(
         class_labels,
         generator=torch.Generator().manual_seed(seed),
         num_images_per_label=num_images_per_label,
-        **{name: value for name, value in arguments.items() if value is not None},
+        **arguments,
     ).images
     labels = loaded.label_ids(class_labels)
     id2label = loaded.transformer.config.id2label

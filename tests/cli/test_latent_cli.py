@@ -1,0 +1,69 @@
+"""The commands on a pipeline of latents."""
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image, ImageChops
+from training.tiny_pretraining import make_model
+
+from titok_hf import LatentDiTPipeline, LightningDiTConfig, LightningDiTModel
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    torch.manual_seed(0)
+    config = LightningDiTConfig(
+        in_channels=4,
+        sample_size=4,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        id2label={0: "cat", 1: "dog"},
+        latent_mean=[0.0] * 4,
+        latent_std=[1.0] * 4,
+    )
+    model = LightningDiTModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    tokenizer, scheduler = make_model(has_text=False), FlowMatchEulerDiscreteScheduler()
+    LatentDiTPipeline(tokenizer, model, scheduler, num_inference_steps=2).save_pretrained(
+        tmp_path / "pipeline"
+    )
+    return tmp_path / "pipeline"
+
+
+def test_images_are_generated_as_the_sampler_says(call, pipeline):
+    options = ("generate", "--pipeline", pipeline, "--label", "dog", "--num-images", 2)
+    for name, sampler in (
+        ("plain.png", []),
+        ("same.png", ["--sampler", "num_inference_steps=2"]),
+        ("shifted.png", ["--sampler", "timestep_shift=0.2", "--guidance-scale", 3]),
+    ):
+        code, _, errors = call(*options, *sampler, "--output", name)
+        assert code == 0, errors
+    plain, same, shifted = (Image.open(f"{name}.png") for name in ("plain", "same", "shifted"))
+    assert ImageChops.difference(plain, same).getbbox() is None
+    assert ImageChops.difference(plain, shifted).getbbox() is not None
+
+
+def test_what_it_does_not_take_is_one_sentence(call, pipeline):
+    options = ("generate", "--pipeline", pipeline, "--label", "dog")
+    code, _, errors = call(*options, "--guidance-schedule", "linear")
+    assert code == 1 and "takes no guidance_schedule; its sampling is set by num_inf" in errors
+    code, _, errors = call(*options, "--sampler", "timestep_shift=0")
+    assert code == 1 and "`timestep_shift` must be a positive number, got 0" in errors
+
+
+def test_generation_is_evaluated(measure, pipeline):
+    result = measure(
+        "generation",
+        pipeline,
+        *("--protocol", "demo", "--set", "metrics.generation=[precision]", "--num-samples", 10),
+        *("--reference", "digits", "--sampler", "timestep_shift=0.5"),
+    )
+    assert result.num_images == 10
+    assert result.sampler["class"] == "FlowMatchEulerDiscreteScheduler"
+    assert result.sampler["arguments"]["timestep_shift"] == 0.5
