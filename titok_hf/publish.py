@@ -1,5 +1,6 @@
 """Publishing of a trained or converted folder (`titok push`)."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from .hub.cards import GENERATED
 from .hub.errors import explain_hub_errors
 from .hub.hashes import state_sha256
 from .hub.provenance import with_results, write_provenance
+from .modeling.diffusers_tokenizer import DiffusersTokenizer
 from .modeling.vtp import VTPModel
 from .pipelines import ClassConditionalPipeline
 
@@ -24,7 +26,8 @@ def publish_folder(
     revision: str | None = None,
     results: Sequence[str | Path] = (),
 ) -> None:
-    """Publishes a pipeline, or a model with its processor, with a model card.
+    """Publishes a pipeline, a model with its processor, or an autoencoder of diffusers, with a model
+    card.
 
     The folder is loaded first, so that a broken one is not published. A `README.md` written or
     edited by hand becomes the card; only its results are replaced.
@@ -43,6 +46,14 @@ def publish_folder(
             refuses; see `push_to_hub`.
     """
     folder = Path(folder)
+    config = folder / "config.json"
+    if config.exists() and "_class_name" in json.loads(config.read_text()):
+        if results:
+            raise ValueError(
+                f"{folder} is an autoencoder of diffusers, whose card takes no results."
+            )
+        publish_autoencoder(folder, repo_id, private=private, token=token, revision=revision)
+        return
     if (folder / ClassConditionalPipeline.config_name).exists():
         things = [ClassConditionalPipeline.from_pretrained(folder)]
     else:
@@ -71,6 +82,25 @@ def publish_folder(
             HfApi(token=token).upload_file(
                 path_or_fileobj=content, path_in_repo=path.name, repo_id=repo_id, revision=revision
             )
+
+
+def publish_autoencoder(
+    folder: Path, repo_id: str, private: bool | None, token: str | None, revision: str | None
+) -> None:
+    """Publishes an autoencoder of diffusers, such as a converted VA-VAE, with the card in its folder."""
+    DiffusersTokenizer.from_pretrained(folder)  # a broken one is not published
+    with explain_hub_errors(repo_id):
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="Upload AutoencoderKL",
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "README.md"],
+        )
 
 
 def add_result(

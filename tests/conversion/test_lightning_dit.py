@@ -11,6 +11,7 @@ from titok_hf import DiffusersTokenizer, LatentDiTPipeline, LightningDiTConfig, 
 from titok_hf.conversion import convert
 from titok_hf.conversion.lightning_dit import OfficialLightningDiT
 from titok_hf.conversion.va_vae import OfficialAutoencoderKL
+from titok_hf.publish import publish_folder
 
 from .test_parity import Case, assert_near
 
@@ -104,6 +105,20 @@ def test_a_va_vae_becomes_an_autoencoder_of_diffusers(files):
         latents = DiffusersTokenizer.from_pretrained(folder / "vae").encode(pixel_values).latents
         assert torch.equal(latents, expected.encode(2 * pixel_values - 1).latent_dist.mean)
     assert 'DiffusersTokenizer.from_pretrained("vae")' in (folder / "vae/README.md").read_text()
+
+
+def test_it_is_published(files, hub):
+    folder, expected, _ = files
+    convert(folder / "vavae.pt", folder / "vae")
+    publish_folder(folder / "vae", "user/vae", revision="first")
+    loaded = DiffusersTokenizer.from_pretrained("user/vae", revision="first")
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(loaded.autoencoder.state_dict()[name], tensor), name
+    (folder / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        publish_folder(folder / "vae", "user/broken")
+    with pytest.raises(ValueError, match="autoencoder of diffusers, whose card takes no results"):
+        publish_folder(folder / "vae", "user/vae", results=["result.json"])
 
 
 class TestPipeline:
