@@ -10,10 +10,10 @@ from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from .data.opening import open_images
-from .evaluation.digits import nearest_neighbors
 from .evaluation.generation import measure_generation
 from .evaluation.image_sources import DatasetImages, GeneratedImages
 from .evaluation.metric_networks import MetricNetworks
+from .evaluation.neighbors import nearest_neighbors
 from .evaluation.pictures import (
     generation_grid,
     reconstruction_grid,

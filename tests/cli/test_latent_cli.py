@@ -1,5 +1,8 @@
 """The commands on a pipeline of latents."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -67,3 +70,18 @@ def test_generation_is_evaluated(measure, pipeline):
     assert result.num_images == 10
     assert result.sampler["class"] == "FlowMatchEulerDiscreteScheduler"
     assert result.sampler["arguments"]["timestep_shift"] == 0.5
+
+
+def test_nearest_training_images(call, pipeline):
+    options = ("--data", "digits", "--num-samples", 6, "--picture", "neighbors.png")
+    code, output, errors = call("evaluate", "neighbors", pipeline, *options)
+    assert code == 0, errors
+    assert "nearest neighbor ratio" in output
+    result = json.loads(Path("neighbors.json").read_text())
+    assert result["num_images"] == 6 and result["metrics"]["nearest_neighbor_ratio"] > 1
+    assert result["metrics"]["share_nearer_than_held_out"] < 0.5  # an untrained network's images
+    assert "--num-samples 6" in result["command"] and "neighbors" in result["command"]
+    # two rows for each of two classes
+    assert Image.open("neighbors.png").height == 4 + 4 * (64 + 4)
+    code, _, errors = call("evaluate", "neighbors", pipeline, *options[:-1], "neighbors.xyz")
+    assert code == 1 and "neighbors.xyz" in errors

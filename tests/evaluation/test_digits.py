@@ -6,9 +6,10 @@ import torch
 from sklearn.svm import SVC
 
 from titok_hf.data.digits import load_digits_pixels
-from titok_hf.evaluation.digits import DigitsExtractor, nearest_neighbors
+from titok_hf.evaluation.digits import DigitsExtractor
 from titok_hf.evaluation.extractors import FeatureExtractor
 from titok_hf.evaluation.image_sources import open_source
+from titok_hf.evaluation.neighbors import nearest_neighbors
 from titok_hf.evaluation.protocol import Protocol
 
 

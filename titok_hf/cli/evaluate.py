@@ -24,7 +24,7 @@ console = Console()
 ProtocolName = Annotated[
     str,
     typer.Option(
-        help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, or a YAML file with a protocol's fields."
+        help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, emoji, or a YAML file with a protocol's fields."
     ),
 ]
 Overrides = Annotated[
@@ -45,6 +45,13 @@ def writable(path: Path) -> Path:
 
 Output = Annotated[
     Path, typer.Option(dir_okay=False, callback=writable, help="JSON file for the result.")
+]
+Sampler = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Argument of the pipeline's call, such as num_inference_steps=8.",
+    ),
 ]
 Reference = Annotated[
     str | None,
@@ -137,13 +144,7 @@ def generation(
         list[int] | None,
         typer.Option("--seed", help="Seed of the samples; repeat it to average over several sets."),
     ] = None,
-    sampler: Annotated[
-        list[str],
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="Argument of the pipeline's call, such as num_inference_steps=8.",
-        ),
-    ] = (),
+    sampler: Sampler = (),
     samples: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="ADM batch (.npz) to write; makes the run resumable."),
@@ -268,6 +269,45 @@ def probe(
                 f"{measured[f'{kind}_accuracy']:.1%}" + ("" if error is None else f" ± {error:.1%}")
             )
         table.add_row(name, str(measured["dimension"]), *cells)
+    console.print(table)
+    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
+
+
+@app.command()
+def neighbors(
+    source: Annotated[str, typer.Argument(help="Pipeline: a folder or Hub repository.")],
+    data: Data,
+    protocol: ProtocolName = "demo",
+    overrides: Overrides = (),
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="Number of images; the protocol's by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    sampler: Sampler = (),
+    revision: Revision = None,
+    data_revision: DataRevision = None,
+    image_column: ImageColumn = "image",
+    extractor_weights: Weights = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Picture to draw: images above their nearest training images."),
+    ] = None,
+    output: Output = Path("neighbors.json"),
+) -> None:
+    """Compare generated images with their nearest training images: does the generator copy?"""
+    arguments = dict(locals())
+    del arguments["output"]
+    from ..evaluation import evaluate_neighbors
+
+    arguments["sampler"] = {}
+    override(arguments["sampler"], sampler)
+    measured = evaluate_neighbors(**arguments)
+    output.write_text(json.dumps(measured, indent=2) + "\n")
+    table = Table("metric", "value", caption=f"{measured['num_images']} images")
+    for name, value in measured["metrics"].items():
+        table.add_row(name.replace("_", " "), f"{value:.4g}")
     console.print(table)
     console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
 

@@ -7,6 +7,7 @@ from .files import generate_to_file, probe_files, reconstruct_files
 from .generation import evaluate_generation, measure_generation
 from .metric_networks import MetricNetworks, load_extractor
 from .metrics.frechet import frechet_distance
+from .neighbors import evaluate_neighbors
 from .probe import knn_probe, linear_probe, probe_tokenizer, token_features, vision_features
 from .protocol import Protocol
 from .reconstruction import (
@@ -40,6 +41,7 @@ __all__ = [
     "codebook_statistics",
     "compare_results",
     "evaluate_generation",
+    "evaluate_neighbors",
     "evaluate_reconstruction",
     "evaluate_representations",
     "frechet_distance",

@@ -54,30 +54,3 @@ class DigitsExtractor(FeatureExtractor):
             ).hexdigest(),
             "preprocessing": "averaged to gray and over blocks to 8x8 pixels in [0, 1]",
         }
-
-
-def nearest_neighbors(
-    extractor: FeatureExtractor,
-    images: torch.Tensor,
-    training: torch.Tensor,
-    held_out: torch.Tensor,
-) -> dict[str, float]:
-    """Compares the distances from images and from held-out images to their nearest training images.
-
-    Args:
-        extractor: Gives the features between which distances are computed.
-        images, training, held_out: uint8 `(n, 3, H, W)`.
-
-    Returns:
-        `nearest_neighbor_ratio`: the median distance of an image to its nearest training image,
-        divided by that median of the held-out images; `share_nearer_than_held_out`: the share of
-        images that are nearer to a training image than the median held-out image is. Copies of
-        training images would give 0 and 1, new real images 1 and 0.5.
-    """
-    features, known, new = (extractor(part).features for part in (images, training, held_out))
-    distances = torch.cdist(features, known).amin(1)
-    held_out_median = torch.cdist(new, known).amin(1).quantile(0.5)
-    return {
-        "nearest_neighbor_ratio": float(distances.quantile(0.5) / held_out_median),
-        "share_nearer_than_held_out": float((distances < held_out_median).double().mean()),
-    }
