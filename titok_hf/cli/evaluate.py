@@ -274,6 +274,69 @@ def probe(
 
 
 @app.command()
+def learnability(
+    tokenizers: Annotated[
+        list[str], typer.Argument(help="Folders or Hub repositories of continuous tokenizers.")
+    ],
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="Split; test by default.")] = None,
+    data_revision: DataRevision = None,
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Whether the data has labels.")
+    ] = True,
+    num_images: Annotated[
+        int | None, typer.Option(min=2, help="The first so many images; all by default.")
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="Number of nearest neighbors.")] = 20,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    output: Output = Path("learnability.json"),
+) -> None:
+    """Tell how well a generator will learn on a tokenizer's latents, without training one."""
+    from ..evaluation import evaluate_learnability
+    from ..evaluation.learnability import comparable
+
+    results = [
+        evaluate_learnability(
+            tokenizer,
+            data,
+            split=split,
+            data_revision=data_revision,
+            image_column=image_column,
+            label_column=label_column if labels else None,
+            num_images=num_images,
+            k=k,
+            batch_size=batch_size,
+            device=device,
+        )
+        for tokenizer in tokenizers
+    ]
+    output.write_text(json.dumps(results, indent=2) + "\n")
+    notes = []
+    table = Table("metric", *tokenizers)
+    names = dict.fromkeys(name for result in results for name in result["metrics"])
+    for name in names:
+        if not comparable(results, name):
+            notes.append(f"{name.replace('_', ' ')} does not rank latents of different sizes")
+            continue
+        cells = []
+        for result in results:
+            estimate = result["metrics"].get(name)
+            error = estimate and estimate["standard_error"]
+            value = "not defined" if estimate is None else f"{estimate['value']:.4g}"
+            cells.append(value + ("" if error is None else f" ± {error:.2g}"))
+        table.add_row(name.replace("_", " "), *cells)
+    for result in results:
+        for name, reason in result["undefined"].items():
+            notes.append(f"{result['tokenizer']['id']}: no {name.replace('_', ' ')}: {reason}")
+    table.caption = "; ".join([f"{results[0]['num_images']} images", *notes])
+    console.print(table)
+    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
+
+
+@app.command()
 def neighbors(
     source: Annotated[str, typer.Argument(help="Pipeline: a folder or Hub repository.")],
     data: Data,

@@ -5,6 +5,7 @@ from pathlib import Path
 from .extractors import FeatureExtractor
 from .files import generate_to_file, probe_files, reconstruct_files
 from .generation import evaluate_generation, measure_generation
+from .learnability import evaluate_learnability, measure_learnability
 from .metric_networks import MetricNetworks, load_extractor
 from .metrics.frechet import frechet_distance
 from .neighbors import evaluate_neighbors
@@ -41,6 +42,7 @@ __all__ = [
     "codebook_statistics",
     "compare_results",
     "evaluate_generation",
+    "evaluate_learnability",
     "evaluate_neighbors",
     "evaluate_reconstruction",
     "evaluate_representations",
@@ -51,6 +53,7 @@ __all__ = [
     "load_extractor",
     "local_spatial_similarity",
     "measure_generation",
+    "measure_learnability",
     "measure_reconstruction",
     "measure_representations",
     "probe_files",

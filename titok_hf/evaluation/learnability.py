@@ -1,0 +1,265 @@
+"""How well a generator will learn on a tokenizer's latents, told without training one.
+
+The measures are those whose correlation with generation was studied on 86 tokenizers (arXiv
+2606.03578). Latents are normalized to mean 0 and standard deviation 1 in each channel first, as a
+generator sees them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..data.decoding import decoder_for
+from ..data.opening import dataset_commit, open_images
+from ..devices import default_device
+from ..modeling.auto import load_tokenizer
+from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
+from .metrics.standard_error import Estimate
+from .representations import local_spatial_similarity
+from .results import command, describe_model, device_name, versions
+
+CUTOFFS = (0.25, 0.5)
+OF_2D = ("spatial_similarity", *(f"high_frequencies_{cutoff:g}" for cutoff in CUTOFFS))
+
+
+def velocity_variance(latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns for each class the variance of the velocity of a flow that no generator can explain,
+    per dimension, if the latents of a class were Gaussian (VIV).
+
+    It is `pi / 2` times the mean root of the eigenvalues of the class's covariance, over times from 0
+    to 1. The covariance is taken as the Kronecker product of one over places and one over channels,
+    estimated in turn, of the class's total variance. White latents have pi / 2, constant ones 0. It
+    is not comparable between latents of different sizes.
+
+    Args:
+        latents: `(B, N, C)`.
+        labels: `(B,)`.
+
+    Returns:
+        `(classes,)` in float64, of the classes with at least 4 images.
+    """
+    values = []
+    for label in labels.unique():
+        of_class = latents[labels == label].double()
+        count, places, channels = of_class.shape
+        if count < 4:
+            continue
+        centered = of_class - of_class.mean(0)
+        variance = centered.square().sum() / (count - 1) / (places * channels)
+        if variance == 0:
+            values.append(torch.zeros((), dtype=torch.float64))
+            continue
+        of_channels = torch.eye(channels, dtype=torch.float64)
+        for _ in range(5):
+            of_places = torch.einsum("bnc,cd,bmd->nm", centered, inverse(of_channels), centered)
+            of_places = of_places / of_places.trace() * places
+            of_channels = torch.einsum("bnc,nm,bmd->cd", centered, inverse(of_places), centered)
+            of_channels = of_channels / of_channels.trace() * channels
+        roots = [
+            torch.linalg.eigvalsh(matrix).clamp_min(0).sqrt() for matrix in (of_places, of_channels)
+        ]
+        values.append(math.pi / 2 * variance.sqrt() * roots[0].mean() * roots[1].mean())
+    return torch.stack(values)
+
+
+def inverse(matrix: torch.Tensor, share: float = 1e-3) -> torch.Tensor:
+    """Returns the inverse of a covariance to which a share of its mean variance is added."""
+    size = len(matrix)
+    return torch.linalg.inv(matrix + share * matrix.trace() / size * torch.eye(size).to(matrix))
+
+
+def same_class_neighbors(features: torch.Tensor, labels: torch.Tensor, k: int = 20) -> torch.Tensor:
+    """Returns for each image the share of its `k` nearest other images, by cosine, that have its class
+    (LNC).
+
+    Args:
+        features: Mean latents `(B, C)`.
+        labels: `(B,)`.
+        k: Number of neighbors.
+
+    Returns:
+        `(B,)`.
+    """
+    unit = F.normalize(features.double(), dim=1)
+    nearest = []
+    for start in range(0, len(unit), 1024):
+        cosines = unit[start : start + 1024] @ unit.T
+        rows = torch.arange(len(cosines))
+        cosines[rows, start + rows] = -2  # not itself
+        nearest.append(cosines.topk(k, dim=1).indices)
+    return (labels[torch.cat(nearest)] == labels[:, None]).double().mean(1)
+
+
+def high_frequencies(latents: torch.Tensor, cutoff: float) -> torch.Tensor:
+    """Returns the share of each image's energy above a frequency (SEC): of the coefficients of the
+    two-dimensional discrete cosine transform at `u + v > cutoff * (h - 1 + w - 1)`.
+
+    White latents have the share of such coefficients.
+
+    Args:
+        latents: `(B, C, h, w)`.
+        cutoff: Share of the highest frequency.
+
+    Returns:
+        `(B,)`.
+    """
+    height, width = latents.shape[2:]
+    rows, columns = cosine_transform(height), cosine_transform(width)
+    energy = (rows @ latents.double() @ columns.T).square().sum(1)  # (B, h, w)
+    frequencies = torch.arange(height)[:, None] + torch.arange(width)
+    high = frequencies > cutoff * (height - 1 + width - 1)
+    return energy[:, high].sum(1) / energy.flatten(1).sum(1)
+
+
+def cosine_transform(size: int) -> torch.Tensor:
+    """Returns the orthonormal matrix `(size, size)` of the discrete cosine transform of type II."""
+    numbers = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi / size * numbers[:, None] * (numbers + 0.5))
+    matrix[0] /= math.sqrt(2)
+    return matrix * math.sqrt(2 / size)
+
+
+def effective_rank(channels: torch.Tensor) -> float:
+    """Returns the effective number of channels, `(sum of eigenvalues)^2 / (sum of their squares)` of
+    the covariance of vectors `(n, C)`."""
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(channels.double().T))
+    return float(eigenvalues.sum().square() / eigenvalues.square().sum())
+
+
+def measure_learnability(
+    latents: torch.Tensor, labels: torch.Tensor | None = None, k: int = 20
+) -> dict[str, Any]:
+    """Measures latents; see the module.
+
+    Args:
+        latents: Of 1D tokenizers `(B, N, C)`, of 2D ones `(B, C, h, w)`.
+        labels: Classes `(B,)`; without them, there are neither `velocity_variance` nor
+            `same_class_neighbors`.
+        k: Number of neighbors of `same_class_neighbors`.
+
+    Returns:
+        `metrics` by name; `undefined`, the names of those that these latents do not have, each with
+        the reason; `shape` of the latents; and `channels`, the `mean` and `std` of each before
+        normalization.
+    """
+    is_2d = latents.ndim == 4
+    vectors = latents.flatten(2).transpose(1, 2) if is_2d else latents  # (B, N, C)
+    channels = vectors.flatten(0, 1).double()  # (B * N, C)
+    mean, std = channels.mean(0), channels.std(0, correction=0)
+    if not std.all():
+        raise ValueError(f"The channels {(std == 0).nonzero().flatten().tolist()} are constant.")
+    normalized = (vectors - mean) / std
+    metrics: dict[str, Estimate] = {}
+    undefined: dict[str, str] = {}
+    if labels is None:
+        undefined |= dict.fromkeys(("velocity_variance", "same_class_neighbors"), "no labels")
+    else:
+        metrics["velocity_variance"] = Estimate.mean(velocity_variance(normalized, labels))
+        metrics["same_class_neighbors"] = Estimate.mean(
+            same_class_neighbors(normalized.mean(1), labels, k)
+        )
+    if is_2d:
+        grid = normalized.transpose(1, 2).unflatten(2, latents.shape[2:])  # (B, C, h, w)
+        far = min(6, sum(latents.shape[2:]) - 2)
+        metrics["spatial_similarity"] = Estimate.mean(local_spatial_similarity(grid, far))
+        for cutoff in CUTOFFS:
+            metrics[f"high_frequencies_{cutoff:g}"] = Estimate.mean(high_frequencies(grid, cutoff))
+    else:
+        undefined |= dict.fromkeys(OF_2D, "latents of one dimension have no neighbors")
+    metrics["effective_rank"] = Estimate(effective_rank(channels))
+    return {
+        "metrics": {
+            name: {"value": measured.value, "standard_error": measured.standard_error}
+            for name, measured in metrics.items()
+        },
+        "undefined": undefined,
+        "shape": list(latents.shape[1:]),
+        "channels": {"mean": mean.tolist(), "std": std.tolist()},
+    }
+
+
+@torch.no_grad()
+def evaluate_learnability(
+    tokenizer: str | Path,
+    data: str,
+    split: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    data_revision: str | None = None,
+    image_column: str = "image",
+    label_column: str | None = "label",
+    num_images: int | None = None,
+    k: int = 20,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """Measures how well a generator will learn on a tokenizer's latents of images.
+
+    Args:
+        tokenizer: Folder or Hub repository of a tokenizer of any family with continuous latents.
+        data: Images, see `open_images`.
+        split: The split; `test` if not given.
+        revision, subfolder: Of the tokenizer.
+        data_revision: Branch, tag or commit of the data, if they are on the Hub.
+        image_column, label_column: Columns of the images; `label_column=None` without labels.
+        num_images: The first so many; all if not given.
+        k: Number of neighbors of `same_class_neighbors`.
+        batch_size: Number of images per batch.
+        device: Device to compute on; by default the accelerator if there is one.
+
+    Returns:
+        The result of `measure_learnability`, with `tokenizer`, `data`, `num_images`, the `fingerprint`
+        of the images, `device`, `versions`, and the `command` that repeats it.
+
+    Raises:
+        ValueError: If the tokenizer is discrete.
+    """
+    arguments = dict(locals())
+    model, processor = load_tokenizer(tokenizer, revision=revision or "main", subfolder=subfolder)
+    described = describe_model(model, tokenizer, revision, subfolder)
+    device = torch.device(device or default_device())
+    model.to(device)
+    columns = {"image_column": image_column, "label_column": label_column}
+    dataset = open_images(data, **columns, revision=data_revision).dataset(split)
+    dataset = dataset if num_images is None else dataset.select(range(num_images))
+    encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
+    fingerprint, latents = Fingerprint(), []
+    for indices in torch.arange(len(dataset)).split(batch_size):
+        images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
+        pixel_values = processor(images, return_tensors="pt")["pixel_values"]
+        shown = processor.postprocess(pixel_values, "pt")
+        fingerprint.update(to_uint8(shown, "round"))
+        output = model.encode(pixel_values.to(device, model.dtype))
+        if output.codes is not None:
+            raise ValueError(
+                f"{tokenizer} is discrete; what is measured is of continuous latents, on which a flow "
+                "is trained."
+            )
+        latents.append(output.latents.float().cpu())
+    labels = None if label_column is None else torch.tensor(dataset[label_column])
+    measured = measure_learnability(torch.cat(latents), labels, k)
+    commit = dataset_commit(data, data_revision)
+    arguments |= {"revision": described["revision"], "data_revision": commit}
+    return {
+        "tokenizer": described,
+        "data": {"id": data, "revision": commit, "split": split, **columns},
+        "num_images": len(dataset),
+        "fingerprint": fingerprint.compute([fingerprint.total]),
+        **measured,
+        "device": device_name(device),
+        "versions": versions(),
+        "command": command("learnability", arguments) + ("" if label_column else " --no-labels"),
+    }
+
+
+def comparable(results: Sequence[Mapping[str, Any]], metric: str) -> bool:
+    """Whether a metric ranks the tokenizers of these results: that of velocity does not rank latents
+    of different sizes."""
+    return metric != "velocity_variance" or len({math.prod(r["shape"]) for r in results}) == 1
+
+
+__all__ = ["comparable", "evaluate_learnability", "measure_learnability"]
