@@ -28,6 +28,8 @@ from transformers import (
 )
 
 from titok_hf import (
+    LightningDiTConfig,
+    LightningDiTModel,
     MaskGitConfig,
     MaskGitModel,
     MaskGitScheduler,
@@ -59,12 +61,21 @@ from titok_hf.training import (
     TiTokTrainingArguments,
     WarmupObjective,
 )
+from titok_hf.training.flow import LatentFlowObjective
 from titok_hf.training.pretraining import VTPPretrainingObjective
 from titok_hf.training.self_supervision import DINOHead
 
 EMA_DECAY = 0.999
 VOCABULARY, CONTEXT = 512, 16  # of texts
-STAGES = ("vqgan", "warmup", "decoder_finetuning", "single_stage", "generator", "vtp_pretraining")
+STAGES = (
+    "vqgan",
+    "warmup",
+    "decoder_finetuning",
+    "single_stage",
+    "generator",
+    "vtp_pretraining",
+    "latent_generator",
+)
 
 
 def make_objectives(
@@ -115,8 +126,23 @@ def make_objectives(
             ema_decay=ema_decay,
         )
 
+    continuous = TiTokModel(TiTokConfig(head="pixels", quantizer="kl", **tokenizer))
+    latents = continuous.config.num_latent_tokens, continuous.config.latent_dim
+
+    def flow(ema_decay: float) -> LatentFlowObjective:
+        config = LightningDiTConfig(
+            **sizes,
+            dimensions=1,
+            sample_size=latents[0],
+            in_channels=latents[1],
+            latent_mean=[0.0] * latents[1],
+            latent_std=[1.0] * latents[1],
+        )
+        return LatentFlowObjective(LightningDiTModel(config), continuous, ema_decay=ema_decay)
+
     return {
         "vtp_pretraining": pretraining,
+        "latent_generator": flow,
         "vqgan": lambda decay: ReconstructionObjective(
             MaskGitVQGANModel(vqgan_config), ema_decay=decay
         ),
@@ -147,7 +173,7 @@ def make_collator(stage: str, image_size: int, batch_size: int) -> ImageCollator
         )
     return ImageCollator(
         TiTokImageProcessor.from_image_size(image_size),
-        label_column="label" if stage == "generator" else None,
+        label_column="label" if stage.endswith("generator") else None,
         augmentation=Augmentation(crop="random", horizontal_flip=True),
     )
 
