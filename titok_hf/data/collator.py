@@ -80,11 +80,10 @@ class ImageCollator:
                     f"The augmentation makes {variants} variants of each image, the tokens are of "
                     f"{copies}: tokenize with the same augmentation, or train with that of the tokens."
                 )
-            name = "latents" if np.issubdtype(tokens.dtype, np.floating) else "codes"
             chosen = [
                 choose_copy(sample) if has_copies else sample.stored.tokens for sample in samples
             ]
-            batch = {name: torch.from_numpy(np.stack(chosen))}
+            batch = {kind_of(tokens): torch.from_numpy(np.stack(chosen))}
         else:
             images = [
                 self.augmentation(sample.image, self.processor, sample.rng) for sample in samples
@@ -108,7 +107,7 @@ class FeatureCollator:
 
     The collator takes a list of features. A feature is a row of the data set with all its columns
     and the image decoded; of a list, a data set of torch or an iterable, it is a row as it is. For
-    streamed samples, it has `image` or `codes`, and `label`.
+    streamed samples, it has `image`, `codes` or `latents`, and `label`.
 
     Args:
         collator: The data collator; called in the workers of the loader.
@@ -133,7 +132,11 @@ class FeatureCollator:
             features = [sample.stored.row for sample in samples]
         elif self.rows is None:
             features = [
-                {"image": sample.image, "codes": sample.stored.tokens, "label": sample.stored.label}
+                {
+                    "image": sample.image,
+                    kind_of(sample.stored.tokens): sample.stored.tokens,
+                    "label": sample.stored.label,
+                }
                 for sample in samples
             ]
         else:
@@ -145,6 +148,12 @@ class FeatureCollator:
         if samples[0].draws.size:
             batch["draws"] = torch.from_numpy(np.stack([sample.draws for sample in samples]))
         return batch
+
+
+def kind_of(tokens: np.ndarray | None) -> str:
+    """Returns `"latents"` for those, else `"codes"`."""
+    is_latents = tokens is not None and np.issubdtype(tokens.dtype, np.floating)
+    return "latents" if is_latents else "codes"
 
 
 def choose_copy(sample: Sample) -> np.ndarray:
