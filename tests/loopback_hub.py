@@ -487,6 +487,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     # accounts and repositories
 
+    @route("GET", r"/")
+    def front_page(self) -> bytes:
+        return b""
+
     @route("GET", r"/api/whoami-v2")
     def whoami(self) -> Any:
         if self.user is None:

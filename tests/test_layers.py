@@ -20,7 +20,7 @@ FLOORS = (
     ("training", "evaluation", "conversion"),
     ("pipelines", "data", "perceptual"),
     ("modeling",),
-    ("hub", "distributed", "devices", "settings"),
+    ("hub", "distributed", "devices", "settings", "doctor"),
     ("version",),
 )
 PUBLIC_NAMES = {**titok_hf._MODULES, "__version__": "version"}  # each with its module

@@ -9,6 +9,7 @@ from .learnability import evaluate_learnability, measure_learnability
 from .metric_networks import MetricNetworks, load_extractor
 from .metrics.frechet import frechet_distance
 from .neighbors import evaluate_neighbors
+from .pictures import plot_run
 from .probe import knn_probe, linear_probe, probe_tokenizer, token_features, vision_features
 from .protocol import Protocol
 from .reconstruction import (
@@ -56,6 +57,7 @@ __all__ = [
     "measure_learnability",
     "measure_reconstruction",
     "measure_representations",
+    "plot_run",
     "probe_files",
     "probe_tokenizer",
     "reconstruct",

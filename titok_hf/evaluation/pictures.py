@@ -1,5 +1,6 @@
 """Pictures of reconstructions, generated images, codes and training curves."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 
 from ..data.grids import BACKGROUND, generation_grid, image_grid, reconstruction_grid
+from ..hub.folders import output_file
 from ..pipelines import TiTokPipeline
+from ..settings import load_yaml
 
 
 def token_strip(codes: np.ndarray, codebook_size: int, width: int, height: int) -> Image.Image:
@@ -95,10 +98,44 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     figure.savefig(path, dpi=80)
 
 
+def plot_run(run: str | Path, output: str | Path) -> None:
+    """Draws the curves of a training run: of its finished stages, and of the one that it trains, up
+    to its last checkpoint.
+
+    Args:
+        run: Folder of the run.
+        output: Path of the picture.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If nothing is logged yet, or the picture cannot be written.
+    """
+    run, output = Path(run), output_file(output)
+    if not (run / "recipe.yaml").exists():
+        raise FileNotFoundError(f"{run} is no folder of a run, which would have a recipe.yaml.")
+    histories = {}
+    for stage in load_yaml(run / "recipe.yaml")["stages"]:
+        log = run / "work" / "logs" / f"{stage}.json"
+        states = (run / "work" / "checkpoints" / stage).glob("checkpoint-*/trainer_state.json")
+        if log.exists():
+            histories[stage] = json.loads(log.read_text())["history"]
+        elif newest := max(states, key=lambda s: int(s.parent.name.split("-")[1]), default=None):
+            histories[stage] = json.loads(newest.read_text())["log_history"]
+    histories = {
+        stage: history
+        for stage, history in histories.items()
+        if any("loss" in entry for entry in history)
+    }
+    if not histories:
+        raise ValueError(f"{run} has no log yet: it has neither a finished stage nor a checkpoint.")
+    training_curves(histories, output)
+
+
 __all__ = [
     "BACKGROUND",
     "generation_grid",
     "image_grid",
+    "plot_run",
     "reconstruction_grid",
     "token_strip",
     "training_curves",
