@@ -149,6 +149,13 @@ class TestRefused:
         with pytest.raises(ValueError, match="holds latents, which are means"):
             self.train(str(tmp_path / "titok"), data, tmp_path, objective=objective)
 
+    def test_a_start_from_nowhere(self):
+        tokenizer = {"tokenizer": {"pretrained": "x"}}
+        with pytest.raises(
+            ValueError, match=r"`stages.latent_generator.initial` must have `pretrained`"
+        ):
+            Recipe.from_dict(content_of(tokenizer, initial={"revision": "v2"}))
+
     def test_a_tokenizer_that_is_to_be_trained(self):
         content = content_of({"tokenizer": {"training": {"max_steps": 1}}})
         with pytest.raises(

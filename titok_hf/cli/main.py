@@ -1,6 +1,5 @@
 """Commands of `titok`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import evaluate
+from . import evaluate, first_look
 from .options import Commands, Device, Seed
 
 if TYPE_CHECKING:
@@ -181,44 +180,8 @@ def generate(
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")
 
 
-@app.command()
-def plot(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-    output: Annotated[Path, typer.Option(help="Picture of the curves.")] = Path("training.png"),
-) -> None:
-    """Draw the losses of a run, finished or not."""
-    from ..evaluation import plot_run
-
-    plot_run(run, output)
-    console.print(f"Curves of {escape(str(run))}: [bold]{escape(str(output))}[/bold]")
-
-
-@app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Tell what this machine offers: versions, devices, memory, cache, Hub, optional parts."""
-    from ..doctor import diagnose
-
-    found = diagnose()
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    table = Table(show_header=False)
-    for name, number in found["versions"].items():
-        table.add_row(name, number or "[red]missing[/red]")
-    table.add_row("system", found["system"])
-    for device in found["devices"] or [{"name": "none, so the CPU computes", "memory_gib": None}]:
-        memory = device["memory_gib"]
-        table.add_row("accelerator", device["name"] + (f", {memory:.0f} GiB" if memory else ""))
-    table.add_row("CPU", f"{found['threads']} threads, {found['memory_gib']:.0f} GiB")
-    cache = found["cache"]
-    table.add_row("cache", f"{escape(cache['path'])}, {cache['free_gib']:.0f} GiB free")
-    table.add_row("Hub", found["hub"])
-    for name, extra in found["extras"].items():
-        missing = f"lacks {', '.join(extra['missing'])}: {extra['command']}"
-        table.add_row(f"\\[{name}]", escape(missing) if extra["missing"] else "complete")
-    console.print(table)
+app.command()(first_look.plot)
+app.command()(first_look.doctor)
 
 
 @app.command()

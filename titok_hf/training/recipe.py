@@ -209,6 +209,11 @@ def check_stage(name: str, content: Any) -> None:
         return
     for part, arguments in content.items():
         check_keys(f"{where}.{part}", arguments, parts[part])
+    if "pretrained" not in content.get("initial", PRETRAINED):
+        raise ValueError(
+            f"`{where}.initial` must have `pretrained`, a folder or Hub repository to start from, got "
+            f"{content['initial']}."
+        )
     training = content.get("training", {})
     for key, instead in SET_BY_RUN.items():
         if key in training:

@@ -194,7 +194,8 @@ class LatentGeneratorStage(Stage):
             )
         if objective.sample_posterior:
             raise ValueError(
-                "`sample_posterior` needs images, but the data set holds latents, which are means."
+                "`sample_posterior` needs images, but the data set holds latents, which are means: "
+                "set it to false, or train on the images."
             )
         if data.latent_statistics is None and not given:
             raise ValueError(
