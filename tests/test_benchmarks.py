@@ -58,7 +58,7 @@ def test_training_overhead(capsys):
     printed = capsys.readouterr().out
     stages = re.findall(r"^(\w+): bare loop .* ratio [\d.]+$", printed, re.MULTILINE)
     expected = ["vqgan", "warmup", "decoder_finetuning", "single_stage", "generator"]
-    assert stages == [*expected, "vtp_pretraining"]
+    assert stages == [*expected, "vtp_pretraining", "latent_generator"]
 
 
 def test_data_loading(capsys):

@@ -563,7 +563,7 @@ class TestRefusals:
     def test_of_tokens(self, tokenize, tmp_path):
         write_images(tmp_path / "images", {"train": 3, "test": 1})
         tokenize("images")
-        with pytest.raises(ValueError, match="holds codes already"):
+        with pytest.raises(ValueError, match="holds tokens already"):
             tokenize("tokens", "again")
 
     def test_of_images_of_another_size_before_anything_is_written(
