@@ -1,9 +1,9 @@
-"""What a machine offers: versions, devices, memory, caches, the Hub, and optional parts."""
+"""Tells what a machine offers: versions, devices, memory, the cache, the Hub, and optional parts."""
 
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from packaging.requirements import Requirement
 from .version import __version__
 
 PACKAGES = ("torch", "transformers", "diffusers", "datasets", "accelerate", "huggingface_hub")
-EXTRAS = ("demo", "emoji", "evaluation")
 HUB_SECONDS = 5.0
 
 
@@ -50,7 +49,11 @@ def diagnose() -> dict[str, Any]:
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         "cache": {"path": str(cache), "free_gib": shutil.disk_usage(existing).free / 2**30},
         "hub": reach_hub(),
-        "extras": {extra: describe_extra(extra) for extra in EXTRAS},
+        "extras": {
+            extra: describe_extra(extra)
+            for extra in metadata("titok_hf").get_all("Provides-Extra")
+            if extra != "dev"
+        },
     }
 
 

@@ -107,6 +107,20 @@ def test_a_va_vae_becomes_an_autoencoder_of_diffusers(files):
     assert 'DiffusersTokenizer.from_pretrained("vae")' in (folder / "vae/README.md").read_text()
 
 
+def test_a_configuration_that_is_none_is_refused(files):
+    folder, _, _ = files
+    (folder / "other.yaml").write_text("training: {seed: 1}\n")
+    for name, message in (
+        ("vavae.pt", "configuration of a KL autoencoder follows from its weights"),
+        (
+            "lightningdit-xl-imagenet256-64ep.pt",
+            "has a section `model`; this one has only training",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(folder / name, folder / "out", config=folder / "other.yaml")
+
+
 def test_it_is_published(files, hub):
     folder, expected, _ = files
     convert(folder / "vavae.pt", folder / "vae")

@@ -128,8 +128,14 @@ class TestMeasured:
         assert list(found["metrics"]) == ["effective_rank"]
         assert set(found["undefined"].values()) == {
             "no labels",
-            "latents of one dimension have no neighbors",
+            "these latents are no grid",
         }
+
+    def test_of_few_images_and_of_a_single_place(self):
+        few = measure_learnability(white(6, 3, 4, 4), torch.arange(3).repeat(2))
+        assert few["undefined"] == {"velocity_variance": "no class has 4 images"}
+        assert 0 <= few["metrics"]["same_class_neighbors"]["value"] <= 1
+        assert "spatial_similarity" in measure_learnability(white(9, 3, 1, 1))["undefined"]
 
     def test_it_does_not_depend_on_the_channels_scale(self):
         latents, labels = white(60, 3, 4, 4), torch.arange(3).repeat(20)

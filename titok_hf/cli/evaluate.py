@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..hub.folders import output_file
 from ..settings import override
-from .options import Commands, Device
+from .options import Commands, Device, Sampler
 
 app = Commands(
     help="Evaluate tokenizers and generators; results record the protocol.", no_args_is_help=True
@@ -45,13 +45,6 @@ def writable(path: Path) -> Path:
 
 Output = Annotated[
     Path, typer.Option(dir_okay=False, callback=writable, help="JSON file for the result.")
-]
-Sampler = Annotated[
-    list[str],
-    typer.Option(
-        metavar="KEY=VALUE",
-        help="Argument of the pipeline's call, such as num_inference_steps=8.",
-    ),
 ]
 Reference = Annotated[
     str | None,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import evaluate, first_look
-from .options import Commands, Device, Seed
+from .options import Commands, Device, Sampler, Seed
 
 if TYPE_CHECKING:
     from .progress import RichProgress
@@ -152,13 +152,7 @@ def generate(
     guidance_schedule: Annotated[
         str | None, typer.Option(help="constant, linear or power-cosine; of a TiTok pipeline.")
     ] = None,
-    sampler: Annotated[
-        list[str],
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="Another argument of the pipeline's call, such as timestep_shift=0.3.",
-        ),
-    ] = (),
+    sampler: Sampler = (),
     seed: Seed = 0,
     output: Annotated[
         Path, typer.Option(help="Picture with a row of images for each label.")

@@ -62,6 +62,13 @@ def check_device(device: str | None) -> str | None:
     return device
 
 
+Sampler = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Argument of the pipeline's call, such as num_inference_steps=8.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[
     str | None,

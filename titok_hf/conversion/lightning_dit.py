@@ -46,7 +46,7 @@ class OfficialLightningDiT(OfficialFormat):
 
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
         fields = dict(official_config)
-        if "model" in official_config:
+        if "num_labels" not in official_config:  # the YAML file of a run
             model, data = section(official_config, "model"), section(official_config, "data")
             for name in ("use_swiglu", "use_rope", "use_rmsnorm"):
                 if not model[name]:

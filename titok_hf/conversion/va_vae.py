@@ -39,6 +39,11 @@ class OfficialAutoencoderKL(OfficialFormat):
         return {"encoder.mid.attn_1.q.weight", "quant_conv.weight"} <= shapes.keys()
 
     def config_fields(self, official_config: dict[str, Any]) -> dict[str, Any]:
+        if "block_out_channels" not in official_config:
+            raise ValueError(
+                "The configuration of a KL autoencoder follows from its weights: leave out `config` "
+                "(`--config`)."
+            )
         return official_config
 
     def config_from_shapes(self, shapes: Shapes) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class StoredSample:
             in the folder or repository; else its number.
         image: The undecoded image, see `decode_image`; `None` in a token data set, or if missing.
         label: Number of the class; `None` if labels are not wanted.
-        tokens: In a token data set, codes `(N,)` int64, or latents `(K, C)` or `(C, h, w)` float32;
+        tokens: Codes `(N,)` int64, or latents `(K, C)` or `(C, h, w)` float32, of a token data set;
             with copies, one more axis in front.
         captions: Texts of the image, without blank ones; `None` if they are not wanted.
         row: The whole row, for an own collator that gets rows as they are; then there is no image.

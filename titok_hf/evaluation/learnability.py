@@ -23,6 +23,7 @@ from .representations import local_spatial_similarity
 from .results import command, describe_model, device_name, versions
 
 CUTOFFS = (0.25, 0.5)
+LEAST_IMAGES = 4  # of a class, for its covariance
 OF_2D = ("spatial_similarity", *(f"high_frequencies_{cutoff:g}" for cutoff in CUTOFFS))
 
 
@@ -40,13 +41,13 @@ def velocity_variance(latents: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         labels: `(B,)`.
 
     Returns:
-        `(classes,)` in float64, of the classes with at least 4 images.
+        `(classes,)` in float64, of the classes with at least `LEAST_IMAGES` images.
     """
     values = []
     for label in labels.unique():
         of_class = latents[labels == label].double()
         count, places, channels = of_class.shape
-        if count < 4:
+        if count < LEAST_IMAGES:
             continue
         centered = of_class - of_class.mean(0)
         variance = centered.square().sum() / (count - 1) / (places * channels)
@@ -136,10 +137,10 @@ def measure_learnability(
     """Measures latents; see the module.
 
     Args:
-        latents: Of 1D tokenizers `(B, N, C)`, of 2D ones `(B, C, h, w)`.
+        latents: Latents `(B, N, C)` of a 1D tokenizer, or `(B, C, h, w)` of a 2D one.
         labels: Classes `(B,)`; without them, there are neither `velocity_variance` nor
             `same_class_neighbors`.
-        k: Number of neighbors of `same_class_neighbors`.
+        k: Number of neighbors of `same_class_neighbors`; at most all other images.
 
     Returns:
         `metrics` by name; `undefined`, the names of those that these latents do not have, each with
@@ -158,18 +159,21 @@ def measure_learnability(
     if labels is None:
         undefined |= dict.fromkeys(("velocity_variance", "same_class_neighbors"), "no labels")
     else:
-        metrics["velocity_variance"] = Estimate.mean(velocity_variance(normalized, labels))
+        if labels.bincount().max() < LEAST_IMAGES:
+            undefined["velocity_variance"] = f"no class has {LEAST_IMAGES} images"
+        else:
+            metrics["velocity_variance"] = Estimate.mean(velocity_variance(normalized, labels))
         metrics["same_class_neighbors"] = Estimate.mean(
-            same_class_neighbors(normalized.mean(1), labels, k)
+            same_class_neighbors(normalized.mean(1), labels, min(k, len(labels) - 1))
         )
-    if is_2d:
+    far = min(6, sum(latents.shape[2:]) - 2) if is_2d else 0
+    if far >= 2:
         grid = normalized.transpose(1, 2).unflatten(2, latents.shape[2:])  # (B, C, h, w)
-        far = min(6, sum(latents.shape[2:]) - 2)
         metrics["spatial_similarity"] = Estimate.mean(local_spatial_similarity(grid, far))
         for cutoff in CUTOFFS:
             metrics[f"high_frequencies_{cutoff:g}"] = Estimate.mean(high_frequencies(grid, cutoff))
     else:
-        undefined |= dict.fromkeys(OF_2D, "latents of one dimension have no neighbors")
+        undefined |= dict.fromkeys(OF_2D, "these latents are no grid")
     metrics["effective_rank"] = Estimate(effective_rank(channels))
     return {
         "metrics": {
@@ -203,7 +207,8 @@ def evaluate_learnability(
         tokenizer: Folder or Hub repository of a tokenizer of any family with continuous latents.
         data: Images, see `open_images`.
         split: The split; `test` if not given.
-        revision, subfolder: Of the tokenizer.
+        revision: Branch, tag or commit of the tokenizer, if it is on the Hub.
+        subfolder: Folder of the tokenizer in its repository.
         data_revision: Branch, tag or commit of the data, if they are on the Hub.
         image_column, label_column: Columns of the images; `label_column=None` without labels.
         num_images: The first so many; all if not given.

@@ -209,7 +209,7 @@ def check_stage(name: str, content: Any) -> None:
         return
     for part, arguments in content.items():
         check_keys(f"{where}.{part}", arguments, parts[part])
-    if "pretrained" not in content.get("initial", PRETRAINED):
+    if "initial" in content and "pretrained" not in content["initial"]:
         raise ValueError(
             f"`{where}.initial` must have `pretrained`, a folder or Hub repository to start from, got "
             f"{content['initial']}."
