@@ -78,10 +78,29 @@ def test_nearest_training_images(call, pipeline):
     assert code == 0, errors
     assert "nearest neighbor ratio" in output
     result = json.loads(Path("neighbors.json").read_text())
-    assert result["num_images"] == 6 and result["metrics"]["nearest_neighbor_ratio"] > 1
-    assert result["metrics"]["share_nearer_than_held_out"] < 0.5  # an untrained network's images
+    assert result["num_images"] == 6 and result["metrics"]["nearest_neighbor_ratio"]["value"] > 1
+    assert (
+        result["metrics"]["share_nearer_than_held_out"]["value"] < 0.5
+    )  # an untrained network's images
     assert "--num-samples 6" in result["command"] and "neighbors" in result["command"]
     # two rows for each of two classes
     assert Image.open("neighbors.png").height == 4 + 4 * (64 + 4)
     code, _, errors = call("evaluate", "neighbors", pipeline, *options[:-1], "neighbors.xyz")
     assert code == 1 and "neighbors.xyz" in errors
+
+
+def test_learnability_of_tokenizers_of_different_sizes(call, pipeline, tmp_path):
+    make_model(has_text=False, latent_dim=6).save_pretrained(tmp_path / "wide")
+    options = ("--data", "digits", "--num-images", 40, "--k", 3)
+    code, output, errors = call("evaluate", "learnability", pipeline / "tokenizer", *options)
+    assert code == 0, errors
+    assert "velocity variance" in output and "effective rank" in output
+    assert json.loads(Path("learnability.json").read_text())["shape"] == [4, 4, 4]
+    both = (pipeline / "tokenizer", tmp_path / "wide")
+    code, output, errors = call("evaluate", "learnability", *both, *options)
+    assert code == 0, errors
+    assert "velocity variance does not rank latents" in " ".join(output.split())
+    assert [each["shape"][0] for each in json.loads(Path("learnability.json").read_text())] == [
+        4,
+        6,
+    ]

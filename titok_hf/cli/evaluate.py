@@ -4,6 +4,7 @@ Their parameters have the same names as those of the evaluation functions and ar
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -306,27 +307,14 @@ def learnability(
         )
         for tokenizer in tokenizers
     ]
-    output.write_text(json.dumps(results, indent=2) + "\n")
-    notes = []
-    table = Table("metric", *tokenizers)
-    names = dict.fromkeys(name for result in results for name in result["metrics"])
-    for name in names:
-        if not comparable(results, name):
-            notes.append(f"{name.replace('_', ' ')} does not rank latents of different sizes")
-            continue
-        cells = []
-        for result in results:
-            estimate = result["metrics"].get(name)
-            error = estimate and estimate["standard_error"]
-            value = "not defined" if estimate is None else f"{estimate['value']:.4g}"
-            cells.append(value + ("" if error is None else f" ± {error:.2g}"))
-        table.add_row(name.replace("_", " "), *cells)
+    hidden = [name for name in results[0]["metrics"] if not comparable(results, name)]
+    notes = [
+        f"{name.replace('_', ' ')} does not rank latents of different sizes" for name in hidden
+    ]
     for result in results:
         for name, reason in result["undefined"].items():
             notes.append(f"{result['tokenizer']['id']}: no {name.replace('_', ' ')}: {reason}")
-    table.caption = "; ".join([f"{results[0]['num_images']} images", *notes])
-    console.print(table)
-    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
+    show_measured(results, tokenizers, output, hidden=hidden, notes=notes)
 
 
 @app.command()
@@ -359,13 +347,7 @@ def neighbors(
 
     arguments["sampler"] = {}
     override(arguments["sampler"], sampler)
-    measured = evaluate_neighbors(**arguments)
-    output.write_text(json.dumps(measured, indent=2) + "\n")
-    table = Table("metric", "value", caption=f"{measured['num_images']} images")
-    for name, value in measured["metrics"].items():
-        table.add_row(name.replace("_", " "), f"{value:.4g}")
-    console.print(table)
-    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
+    show_measured([evaluate_neighbors(**arguments)], ["value"], output)
 
 
 @app.command()
@@ -411,14 +393,7 @@ def representations(
         batch_size=batch_size,
         device=device,
     )
-    output.write_text(json.dumps(measured, indent=2) + "\n")
-    table = Table("metric", "value", caption=f"{measured['num_images']} images")
-    for name, estimate in measured["metrics"].items():
-        error = estimate["standard_error"]
-        shown = f"{estimate['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
-        table.add_row(name.replace("_", " "), shown)
-    console.print(table)
-    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
+    show_measured([measured], ["value"], output)
 
 
 def show(results: list[Any], names: list[str], output: Path | None = None) -> None:
@@ -443,3 +418,38 @@ def show(results: list[Any], names: list[str], output: Path | None = None) -> No
     console.print(table)
     if output is not None:
         console.print(f"Result with its protocol: [bold]{escape(str(output))}[/bold]")
+
+
+def show_measured(
+    results: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    output: Path,
+    hidden: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes results as JSON, one alone or several as a list, and prints a column of metrics for each.
+
+    Args:
+        results: Results with `metrics`, each a `value` and a `standard_error`, and `num_images`.
+        names: Titles of the columns.
+        output: The file.
+        hidden: Metrics that are not printed.
+        notes: Remarks below the table.
+    """
+    stored = results[0] if len(results) == 1 else list(results)
+    output.write_text(json.dumps(stored, indent=2) + "\n")
+    table = Table(
+        "metric", *names, caption="; ".join([f"{results[0]['num_images']} images", *notes])
+    )
+    for metric in dict.fromkeys(name for result in results for name in result["metrics"]):
+        if metric in hidden:
+            continue
+        cells = []
+        for result in results:
+            estimate = result["metrics"].get(metric)
+            error = estimate and estimate["standard_error"]
+            value = "not defined" if estimate is None else f"{estimate['value']:.4g}"
+            cells.append(value + ("" if error is None else f" ± {error:.2g}"))
+        table.add_row(metric.replace("_", " "), *cells)
+    console.print(table)
+    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ..data.grids import image_grid
 from ..data.opening import dataset_commit, open_images
@@ -40,7 +41,12 @@ def nearest_neighbors(
         images that are nearer to a training image than the median held-out image is. Copies of
         training images would give 0 and 1, new real images 1 and 0.5.
     """
-    features, known, new = (features_of(extractor, part) for part in (images, training, held_out))
+    return compared(*(features_of(extractor, part) for part in (images, training, held_out)))
+
+
+def compared(features: torch.Tensor, known: torch.Tensor, new: torch.Tensor) -> dict[str, float]:
+    """Returns the result of `nearest_neighbors` from the features `(n, D)` of images, of training images
+    and of held-out ones."""
     distances = torch.cdist(features, known).amin(1)
     held_out_median = torch.cdist(new, known).amin(1).quantile(0.5)
     return {
@@ -115,15 +121,20 @@ def evaluate_neighbors(
     generated = GeneratedImages(
         pipeline, loaded_protocol.num_samples, loaded_protocol, seed, **(sampler or {})
     )
-    names = generated.class_names
     generated = generated.whole(batch_size)
-    metrics = nearest_neighbors(extractor, generated.images, training, held_out)
+    features, known, new = (
+        features_of(extractor, images) for images in (generated.images, training, held_out)
+    )
     if picture is not None:
-        draw_neighbors(extractor, generated, training, names).save(picture)
+        nearest = torch.cdist(features, known).argmin(1)
+        draw_neighbors(generated, training[nearest]).save(picture)
     commit = dataset_commit(data, data_revision)
     arguments |= {"data_revision": commit, "revision": (generator or {}).get("revision")}
     return {
-        "metrics": metrics,
+        "metrics": {
+            name: {"value": value, "standard_error": None}
+            for name, value in compared(features, known, new).items()
+        },
         "num_images": generated.num_images,
         "tokenizer": tokenizer,
         "generator": generator,
@@ -138,23 +149,23 @@ def evaluate_neighbors(
     }
 
 
-def draw_neighbors(
-    extractor: FeatureExtractor,
-    generated: TensorImages,
-    training: torch.Tensor,
-    names: Sequence[str],
-) -> Any:
-    """Draws generated images of each class above their nearest training images."""
-    rows, labels = [], []
-    processor, known = TiTokImageProcessor(), features_of(extractor, training)
-    for number, name in enumerate(names):
-        images = generated.images[generated.labels == number][:COLUMNS]
-        if not len(images):
-            continue
-        nearest = torch.cdist(features_of(extractor, images), known).argmin(1)
-        rows += [processor.postprocess(part / 255) for part in (images, training[nearest])]
-        labels += [name, "nearest"]
-    return image_grid(rows, labels, zoom=max(1, 64 // training.shape[-1]))
+def draw_neighbors(generated: TensorImages, nearest: torch.Tensor) -> Image.Image:
+    """Draws generated images above their nearest training images `nearest`, uint8 `(n, 3, H, W)`: two
+    rows for each class, or for all images if they have none."""
+    labels = torch.zeros(generated.num_images) if generated.labels is None else generated.labels
+    rows, titles = [], []
+    processor = TiTokImageProcessor()
+    for label in labels.unique().int().tolist():
+        places = (labels == label).nonzero()[:COLUMNS, 0]
+        rows += [
+            processor.postprocess(images[places] / 255) for images in (generated.images, nearest)
+        ]
+        names = generated.class_names
+        titles += [
+            "generated" if generated.labels is None else names[label] if names else str(label)
+        ]
+        titles += ["nearest"]
+    return image_grid(rows, titles, zoom=max(1, 64 // nearest.shape[-1]))
 
 
 __all__ = ["evaluate_neighbors", "nearest_neighbors"]
