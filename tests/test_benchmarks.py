@@ -4,9 +4,13 @@ import importlib.util
 import re
 from pathlib import Path
 
+import datasets
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
+from training.tiny_pretraining import make_model
 
-from titok_hf import TiTokModel
+from titok_hf import LatentDiTPipeline, LightningDiTConfig, LightningDiTModel, TiTokModel
+from titok_hf.evaluation import emoji
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +74,46 @@ def test_data_loading(capsys):
 def test_tokenizing(capsys):
     load("tokenizing").main(quick=True)
     assert re.search(r"reaches [\d.]+% of the bare encoder's images/s", capsys.readouterr().out)
+
+
+def latent_pipeline(folder, labels, **arguments):
+    """A pipeline of latents that was never trained, with 32x32 images."""
+    config = LightningDiTConfig(
+        in_channels=4,
+        sample_size=4,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        id2label=dict(enumerate(map(str, range(labels)))),
+        latent_mean=[0.0] * 4,
+        latent_std=[1.0] * 4,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipeline = LatentDiTPipeline(
+        make_model(has_text=False), LightningDiTModel(config), scheduler, **arguments
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.xdist_group("demo")
+def test_sampling_time_of_a_flow(demo, tmp_path, capsys):
+    flow = latent_pipeline(tmp_path / "flow", 10, num_inference_steps=2)
+    load("latent_sampling").sampling_time(demo[0] / "pipeline", flow, rounds=1, each=1)
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(.*): [\d.]+ of the masked", printed, re.MULTILINE) == [
+        "flow",
+        "flow with 20 steps",
+    ]
+
+
+def test_emoji_samples(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(emoji, "NUM_STEPS", 60)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    pipeline = latent_pipeline(tmp_path / "flow", 9)
+    load("latent_sampling").emoji_samples(pipeline, scales=(1.0,), each=12, reference=20)
+    held_out, samples = capsys.readouterr().out.splitlines()
+    distance = float(held_out.removeprefix("held-out pictures: "))
+    found = re.fullmatch(r"guidance 1: ([\d.]+), accuracy [\d.]+%, ratio ([\d.]+)", samples)
+    assert float(found[1]) > distance  # an untrained network is far from pictures
+    assert float(found[2]) > 0
