@@ -575,6 +575,7 @@ def test_every_case_is_compared():
     others = {file.stem for file in CASES.glob("vtp_*")}  # see `test_vtp.py`
     # see tests/training/test_self_supervision.py
     others |= {"self_supervised_losses", "contrastive_losses"}
+    others |= {"alignment_losses"}  # see tests/training/test_latent_options.py
     # see tests/modeling/test_lightning_dit.py and test_pipeline_latent_dit.py
     others |= {"lightningdit_tiny", "lightningdit_tiny_qknorm", "lightningdit_b1", "latent_flow"}
     others |= {"va_vae"}  # see test_lightning_dit.py

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from titok_hf.studies import Study
-from titok_hf.studies.report import markdown_table, plot, summarize
+from titok_hf.studies.report import correlation_table, markdown_table, plot, summarize, tables
 
 FRECHET = {"cosine": [3.0, 4.0, 8.0], "linear": [1.0, 2.5, 2.5]}
 
@@ -57,7 +57,7 @@ def test_one_run_has_no_deviation(schedule, runs):
 
 def test_the_table_has_a_line_a_variant(schedule, runs):
     assert markdown_table(schedule, summarize(schedule, runs)).splitlines() == [
-        "| schedule | Fréchet distance ↓ | classed as the right digit ↑ | runs | seconds each |",
+        "| schedule | Fréchet distance ↓ | classed right ↑ | runs | seconds each |",
         "| --- | --- | --- | --- | --- |",
         "| cosine | 5.000 ± 2.646 | 50.0% ± 0.0% | 3 | 11 |",
         "| linear | 2.000 ± 0.866 | 50.0% ± 0.0% | 3 | 10 |",
@@ -67,12 +67,12 @@ def test_the_table_has_a_line_a_variant(schedule, runs):
 def test_what_was_not_measured_has_no_column(schedule, runs):
     for run in runs:
         del run["values"]["accuracy"]
-    assert "right digit" not in markdown_table(schedule, summarize(schedule, runs))
+    assert "classed right" not in markdown_table(schedule, summarize(schedule, runs))
 
 
 @pytest.mark.parametrize(
-    "name", ["schedule", "tokens"]
-)  # names along the axis, or numbers and two curves
+    "name", ["schedule", "tokens", "scaling"]
+)  # names along the axis, or numbers and two curves, or FLOPs
 def test_the_picture_has_a_panel_a_metric(name, tmp_path):
     study = Study.load(name)
     runs = [
@@ -80,6 +80,7 @@ def test_the_picture_has_a_panel_a_metric(name, tmp_path):
             "variant": variant.values,
             "seed": seed,
             "seconds": 1,
+            "flops": 10**12 * (number + 1),
             "values": dict.fromkeys(study.metrics, 0.1 * number + 0.01 * seed),
         }
         for number, variant in enumerate(study.variants())
@@ -91,3 +92,63 @@ def test_the_picture_has_a_panel_a_metric(name, tmp_path):
         assert len(picture.convert("RGB").getcolors(maxcolors=10**6)) > 20
         assert picture.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
     assert (tmp_path / "plot.png").stat().st_size < 60_000
+
+
+class TestScaling:
+    @pytest.fixture
+    def study(self):
+        values = {"objective": ["reconstruction", "all"], "steps": [100, 200]}
+        return Study.load("scaling", values=values)
+
+    @pytest.fixture
+    def runs(self, study):
+        """Two seeds of four variants, whose Fréchet distances are 1 to 8; VIV is twice as large, LNC
+        falls with its square, LDS is 0 or 1."""
+        return [
+            {
+                "variant": variant.values,
+                "seed": seed,
+                "tuned": 0.5,
+                "seconds": 3,
+                "flops": 10**12,
+                "values": {
+                    "frechet_distance": distance,
+                    "velocity_variance": 2.0 * distance,
+                    "same_class_neighbors": -float(distance**2),
+                    "spatial_similarity": float(distance > 4),
+                },
+            }
+            for distance, (variant, seed) in enumerate(
+                ((variant, seed) for variant in study.variants() for seed in range(2)), start=1
+            )
+        ]
+
+    def test_axes_of_one_value_have_no_column_and_the_tuned_setting_has_one(self, study, runs):
+        header, _, first, *_ = markdown_table(study, summarize(study, runs)).splitlines()
+        assert header.startswith("| objective | steps | time shift | Fréchet distance ↓ |")
+        assert first.startswith("| reconstruction | 100 | 0.5 | 1.500 ± 0.707 |")
+
+    def test_correlations_are_over_runs_and_over_means(self, study, runs):
+        header, _, *lines = correlation_table(study, runs).splitlines()
+        assert header == (
+            "| correlation with Fréchet distance | Pearson, 8 runs | Spearman, 8 runs | Pearson, means "
+            "of 4 variants |"
+        )
+        found = dict(line.strip("| ").split(" | ", 1) for line in lines)
+        distances = list(range(1, 9))
+        by_hand = statistics.correlation(distances, [-(d**2) for d in distances])
+        assert found["VIV ↓"] == "+1.00 | +1.00 | +1.00"
+        assert found["LNC ↑"].startswith(f"{by_hand:+.2f} | -1.00 | ")
+        # ranks of equal values are equal: 4 of 2.5 and 4 of 6.5
+        tied = statistics.correlation(distances, [2.5] * 4 + [6.5] * 4)
+        assert found["LDS ↑"].split(" | ")[1] == f"{tied:+.2f}"
+        assert list(found) == ["VIV ↓", "LNC ↑", "LDS ↑"]
+
+    def test_a_constant_has_none(self, study, runs):
+        for run in runs:
+            run["values"]["velocity_variance"] = 1.0
+        assert "| VIV ↓ | none | none | none |" in correlation_table(study, runs)
+
+    def test_they_are_part_of_the_tables_if_there_are_enough_runs(self, study, runs):
+        assert "correlation with" in tables(study, summarize(study, runs), runs)
+        assert "correlation with" not in tables(study, summarize(study, runs[:3]), runs[:3])

@@ -6,7 +6,8 @@ import pytest
 from titok_hf.studies import Study, study_names
 from titok_hf.studies.report import METRICS
 
-NAMES = ["codebook", "one-against-two-d", "schedule", "tokens", "two-stage"]
+NAMES = ["codebook", "one-against-two-d", "scaling", "schedule", "tokens", "two-stage"]
+
 TOKENIZERS = ("warmup", "decoder_finetuning", "single_stage")
 
 
@@ -18,7 +19,7 @@ def recipes(name, *arguments, **options):
     ]
 
 
-def test_five_studies_ship():
+def test_six_studies_ship():
     assert study_names() == NAMES
 
 
@@ -27,7 +28,9 @@ class TestEach:
     def test_it_loads_with_three_seeds_and_known_metrics(self, name):
         study = Study.load(name)
         assert study.name == name and study.seeds == [0, 1, 2]
-        assert study.x in study.axes and set(study.panels) <= set(study.metrics) <= set(METRICS)
+        assert study.x in {*study.axes, "FLOPs"}
+        assert set(study.panels) <= set(study.metrics) <= set(METRICS)
+        assert set(study.predictors) <= set(METRICS)
 
     def test_variants_are_all_combinations_under_names_of_their_own(self, name):
         study = Study.load(name)
@@ -39,24 +42,28 @@ class TestEach:
         assert not any(" " in variant.name or "/" in variant.name for variant in variants)
 
     @pytest.mark.parametrize("quick", [False, True])
-    def test_what_is_shared_does_not_vary(self, name, quick):
+    def test_what_is_shared_is_that_of_the_variant(self, name, quick):
         study = Study.load(name, quick=quick)
-        shared = study.shared_recipe()
-        assert list(shared.stages) == study.shared
         for variant in study.variants():
-            assert variant.recipe.image_size == shared.image_size
             for stage in set(study.shared) & set(variant.recipe.stages):
-                assert variant.recipe.stages[stage] == shared.stages[stage], (variant.name, stage)
+                shared = study.shared_recipe(variant, stage)
+                assert shared.image_size == variant.recipe.image_size
+                assert set(shared.stages) == {stage, *variant.recipe.stage(stage).required()}
+                own, found = variant.recipe.stages[stage], shared.stages[stage]
+                if stage == study.snapshots:
+                    assert own["training"]["max_steps"] in found["training"]["snapshot_steps"]
+                    own, found = ({**each, "training": None} for each in (own, found))
+                assert own == found, (variant.name, stage)
 
     def test_variants_differ(self, name):
         found = [json.dumps(recipe, sort_keys=True) for _, recipe in recipes(name)]
         same = {"one-against-two-d": 1}.get(name, 0)  # 16 tokens have 4x4 patches anyway
         assert len(set(found)) == len(found) - same
 
-    def test_quickly_every_stage_takes_two_steps_of_one_seed(self, name):
+    def test_quickly_every_stage_takes_two_steps_at_most_of_one_seed(self, name):
         assert Study.load(name, quick=True).seeds == [0]
         for _, recipe in recipes(name, quick=True):
-            assert {stage["training"]["max_steps"] for stage in recipe["stages"].values()} == {2}
+            assert max(stage["training"]["max_steps"] for stage in recipe["stages"].values()) == 2
 
 
 class TestWhatIsCompared:
@@ -133,7 +140,7 @@ class TestOverrides:
 
     def test_they_reach_the_shared_stages(self):
         study = Study.load("schedule", ["stages.vqgan.model.codebook_size=17", "image_size=32"])
-        shared = study.shared_recipe()
+        shared = study.shared_recipe(study.variants()[0], "vqgan")
         assert (shared.stages["vqgan"]["model"]["codebook_size"], shared.image_size) == (17, 32)
 
     @pytest.mark.parametrize(
@@ -157,6 +164,82 @@ class TestOverrides:
     def test_wrong_ones_are_errors(self, override, sentence):
         with pytest.raises(ValueError, match=sentence):
             Study.load("tokens", [override]).variants()
+
+
+class TestScaling:
+    def test_objectives_differ_in_what_belongs_to_them(self):
+        found = {
+            values["objective"]: recipe["stages"]["vtp_pretraining"]
+            for values, recipe in recipes("scaling")
+        }
+        assert list(found) == [
+            "reconstruction",
+            "reconstruction + clip",
+            "reconstruction + ssl",
+            "all",
+        ]
+        for name, stage in found.items():
+            assert bool(stage["objective"]["clip_weight"]) == (
+                name in ("all", "reconstruction + clip")
+            )
+            assert bool(stage["objective"]["ssl_weight"]) == (
+                name in ("all", "reconstruction + ssl")
+            )
+            assert ("head" in stage) == ("multi_crop" in stage) == ("ssl" in name or name == "all")
+            assert stage["model"] == found["all"]["model"]
+
+    def test_steps_are_snapshots_of_one_run(self):
+        study = Study.load("scaling")
+        shared = {
+            json.dumps(study.shared_recipe(variant, "vtp_pretraining").to_dict(), sort_keys=True)
+            for variant in study.variants()
+        }
+        assert len(shared) == len(study.axes["objective"]) and len(study.variants()) == 3 * len(
+            shared
+        )
+        for recipe in map(json.loads, shared):
+            training = recipe["stages"]["vtp_pretraining"]["training"]
+            assert training["snapshot_steps"] == list(study.axes["steps"])
+            assert training["max_steps"] == max(study.axes["steps"])
+            # the first steps must not know how many there will be
+            assert training["lr_scheduler_type"] == "constant_with_warmup"
+            objective = recipe["stages"]["vtp_pretraining"]["objective"]
+            momenta = ("teacher_momentum", "final_teacher_momentum")
+            assert len({objective.get(name) for name in momenta}) == 1
+
+    def test_widths_and_shares_of_the_data_are_axes(self):
+        values = {"width": [64, 128], "data": [0.5, 1], "steps": [10], "objective": ["all"]}
+        variants = Study.load("scaling", values=values).variants()
+        assert [tuple(variant.values.values()) for variant in variants] == [
+            ("all", width, share, 10) for width in (64, 128) for share in (0.5, 1)
+        ]
+        assert [variant.data_share for variant in variants] == [0.5, 1, 0.5, 1]
+        widths = [
+            variant.recipe.stages["vtp_pretraining"]["model"]["vision_hidden_size"]
+            for variant in variants
+        ]
+        assert widths == [64, 64, 128, 128]
+        assert len({variant.recipe_hash() for variant in variants}) == 4
+
+    @pytest.mark.parametrize(
+        ("values", "said"),
+        [
+            ({"widht": [64]}, "did you mean 'width'"),
+            ({"objective": ["al"]}, "did you mean 'all'"),
+            ({"width": ["wide"]}, "takes numbers, got 'wide'"),
+        ],
+    )
+    def test_wrong_values(self, values, said):
+        with pytest.raises(ValueError, match=said):
+            Study.load("scaling", values=values)
+
+    def test_a_tuned_setting_is_part_of_recipe_and_name(self):
+        study = Study.load("scaling")
+        variant = study.variants()[0]
+        tuned = variant.with_setting(study.tuning.key, 2.0)
+        assert tuned.recipe.stages["latent_generator"]["objective"]["time_shift"] == 2.0
+        assert tuned.name == f"{variant.name}-2.0" and tuned.values == variant.values
+        assert tuned.recipe_hash() != variant.recipe_hash()
 
 
 def test_an_unknown_study_is_an_error_that_lists_those_that_ship():

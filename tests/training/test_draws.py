@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from titok_hf.training.objectives import standard_normal
+from titok_hf.training.noise import standard_normal
 
 
 @pytest.fixture

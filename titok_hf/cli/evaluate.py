@@ -284,6 +284,14 @@ def learnability(
         int | None, typer.Option(min=2, help="The first so many images; all by default.")
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="Number of nearest neighbors.")] = 20,
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="Network of iFID: inception, digits, emoji, or a vision model."),
+    ] = None,
+    extractor_weights: Weights = None,
+    num_training_images: Annotated[
+        int, typer.Option(min=2, help="Training images among which iFID looks for neighbors.")
+    ] = 10_000,
     batch_size: BatchSize = 64,
     device: Device = None,
     output: Output = Path("learnability.json"),
@@ -302,6 +310,9 @@ def learnability(
             label_column=label_column if labels else None,
             num_images=num_images,
             k=k,
+            extractor=extractor,
+            extractor_weights=extractor_weights,
+            num_training_images=num_training_images,
             batch_size=batch_size,
             device=device,
         )

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import evaluate, first_look
-from .options import Commands, Device, Sampler, Seed
+from .options import Commands, Device, RecipeOverrides, Sampler, Seed
+from .study import study
 
 if TYPE_CHECKING:
     from .progress import RichProgress
@@ -24,15 +25,6 @@ app = Commands(
 app.add_typer(evaluate.app, name="evaluate")
 console = Console()
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change of the recipe, such as stages.warmup.training.max_steps=100.",
-    ),
-]
-
 
 @app.command()
 def demo(
@@ -40,7 +32,7 @@ def demo(
         Path, typer.Option(help="Folder for models, pictures and metrics.")
     ] = Path("demo"),
     seed: Seed = 0,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     images_per_class: Annotated[
         int, typer.Option(min=7, help="Number of images of each digit to generate and evaluate.")
     ] = 100,
@@ -90,7 +82,7 @@ def train(
         bool, typer.Option(help="Stream data that could also be downloaded as a whole.")
     ] = False,
     seed: Seed = 0,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
 ) -> None:
     """Train all stages of a recipe: a tokenizer, a generator, or both.
 
@@ -361,60 +353,7 @@ def zero_shot(
     console.print(table)
 
 
-@app.command()
-def study(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="Study of a claim: tokens, one-against-two-d, two-stage, schedule or codebook."
-        ),
-    ],
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the runs; studies/NAME by default.")
-    ] = None,
-    data: Annotated[
-        str, typer.Option(help="digits, emoji, a folder of images, or a data set on the Hub.")
-    ] = "digits",
-    seed: Annotated[
-        list[int] | None, typer.Option(help="Random seed; may be repeated; the study's by default.")
-    ] = None,
-    image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
-    label_column: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
-    overrides: Overrides = None,
-    quick: Annotated[
-        bool, typer.Option(help="Run a few steps with one seed, to check that everything works.")
-    ] = False,
-    extractor: Annotated[
-        str | None,
-        typer.Option(
-            help="Network of the Fréchet distance for other data: inception, or a vision model."
-        ),
-    ] = None,
-) -> None:
-    """Test a claim of the paper in miniature: variants of a recipe, several seeds, a table, a plot.
-
-    The same command resumes a stopped run.
-    """
-    from ..studies import run_study
-
-    output_dir = output_dir or Path("studies") / name
-    with training_progress() as progress:
-        run_study(
-            name,
-            output_dir,
-            data=data,
-            seeds=seed,
-            overrides=overrides or (),
-            quick=quick,
-            extractor=extractor,
-            image_column=image_column,
-            label_column=label_column,
-            callbacks=[progress],
-        )
-    console.print((output_dir / "table.md").read_text(), markup=False)
-    console.print(
-        f"results.json, table.md and plot.png are in [bold]{escape(str(output_dir))}[/bold]."
-    )
+app.command()(study)
 
 
 @app.command()

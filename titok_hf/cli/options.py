@@ -69,6 +69,14 @@ Sampler = Annotated[
         help="Argument of the pipeline's call, such as num_inference_steps=8.",
     ),
 ]
+RecipeOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change of the recipe, such as stages.warmup.training.max_steps=100.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[
     str | None,

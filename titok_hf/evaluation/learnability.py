@@ -7,17 +7,23 @@ generator sees them.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch import nn
 from torch.nn import functional as F
+from transformers import BaseImageProcessor
 
 from ..data.decoding import decoder_for
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device
 from ..modeling.auto import load_tokenizer
 from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
+from .interpolation import interpolated_frechet_distance
+from .metric_networks import load_extractor
 from .metrics.standard_error import Estimate
 from .representations import local_spatial_similarity
 from .results import command, describe_model, device_name, versions
@@ -186,7 +192,58 @@ def measure_learnability(
     }
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images of a data set, as a tokenizer takes them, with their latents.
+
+    Args:
+        images: uint8 `(B, 3, H, W)`.
+        latents: `(B, N, C)` or `(B, C, h, w)`, in float32.
+        labels: `(B,)`, if there are labels.
+    """
+
+    images: torch.Tensor
+    latents: torch.Tensor
+    labels: torch.Tensor | None
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean latents of the images, `(B, C)`."""
+        return self.latents.mean(1) if self.latents.ndim == 3 else self.latents.mean((2, 3))
+
+    @classmethod
+    @torch.no_grad()
+    def encode(
+        cls,
+        tokenizer: nn.Module,
+        processor: BaseImageProcessor,
+        dataset: Dataset,
+        image_column: str = "image",
+        label_column: str | None = "label",
+        batch_size: int = 64,
+    ) -> "EncodedImages":
+        """Encodes the images of a data set.
+
+        Raises:
+            ValueError: If the tokenizer is discrete.
+        """
+        encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
+        shown, latents = [], []
+        for indices in torch.arange(len(dataset)).split(batch_size):
+            images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
+            pixel_values = processor(images, return_tensors="pt")["pixel_values"]
+            shown.append(to_uint8(processor.postprocess(pixel_values, "pt"), "round"))
+            output = tokenizer.encode(pixel_values.to(tokenizer.device, tokenizer.dtype))
+            if output.codes is not None:
+                raise ValueError(
+                    "The tokenizer is discrete; what is measured is of continuous latents, on which a "
+                    "flow is trained."
+                )
+            latents.append(output.latents.float().cpu())
+        labels = None if label_column is None else torch.tensor(dataset[label_column])
+        return cls(torch.cat(shown), torch.cat(latents), labels)
+
+
 def evaluate_learnability(
     tokenizer: str | Path,
     data: str,
@@ -198,6 +255,9 @@ def evaluate_learnability(
     label_column: str | None = "label",
     num_images: int | None = None,
     k: int = 20,
+    extractor: str | None = None,
+    extractor_weights: str | Path | None = None,
+    num_training_images: int = 10_000,
     batch_size: int = 64,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
@@ -213,40 +273,60 @@ def evaluate_learnability(
         image_column, label_column: Columns of the images; `label_column=None` without labels.
         num_images: The first so many; all if not given.
         k: Number of neighbors of `same_class_neighbors`.
+        extractor: Network of `interpolated_frechet_distance` (iFID), see `load_extractor`; without one,
+            it is not measured. Its neighbors are images of the split `train`.
+        extractor_weights: See `load_extractor`.
+        num_training_images: Number of training images among which neighbors are looked for, spread
+            evenly; at most all.
         batch_size: Number of images per batch.
         device: Device to compute on; by default the accelerator if there is one.
 
     Returns:
-        The result of `measure_learnability`, with `tokenizer`, `data`, `num_images`, the `fingerprint`
-        of the images, `device`, `versions`, and the `command` that repeats it.
+        The result of `measure_learnability`, with iFID in `metrics` or in `undefined`, and with
+        `tokenizer`, `data`, `num_images`, the `fingerprint` of the images, the `extractor`, `device`,
+        `versions`, and the `command` that repeats it.
 
     Raises:
         ValueError: If the tokenizer is discrete.
     """
     arguments = dict(locals())
+    network = None if extractor is None else load_extractor(extractor, extractor_weights, device)
     model, processor = load_tokenizer(tokenizer, revision=revision or "main", subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
     device = torch.device(device or default_device())
     model.to(device)
     columns = {"image_column": image_column, "label_column": label_column}
-    dataset = open_images(data, **columns, revision=data_revision).dataset(split)
+    splits = open_images(data, **columns, revision=data_revision)
+    dataset = splits.dataset(split)
     dataset = dataset if num_images is None else dataset.select(range(num_images))
-    encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
-    fingerprint, latents = Fingerprint(), []
-    for indices in torch.arange(len(dataset)).split(batch_size):
-        images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
-        pixel_values = processor(images, return_tensors="pt")["pixel_values"]
-        shown = processor.postprocess(pixel_values, "pt")
-        fingerprint.update(to_uint8(shown, "round"))
-        output = model.encode(pixel_values.to(device, model.dtype))
-        if output.codes is not None:
-            raise ValueError(
-                f"{tokenizer} is discrete; what is measured is of continuous latents, on which a flow "
-                "is trained."
-            )
-        latents.append(output.latents.float().cpu())
-    labels = None if label_column is None else torch.tensor(dataset[label_column])
-    measured = measure_learnability(torch.cat(latents), labels, k)
+    encoded = EncodedImages.encode(model, processor, dataset, **columns, batch_size=batch_size)
+    fingerprint = Fingerprint()
+    fingerprint.update(encoded.images)
+    measured = measure_learnability(encoded.latents, encoded.labels, k)
+    if network is None:
+        measured["undefined"]["interpolated_frechet_distance"] = "no extractor"
+    elif len(dataset) <= network.num_features:
+        measured["undefined"]["interpolated_frechet_distance"] = (
+            f"{len(dataset)} images are too few for {network.num_features} features"
+        )
+    else:
+        train = splits.dataset("train")
+        places = torch.linspace(0, len(train) - 1, min(len(train), num_training_images))
+        train = train.select(places.round().long().tolist())
+        known = EncodedImages.encode(model, processor, train, **columns, batch_size=batch_size)
+        distance = interpolated_frechet_distance(
+            model,
+            processor,
+            network,
+            images=encoded.images,
+            latents=encoded.latents,
+            known=known.latents,
+            batch_size=batch_size,
+        )
+        measured["metrics"]["interpolated_frechet_distance"] = {
+            "value": distance,
+            "standard_error": None,
+        }
     commit = dataset_commit(data, data_revision)
     arguments |= {"revision": described["revision"], "data_revision": commit}
     return {
@@ -255,6 +335,7 @@ def evaluate_learnability(
         "num_images": len(dataset),
         "fingerprint": fingerprint.compute([fingerprint.total]),
         **measured,
+        "extractor": None if network is None else network.identity(),
         "device": device_name(device),
         "versions": versions(),
         "command": command("learnability", arguments) + ("" if label_column else " --no-labels"),

@@ -4,16 +4,21 @@ import dataclasses
 
 from datasets import DatasetDict
 
+from ..devices import default_device
 from ..evaluation.feature_statistics import ReferenceSet, check_feasible
 from ..evaluation.generation import measure_generation
 from ..evaluation.image_sources import DatasetImages, GeneratedImages
+from ..evaluation.interpolation import interpolated_frechet_distance
+from ..evaluation.learnability import EncodedImages, measure_learnability
 from ..evaluation.metric_networks import MetricNetworks
+from ..evaluation.probe import knn_probe, linear_probe
 from ..evaluation.protocol import Protocol
 from ..evaluation.reconstruction import measure_reconstruction
-from ..pipelines import TiTokPipeline
+from ..pipelines import ClassConditionalPipeline, LatentDiTPipeline
 from ..training.recipe_run import RecipeRun
 
 RECONSTRUCTED = ("mean_squared_error", "psnr", "codebook_usage", "codebook_perplexity")
+NEIGHBORS = 20
 
 
 class HeldOut:
@@ -39,6 +44,8 @@ class HeldOut:
         image_column: str = "image",
         label_column: str = "label",
     ):
+        self.dataset = dataset
+        self.image_column, self.label_column = image_column, label_column
         fields, metrics = {"image_size": image_size}, {"reconstruction": RECONSTRUCTED}
         if extractor is not None:
             judged = (
@@ -46,7 +53,10 @@ class HeldOut:
                 if extractor in ("digits", "emoji")
                 else ("frechet_distance",)
             )
-            metrics = {"reconstruction": judged + RECONSTRUCTED, "generation": judged}
+            metrics = {
+                "reconstruction": judged + RECONSTRUCTED,
+                "generation": (*judged, "precision", "recall"),
+            }
             fields["extractor"] = extractor
         self.protocol = dataclasses.replace(Protocol.load("demo"), **fields, metrics=metrics)
         self.test = DatasetImages(dataset["test"], self.protocol, image_column, label_column)
@@ -73,16 +83,21 @@ class HeldOut:
                 generator.
 
         Returns:
-            The protocol's metrics of the reconstructions, or of the generated images.
+            The protocol's metrics of the reconstructions or of the generated images; of a generator of
+            latents, those of `measure_latents`, too.
         """
         result = run.train()
         protocol, train, judges = self.protocol, self.train, self.judges
-        if isinstance(result, TiTokPipeline):
+        if isinstance(result, ClassConditionalPipeline):
+            result.to(default_device())
             number = images_per_class * result.transformer.config.num_labels
             images = [GeneratedImages(result, number, protocol, run.seed)]
-            return measure_generation(
+            values = measure_generation(
                 images, train, protocol, judges, batch_size=256, progress_bar=False
             ).values
+            if isinstance(result, LatentDiTPipeline):
+                values |= self.measure_latents(run)
+            return values
         if result.config.head == "proxy_codes":
             result = result.with_pixel_decoder(run.result("vqgan")).eval()
         return measure_reconstruction(
@@ -94,3 +109,47 @@ class HeldOut:
             judges=judges,
             progress_bar=False,
         ).values
+
+    def measure_latents(self, run: RecipeRun) -> dict[str, float]:
+        """Measures the tokenizer of a run's generator of latents.
+
+        Returns:
+            `reconstruction_frechet_distance` (rFID, to the held-out images themselves), `psnr`, what
+            `measure_learnability` measures, `interpolated_frechet_distance`, and the balanced
+            accuracies of probes of the mean latent, `linear_probe` and `knn_probe`.
+        """
+        [stage] = run.recipe.stage("latent_generator").required()
+        tokenizer = run.result(stage).to(default_device())
+        processor = run.recipe.stage(stage).image_processor()
+        reconstructed = measure_reconstruction(
+            tokenizer, processor, self.test, self.protocol, judges=self.judges, progress_bar=False
+        ).values
+        known, seen = (
+            EncodedImages.encode(
+                tokenizer,
+                processor,
+                dataset,
+                image_column=self.image_column,
+                label_column=self.label_column,
+            )
+            for dataset in (self.dataset["train"], self.dataset["test"])
+        )
+        learnability = measure_learnability(seen.latents, seen.labels)["metrics"]
+        sides = (known.mean, known.labels, seen.mean, seen.labels)
+        return {
+            "reconstruction_frechet_distance": reconstructed["frechet_distance"],
+            "psnr": reconstructed["psnr"],
+            **{name: measured["value"] for name, measured in learnability.items()},
+            "interpolated_frechet_distance": interpolated_frechet_distance(
+                tokenizer,
+                processor,
+                self.judges.extractor,
+                images=seen.images,
+                latents=seen.latents,
+                known=known.latents,
+            ),
+            "linear_probe": linear_probe(*sides)["balanced_accuracy"],
+            "knn_probe": knn_probe(*sides, k=min(NEIGHBORS, len(known.labels)))[
+                "balanced_accuracy"
+            ],
+        }

@@ -1,5 +1,6 @@
 """`TrainingArguments` for networks with a discriminator and for long streams of images."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -26,6 +27,8 @@ class TiTokTrainingArguments(TrainingArguments):
         shuffle_buffer: Number of samples in the shuffle buffer of a stream, per worker process.
         max_unreadable: Share of the images that may be unreadable before training stops.
         preview_steps: Number of steps between the preview pictures of a `RecipeRun`; 0 for none.
+        snapshot_steps: Numbers of steps after which a `RecipeRun` writes the network as a result, to
+            `work/snapshots/STAGE/STEPS`.
     """
 
     discriminator_learning_rate: float = field(
@@ -38,6 +41,9 @@ class TiTokTrainingArguments(TrainingArguments):
         default=0.01, metadata={"help": "Share of the images that may be unreadable."}
     )
     preview_steps: int = field(default=0, metadata={"help": "Steps between previews; 0 for none."})
+    snapshot_steps: list[int] = field(
+        default_factory=list, metadata={"help": "Numbers of steps whose network is kept."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Off, because the collator needs all columns."}
     )
@@ -67,6 +73,13 @@ class TiTokTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"`{name}` must be left at {neutral!r}, because {reason}; got "
                     f"{getattr(self, name)!r}."
+                )
+        last = self.max_steps if self.max_steps > 0 else math.inf
+        for step in self.snapshot_steps:
+            if not isinstance(step, int) or not 1 <= step <= last:
+                raise ValueError(
+                    f"`snapshot_steps` must be numbers of steps from 1 to `max_steps` ({last}), got "
+                    f"{step!r}."
                 )
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(

@@ -12,7 +12,8 @@ from ..modeling.lightning_dit import LightningDiTModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from ..pipelines.pipeline_latent_dit import shifted
 from .losses import at_least_float32, full_precision
-from .objectives import Objective, ObjectiveOutput, standard_normal
+from .noise import standard_normal
+from .objectives import Objective, ObjectiveOutput
 
 
 def flow_losses(

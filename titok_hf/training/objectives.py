@@ -36,6 +36,7 @@ from .losses import (
     mean_over_processes,
 )
 from .moving_average import MovingAverage
+from .noise import standard_normal
 from .perceptual import PerceptualLoss
 
 
@@ -52,12 +53,6 @@ class ObjectiveOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logged_losses: dict[str, torch.Tensor] | None = None
-
-
-def standard_normal(draws: torch.Tensor) -> torch.Tensor:
-    """Maps uniform float32 numbers in [0, 1), multiples of 2^-24, to standard normal ones."""
-    # half of the smallest step stands for 0, whose quantile is minus infinity
-    return torch.special.ndtri(draws.clamp_min(2.0**-25))
 
 
 class Objective(nn.Module):

@@ -1,7 +1,6 @@
 """The objective of VTP's pre-training: contrast, self-supervision and reconstruction together (arXiv
 2512.13687)."""
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Literal
@@ -12,13 +11,17 @@ from torch.nn import functional as F
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..modeling.vtp import VTPModel, VTPVisionOutput
+from .alignment import Alignment
 from .contrast import contrastive_loss, sigmoid_loss
-from .losses import at_least_float32
+from .equivariance import Transformation, halved
+from .losses import adaptive_weight, at_least_float32
+from .noise import noisy_latents
 from .objectives import Objective, ObjectiveOutput
 from .perceptual import PerceptualLoss
 from .self_supervision import (
     Centering,
     DINOHead,
+    Teacher,
     dino_losses,
     ibot_loss,
     koleo_loss,
@@ -28,32 +31,13 @@ from .self_supervision import (
 LARGEST_LOGIT_SCALE = math.log(100)  # as in CLIP and OpenCLIP
 
 
-class Teacher(nn.Module):
-    """The moving average of the student's vision encoder and head. It begins as a copy of both."""
-
-    def __init__(self, model: VTPModel, head: DINOHead):
-        super().__init__()
-        self.vision_encoder = copy.deepcopy(model.vision_encoder)
-        self.head = copy.deepcopy(head)
-        self.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Stays in evaluation mode, even if the parent module is switched to training."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def follow(self, model: VTPModel, head: DINOHead, momentum: float) -> None:
-        """Moves the weights to those of the student, by a share of `1 - momentum`."""
-        student = [*model.vision_encoder.parameters(), *head.parameters()]
-        torch._foreach_lerp_([*self.parameters()], student, 1 - momentum)
-
-
 class VTPPretrainingObjective(Objective):
     """Stage `vtp_pretraining`: `reconstruction_weight * reconstruction + ssl_weight *
     self_supervision + clip_weight * contrast` (VTP, section 3).
 
     - Reconstruction is the mean absolute error plus `perceptual_weight * perceptual`, through the
-      bottleneck.
+      bottleneck. Four switches make its latents easier to learn for a generator: alignment,
+      equivariance, scale equivariance, and noise.
     - Self-supervision is DINO plus iBOT plus `koleo_weight * KoLeo`, as in DINOv2 with one head for
       both.
     - Contrast is CLIP's loss or SigLIP's over all processes.
@@ -87,6 +71,18 @@ class VTPPretrainingObjective(Objective):
             each of its forward passes: the probability that a branch of a block is left out for an
             image. Contrast and reconstruction share a forward pass if their rates are equal.
         num_local_crops: Number of local crops in batches; only for the number of draws.
+        alignment: Alignment of the latents with a foundation model (VA-VAE, arXiv 2501.01423).
+        alignment_weight: Its weight within reconstruction, times the adaptive weight of
+            `titok_hf.training.losses.adaptive_weight` at the bottleneck. VA-VAE has 0.1, and 0.5 at
+            first.
+        equivariance_probability: Probability that a step scales and rotates its latents and decodes
+            them to images treated alike (EQ-VAE, arXiv 2502.09509, which has 0.5).
+        prior_probability: Probability that another step scales its images, in EQ-VAE.
+        scale_equivariance_weight: Weight, within reconstruction, of the same loss of latents and images
+            at half their size (SER, arXiv 2502.14831).
+        latent_noise: Largest standard deviation of noise on the latents, in multiples of that of the
+            image's latents; that of an image is uniform below (as RAE, arXiv 2510.11690, does for its
+            decoder, and in the spirit of denoising tokenizers, arXiv 2507.15856).
         ema_decay: See `Objective`.
     """
 
@@ -114,6 +110,12 @@ class VTPPretrainingObjective(Objective):
         ssl_drop_rate: float = 0.0,
         reconstruction_drop_rate: float = 0.0,
         num_local_crops: int = 8,
+        alignment: Alignment | None = None,
+        alignment_weight: float = 0.0,
+        equivariance_probability: float = 0.0,
+        prior_probability: float = 0.25,
+        scale_equivariance_weight: float = 0.0,
+        latent_noise: float = 0.0,
         ema_decay: float = 0.0,
     ):
         for name, value, known in (
@@ -145,6 +147,10 @@ class VTPPretrainingObjective(Objective):
             raise ValueError(
                 f"`perceptual` must be given if `perceptual_weight` is not 0, got {perceptual_weight}."
             )
+        if bool(alignment_weight) != (alignment is not None):
+            raise ValueError(
+                f"`alignment` must be given if `alignment_weight` is not 0, got {alignment_weight}."
+            )
         # weights that no loss reaches
         if not ssl_weight:
             model.vision_encoder.mask_token.requires_grad_(False)
@@ -160,6 +166,12 @@ class VTPPretrainingObjective(Objective):
                 {name: Centering(num_prototypes) for name in ("dino", "ibot")}
             )
         self.perceptual = perceptual
+        self.alignment = alignment
+        self.alignment_weight = alignment_weight
+        self.equivariance_probability = equivariance_probability
+        self.prior_probability = prior_probability
+        self.scale_equivariance_weight = scale_equivariance_weight
+        self.latent_noise = latent_noise
         self.reconstruction_weight = reconstruction_weight
         self.ssl_weight = ssl_weight
         self.clip_weight = clip_weight
@@ -185,8 +197,10 @@ class VTPPretrainingObjective(Objective):
             (2 + num_local_crops) * int(bool(ssl_weight and ssl_drop_rate)),
         )
         branches = 2 * config.vision_num_hidden_layers
-        self.num_draws = branches * sum(passes)
         self.draws_of_pass = [branches * count for count in passes]
+        places = (config.image_size // config.patch_size) ** 2
+        self.draws_of_pass.append((1 + config.latent_dim * places) * int(bool(latent_noise)))
+        self.num_draws = sum(self.draws_of_pass)
         for name, values in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
@@ -194,6 +208,8 @@ class VTPPretrainingObjective(Objective):
         yield from super().networks()
         if self.head is not None:
             yield "head", self.head
+        if self.alignment is not None:
+            yield "alignment", self.alignment
 
     def check_batch(self, batch: dict[str, torch.Tensor]) -> None:
         """Checks the ids of a batch; images are normalized, so that they have no range."""
@@ -227,7 +243,8 @@ class VTPPretrainingObjective(Objective):
         logged: dict[str, torch.Tensor] = {}
         loss, vision = 0.0, None
         if draws is not None:
-            for_clip, for_reconstruction, for_ssl = draws.split(self.draws_of_pass, dim=1)
+            of_passes = draws.split(self.draws_of_pass, dim=1)
+            for_clip, for_reconstruction, for_ssl, for_noise = of_passes
 
         # contrast
         if self.clip_weight:
@@ -245,7 +262,19 @@ class VTPPretrainingObjective(Objective):
             rows = slice(None) if reconstruction_rows is None else reconstruction_rows
             # without contrast, the batch holds no other images
             images = pixel_values[rows] if self.clip_weight else pixel_values  # (R, 3, H, W)
-            if vision is not None and self.clip_drop_rate == self.reconstruction_drop_rate:
+            transformation = None
+            if self.training and self.equivariance_probability:
+                transformation = Transformation.draw(
+                    step, self.equivariance_probability, self.prior_probability
+                )
+            scaled = transformation is not None and not transformation.of_latents
+            if scaled:
+                patch = self.model.config.patch_size
+                height, width = (side // patch for side in images.shape[2:])
+                places = transformation.places(height, width)
+                images = transformation.apply(images, tuple(patch * count for count in places))
+            shared = self.clip_drop_rate == self.reconstruction_drop_rate and not scaled
+            if vision is not None and shared:
                 patch_tokens = vision.patch_tokens[rows]  # (R, N, D)
             else:
                 scales = None
@@ -256,7 +285,16 @@ class VTPPretrainingObjective(Objective):
                 patch_tokens = self.model.get_vision_features(
                     images, branch_scales=scales
                 ).patch_tokens
-            reconstruction_loss = self.reconstruction_loss(patch_tokens, images, logged)
+            noise = None
+            if self.latent_noise and draws is not None and not scaled:
+                noise = for_noise[rows]
+            reconstruction_loss = self.reconstruction_loss(
+                patch_tokens,
+                images,
+                noise=noise,
+                transformation=None if scaled else transformation,
+                logged=logged,
+            )
             loss = loss + self.reconstruction_weight * reconstruction_loss
 
         # self-supervision
@@ -312,11 +350,46 @@ class VTPPretrainingObjective(Objective):
         self,
         patch_tokens: torch.Tensor,
         images: torch.Tensor,
+        noise: torch.Tensor | None,
+        transformation: Transformation | None,
         logged: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        """Returns the reconstruction loss of patch tokens `(R, N, D)` and their normalized images."""
-        height, width = (side // self.model.config.patch_size for side in images.shape[2:])
+        """Returns the reconstruction loss of patch tokens `(R, N, D)` and their normalized images.
+
+        Args:
+            patch_tokens, images: `(R, N, D)` and `(R, 3, H, W)`.
+            noise: Draws of the latents' noise `(R, 1 + C * h * w)`, if there is any.
+            transformation: Transformation of latents and images, if there is any.
+            logged: Takes the terms of the loss.
+        """
+        patch = self.model.config.patch_size
+        height, width = (side // patch for side in images.shape[2:])
         latents = self.model.to_latents(patch_tokens, height, width)  # (R, C, h, w)
+        decoded, targets = latents, images
+        if noise is not None:
+            decoded = noisy_latents(decoded, noise, self.latent_noise)
+        if transformation is not None:
+            places = transformation.places(height, width)
+            decoded = transformation.apply(decoded, places)
+            targets = transformation.apply(targets, tuple(patch * count for count in places))
+        loss = self.distance(decoded, targets, logged)
+        if self.scale_equivariance_weight:
+            logged["scale_equivariance_loss"] = self.distance(halved(latents), halved(images), {})
+            loss = loss + self.scale_equivariance_weight * logged["scale_equivariance_loss"]
+        if self.alignment is not None:
+            aligned, terms = self.alignment(latents, images * self.std + self.mean)
+            logged |= terms
+            weight = self.alignment_weight
+            if torch.is_grad_enabled():
+                bottleneck = self.model.vision_encoder.bottleneck.weight
+                weight = weight * adaptive_weight(loss, aligned, bottleneck)
+            loss = loss + weight * aligned
+        return loss
+
+    def distance(
+        self, latents: torch.Tensor, images: torch.Tensor, logged: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Returns the distance of the images decoded from latents `(R, C, h, w)` to normalized images."""
         reconstruction = at_least_float32(self.model.decode(latents).reconstruction)
         targets = images
         in_unit_range = [x * self.std + self.mean for x in (reconstruction, images)]

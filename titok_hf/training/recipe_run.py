@@ -5,7 +5,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
-from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from ..data.augmentation import Augmentation
 from ..data.identity import data_identity
@@ -33,6 +33,7 @@ from .memory import PeakMemory
 from .objectives import Objective
 from .previews import Previews
 from .recipe import Recipe
+from .snapshots import Snapshots
 from .stages import STAGES, Columns, Stage, recipe_objectives
 from .trainer import TiTokTrainer
 
@@ -371,7 +372,7 @@ class RecipeRun:
             started = time.perf_counter()
             set_seed(self.seed)
             objective = stage.objective(results, self.train_samples.class_names or ())
-            trainer = self.trainer(stage, objective)
+            trainer = self.trainer(stage, objective, results)
             checkpoint = last_checkpoint(trainer.args.output_dir)
             state = None
             if checkpoint is not None:
@@ -394,14 +395,7 @@ class RecipeRun:
             folder = self.folder(stage.name)
             try:
                 with whole_folder(folder) as partial_folder:
-                    if isinstance(result, PublishMixin):
-                        names = list(self.recipe.stages)
-                        names = names[: names.index(stage.name) + 1]
-                        result.provenance = {
-                            "training_data": self.data_name,
-                            "recipe": {name: self.recipe.stages[name] for name in names},
-                        }
-                    stage.save(result, results, partial_folder)
+                    self.save(stage, result, results, partial_folder)
                     logs = self.work_dir / "logs"
                     logs.mkdir(exist_ok=True)
                     (logs / f"{stage.name}.json").write_text(json.dumps(log, indent=1))
@@ -413,8 +407,27 @@ class RecipeRun:
                 ) from error
         trainer.accelerator.wait_for_everyone()
 
-    def trainer(self, stage: Stage, objective: Objective) -> TiTokTrainer:
-        """Returns the trainer of a stage."""
+    def save(
+        self, stage: Stage, network: PreTrainedModel, results: Mapping[str, Any], folder: Path
+    ) -> None:
+        """Writes a trained network as the result of a stage, with how it was made, to an empty folder."""
+        if isinstance(network, PublishMixin):
+            names = list(self.recipe.stages)
+            names = names[: names.index(stage.name) + 1]
+            network.provenance = {
+                "training_data": self.data_name,
+                "recipe": {name: self.recipe.stages[name] for name in names},
+            }
+        stage.save(network, results, folder)
+
+    def snapshots(self, stage: str) -> Path:
+        """Returns the folder of a stage's snapshots, see `TiTokTrainingArguments.snapshot_steps`."""
+        return self.work_dir / "snapshots" / stage
+
+    def trainer(
+        self, stage: Stage, objective: Objective, results: Mapping[str, Any]
+    ) -> TiTokTrainer:
+        """Returns the trainer of a stage, given the results of those that it requires."""
         args = self.training_arguments(stage)
         collator = stage.collator(
             self.train_samples,
@@ -448,4 +461,12 @@ class RecipeRun:
         if args.preview_steps and (draw := stage.preview(self.held_out or self.train_samples)):
             folder = self.work_dir / "previews" / stage.name
             trainer.add_callback(Previews(trainer, args.preview_steps, folder, draw))
+        if args.snapshot_steps:
+
+            def write(network: PreTrainedModel, folder: Path) -> None:
+                with whole_folder(folder) as partial_folder:
+                    self.save(stage, network, results, partial_folder)
+
+            folder = self.snapshots(stage.name)
+            trainer.add_callback(Snapshots(trainer, args.snapshot_steps, folder, write))
         return trainer

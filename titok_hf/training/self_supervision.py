@@ -5,6 +5,7 @@ All of them are computed in float32 and over all processes: their mean over proc
 the global batch, and distributed training averages gradients to its gradient.
 """
 
+import copy
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from ..modeling.vtp import VTPModel
 from .losses import at_least_float32, full_precision
 
 
@@ -57,6 +59,26 @@ class DINOHead(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps features `(..., D)` to logits `(..., num_prototypes)`."""
         return self.prototypes(F.normalize(self.mlp(features), dim=-1))
+
+
+class Teacher(nn.Module):
+    """The moving average of the student's vision encoder and head. It begins as a copy of both."""
+
+    def __init__(self, model: VTPModel, head: DINOHead):
+        super().__init__()
+        self.vision_encoder = copy.deepcopy(model.vision_encoder)
+        self.head = copy.deepcopy(head)
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode, even if the parent module is switched to training."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def follow(self, model: VTPModel, head: DINOHead, momentum: float) -> None:
+        """Moves the weights to those of the student, by a share of `1 - momentum`."""
+        student = [*model.vision_encoder.parameters(), *head.parameters()]
+        torch._foreach_lerp_([*self.parameters()], student, 1 - momentum)
 
 
 @torch.no_grad()

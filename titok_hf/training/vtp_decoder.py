@@ -6,7 +6,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..modeling.outputs import TokenizerEncoderOutput
 from ..modeling.vtp import VTPModel
-from .objectives import ReconstructionObjective, standard_normal
+from .noise import noisy_latents
+from .objectives import ReconstructionObjective
 from .perceptual import PerceptualLoss
 
 
@@ -76,10 +77,7 @@ class VTPDecoderObjective(ReconstructionObjective):
     ) -> TokenizerEncoderOutput:
         encoded = self.model.encode(pixel_values)
         if self.latent_noise and draws is not None:
-            latents = encoded.latents  # (B, C, h, w)
-            scale = self.latent_noise * draws[:, 0] * latents.flatten(1).std(1)  # (B,)
-            noise = standard_normal(draws[:, 1:]).view_as(latents)
-            encoded.latents = latents + scale.view(-1, 1, 1, 1) * noise
+            encoded.latents = noisy_latents(encoded.latents, draws, self.latent_noise)
         return encoded
 
     def in_unit_range(self, images: torch.Tensor) -> torch.Tensor:

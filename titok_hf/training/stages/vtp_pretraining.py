@@ -1,6 +1,7 @@
 """The stage `vtp_pretraining`: a VTP learns by contrast, self-supervision and reconstruction together
 (arXiv 2512.13687)."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -10,7 +11,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ...data.augmentation import Augmentation
 from ...data.multi_crop import MultiCrop
@@ -24,11 +32,14 @@ from ...data.pretraining import (
 from ...data.samples import Samples
 from ...data.text_tokenizers import train_text_tokenizer, with_end_token
 from ...distributed import process_state
+from ...hub.errors import explain_loading_errors
 from ...hub.folders import whole_folder
 from ...modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
 from ...modeling.vtp.processing_vtp import check_tokenizer
+from ..alignment import Alignment
 from ..arguments import TiTokTrainingArguments
 from ..initial_weights import initialize
+from ..known import KNOWN
 from ..objectives import Objective
 from ..pretraining import VTPPretrainingObjective
 from ..self_supervision import DINOHead
@@ -42,7 +53,7 @@ LEAST_VOCABULARY = 257  # bytes and the end of a text
 PARTS_OF = {
     "ssl": ("head", "multi_crop", "masking"),
     "clip": ("text",),
-    "reconstruction": ("lpips",),
+    "reconstruction": ("lpips", "alignment"),
 }
 ARGUMENTS_OF = {
     "ssl": (
@@ -63,6 +74,11 @@ ARGUMENTS_OF = {
         *PERCEPTUAL_WEIGHTS,
         "pixel_scale",
         "reconstruction_drop_rate",
+        "alignment_weight",
+        "equivariance_probability",
+        "prior_probability",
+        "scale_equivariance_weight",
+        "latent_noise",
     ),
 }
 
@@ -75,7 +91,9 @@ class VTPPretrainingStage(VTPStage):
     number of images of an optimizer step in `reconstruction` and `self_supervision`; by default all.
     The part `text` names a tokenizer (`tokenizer`, `revision`); by default, one with
     `text_vocab_size` tokens is trained on the captions. The part `initial` names a pretrained model
-    to start from (`pretrained`, `revision`), see `initialize`.
+    to start from (`pretrained`, `revision`), see `initialize`. The part `alignment` names a vision
+    model of transformers (`pretrained`, `revision`) with which the latents are aligned, by default
+    that of the stage `classifier`, and holds arguments of `Alignment`.
     """
 
     name = "vtp_pretraining"
@@ -94,6 +112,13 @@ class VTPPretrainingStage(VTPStage):
         "text": ("tokenizer", "revision"),
         "initial": ("pretrained", "revision"),
         "lpips": ("backbone", "heads"),
+        "alignment": (
+            *keys_of(Alignment),
+            "image_mean",
+            "image_std",
+            "pretrained",
+            "revision",
+        ),
     }
 
     def weight(self, loss: str) -> float:
@@ -124,6 +149,17 @@ class VTPPretrainingStage(VTPStage):
                     f"for it, because `{loss}_weight` is 0: remove it (in a recipe with a `base`, set "
                     "it to null)."
                 )
+        if self.part("alignment") and not self.aligned:
+            raise ValueError(
+                f"The stage {self.name} has a part `alignment` but no `alignment_weight` in its objective."
+            )
+        named = "pretrained" in self.part("alignment")
+        if self.aligned and not named and "classifier" not in self.recipe.stages:
+            raise ValueError(
+                f"The stage {self.name} has an `alignment_weight` but no foundation model: name one by "
+                "`pretrained` in its part `alignment`, such as facebook/dinov2-large, or add the stage "
+                "classifier."
+            )
         for subset, loss in (("reconstruction", "reconstruction"), ("self_supervision", "ssl")):
             if subset in self.part("subsets") and not self.weight(loss):
                 raise ValueError(
@@ -159,10 +195,55 @@ class VTPPretrainingStage(VTPStage):
         model = VTPModel(self.config(**self.part("model")))
         if self.part("initial") and load_weights:
             self.initialize(model)
+        if self.aligned:
+            arguments["alignment"] = self.alignment(results, model.config.latent_dim, load_weights)
         if self.weight("ssl"):
             arguments["head"] = DINOHead(model.config.vision_hidden_size, **self.part("head"))
             arguments["num_local_crops"] = self.multi_crop(model.config).num_local
         return VTPPretrainingObjective(model, **arguments)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether latents are aligned with a foundation model."""
+        return not self.is_pretrained and bool(self.part("objective").get("alignment_weight"))
+
+    def required(self) -> list[str]:
+        required = super().required()
+        from_stage = self.aligned and "pretrained" not in self.part("alignment")
+        return [*required, *(["classifier"] if from_stage and "classifier" not in required else [])]
+
+    def alignment(
+        self, results: Mapping[str, Any], latent_dim: int, load_weights: bool = True
+    ) -> Alignment:
+        """Returns the alignment with the foundation model, whose image processor knows how its images
+        are normalized.
+
+        Raises:
+            OSError: If it cannot be reached.
+        """
+        settings = dict(self.part("alignment"))
+        source, location = settings.pop("pretrained", None), {}
+        if "revision" in settings:
+            location["revision"] = settings.pop("revision")
+        if source is None:
+            classifier = results["classifier"]
+            own = {name: getattr(classifier, name) for name in ("image_mean", "image_std")}
+            network = copy.deepcopy(classifier.model.base_model)
+            settings = {"image_size": classifier.image_size, **own, **settings}
+            return Alignment(network, latent_dim, **settings)
+        with explain_loading_errors(source):
+            if not load_weights:
+                known = KNOWN["configurations"].get(source)
+                config = (
+                    AutoConfig.for_model(**known)
+                    if known
+                    else AutoConfig.from_pretrained(source, **location)
+                )
+                return Alignment(AutoModel.from_config(config), latent_dim, **settings)
+            network = AutoModel.from_pretrained(source, **location)
+            processor = AutoImageProcessor.from_pretrained(source, **location)
+        own = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+        return Alignment(network, latent_dim, **{**own, **settings})
 
     def initialize(self, model: VTPModel | None = None) -> None:
         """Gives a model, or a new one, the weights of the part `initial`."""
@@ -174,6 +255,8 @@ class VTPPretrainingStage(VTPStage):
         downloads = super().downloads()
         if self.part("initial"):
             downloads["initial weights"] = self.initialize
+        if "pretrained" in self.part("alignment"):
+            downloads["foundation model"] = lambda: self.alignment({}, 1)
         if self.weight("clip") and self.part("text"):
             downloads["text tokenizer"] = lambda: self.pretrained_tokenizer
         return downloads
