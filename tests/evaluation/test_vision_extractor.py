@@ -4,6 +4,8 @@ import torch
 from huggingface_hub import HfApi
 from PIL import Image
 from transformers import (
+    BertConfig,
+    BertModel,
     BitImageProcessor,
     CLIPConfig,
     CLIPModel,
@@ -37,6 +39,12 @@ TRANSFORMER = {
     "initializer_range": 0.3,
 }
 CONVOLUTIONS = {"hidden_sizes": [8, 8, 16, 24], "depths": [1, 1, 1, 1], "initializer_range": 0.3}
+SMALLEST = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 SQUARE = {"height": 32, "width": 32}
 
 
@@ -248,19 +256,23 @@ def test_a_model_without_all_its_weights_is_refused(save):
 
 
 def test_a_model_that_reads_is_refused(save):
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    model = CLIPModel(
-        CLIPConfig(text_config={**text, "vocab_size": 10}, vision_config={**text, "image_size": 32})
-    )
+    model = BertModel(BertConfig(**SMALLEST, vocab_size=10))
     with pytest.raises(
-        ValueError, match=r"must be a vision model, .* it is a CLIPModel, which takes 'input_ids'"
+        ValueError, match=r"must be a vision model, .* it is a BertModel, which takes 'input_ids'"
     ):
         VisionExtractor(save(model, squashing()))
+
+
+@torch.no_grad()
+def test_of_a_model_of_images_and_texts_it_is_the_image_part(save, images):
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**SMALLEST, "vocab_size": 10},
+            vision_config={**SMALLEST, "image_size": 32, "patch_size": 8},
+        )
+    ).eval()
+    found = VisionExtractor(save(model, squashing()), device="cpu")(images)
+    torch.testing.assert_close(found.features, model.vision_model(prepared(images)).pooler_output)
 
 
 def test_images_that_are_not_square_are_refused(save):

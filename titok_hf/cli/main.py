@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import evaluate, first_look
+from . import first_look, frechet_ratio
 from .options import Commands, Device, RecipeOverrides, Sampler, Seed
 from .study import study
 
@@ -22,7 +22,7 @@ app = Commands(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(frechet_ratio.app, name="evaluate")
 console = Console()
 
 

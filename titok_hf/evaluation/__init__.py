@@ -4,6 +4,7 @@ from pathlib import Path
 
 from .extractors import FeatureExtractor
 from .files import generate_to_file, probe_files, reconstruct_files
+from .frechet_ratio import evaluate_frechet_ratio, write_ratio_reference
 from .generation import evaluate_generation, measure_generation
 from .learnability import evaluate_learnability, measure_learnability
 from .metric_networks import MetricNetworks, load_extractor
@@ -42,6 +43,7 @@ __all__ = [
     "clip_templates",
     "codebook_statistics",
     "compare_results",
+    "evaluate_frechet_ratio",
     "evaluate_generation",
     "evaluate_learnability",
     "evaluate_neighbors",
@@ -65,6 +67,7 @@ __all__ = [
     "retrieval_recall",
     "token_features",
     "vision_features",
+    "write_ratio_reference",
     "write_reference",
     "zero_shot_files",
     "zero_shot_probabilities",

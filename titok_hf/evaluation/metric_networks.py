@@ -11,12 +11,16 @@ from ..devices import default_device
 from ..hub.hashes import state_sha256
 from ..perceptual.lpips import LPIPS
 from ..perceptual.published_weights import load_lpips
+from ..settings import check_keys, load_yaml
 from .digits import DigitsExtractor
 from .extractors import FeatureExtractor
 from .inception import InceptionExtractor
 from .metrics.psnr_ssim import import_ssim
 from .protocol import REFERENCE_METRICS, Protocol
-from .vision_extractor import VisionExtractor
+from .vision_extractor import Preparation, VisionExtractor
+
+ENCODERS: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("fdr6.yaml"))
+"""The encoders of FDr6 by name."""
 
 
 def load_extractor(
@@ -27,9 +31,9 @@ def load_extractor(
     Args:
         name: `"inception"`, the network of FID, as ADM's and TiTok's evaluations use it;
             `"inception-pytorch-fid"`, the same with pytorch-fid's resizing; `"digits"` or `"emoji"`,
-            the judges of these data sets; or a folder or Hub repository of a transformers vision
-            model, such as `"facebook/dinov2-large"`, optionally with a revision, as in
-            `"owner/model@revision"`.
+            the judges of these data sets; `"fdr6:inception"` and so on, the encoders of FDr6; or a
+            folder or Hub repository of a transformers vision model, such as
+            `"facebook/dinov2-large"`, optionally with a revision, as in `"owner/model@revision"`.
         weights: Inception's weights: a file, or a file on the Hub as `owner/repo/file`; if not
             given, see `find_weights`.
         device: Device to compute on; by default the accelerator if there is one.
@@ -39,6 +43,14 @@ def load_extractor(
         ValueError: If they belong to another network.
     """
     device = device or default_device()
+    if name.startswith("fdr6:"):
+        check_keys("fdr6", {name.removeprefix("fdr6:"): None}, ENCODERS)
+        encoder = dict(ENCODERS[name.removeprefix("fdr6:")])
+        del encoder["validation"]
+        if "extractor" in encoder:
+            return load_extractor(encoder["extractor"], weights, device)
+        model = encoder.pop("model")
+        return VisionExtractor(model, device=device, preparation=Preparation(**encoder))
     if name.startswith("inception"):
         names = {"inception": "tensorflow", "inception-pytorch-fid": "pytorch-fid"}
         if name not in names:

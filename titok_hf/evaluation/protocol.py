@@ -131,7 +131,7 @@ class Protocol:
         """Loads a protocol by name or from a file.
 
         Args:
-            source: `"titok-rfid"`, `"vtp-rfid"`, `"adm-256"`, `"adm-512"`, `"demo"`, or a YAML file
+            source: `"titok-rfid"`, `"vtp-rfid"`, `"adm-256"`, `"adm-512"`, `"fdr6"`, `"demo"`, or a YAML file
                 with the fields of a protocol and optionally `base`, the name of the protocol that
                 supplies the other fields.
             overrides: Changes like `"image_size=512"` or `"metrics.generation=[frechet_distance]"`

@@ -28,6 +28,7 @@ INCEPTION_NAMES = {
 }
 NAMES = {
     "frechet_distance": "Fréchet distance",
+    "frechet_ratio": "FDr6",
     "spatial_frechet_distance": "spatial Fréchet distance",
     "inception_score": "Inception Score",
     "psnr": "PSNR",
@@ -39,7 +40,13 @@ NAMES = {
 COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
 COMPUTED = ("device", "processes", "versions")
 # Options of the command line that are repeated for each value of an argument.
-OPTIONS = {"features": "feature", "overrides": "set", "seeds": "seed", "templates": "template"}
+OPTIONS = {
+    "encoders": "encoder",
+    "features": "feature",
+    "overrides": "set",
+    "seeds": "seed",
+    "templates": "template",
+}
 
 
 @dataclasses.dataclass(frozen=True)
