@@ -1,4 +1,4 @@
-"""The study of VTP's claim, quickly, on a few captioned images."""
+"""The studies of tokenizers for generators of latents, quickly, on a few captioned images."""
 
 import json
 import math
@@ -52,9 +52,8 @@ def finished(captioned, tmp_path_factory):
 
     def run(where=folder, callback=None, **changes):
         arguments = {"data": captioned, "extractor": str(model), "values": VALUES} | changes
-        return run_study(
-            "scaling", where, quick=True, callbacks=[callback or Started()], **arguments
-        )
+        arguments = {"name": "scaling", "callbacks": [callback or Started()]} | arguments
+        return run_study(output_dir=where, quick=True, **arguments)
 
     results = run(callback=started)
     return folder, results, started.stages, run
@@ -143,3 +142,16 @@ def test_a_share_of_the_data_is_for_the_tokenizer_alone(finished, tmp_path):
         line for recipe in recipes for line in recipe.splitlines() if line.startswith("data_sha256")
     }
     assert len(identities) == 2
+
+
+def test_ways_of_training_latents_are_compared(finished, tmp_path):
+    _, _, _, run = finished
+    started = Started()
+    results = run(tmp_path / "study", started, name="latents", values=None)
+    assert [run["variant"] for run in results["runs"]] == [
+        {"latents": "reconstruction"},
+        {"latents": "aligned"},
+    ]
+    assert started.stages.count("vtp_pretraining") == 2
+    assert {run["flops"] for run in results["runs"]} == {None}
+    assert (tmp_path / "study" / "plot.png").exists()

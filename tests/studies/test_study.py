@@ -6,7 +6,15 @@ import pytest
 from titok_hf.studies import Study, study_names
 from titok_hf.studies.report import METRICS
 
-NAMES = ["codebook", "one-against-two-d", "scaling", "schedule", "tokens", "two-stage"]
+NAMES = [
+    "codebook",
+    "latents",
+    "one-against-two-d",
+    "scaling",
+    "schedule",
+    "tokens",
+    "two-stage",
+]
 
 TOKENIZERS = ("warmup", "decoder_finetuning", "single_stage")
 
@@ -19,7 +27,7 @@ def recipes(name, *arguments, **options):
     ]
 
 
-def test_six_studies_ship():
+def test_seven_studies_ship():
     assert study_names() == NAMES
 
 
@@ -164,6 +172,24 @@ class TestOverrides:
     def test_wrong_ones_are_errors(self, override, sentence):
         with pytest.raises(ValueError, match=sentence):
             Study.load("tokens", [override]).variants()
+
+
+def test_ways_of_training_latents_differ_in_one_setting_each():
+    found = {
+        values["latents"]: recipe["stages"]["vtp_pretraining"]
+        for values, recipe in recipes("latents")
+    }
+    plain = found.pop("reconstruction")
+    keys = {
+        "aligned": "alignment_weight",
+        "equivariant": "equivariance_probability",
+        "scale-equivariant": "scale_equivariance_weight",
+        "noisy": "latent_noise",
+    }
+    assert found.keys() == keys.keys()
+    for name, stage in found.items():
+        assert stage["objective"].pop(keys[name]) > 0
+        assert stage == plain
 
 
 class TestScaling:

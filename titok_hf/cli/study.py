@@ -17,7 +17,7 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="Study of a claim: tokens, one-against-two-d, two-stage, schedule, codebook or scaling."
+            help="Study of a claim: tokens, one-against-two-d, two-stage, schedule, codebook, scaling or latents."
         ),
     ],
     output_dir: Annotated[

@@ -163,9 +163,7 @@ class Study:
         """
         if name not in study_names():
             raise ValueError(f"`name` must be one of {', '.join(study_names())}, got {name!r}.")
-        content = {"name": name}
-        for file in ("base", name):
-            content |= load_yaml(FOLDER / f"{file}.yaml")
+        content = {"name": name, **read_study(name)}
         # the round trip through JSON copies YAML aliases, which would otherwise share one dict that
         # an override changes in all places
         content["recipe"] = json.loads(json.dumps(content["recipe"]))
@@ -218,6 +216,14 @@ class Study:
             }
         required = variant.recipe.stage(stage).required()
         return restricted(recipe, [*required, stage])
+
+
+def read_study(name: str) -> dict[str, Any]:
+    """Reads a study's settings, which replace those of its `base`: another study, or what is common to
+    all."""
+    content = load_yaml(FOLDER / f"{name}.yaml")
+    base = content.pop("base", None if name == "base" else "base")
+    return content if base is None else read_study(base) | content
 
 
 def axis_choices(
