@@ -1,7 +1,9 @@
 """Evaluation of a trained variant on held-out images."""
 
 import dataclasses
+from collections.abc import Sequence
 
+import torch
 from datasets import DatasetDict
 
 from ..devices import default_device
@@ -23,6 +25,9 @@ NEIGHBORS = 20
 
 class HeldOut:
     """Evaluates runs on the held-out images of a data set, by the demo's protocol.
+
+    Reconstructions are compared with all training images, and generated images, as many of each class,
+    with as many training images of each class as the smallest class has.
 
     Args:
         dataset: Splits `train` and `test`; only the Fréchet distance uses `train`.
@@ -60,9 +65,11 @@ class HeldOut:
             fields["extractor"] = extractor
         self.protocol = dataclasses.replace(Protocol.load("demo"), **fields, metrics=metrics)
         self.test = DatasetImages(dataset["test"], self.protocol, image_column, label_column)
-        self.train, self.judges = None, MetricNetworks()
+        self.train, self.of_classes, self.judges = None, None, MetricNetworks()
         if extractor is not None:
             self.train = DatasetImages(dataset["train"], self.protocol, image_column, label_column)
+            even = dataset["train"].select(even_rows(dataset["train"][label_column]))
+            self.of_classes = DatasetImages(even, self.protocol, image_column, label_column)
             self.judges = MetricNetworks.load(self.protocol, judged)
             reference = ReferenceSet(self.train, judged)
             check_feasible(
@@ -93,7 +100,7 @@ class HeldOut:
             number = images_per_class * result.transformer.config.num_labels
             images = [GeneratedImages(result, number, protocol, run.seed)]
             values = measure_generation(
-                images, train, protocol, judges, batch_size=256, progress_bar=False
+                images, self.of_classes, protocol, judges, batch_size=256, progress_bar=False
             ).values
             if isinstance(result, LatentDiTPipeline):
                 values |= self.measure_latents(run)
@@ -153,3 +160,12 @@ class HeldOut:
                 "balanced_accuracy"
             ],
         }
+
+
+def even_rows(labels: Sequence[int], seed: int = 0) -> list[int]:
+    """Returns the rows of as many random images of each class as the smallest class has, in order."""
+    all_labels = torch.tensor(labels)
+    order = torch.randperm(len(all_labels), generator=torch.Generator().manual_seed(seed))
+    of_classes = [order[all_labels[order] == label] for label in all_labels.unique()]
+    smallest = min(map(len, of_classes))
+    return sorted(torch.cat([rows[:smallest] for rows in of_classes]).tolist())
