@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from ..data.identity import data_identity
 from ..data.opening import credited, is_embedded, open_images
 from ..distributed import process_state
 from ..hub.folders import whole_file
+from ..hub.lock import locked_folder
 from ..training.flops import recipe_flops
 from ..training.recipe import Recipe
 from ..training.recipe_run import RecipeRun
+from ..training.stages import Columns
 from .measure import HeldOut
 from .report import plot, summarize, tables
-from .study import Study, Variant, recipe_hash
+from .study import Study, Tuning, Variant, recipe_hash
 
 
 def run_study(
@@ -64,92 +67,163 @@ def run_study(
         training without the shared stages, and measured `values`.
 
     Raises:
+        BlockingIOError: If another process uses the folder.
         OSError: If the extractor's weights are missing.
         ValueError: If there is no such study, a required extractor is not given, or the folder
             holds another study or configuration.
     """
     study = Study.load(name, overrides, quick, values)
-    variants = study.variants()
-    data = data or study.data
-    if extractor is None and is_embedded(data):
-        extractor = data.partition(":")[0]
-    generators = {"generator", "latent_generator"}
-    if extractor is None and any(generators & set(variant.recipe.stages) for variant in variants):
-        raise ValueError(
-            f"The study {name!r} measures generated images by their Fréchet distance, which needs "
-            "an extractor: name one, such as 'inception', or take 'digits' as `data`."
+    columns = Columns(image_column, label_column, text_column if study.reads_captions else None)
+    run = StudyRun(
+        study,
+        Path(output_dir),
+        data=data or study.data,
+        extractor=extractor,
+        columns=columns,
+        callbacks=callbacks,
+    )
+    with locked_folder(output_dir) if process_state().is_main_process else nullcontext():
+        return run.run(study.seeds if seeds is None else seeds)
+
+
+class StudyRun:
+    """A study on a data set in a folder; see `run_study`."""
+
+    def __init__(
+        self,
+        study: Study,
+        folder: Path,
+        data: str,
+        extractor: str | None,
+        columns: Columns,
+        callbacks: Sequence[TrainerCallback],
+    ):
+        self.study = study
+        self.folder = folder
+        self.data = data
+        self.columns = columns
+        self.callbacks = callbacks
+        self.variants = study.variants()
+        if extractor is None and is_embedded(data):
+            extractor = data.partition(":")[0]
+        generators = {"generator", "latent_generator"}
+        if extractor is None and any(
+            generators & set(variant.recipe.stages) for variant in self.variants
+        ):
+            raise ValueError(
+                f"The study {study.name!r} measures generated images by their Fréchet distance, which "
+                "needs an extractor: name one, such as 'inception', or take 'digits' as `data`."
+            )
+        self.record = folder / "results.json"
+        self.results = self.known_results(
+            {
+                "study": study.name,
+                "data": data,
+                "extractor": extractor,
+                "images_per_class": study.images_per_class,
+                "recipes": {variant.name: variant.recipe_hash() for variant in self.variants},
+            }
         )
-    output_dir = Path(output_dir)
-    record = output_dir / "results.json"
-    configuration = {
-        "study": name,
-        "data": data,
-        "extractor": extractor,
-        "images_per_class": study.images_per_class,
-        "recipes": {variant.name: variant.recipe_hash() for variant in variants},
-    }
-    results = {"configuration": configuration, "tuning": [], "runs": []}
-    if record.exists():
-        results = json.loads(record.read_text())
+        splits = open_images(data, columns.image, columns.label, text_column=columns.text)
+        identity = data_identity(splits["train"])
+        if self.results["configuration"].setdefault("data_sha256", identity) != identity:
+            raise ValueError(
+                f"{folder} holds a study on other data of the name {data!r}: give the data of that "
+                "study, or choose another folder."
+            )
+        self.dataset = DatasetDict({split: splits.dataset(split) for split in ("train", "test")})
+        self.held_out = HeldOut(
+            self.dataset,
+            self.variants[0].recipe.image_size,
+            extractor,
+            image_column=columns.image,
+            label_column=columns.label,
+        )
+
+    def known_results(self, configuration: dict[str, Any]) -> dict[str, Any]:
+        """Returns the results in the folder, or new ones; raises `ValueError` if those in the folder
+        are of another configuration."""
+        if not self.record.exists():
+            return {"configuration": configuration, "tuning": [], "runs": []}
+        results = json.loads(self.record.read_text())
         if results["configuration"] | configuration != results["configuration"]:
             raise ValueError(
-                f"{output_dir} holds another study, or one with another configuration (see "
-                f"{record.name}); choose another folder, or delete it."
+                f"{self.folder} holds another study, or one with another configuration (see "
+                f"{self.record.name}); choose another folder, or delete it."
             )
-    columns = {"image_column": image_column, "label_column": label_column}
-    texts = text_column if study.reads_captions else None
-    splits = open_images(data, **columns, text_column=texts)
-    identity = data_identity(splits["train"])
-    if results["configuration"].setdefault("data_sha256", identity) != identity:
-        raise ValueError(
-            f"{output_dir} holds a study on other data of the name {data!r}: give the data of that "
-            "study, or choose another folder."
-        )
-    dataset = DatasetDict({split: splits.dataset(split) for split in ("train", "test")})
-    held_out = HeldOut(dataset, variants[0].recipe.image_size, extractor, **columns)
+        return results
 
-    def recipe_run(recipe: Recipe, folder: Path, seed: int, data_share: float = 1.0) -> RecipeRun:
-        seen = dataset
-        if data_share != 1:
-            train = dataset["train"].shuffle(seed=0)
-            number = round(data_share * len(train))
-            seen = DatasetDict(dataset | {"train": train.select(range(number))})
-        return RecipeRun(
-            recipe,
-            seen,
-            folder,
-            **columns,
-            text_column=texts,
-            seed=seed,
-            callbacks=callbacks,
-            data_name=credited(data),
-        )
+    def run(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """Trains and measures what is missing, writes the report, and returns the results."""
+        self.results = self.known_results(self.results["configuration"])  # now that it is locked
+        variants = self.tuned(self.study.tuning) if self.study.tuning else self.variants
+        for seed in seeds:
+            for variant in variants:
+                self.measured("runs", variant, seed)
+        if process_state().is_main_process:
+            runs = self.results["runs"]
+            rows = summarize(self.study, runs)
+            (self.folder / "table.md").write_text(tables(self.study, rows, runs))
+            plot(self.study, rows, self.folder / "plot.png")
+        return self.results
 
-    def measured(variant: Variant, seed: int) -> dict[str, Any]:
+    def tuned(self, tuning: Tuning) -> list[Variant]:
+        """Returns the variants with the best value of a setting, tried with the study's first seed."""
+
+        def alike(variant: Variant) -> tuple[Any, ...]:
+            return tuple(variant.values[axis] for axis in tuning.axes)
+
+        chosen = {}
+        for place, variant in {alike(variant): variant for variant in self.variants}.items():
+            scores = {
+                value: self.measured(
+                    "tuning", variant.with_setting(tuning.key, value), self.study.seeds[0]
+                )["values"][tuning.metric]
+                for value in tuning.values
+            }
+            chosen[place] = min(scores, key=scores.get)
+        return [
+            variant.with_setting(tuning.key, chosen[alike(variant)]) for variant in self.variants
+        ]
+
+    def measured(self, part: str, variant: Variant, seed: int) -> dict[str, Any]:
+        """Returns the record of a variant, which is measured unless it is in the results, and is then in
+        their part `"tuning"` or `"runs"`."""
+        wanted = (variant.values, variant.tuned, seed)
+        for run in self.results["runs"] + self.results["tuning"]:
+            if (run["variant"], run.get("tuned"), run["seed"]) == wanted:
+                found = run
+                break
+        else:
+            found = self.measure(variant, seed)
+        if found not in self.results[part]:
+            self.results[part].append(found)
+            if process_state().is_main_process:
+                with whole_file(self.record) as partial:
+                    partial.write_text(json.dumps(self.results, indent=1) + "\n")
+        return found
+
+    def measure(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Trains what is missing of a variant, and measures it."""
-        folder = output_dir / f"seed-{seed}"
-        run = recipe_run(variant.recipe, folder / variant.name, seed)
+        folder = self.folder / f"seed-{seed}"
+        run = self.recipe_run(variant.recipe, folder / variant.name, seed)
         flops = None
-        for stage in [stage for stage in variant.recipe.stages if stage in study.shared]:
-            recipe = study.shared_recipe(variant, stage)
-            shared = recipe_run(
-                recipe,
-                folder / "shared" / f"{stage}-{recipe_hash(recipe, variant.data_share)[:8]}",
-                seed,
-                variant.data_share,
-            )
+        for stage in [stage for stage in variant.recipe.stages if stage in self.study.shared]:
+            recipe = self.study.shared_recipe(variant, stage)
+            name = f"{stage}-{recipe_hash(recipe, variant.data_share)[:8]}"
+            shared = self.recipe_run(recipe, folder / "shared" / name, seed, variant.data_share)
             for required in recipe.stage(stage).required():
                 link(shared.folder(required), run.folder(required))
-            if not shared.folder(stage).exists():
-                shared.prepare()
-            shared.result(stage)
             result = shared.folder(stage)
-            if stage == study.snapshots:
+            if not result.exists():
+                shared.prepare()
+                shared.result(stage)
+            if stage == self.study.snapshots:
                 steps = variant.values["steps"]
                 result = shared.snapshots(stage) / str(steps)
                 flops = steps * step_flops(recipe, stage)
             link(run.folder(stage), result)
-        values = held_out.measure(run, study.images_per_class)
+        values = self.held_out.measure(run, self.study.images_per_class)
         return {
             "variant": variant.values,
             "seed": seed,
@@ -160,44 +234,26 @@ def run_study(
             "values": values,
         }
 
-    def kept(part: str, variant: Variant, seed: int) -> dict[str, Any]:
-        """Returns the record of a measured variant, which is then part of the results."""
-        wanted = (variant.values, variant.tuned, seed)
-        for run in results["runs"] + results["tuning"]:
-            if (run["variant"], run["tuned"], run["seed"]) == wanted:
-                found = run
-                break
-        else:
-            found = measured(variant, seed)
-        if found not in results[part]:
-            results[part].append(found)
-            if process_state().is_main_process:
-                with whole_file(record) as partial:
-                    partial.write_text(json.dumps(results, indent=1) + "\n")
-        return found
-
-    seeds = study.seeds if seeds is None else seeds
-    if study.tuning is not None:
-        tuning, chosen = study.tuning, {}
-        last = {tuple(study.tuned_alike(variant).values()): variant for variant in variants}
-        for place, variant in last.items():
-            tried = [variant.with_setting(tuning.key, value) for value in tuning.values]
-            scores = [
-                kept("tuning", each, study.seeds[0])["values"][tuning.metric] for each in tried
-            ]
-            chosen[place] = tuning.values[scores.index(min(scores))]
-        variants = [
-            each.with_setting(tuning.key, chosen[tuple(study.tuned_alike(each).values())])
-            for each in variants
-        ]
-    for seed in seeds:
-        for variant in variants:
-            kept("runs", variant, seed)
-    rows = summarize(study, results["runs"])
-    if process_state().is_main_process:
-        (output_dir / "table.md").write_text(tables(study, rows, results["runs"]))
-        plot(study, rows, output_dir / "plot.png")
-    return results
+    def recipe_run(
+        self, recipe: Recipe, folder: Path, seed: int, data_share: float = 1.0
+    ) -> RecipeRun:
+        """Returns the run of a recipe on a share of the training images."""
+        seen = self.dataset
+        if data_share != 1:
+            train = self.dataset["train"].shuffle(seed=0)
+            number = round(data_share * len(train))
+            seen = DatasetDict(self.dataset | {"train": train.select(range(number))})
+        return RecipeRun(
+            recipe,
+            seen,
+            folder,
+            image_column=self.columns.image,
+            label_column=self.columns.label,
+            text_column=self.columns.text,
+            seed=seed,
+            callbacks=self.callbacks,
+            data_name=credited(self.data),
+        )
 
 
 def link(place: Path, target: Path) -> None:

@@ -200,10 +200,6 @@ class Study:
             variants.append(Variant(values, restricted(recipe, stages), data_share))
         return variants
 
-    def tuned_alike(self, variant: Variant) -> dict[str, Any]:
-        """Returns the values of the axes for which the setting of a variant is chosen."""
-        return {axis: variant.values[axis] for axis in self.tuning.axes}
-
     def shared_recipe(self, variant: Variant, stage: str) -> Recipe:
         """Returns the recipe of a shared stage of a variant, with the stages that it requires; that of
         `snapshots` takes the most steps of the axis."""
