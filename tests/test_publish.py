@@ -1,6 +1,7 @@
 """Tests of `titok push`."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -17,7 +18,12 @@ from titok_hf import (
     VTPProcessor,
 )
 from titok_hf.data.digits import load_digits_dataset
-from titok_hf.evaluation import Evaluation, evaluate_generation, evaluate_reconstruction
+from titok_hf.evaluation import (
+    Evaluation,
+    evaluate_generation,
+    evaluate_learnability,
+    evaluate_reconstruction,
+)
 from titok_hf.publish import publish_folder
 
 pytestmark = pytest.mark.slow
@@ -455,3 +461,35 @@ class TestResults:
         dataclasses.replace(result, tokenizer={**result.tokenizer, "id": "elsewhere"}).save(path)
         publish_folder(tokenizer_folder, "user/titok", results=[path])
         assert self.card(hub, "user/titok") == self.values(path)
+
+
+class TestLearnability:
+    @pytest.fixture
+    def continuous(self, make_titok_config, tmp_path):
+        """Folder of a tokenizer with continuous latents."""
+        torch.manual_seed(0)
+        folder = tmp_path / "continuous"
+        TiTokModel(make_titok_config("pixels", quantizer="kl")).save_pretrained(folder)
+        TiTokImageProcessor.from_image_size(32).save_pretrained(folder)
+        return folder
+
+    def test_it_is_on_the_card(self, hub, continuous, tmp_path):
+        measured = evaluate_learnability(str(continuous), "digits", num_images=40)
+        (tmp_path / "learnability.json").write_text(json.dumps(measured))
+        publish_folder(continuous, "user/titok", results=[tmp_path / "learnability.json"])
+        card = hub.files("user/titok")["README.md"].decode()
+        rank = measured["metrics"]["effective_rank"]["value"]
+        assert f"| effective rank | {rank:.4g} | digits |" in card
+        assert "| learnability of latents, 40 images |" in card
+
+    def test_that_of_other_weights_is_refused(self, hub, continuous, tmp_path):
+        measured = evaluate_learnability(str(continuous), "digits", num_images=40)
+        measured["tokenizer"]["weights_sha256"] = "0" * 64
+        (tmp_path / "learnability.json").write_text(json.dumps(measured))
+        with pytest.raises(ValueError, match="is a result of another tokenizer"):
+            publish_folder(continuous, "user/titok", results=[tmp_path / "learnability.json"])
+
+    def test_that_of_several_tokenizers_is_refused(self, hub, continuous, tmp_path):
+        (tmp_path / "learnability.json").write_text('[{"undefined": {}}, {"undefined": {}}]')
+        with pytest.raises(ValueError, match="not a result of .* learnability` for one tokenizer"):
+            publish_folder(continuous, "user/titok", results=[tmp_path / "learnability.json"])

@@ -8,6 +8,7 @@ from huggingface_hub import HfApi, ModelCard
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, PreTrainedModel
 
+from .evaluation.learnability import Learnability
 from .evaluation.results import Evaluation
 from .hub.cards import GENERATED
 from .hub.errors import explain_hub_errors
@@ -63,7 +64,9 @@ def publish_folder(
         elif (folder / "preprocessor_config.json").exists():
             things.append(AutoImageProcessor.from_pretrained(folder))
     for path in results:
-        part = add_result(things[0], Evaluation.load(path), path)
+        of_latents = '"undefined"' in Path(path).read_text(encoding="utf-8")  # its own field
+        result = (Learnability if of_latents else Evaluation).load(path)
+        part = add_result(things[0], result, path)
         subfolder = part if isinstance(things[0], ClassConditionalPipeline) else ""
         write_provenance(getattr(things[0], subfolder, things[0]).provenance, folder / subfolder)
     for thing in things:
@@ -104,7 +107,9 @@ def publish_autoencoder(
 
 
 def add_result(
-    thing: ClassConditionalPipeline | PreTrainedModel, result: Evaluation, path: str | Path
+    thing: ClassConditionalPipeline | PreTrainedModel,
+    result: Evaluation | Learnability,
+    path: str | Path,
 ) -> str:
     """Adds a result to its model's provenance and replaces one of the same metric and protocol.
 
@@ -114,7 +119,7 @@ def add_result(
     Raises:
         ValueError: If the result is of other weights, or does not record of which.
     """
-    part = "tokenizer" if result.task == "reconstruction" else "transformer"
+    part = "transformer" if result.task == "generation" else "tokenizer"
     models = {part: thing}
     if isinstance(thing, ClassConditionalPipeline):  # generated images also depend on the tokenizer
         models = {name: getattr(thing, name) for name in dict.fromkeys((part, "tokenizer"))}

@@ -5,11 +5,13 @@ The measures are those whose correlation with generation was studied on 86 token
 generator sees them.
 """
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -342,10 +344,54 @@ def evaluate_learnability(
     }
 
 
+@dataclass(frozen=True)
+class Learnability:
+    """A stored result of `evaluate_learnability`, for a model card.
+
+    Args:
+        tokenizer, data, num_images, metrics: See `evaluate_learnability`.
+    """
+
+    tokenizer: dict[str, Any]
+    data: dict[str, Any]
+    num_images: int
+    metrics: dict[str, dict[str, float | None]]
+    task: ClassVar[str] = "learnability"
+    generator: ClassVar[None] = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Learnability":
+        """Reads a result of one tokenizer; raises `ValueError` if the file holds something else."""
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} is not a result of `titok evaluate learnability` for one tokenizer: {error!r}"
+            ) from error
+
+    def card_results(self) -> list[dict[str, Any]]:
+        """Returns the metrics as `results` of a provenance, see `titok_hf.hub.provenance`."""
+        split = {"split": self.data["split"]} if self.data["split"] else {}
+        return [
+            {
+                "task": "image-feature-extraction",
+                "dataset": self.data["id"],
+                **split,
+                "metric": name,
+                "name": name.replace("_", " "),
+                "value": measured["value"],
+                "standard_error": measured["standard_error"],
+                "protocol": f"learnability of latents, {self.num_images} images",
+            }
+            for name, measured in self.metrics.items()
+        ]
+
+
 def comparable(results: Sequence[Mapping[str, Any]], metric: str) -> bool:
     """Whether a metric ranks the tokenizers of these results: that of velocity does not rank latents
     of different sizes."""
     return metric != "velocity_variance" or len({math.prod(r["shape"]) for r in results}) == 1
 
 
-__all__ = ["comparable", "evaluate_learnability", "measure_learnability"]
+__all__ = ["Learnability", "comparable", "evaluate_learnability", "measure_learnability"]
