@@ -491,5 +491,5 @@ class TestLearnability:
 
     def test_that_of_several_tokenizers_is_refused(self, hub, continuous, tmp_path):
         (tmp_path / "learnability.json").write_text('[{"undefined": {}}, {"undefined": {}}]')
-        with pytest.raises(ValueError, match="not a result of .* learnability` for one tokenizer"):
+        with pytest.raises(ValueError, match=r"not a result of .* learnability` for one tokenizer"):
             publish_folder(continuous, "user/titok", results=[tmp_path / "learnability.json"])

@@ -72,9 +72,14 @@ def adaptive_weight(
     Returns:
         A scalar without gradient.
     """
-    losses = (GRADIENT_SCALE * loss.float() for loss in (reconstruction_loss, adversarial_loss))
+    losses = (
+        GRADIENT_SCALE * at_least_float32(loss) for loss in (reconstruction_loss, adversarial_loss)
+    )
     gradients = torch.stack(
-        [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in losses]
+        [
+            at_least_float32(torch.autograd.grad(loss, last_layer, retain_graph=True)[0])
+            for loss in losses
+        ]
     )
     gradients = gradients / GRADIENT_SCALE
     reconstruction, adversarial = mean_over_processes(gradients).flatten(1).norm(dim=1)
