@@ -104,3 +104,38 @@ def test_learnability_of_tokenizers_of_different_sizes(call, pipeline, tmp_path)
         4,
         6,
     ]
+
+
+def test_single_files_and_an_animation_of_the_flow(call, pipeline):
+    options = (
+        "--label",
+        "dog",
+        "--label",
+        0,
+        "--num-images",
+        2,
+        "--sampler",
+        "num_inference_steps=3",
+    )
+    outputs = ("--output", "grid.png", "--separate", "single", "--animation", "steps.webp")
+    code, _, errors = call("generate", "--pipeline", pipeline, *options, *outputs)
+    assert code == 0, errors
+    files = sorted(Path("single").iterdir())
+    assert [file.name for file in files] == [
+        "0001-dog.png",
+        "0002-dog.png",
+        "0003-cat.png",
+        "0004-cat.png",
+    ]
+    grid = Image.open("grid.png")
+    with Image.open("steps.webp") as animation:
+        assert (animation.n_frames, animation.size) == (3, grid.size)
+    zoomed = Image.open(files[0]).resize((64, 64), Image.Resampling.NEAREST)
+    left = grid.width - 2 * 68
+    assert ImageChops.difference(grid.crop((left, 4, left + 64, 68)), zoomed).getbbox() is None
+
+
+def test_an_animation_has_a_format_of_animations(call, pipeline):
+    options = ("--label", "dog", "--num-images", 1, "--animation", "steps.png")
+    code, _, errors = call("generate", "--pipeline", pipeline, *options)
+    assert code == 1 and "must end in .gif or .webp, got 'steps.png'" in errors

@@ -111,21 +111,25 @@ def train(
 
 @app.command()
 def reconstruct(
-    images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Image files.")],
+    images: Annotated[
+        list[Path], typer.Argument(exists=True, help="Image files, or folders of them.")
+    ],
     tokenizer: Annotated[
         str, typer.Option(help="Folder or Hub repository of a tokenizer.")
     ] = "demo/tokenizer",
     output: Annotated[
         Path, typer.Option(help="Picture of the images above their reconstructions.")
     ] = Path("reconstructions.png"),
+    separate: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for the reconstructions as single files."),
+    ] = None,
 ) -> None:
     """Encode images into tokens and decode them again."""
     from ..evaluation import reconstruct_files
 
-    reconstruct_files(tokenizer, images, output)
-    console.print(
-        f"{len(images)} images above their reconstructions: [bold]{escape(str(output))}[/bold]"
-    )
+    reconstruct_files(tokenizer, images, output, separate)
+    console.print(f"Images above their reconstructions: [bold]{escape(str(output))}[/bold]")
 
 
 @app.command()
@@ -149,6 +153,13 @@ def generate(
     output: Annotated[
         Path, typer.Option(help="Picture with a row of images for each label.")
     ] = Path("samples.png"),
+    separate: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the images as single files.")
+    ] = None,
+    animation: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Animation of the steps: a .gif or .webp file."),
+    ] = None,
 ) -> None:
     """Generate images of classes."""
     from ..evaluation import generate_to_file
@@ -161,7 +172,14 @@ def generate(
     }
     override(arguments, sampler)
     generate_to_file(
-        pipeline, label, output, seed=seed, num_images_per_label=num_images, **arguments
+        pipeline,
+        label,
+        output,
+        seed=seed,
+        num_images_per_label=num_images,
+        separate=separate,
+        animation=animation,
+        **arguments,
     )
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")
 

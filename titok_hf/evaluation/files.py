@@ -1,6 +1,7 @@
 """Runs a saved tokenizer or pipeline on files, and writes pictures or results."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,40 @@ from ..data.opening import dataset_commit, open_images
 from ..devices import default_device, parse_dtype
 from ..hub.folders import output_file
 from ..modeling.auto import load_tokenizer
+from ..modeling.titok import TiTokImageProcessor
 from ..pipelines import ClassConditionalPipeline
-from .pictures import generation_grid, reconstruction_grid
+from .pictures import generation_grid, reconstruction_grid, sampling_steps
 from .probe import TokenFeature, probe_tokenizer
 from .reconstruction import reconstruct
 from .results import command, describe_model, device_name, versions
 
+ANIMATIONS = (".gif", ".webp")
+
 
 def reconstruct_files(
-    tokenizer: str | Path, images: Sequence[str | Path], output: str | Path
+    tokenizer: str | Path,
+    images: Sequence[str | Path],
+    output: str | Path,
+    separate: str | Path | None = None,
 ) -> None:
     """Draws images above their reconstructions.
 
     Args:
         tokenizer: Folder or Hub repository of a tokenizer of any family.
-        images: Image files.
+        images: Image files, and folders of them.
         output: Path of the picture.
+        separate: Folder for the reconstructions as single files, with the names of the images; files of
+            the same name are replaced.
+
+    Raises:
+        ValueError: If a file is no image, a folder has none, or two images have the same name and
+            `separate` is given.
     """
     output = output_file(output, writable_extensions())
+    images = [file for path in images for file in image_files(Path(path))]
+    names = [f"{image.stem}.png" for image in images]
+    if separate is not None and (twice := [name for name in names if names.count(name) > 1]):
+        raise ValueError(f"Two images would become {twice[0]} in {separate}: rename one.")
     model, processor = load_tokenizer(tokenizer)
     pixel_values = processor(open_image_files(images, decoder_for(processor)), return_tensors="pt")[
         "pixel_values"
@@ -41,6 +58,23 @@ def reconstruct_files(
     )
     zoom = max(1, 64 // pixel_values.shape[-1])
     reconstruction_grid(originals, reconstructions, pairs=len(images), zoom=zoom).save(output)
+    if separate is not None:
+        folder = Path(separate)
+        folder.mkdir(parents=True, exist_ok=True)
+        reconstructed = TiTokImageProcessor().postprocess(reconstructions)
+        for name, image in zip(names, reconstructed, strict=True):
+            image.save(folder / name)
+
+
+def image_files(path: Path) -> list[Path]:
+    """Returns an image file itself, or the image files of a folder in order of their names; raises
+    `ValueError` if it has none."""
+    if not path.is_dir():
+        return [path]
+    known = Image.registered_extensions()
+    if found := sorted(file for file in path.iterdir() if file.suffix.lower() in known):
+        return found
+    raise ValueError(f"{path} has no image files: name a folder of images, or files.")
 
 
 def open_image_files(
@@ -62,6 +96,8 @@ def generate_to_file(
     output: str | Path,
     seed: int = 0,
     num_images_per_label: int = 1,
+    separate: str | Path | None = None,
+    animation: str | Path | None = None,
     **arguments: Any,
 ) -> None:
     """Draws a row of generated images for each label.
@@ -72,12 +108,17 @@ def generate_to_file(
         output: Path of the picture.
         seed: Random seed.
         num_images_per_label: Number of images per label.
+        separate: Folder for the images as single files, `NUMBER-LABEL.png`; files of the same name are
+            replaced.
+        animation: Path of an animation of the sampling (`.gif` or `.webp`), see `sampling_steps`.
         arguments: Further arguments of the pipeline's call.
 
     Raises:
         ValueError: If the pipeline does not take an argument, or its value is not valid.
     """
     output = output_file(output, writable_extensions())
+    if animation is not None:
+        animation = output_file(animation, ANIMATIONS)
     loaded = ClassConditionalPipeline.from_pretrained(pipeline)
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if unknown := arguments.keys() - inspect.signature(type(loaded).__call__).parameters.keys():
@@ -85,22 +126,30 @@ def generate_to_file(
             f"A {type(loaded).__name__} takes no {', '.join(sorted(unknown))}; its sampling is set by "
             f"{', '.join(loaded.sampling_defaults)}."
         )
-    images = loaded(
-        class_labels,
-        generator=torch.Generator().manual_seed(seed),
-        num_images_per_label=num_images_per_label,
-        **arguments,
-    ).images
+    arguments["num_images_per_label"] = num_images_per_label
+    images = loaded(class_labels, generator=torch.Generator().manual_seed(seed), **arguments).images
     labels = loaded.label_ids(class_labels)
-    id2label = loaded.transformer.config.id2label
-    zoom = max(1, 64 // images[0].width)
-    generation_grid(
-        images,
-        [id2label[label] for label in labels],
-        columns=num_images_per_label,
-        zoom=zoom,
-        substitutes=labels,
-    ).save(output)
+    names = [loaded.transformer.config.id2label[label] for label in labels]
+
+    def grid(images: Sequence[Image.Image]) -> Image.Image:
+        zoom = max(1, 64 // images[0].width)
+        return generation_grid(
+            images, names, columns=num_images_per_label, zoom=zoom, substitutes=labels
+        )
+
+    grid(images).save(output)
+    if separate is not None:
+        folder = Path(separate)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            name = re.sub(r"[^\w-]+", "_", names[number // num_images_per_label])
+            image.save(folder / f"{number + 1:04}-{name}.png")
+    if animation is not None:
+        generator = torch.Generator().manual_seed(seed)
+        steps = sampling_steps(loaded, class_labels, generator=generator, **arguments)
+        first, *others = map(grid, steps)
+        durations = [150] * len(others) + [1500]  # milliseconds; the last one stays
+        first.save(animation, save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def writable_extensions() -> set[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..data.grids import BACKGROUND, generation_grid, image_grid, reconstruction_grid
 from ..hub.folders import output_file
-from ..pipelines import TiTokPipeline
+from ..pipelines import ClassConditionalPipeline, TiTokPipeline
 from ..settings import load_yaml
 
 
@@ -27,23 +27,35 @@ def token_strip(codes: np.ndarray, codebook_size: int, width: int, height: int) 
     return strip.resize((width, height), Image.Resampling.NEAREST)
 
 
-def unmasking_grid(
-    pipeline: TiTokPipeline, class_labels: Sequence[int | str], seed: int = 0, zoom: int = 2
-) -> Image.Image:
-    """Draws how images are generated: a row for each label, a column for each step.
+def sampling_steps(
+    pipeline: ClassConditionalPipeline, class_labels: Sequence[int | str], **arguments: Any
+) -> list[list[Image.Image]]:
+    """Generates images, and draws for each step the images that it has come to.
 
-    Each cell shows the image decoded from the codes that the step predicts, and below it the tokens
-    as a `token_strip`.
+    Those of a `TiTokPipeline` are decoded from the codes that the step predicts, and have their tokens
+    below them as a `token_strip`; those of a `LatentDiTPipeline` are decoded from its latents.
+
+    Args:
+        pipeline: The pipeline.
+        class_labels: Classes, by id or name.
+        arguments: Further arguments of the pipeline's call.
+
+    Returns:
+        For each step, a picture of each image; the last ones are the images themselves.
     """
     steps: list[dict[str, torch.Tensor]] = []
     pipeline(
         class_labels,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="codes",
+        output_type="codes" if isinstance(pipeline, TiTokPipeline) else "latent",
         callback_on_step_end=lambda pipe, step, timestep, tensors: steps.append(tensors),
+        **arguments,
     )
     columns = []
     for tensors in steps:
+        if not isinstance(pipeline, TiTokPipeline):
+            with torch.no_grad():
+                columns.append(pipeline.decode(pipeline.denormalized(tensors["latents"]), "pil"))
+            continue
         with torch.no_grad():
             decoded = pipeline.tokenizer.decode_codes(tensors["predicted_codes"]).reconstruction
         column = []
@@ -59,6 +71,17 @@ def unmasking_grid(
             )
             column.append(cell)
         columns.append(column)
+    return columns
+
+
+def unmasking_grid(
+    pipeline: ClassConditionalPipeline,
+    class_labels: Sequence[int | str],
+    seed: int = 0,
+    zoom: int = 2,
+) -> Image.Image:
+    """Draws how images are generated: a row for each label, a column for each of `sampling_steps`."""
+    columns = sampling_steps(pipeline, class_labels, generator=torch.Generator().manual_seed(seed))
     labels, id2label = pipeline.label_ids(class_labels), pipeline.transformer.config.id2label
     names = [id2label[label] for label in labels]
     return image_grid(list(zip(*columns, strict=True)), names, zoom, substitutes=labels)
@@ -137,6 +160,7 @@ __all__ = [
     "image_grid",
     "plot_run",
     "reconstruction_grid",
+    "sampling_steps",
     "token_strip",
     "training_curves",
     "unmasking_grid",
