@@ -3,9 +3,12 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
+import forked as processes
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
@@ -13,6 +16,8 @@ from titok_hf import VTPModel
 from titok_hf.studies import Study, run_study
 
 from .test_run import Started
+
+DISTRIBUTED = Path(__file__).with_name("distributed_study.py")
 
 pytestmark = [pytest.mark.xdist_group("scaling"), pytest.mark.slow]
 
@@ -42,16 +47,23 @@ def captioned(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(captioned, tmp_path_factory):
+def extractor(tmp_path_factory):
+    """Folder of a ViT with two features."""
+    folder = tmp_path_factory.mktemp("network")
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16, "patch_size": 8}
+    ViTModel(ViTConfig(hidden_size=2, intermediate_size=4, **sizes)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(captioned, extractor, tmp_path_factory):
     """Folder, results and trained stages of a quick study."""
     folder, started = tmp_path_factory.mktemp("scaling") / "study", Started()
-    model = tmp_path_factory.mktemp("network")
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16, "patch_size": 8}
-    ViTModel(ViTConfig(hidden_size=2, intermediate_size=4, **sizes)).save_pretrained(model)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(model)
 
     def run(where=folder, callback=None, **changes):
-        arguments = {"data": captioned, "extractor": str(model), "values": VALUES} | changes
+        arguments = {"data": captioned, "extractor": extractor, "values": VALUES} | changes
         arguments = {"name": "scaling", "callbacks": [callback or Started()]} | arguments
         return run_study(output_dir=where, quick=True, **arguments)
 
@@ -155,3 +167,19 @@ def test_ways_of_training_latents_are_compared(finished, tmp_path):
     assert started.stages.count("vtp_pretraining") == 2
     assert {run["flops"] for run in results["runs"]} == {None}
     assert (tmp_path / "study" / "plot.png").exists()
+
+
+def test_two_processes_measure_what_one_does(finished, captioned, extractor, tmp_path):
+    _, results, _, _ = finished
+    processes.run(DISTRIBUTED, tmp_path / "study", captioned, extractor, num_processes=2)
+    found = json.loads((tmp_path / "study" / "results.json").read_text())
+    tuned = {run["tuned"]: run["values"] for run in found["tuning"]}
+    expected = {
+        run["tuned"]: run["values"]
+        for run in results["tuning"]
+        if run["variant"]["objective"] == "reconstruction"
+    }
+    assert len(found["runs"]) == 1 and tuned.keys() == expected.keys()
+    for value, values in expected.items():
+        for name in ("frechet_distance", "psnr", "velocity_variance"):
+            assert tuned[value][name] == pytest.approx(values[name], rel=1e-2), name
