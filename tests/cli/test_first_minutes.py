@@ -1,7 +1,11 @@
 """The commands of the first minutes: what the machine offers, and how a run goes."""
 
 import json
+import os
+import subprocess
+import sys
 from importlib.metadata import requires
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -74,3 +78,28 @@ class TestPlot:
         assert code == 1 and "has no log yet" in errors
         code, _, errors = call("plot", tmp_path / "nowhere")
         assert code == 1 and "is no folder of a run" in errors
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            ("titok eva", ["evaluate"]),
+            ("titok train vtp-e", ["vtp-emoji"]),
+            ("titok study s", ["scaling", "schedule"]),
+            ("titok evaluate generation x --protocol adm", ["adm-256", "adm-512"]),
+            ("titok generate --anim", ["--animation"]),
+        ],
+    )
+    def test_the_shell_completes_commands_options_and_names(self, words, expected):
+        """As bash asks, once `titok --install-completion` has told it how."""
+        environment = {
+            "_TITOK_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        command = Path(sys.executable).with_name("titok")
+        done = subprocess.run(
+            [command], env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.split() == expected

@@ -15,17 +15,20 @@ from rich.table import Table
 
 from ..hub.folders import output_file
 from ..settings import override
-from .options import Commands, Device, Sampler
+from .options import Commands, Device, Sampler, protocols
 
 app = Commands(
-    help="Evaluate tokenizers and generators; results record the protocol.", no_args_is_help=True
+    help="Evaluate tokenizers and generators; results record the protocol.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 console = Console()
 
 ProtocolName = Annotated[
     str,
     typer.Option(
-        help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, emoji, or a YAML file with a protocol's fields."
+        help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, emoji, or a YAML file with a protocol's fields.",
+        autocompletion=protocols,
     ),
 ]
 Overrides = Annotated[

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import first_look, frechet_ratio
-from .options import Commands, Device, RecipeOverrides, Sampler, Seed
+from .options import Commands, Device, RecipeOverrides, Sampler, Seed, recipes
 from .study import study
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 app = Commands(
     help="Images as short 1D token sequences: train, reconstruct and generate with TiTok and MaskGIT.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(frechet_ratio.app, name="evaluate")
@@ -56,7 +55,11 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a shipped recipe, such as digits.")
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped recipe, such as digits.",
+            autocompletion=recipes,
+        ),
     ],
     data: Annotated[
         str,

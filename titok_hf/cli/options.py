@@ -1,10 +1,15 @@
 """Options and base classes shared by all commands."""
 
 import logging
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from ..settings import load_yaml
+
+PACKAGE = Path(__file__).parents[1]
 
 
 class StderrHandler(logging.Handler):
@@ -38,6 +43,23 @@ class Command(TyperCommand):
         found.setLevel(logging.INFO)
         found.handlers = [StderrHandler()]
         return super().invoke(ctx)
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Returns the shipped recipes whose names begin so, for completion in the shell."""
+    return sorted(file.stem for file in (PACKAGE / "recipes").glob(f"{incomplete}*.yaml"))
+
+
+def studies(incomplete: str) -> list[str]:
+    """Returns the studies whose names begin so, for completion in the shell."""
+    files = (PACKAGE / "recipes" / "studies").glob(f"{incomplete}*.yaml")
+    return sorted(file.stem for file in files if file.stem != "base")
+
+
+def protocols(incomplete: str) -> list[str]:
+    """Returns the protocols of evaluation whose names begin so, for completion in the shell."""
+    named = load_yaml(PACKAGE / "evaluation" / "protocols.yaml")
+    return [name for name in named if name.startswith(incomplete)]
 
 
 class Commands(typer.Typer):

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..settings import parse_yaml
-from .options import RecipeOverrides
+from .options import RecipeOverrides, studies
 
 console = Console()
 
@@ -17,7 +17,8 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="Study of a claim: tokens, one-against-two-d, two-stage, schedule, codebook, scaling or latents."
+            help="Study of a claim: tokens, one-against-two-d, two-stage, schedule, codebook, scaling or latents.",
+            autocompletion=studies,
         ),
     ],
     output_dir: Annotated[
