@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint wheel-test pictures
+.PHONY: demo test lint wheel-test pictures docs
 
 demo: $(VENV)/installed
 	$(BIN)/titok demo
@@ -14,6 +14,10 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The docs site, in site/; a broken link or an undocumented name is an error.
+docs: $(VENV)/installed
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
 
 # The wheel, installed and used outside the checkout.
 wheel-test: $(VENV)/installed

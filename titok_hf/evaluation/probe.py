@@ -35,14 +35,15 @@ def token_features(
     Args:
         tokenizer: A tokenizer of any family.
         batches: Images `(B, 3, H, W)` in the range that the tokenizer takes.
-        features: Names of the features:
-            `"tokens"`: all latents of an image, flattened, `(n, N * C)` or `(n, C * h * w)`;
-            `"mean_token"`: the mean of the latents over tokens or positions, `(n, C)`;
-            `"unquantized"`: same as `"tokens"`, before the nearest codes are looked up; discrete
-                tokenizers only;
-            `"encoder"`: the mean of the latent tokens after the encoder's last layer norm, before
-            their projection to latents, `(n, encoder_hidden_size)`; TiTok only, whose paper (arXiv
-            2406.07550) probes the frozen encoder.
+        features: Names of the features.
+
+            - `"tokens"`: all latents of an image, flattened, `(n, N * C)` or `(n, C * h * w)`;
+            - `"mean_token"`: the mean of the latents over tokens or positions, `(n, C)`;
+            - `"unquantized"`: same as `"tokens"`, before the nearest codes are looked up; discrete
+              tokenizers only;
+            - `"encoder"`: the mean of the latent tokens after the encoder's last layer norm, before
+              their projection to latents, `(n, encoder_hidden_size)`; TiTok only, whose paper (arXiv
+              2406.07550) probes the frozen encoder.
 
     Returns:
         The features by name, in float32 on the CPU.

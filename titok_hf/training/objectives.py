@@ -233,8 +233,8 @@ class ReconstructionObjective(Objective):
         perceptual: Required if `perceptual_weight` is not 0.
         discriminator: Maps images in [0, 1] to logits; required if `adversarial_weight` is not 0.
         distance: The reconstruction loss: mean squared (`"l2"`) or mean absolute error (`"l1"`).
-        reconstruction_weight, perceptual_weight, adversarial_weight, quantizer_weight,
-            lecam_weight: Loss weights.
+        reconstruction_weight, perceptual_weight, adversarial_weight, quantizer_weight, lecam_weight:
+            Loss weights.
         discriminator_start: Optimizer step from which the adversarial losses count; the
             discriminator's learning rate schedule, including warm-up, starts there.
         adaptive_weight: Whether `adversarial_weight` is also multiplied by
