@@ -104,6 +104,12 @@ class TestAlignment:
         loss, terms = alignment(torch.randn(2, 4, 8, 8), torch.rand(2, 3, 32, 32))
         assert loss.item() == pytest.approx(sum(term.item() for term in terms.values()))
 
+    def test_patches_divide_the_images(self):
+        with pytest.raises(
+            ValueError, match="must be a multiple of the patch size 4 of the ViTModel"
+        ):
+            Alignment(vit(), 4, image_size=18)
+
     def test_only_the_projection_is_trained(self):
         alignment = Alignment(vit(), 4, image_size=16).train()
         trained = [name for name, weight in alignment.named_parameters() if weight.requires_grad]

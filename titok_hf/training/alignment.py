@@ -68,6 +68,11 @@ class Alignment(nn.Module):
     ):
         super().__init__()
         config = network.config
+        if image_size % config.patch_size:
+            raise ValueError(
+                f"`image_size` must be a multiple of the patch size {config.patch_size} of the "
+                f"{type(network).__name__} with which latents are aligned, got {image_size}."
+            )
         width = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
         self.network = network.eval().requires_grad_(False)
         self.projection = nn.Conv2d(latent_dim, width, 1, bias=False)
