@@ -221,9 +221,13 @@ class TestFiles:
     @pytest.mark.parametrize("source", ["no-such-recipe", "missing.yaml", "/nowhere/digits.yaml"])
     def test_an_unknown_recipe_is_an_error_that_lists_what_ships(self, source):
         with pytest.raises(
-            FileNotFoundError, match=rf"one of {', '.join(SHIPPED)}, got '{source}'"
+            FileNotFoundError, match=rf"got '{source}': known are {', '.join(SHIPPED)}"
         ):
             Recipe.load(source)
+
+    def test_the_nearest_name_is_suggested(self):
+        with pytest.raises(FileNotFoundError, match="'vtp-emojy': did you mean 'vtp-emoji'"):
+            Recipe.load("vtp-emojy")
 
     @pytest.mark.parametrize("text", ["name: [1", "- a\n- b\n", "", "digits"])
     def test_a_file_that_holds_no_recipe_is_an_error(self, tmp_path, text):

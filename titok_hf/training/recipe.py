@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.augmentation import Augmentation
-from ..settings import check_keys, load_yaml, override
+from ..settings import check_keys, load_yaml, override, suggestion
 from .arguments import TiTokTrainingArguments
 from .stages import STAGES, Stage, keys_of
 
@@ -155,9 +155,9 @@ def read_recipe(source: str | Path, derived: tuple[Path, ...] = ()) -> dict[str,
     path = Path(source)
     if not path.is_file():
         if str(source) not in recipe_names():
-            names = ", ".join(recipe_names())
             raise FileNotFoundError(
-                f"The recipe must be a YAML file or one of {names}, got {str(source)!r}."
+                "The recipe must be a YAML file or the name of a shipped recipe, got "
+                f"{str(source)!r}: {suggestion(source, recipe_names())}"
             )
         path = FOLDER / f"{source}.yaml"
     if path.resolve() in derived:
