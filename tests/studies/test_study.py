@@ -253,6 +253,7 @@ class TestScaling:
             ({"widht": [64]}, "did you mean 'width'"),
             ({"objective": ["al"]}, "did you mean 'all'"),
             ({"width": ["wide"]}, "takes numbers, got 'wide'"),
+            ({"data": [2]}, "takes shares of the data in .*, got 2"),
         ],
     )
     def test_wrong_values(self, values, said):

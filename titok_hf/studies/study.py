@@ -249,6 +249,8 @@ def axis_choices(
     values = content["numbers"] if values is None else values
     if wrong := [value for value in values if not isinstance(value, int | float)]:
         raise ValueError(f"The axis {axis!r} takes numbers, got {wrong[0]!r}.")
+    if content.get("of_data") and (wrong := [value for value in values if not 0 < value <= 1]):
+        raise ValueError(f"The axis {axis!r} takes shares of the data in (0, 1], got {wrong[0]}.")
     choices = {}
     for value in values:
         changes = [change.format(value) for change in content.get("set", [])]
