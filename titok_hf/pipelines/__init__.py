@@ -1,6 +1,7 @@
-"""Sampling: pipelines that generate images of classes, and the masked-token scheduler."""
+"""Sampling: pipelines that generate images of classes, schedulers, and editing by tokens."""
 
 from .class_conditional import ClassConditionalPipeline
+from .editing import complete, interpolate, token_influence
 from .pipeline_latent_dit import LatentDiTPipeline, LatentDiTPipelineOutput
 from .pipeline_titok import TiTokPipeline, TiTokPipelineOutput
 from .scheduling_flow_match_heun import FlowMatchHeunScheduler
@@ -14,4 +15,7 @@ __all__ = [
     "MaskGitScheduler",
     "TiTokPipeline",
     "TiTokPipelineOutput",
+    "complete",
+    "interpolate",
+    "token_influence",
 ]
