@@ -499,7 +499,7 @@ class TestErrors:
         [
             (
                 ("--protocol", "titok"),
-                "one of titok-rfid, vtp-rfid, adm-256, adm-512, demo, emoji or a YAML file, got 'titok'",
+                "one of titok-rfid, vtp-rfid, adm-256, adm-512, fdr6, demo, emoji or a YAML file, got 'titok'",
             ),
             (("--protocol", "adm-256"), "'adm-256' is for generation, not for reconstruction"),
             ((*DEMO, "--set", "crop"), "`key=value`, got 'crop'"),

@@ -245,8 +245,8 @@ class TestRun:
         run = RecipeRun(Recipe.from_dict(content), dataset, tmp_path / "run")
         trainer_of = run.trainer
 
-        def stopping(stage, objective):
-            trainer = trainer_of(stage, objective)
+        def stopping(stage, objective, results):
+            trainer = trainer_of(stage, objective, results)
             step = objective.after_optimizer_step
 
             def after(number):
