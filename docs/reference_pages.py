@@ -91,9 +91,9 @@ def text_of(help_text: str | None) -> str:
 
 
 def recipe_files() -> str:
-    """Returns the page of the shipped recipes and studies: their comments and files."""
+    """Returns the page of the shipped recipes: their files with comments."""
     lines = ["# Recipe files", "", "See [recipes](../recipes.md) for what they cost.", ""]
-    for path in [*sorted((PACKAGE / "recipes").glob("*.yaml"))]:
+    for path in sorted((PACKAGE / "recipes").glob("*.yaml")):
         lines += [f"## {path.stem}", "", "```yaml", path.read_text().rstrip(), "```", ""]
     return "\n".join(lines)
 
@@ -105,6 +105,7 @@ def protocols() -> str:
         lines += [f"## {name}", "", fields["source"], "", "| field | value |", "|---|---|"]
         for field, value in fields.items():
             shown = re.sub(r"[{}\[\]']", "", str(value))
-            lines += [] if field == "source" else [f"| `{field}` | {shown} |"]
+            if field != "source":
+                lines.append(f"| `{field}` | {shown} |")
         lines.append("")
     return "\n".join(lines)

@@ -92,7 +92,7 @@ class TestCompletion:
         ],
     )
     def test_the_shell_completes_commands_options_and_names(self, words, expected):
-        """As bash asks, once `titok --install-completion` has told it how."""
+        """The command is called as bash calls it after `titok --install-completion`."""
         environment = {
             "_TITOK_COMPLETE": "complete_bash",
             "COMP_WORDS": words,

@@ -68,9 +68,10 @@ class TestUnmasking:
         assert frames[0].height == 4 + (64 + 10) + 4  # with the tokens below
 
     def test_steps_are_decoded_from_what_is_predicted(self, pipeline):
-        steps = sampling_steps(pipeline, [1, 2], num_inference_steps=3)
+        images, steps = sampling_steps(pipeline, [1, 2], num_inference_steps=3)
         assert len(steps) == 3 and all(len(step) == 2 for step in steps)
         last = np.asarray(steps[-1][0])
+        assert np.array_equal(last[:32], np.asarray(images[0]))
         masked = np.asarray(steps[0][0])
         assert last.shape == (37, 32, 3)
         strips = [int((cell[33:] == (0, 0, 0)).all(-1).sum()) for cell in (masked, last)]

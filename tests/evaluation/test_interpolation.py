@@ -69,7 +69,7 @@ class TestDistance:
             latents = tokenizer.encode(pixel_values).latents
             shown = processor.postprocess(tokenizer.decode(latents).reconstruction, "pt")
         features = [extractor(each).features for each in (to_uint8(shown, "round"), images)]
-        arguments = {"images": images, "latents": latents, "known": latents.flip(0)}
+        arguments = {"features": features[1], "latents": latents, "known": latents.flip(0)}
         found = interpolated_frechet_distance(tokenizer, processor, extractor, **arguments, share=0)
         assert found == pytest.approx(frechet_distance(*features), rel=1e-3)
         # an image is its own nearest neighbor

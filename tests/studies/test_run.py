@@ -188,6 +188,17 @@ class TestAgain:
         assert measured(quick("codebook", folder, started)) == measured(finished[1])
         assert started.stages == []
 
+    def test_results_of_an_earlier_version_are_kept(self, finished, tmp_path):
+        folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
+        results = json.loads((folder / "results.json").read_text())
+        del results["tuning"]
+        for run in results["runs"]:
+            del run["tuned"], run["flops"]
+        (folder / "results.json").write_text(json.dumps(results))
+        started = Started()
+        assert quick("codebook", folder, started)["runs"] == results["runs"]
+        assert started.stages == []
+
     def test_other_seeds_are_added(self, finished, tmp_path):
         folder = shutil.copytree(finished[0], tmp_path / "copy", symlinks=True)
         started = Started()

@@ -1,4 +1,4 @@
-"""What makes a VTP's latents easier to learn: alignment, equivariance, scale equivariance, noise."""
+"""Tests of the switches that make a VTP's latents easier to learn."""
 
 import json
 from pathlib import Path

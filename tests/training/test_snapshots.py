@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from titok_hf import MaskGitVQGANModel
 from titok_hf.training import Recipe, RecipeRun, TiTokTrainingArguments
+from titok_hf.training.recipe_run import SNAPSHOTS
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def test_each_is_the_result_of_so_many_steps(digits, tmp_path):
     long = run(digits, tmp_path / "long", 5, "stages.vqgan.training.snapshot_steps=[2, 5]")
     long.train()
     run(digits, tmp_path / "short", 2).train()
-    snapshots = long.snapshots("vqgan")
+    snapshots = tmp_path / "long" / SNAPSHOTS / "vqgan"
     assert sorted(path.name for path in snapshots.iterdir()) == ["2", "5"]
     assert weights(snapshots / "2") == weights(tmp_path / "short" / "vqgan")
     assert weights(snapshots / "5") == weights(long.folder("vqgan"))
@@ -69,7 +70,7 @@ def test_a_resumed_run_keeps_them(digits, tmp_path):
     resumed = run(digits, tmp_path / "run", 5, override)
     resumed.train()
     for step in ("3", "5"):
-        folders = (each.snapshots("vqgan") / step for each in (resumed, whole))
+        folders = (each.output_dir / SNAPSHOTS / "vqgan" / step for each in (resumed, whole))
         assert weights(next(folders)) == weights(next(folders))
 
 

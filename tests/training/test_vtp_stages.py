@@ -302,7 +302,9 @@ class TestDecoder:
         }
         assert any(name.startswith("discriminator.heads") for name in reached)
         assert any(name.startswith("model.pixel_decoder") for name in reached)
-        assert not [name for name in reached if "backbone" in name or "vision_encoder" in name]
+        assert not [
+            name for name in reached if "discriminator.network" in name or "vision_encoder" in name
+        ]
 
 
 class TestBadInput:

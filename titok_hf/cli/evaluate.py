@@ -27,7 +27,8 @@ console = Console()
 ProtocolName = Annotated[
     str,
     typer.Option(
-        help="titok-rfid, vtp-rfid, adm-256, adm-512, demo, emoji, or a YAML file with a protocol's fields.",
+        help="titok-rfid, vtp-rfid, adm-256, adm-512, fdr6, demo, emoji, or a YAML file with a protocol's "
+        "fields.",
         autocompletion=protocols,
     ),
 ]

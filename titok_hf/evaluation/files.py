@@ -127,7 +127,11 @@ def generate_to_file(
             f"{', '.join(loaded.sampling_defaults)}."
         )
     arguments["num_images_per_label"] = num_images_per_label
-    images = loaded(class_labels, generator=torch.Generator().manual_seed(seed), **arguments).images
+    arguments["generator"] = torch.Generator().manual_seed(seed)
+    if animation is None:
+        images, steps = loaded(class_labels, **arguments).images, []
+    else:
+        images, steps = sampling_steps(loaded, class_labels, **arguments)
     labels = loaded.label_ids(class_labels)
     names = [loaded.transformer.config.id2label[label] for label in labels]
 
@@ -145,8 +149,6 @@ def generate_to_file(
             name = re.sub(r"[^\w-]+", "_", names[number // num_images_per_label])
             image.save(folder / f"{number + 1:04}-{name}.png")
     if animation is not None:
-        generator = torch.Generator().manual_seed(seed)
-        steps = sampling_steps(loaded, class_labels, generator=generator, **arguments)
         first, *others = map(grid, steps)
         durations = [150] * len(others) + [1500]  # milliseconds; the last one stays
         first.save(animation, save_all=True, append_images=others, duration=durations, loop=0)

@@ -53,7 +53,7 @@ def interpolated_frechet_distance(
     tokenizer: nn.Module,
     processor: BaseImageProcessor,
     extractor: FeatureExtractor,
-    images: torch.Tensor,
+    features: torch.Tensor,
     latents: torch.Tensor,
     known: torch.Tensor,
     k: int = 10,
@@ -67,7 +67,7 @@ def interpolated_frechet_distance(
         tokenizer: A tokenizer of any family, on its device.
         processor: Its processor.
         extractor: Network of the features.
-        images: uint8 images `(B, 3, H, W)`.
+        features: Features of the images `(B, D)`.
         latents: Their latents `(B, ...)`.
         known: See `interpolated_latents`, as for `k` and `share`.
         batch_size: Number of images per batch.
@@ -77,8 +77,7 @@ def interpolated_frechet_distance(
         output = tokenizer.decode(some.to(tokenizer.device, tokenizer.dtype)).reconstruction
         shown = to_uint8(processor.postprocess(output, "pt"), "round")
         decoded.append(extractor(shown).features.cpu())
-    originals = [extractor(some).features.cpu() for some in images.split(batch_size)]
-    return frechet_distance(torch.cat(decoded), torch.cat(originals))
+    return frechet_distance(torch.cat(decoded), features)
 
 
 __all__ = ["interpolated_frechet_distance", "interpolated_latents"]

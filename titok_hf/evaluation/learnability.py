@@ -23,6 +23,7 @@ from ..data.decoding import decoder_for
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device
 from ..modeling.auto import load_tokenizer
+from .extractors import FeatureExtractor
 from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
 from .interpolation import interpolated_frechet_distance
 from .metric_networks import load_extractor
@@ -196,17 +197,19 @@ def measure_learnability(
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images of a data set, as a tokenizer takes them, with their latents.
+    """The latents of the images of a data set.
 
     Args:
-        images: uint8 `(B, 3, H, W)`.
         latents: `(B, N, C)` or `(B, C, h, w)`, in float32.
         labels: `(B,)`, if there are labels.
+        features: Features of the images themselves `(B, D)`, if there was an extractor.
+        fingerprint: Hash of the images, as the tokenizer takes them.
     """
 
-    images: torch.Tensor
     latents: torch.Tensor
     labels: torch.Tensor | None
+    features: torch.Tensor | None
+    fingerprint: str
 
     @property
     def mean(self) -> torch.Tensor:
@@ -222,28 +225,38 @@ class EncodedImages:
         dataset: Dataset,
         image_column: str = "image",
         label_column: str | None = "label",
+        extractor: FeatureExtractor | None = None,
         batch_size: int = 64,
     ) -> "EncodedImages":
-        """Encodes the images of a data set.
+        """Encodes the images of a data set, batch by batch.
 
         Raises:
             ValueError: If the tokenizer is discrete.
         """
         encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
-        shown, latents = [], []
+        latents, features, fingerprint = [], [], Fingerprint()
         for indices in torch.arange(len(dataset)).split(batch_size):
             images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
             pixel_values = processor(images, return_tensors="pt")["pixel_values"]
-            shown.append(to_uint8(processor.postprocess(pixel_values, "pt"), "round"))
+            shown = to_uint8(processor.postprocess(pixel_values, "pt"), "round")
+            fingerprint.update(shown)
+            if extractor is not None:
+                features.append(extractor(shown).features.cpu())
             output = tokenizer.encode(pixel_values.to(tokenizer.device, tokenizer.dtype))
             if output.codes is not None:
+                name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
                 raise ValueError(
-                    "The tokenizer is discrete; what is measured is of continuous latents, on which a "
-                    "flow is trained."
+                    f"{name} is discrete; what is measured is of continuous latents, on which a flow "
+                    "is trained."
                 )
             latents.append(output.latents.float().cpu())
         labels = None if label_column is None else torch.tensor(dataset[label_column])
-        return cls(torch.cat(shown), torch.cat(latents), labels)
+        return cls(
+            torch.cat(latents),
+            labels,
+            torch.cat(features) if features else None,
+            fingerprint.compute([fingerprint.total]),
+        )
 
 
 def evaluate_learnability(
@@ -301,16 +314,22 @@ def evaluate_learnability(
     splits = open_images(data, **columns, revision=data_revision)
     dataset = splits.dataset(split)
     dataset = dataset if num_images is None else dataset.select(range(num_images))
-    encoded = EncodedImages.encode(model, processor, dataset, **columns, batch_size=batch_size)
-    fingerprint = Fingerprint()
-    fingerprint.update(encoded.images)
-    measured = measure_learnability(encoded.latents, encoded.labels, k)
+    reason = None
     if network is None:
-        measured["undefined"]["interpolated_frechet_distance"] = "no extractor"
+        reason = "no extractor"
     elif len(dataset) <= network.num_features:
-        measured["undefined"]["interpolated_frechet_distance"] = (
-            f"{len(dataset)} images are too few for {network.num_features} features"
-        )
+        reason = f"{len(dataset)} images are too few for {network.num_features} features"
+    encoded = EncodedImages.encode(
+        model,
+        processor,
+        dataset,
+        **columns,
+        extractor=None if reason else network,
+        batch_size=batch_size,
+    )
+    measured = measure_learnability(encoded.latents, encoded.labels, k)
+    if reason:
+        measured["undefined"]["interpolated_frechet_distance"] = reason
     else:
         train = splits.dataset("train")
         places = torch.linspace(0, len(train) - 1, min(len(train), num_training_images))
@@ -320,7 +339,7 @@ def evaluate_learnability(
             model,
             processor,
             network,
-            images=encoded.images,
+            features=encoded.features,
             latents=encoded.latents,
             known=known.latents,
             batch_size=batch_size,
@@ -335,7 +354,7 @@ def evaluate_learnability(
         "tokenizer": described,
         "data": {"id": data, "revision": commit, "split": split, **columns},
         "num_images": len(dataset),
-        "fingerprint": fingerprint.compute([fingerprint.total]),
+        "fingerprint": encoded.fingerprint,
         **measured,
         "extractor": None if network is None else network.identity(),
         "device": device_name(device),

@@ -29,7 +29,7 @@ def token_strip(codes: np.ndarray, codebook_size: int, width: int, height: int) 
 
 def sampling_steps(
     pipeline: ClassConditionalPipeline, class_labels: Sequence[int | str], **arguments: Any
-) -> list[list[Image.Image]]:
+) -> tuple[list[Image.Image], list[list[Image.Image]]]:
     """Generates images, and draws for each step the images that it has come to.
 
     Those of a `TiTokPipeline` are decoded from the codes that the step predicts, and have their tokens
@@ -41,15 +41,14 @@ def sampling_steps(
         arguments: Further arguments of the pipeline's call.
 
     Returns:
-        For each step, a picture of each image; the last ones are the images themselves.
+        The images; and for each step, a picture of each.
     """
     steps: list[dict[str, torch.Tensor]] = []
-    pipeline(
+    images = pipeline(
         class_labels,
-        output_type="codes" if isinstance(pipeline, TiTokPipeline) else "latent",
         callback_on_step_end=lambda pipe, step, timestep, tensors: steps.append(tensors),
         **arguments,
-    )
+    ).images
     columns = []
     for tensors in steps:
         if not isinstance(pipeline, TiTokPipeline):
@@ -71,7 +70,7 @@ def sampling_steps(
             )
             column.append(cell)
         columns.append(column)
-    return columns
+    return images, columns
 
 
 def unmasking_grid(
@@ -81,7 +80,8 @@ def unmasking_grid(
     zoom: int = 2,
 ) -> Image.Image:
     """Draws how images are generated: a row for each label, a column for each of `sampling_steps`."""
-    columns = sampling_steps(pipeline, class_labels, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    _, columns = sampling_steps(pipeline, class_labels, generator=generator)
     labels, id2label = pipeline.label_ids(class_labels), pipeline.transformer.config.id2label
     names = [id2label[label] for label in labels]
     return image_grid(list(zip(*columns, strict=True)), names, zoom, substitutes=labels)

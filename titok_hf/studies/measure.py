@@ -135,11 +135,12 @@ class HeldOut:
             EncodedImages.encode(
                 tokenizer,
                 processor,
-                dataset,
+                self.dataset[split],
                 image_column=self.image_column,
                 label_column=self.label_column,
+                extractor=extractor,
             )
-            for dataset in (self.dataset["train"], self.dataset["test"])
+            for split, extractor in (("train", None), ("test", self.judges.extractor))
         )
         learnability = measure_learnability(seen.latents, seen.labels)["metrics"]
         sides = (known.mean, known.labels, seen.mean, seen.labels)
@@ -151,7 +152,7 @@ class HeldOut:
                 tokenizer,
                 processor,
                 self.judges.extractor,
-                images=seen.images,
+                features=seen.features,
                 latents=seen.latents,
                 known=known.latents,
             ),

@@ -17,8 +17,8 @@ from ..hub.folders import whole_file
 from ..hub.lock import locked_folder
 from ..training.flops import recipe_flops
 from ..training.recipe import Recipe
-from ..training.recipe_run import RecipeRun
-from ..training.stages import Columns
+from ..training.recipe_run import SNAPSHOTS, RecipeRun
+from ..training.stages import STAGES, Columns
 from .measure import HeldOut
 from .report import plot, summarize, tables
 from .study import Study, Tuning, Variant, recipe_hash
@@ -145,7 +145,7 @@ class StudyRun:
         are of another configuration."""
         if not self.record.exists():
             return {"configuration": configuration, "tuning": [], "runs": []}
-        results = json.loads(self.record.read_text())
+        results = {"tuning": [], **json.loads(self.record.read_text())}
         if results["configuration"] | configuration != results["configuration"]:
             raise ValueError(
                 f"{self.folder} holds another study, or one with another configuration (see "
@@ -208,19 +208,22 @@ class StudyRun:
         folder = self.folder / f"seed-{seed}"
         run = self.recipe_run(variant.recipe, folder / variant.name, seed)
         flops = None
-        for stage in [stage for stage in variant.recipe.stages if stage in self.study.shared]:
+        for stage in variant.recipe.stages:
+            if stage not in self.study.shared:
+                continue
             recipe = self.study.shared_recipe(variant, stage)
             name = f"{stage}-{recipe_hash(recipe, variant.data_share)[:8]}"
-            shared = self.recipe_run(recipe, folder / "shared" / name, seed, variant.data_share)
-            for required in recipe.stage(stage).required():
-                link(shared.folder(required), run.folder(required))
-            result = shared.folder(stage)
+            shared = folder / "shared" / name
+            result = shared / STAGES[stage].folder
             if not result.exists():
-                shared.prepare()
-                shared.result(stage)
+                for required in recipe.stage(stage).required():
+                    link(shared / STAGES[required].folder, run.folder(required))
+                training = self.recipe_run(recipe, shared, seed, variant.data_share)
+                training.prepare()
+                training.result(stage)
             if stage == self.study.snapshots:
                 steps = variant.values["steps"]
-                result = shared.snapshots(stage) / str(steps)
+                result = shared / SNAPSHOTS / stage / str(steps)
                 flops = steps * step_flops(recipe, stage)
             link(run.folder(stage), result)
         values = self.held_out.measure(run, self.study.images_per_class)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .frozen_vision import FrozenVision
 from .losses import at_least_float32, full_precision
 
 
@@ -38,18 +38,18 @@ def alignment_losses(
     )
 
 
-class Alignment(nn.Module):
+class Alignment(FrozenVision):
     """Measures how far latents are from the features of a frozen foundation model, after a learned
     projection.
+
+    Features are resized to the places of the latents if there are more or fewer.
 
     Args:
         network: A vision model of transformers with a `last_hidden_state` of patch tokens
             `(B, N, D)`, after any others, or of a feature map `(B, D, h, w)`.
         latent_dim: Channels of the latents.
-        image_size: Side to which images are resized for the network (bilinear, antialiased); features
-            are resized to the places of the latents if there are more or fewer.
-        image_mean, image_std: Normalization of images in [0, 1] for the network; ImageNet's if not
-            given. VA-VAE's code feeds images in [-1, 1] to every network.
+        image_size, image_mean, image_std: See `FrozenVision`. VA-VAE's code feeds images in [-1, 1] to
+            every network.
         cosine_margin, distance_margin: See `alignment_losses`.
         cosine_weight, distance_weight: Weights of the two losses.
     """
@@ -66,44 +66,19 @@ class Alignment(nn.Module):
         cosine_weight: float = 1.0,
         distance_weight: float = 1.0,
     ):
-        super().__init__()
-        config = network.config
-        if image_size % config.patch_size:
-            raise ValueError(
-                f"`image_size` must be a multiple of the patch size {config.patch_size} of the "
-                f"{type(network).__name__} with which latents are aligned, got {image_size}."
-            )
-        width = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
-        self.network = network.eval().requires_grad_(False)
+        super().__init__(network, image_size, image_mean, image_std)
+        width = getattr(network.config, "hidden_size", None) or network.config.hidden_sizes[-1]
         self.projection = nn.Conv2d(latent_dim, width, 1, bias=False)
-        self.image_size = image_size
         self.cosine_margin = cosine_margin
         self.distance_margin = distance_margin
         self.cosine_weight = cosine_weight
         self.distance_weight = distance_weight
-        for name, values in (
-            ("mean", image_mean or IMAGENET_DEFAULT_MEAN),
-            ("std", image_std or IMAGENET_DEFAULT_STD),
-        ):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
-
-    def train(self, mode: bool = True) -> "Alignment":
-        """Keeps the network in evaluation mode."""
-        super().train(mode)
-        self.network.eval()
-        return self
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the feature map `(B, D, h, w)` of images `(B, 3, H, W)` in [0, 1]."""
-        size = (self.image_size, self.image_size)
-        if images.shape[2:] != size:
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        hidden = self.network((images - self.mean) / self.std).last_hidden_state
-        if hidden.ndim == 4:
-            return hidden
-        side = self.image_size // self.network.config.patch_size
-        return hidden[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side))
+        hidden = self.network(self.prepared(images)).last_hidden_state
+        return hidden if hidden.ndim == 4 else self.patch_map(hidden)
 
     def forward(
         self, latents: torch.Tensor, images: torch.Tensor

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import PreTrainedModel
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .frozen_vision import FrozenVision
 
 
 class BlurDownsample(nn.Module):
@@ -73,41 +74,34 @@ class PatchDiscriminator(nn.Module):
         return self.conv_out(F.leaky_relu(self.proj(x), 0.1))
 
 
-class FeatureDiscriminator(nn.Module):
+class FeatureDiscriminator(FrozenVision):
     """Heads on the patch features of a frozen vision transformer, such as DINO's (StyleGAN-T, arXiv
     2301.09515; RAE, arXiv 2510.11690).
 
     It maps images `(B, 3, H, W)` in [0, 1] to logits `(B, heads, h, w)`, positive for real images.
 
     Args:
-        backbone: A vision transformer of transformers for images normalized by ImageNet's mean and
+        network: A vision transformer of transformers for images normalized by ImageNet's mean and
             standard deviation, such as `Dinov2Model` or `ViTModel`.
-        image_size: Side to which images are resized (bilinear, antialiased).
+        image_size: See `FrozenVision`.
         num_heads: Number of blocks whose features are judged, evenly spaced up to the last.
         hidden_size: Channels of a head.
     """
 
     def __init__(
         self,
-        backbone: PreTrainedModel,
+        network: PreTrainedModel,
         image_size: int = 224,
         num_heads: int = 4,
         hidden_size: int = 128,
     ):
-        super().__init__()
-        config = backbone.config
-        if image_size % config.patch_size:
-            raise ValueError(
-                f"`image_size` must be a multiple of the patch size {config.patch_size} of the "
-                f"{type(backbone).__name__}, got {image_size}."
-            )
+        super().__init__(network, image_size)
+        config = network.config
         if not 1 <= num_heads <= config.num_hidden_layers:
             raise ValueError(
                 f"`num_heads` must be from 1 to the {config.num_hidden_layers} blocks of the "
-                f"{type(backbone).__name__}, got {num_heads}."
+                f"{type(network).__name__}, got {num_heads}."
             )
-        self.backbone = backbone.eval().requires_grad_(False)
-        self.image_size = image_size
         depth = config.num_hidden_layers
         self.blocks: Sequence[int] = [depth * (i + 1) // num_heads for i in range(num_heads)]
         self.heads = nn.ModuleList(
@@ -120,23 +114,11 @@ class FeatureDiscriminator(nn.Module):
             )
             for _ in self.blocks
         )
-        for name, values in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
-
-    def train(self, mode: bool = True) -> "FeatureDiscriminator":
-        super().train(mode)
-        self.backbone.eval()
-        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.shape[-1] != self.image_size:
-            images = F.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
-        hidden_states = self.backbone(
-            (images - self.mean) / self.std, output_hidden_states=True
-        ).hidden_states
-        side = self.image_size // self.backbone.config.patch_size
-        logits = []
-        for block, head in zip(self.blocks, self.heads, strict=True):
-            patches = hidden_states[block][:, -(side**2) :]  # (B, N, D), after CLS and registers
-            logits.append(head(patches.transpose(1, 2).unflatten(-1, (side, side))))
+        hidden_states = self.network(self.prepared(images), output_hidden_states=True).hidden_states
+        logits = [
+            head(self.patch_map(hidden_states[block]))
+            for block, head in zip(self.blocks, self.heads, strict=True)
+        ]
         return torch.cat(logits, 1)  # (B, heads, h, w)

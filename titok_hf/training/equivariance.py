@@ -12,7 +12,7 @@ SMALLEST, LARGEST = 8, 31  # scales in 32nds
 
 @dataclass(frozen=True)
 class Transformation:
-    """What an optimizer step does to all its images.
+    """Scales and turns the latents or the images of an optimizer step, all alike.
 
     Args:
         of_latents: Whether latents are transformed, and decoded to the transformed images. Otherwise

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Parts of a stage that may change until it is finished, for example to lower a learning rate.
 CHANGEABLE = ("training", "objective")
+SNAPSHOTS = "work/snapshots"  # see `TiTokTrainingArguments.snapshot_steps`
 
 
 class RecipeRun:
@@ -420,10 +421,6 @@ class RecipeRun:
             }
         stage.save(network, results, folder)
 
-    def snapshots(self, stage: str) -> Path:
-        """Returns the folder of a stage's snapshots, see `TiTokTrainingArguments.snapshot_steps`."""
-        return self.work_dir / "snapshots" / stage
-
     def trainer(
         self, stage: Stage, objective: Objective, results: Mapping[str, Any]
     ) -> TiTokTrainer:
@@ -467,6 +464,6 @@ class RecipeRun:
                 with whole_folder(folder) as partial_folder:
                     self.save(stage, network, results, partial_folder)
 
-            folder = self.snapshots(stage.name)
+            folder = self.output_dir / SNAPSHOTS / stage.name
             trainer.add_callback(Snapshots(trainer, args.snapshot_steps, folder, write))
         return trainer

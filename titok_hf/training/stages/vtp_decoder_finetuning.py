@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ...hub.errors import explain_loading_errors
 from ...modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
 from ..discriminator import FeatureDiscriminator, PatchDiscriminator
-from ..known import KNOWN
+from ..frozen_vision import load_vision_network
 from ..vtp_decoder import VTPDecoderObjective
 from .base import keys_of, register_stage
 from .reconstruction import PERCEPTUAL_WEIGHTS
@@ -70,14 +69,7 @@ class VTPDecoderFinetuningStage(VTPStage):
         """
         part = self.part("feature_discriminator")
         location = {key: part[key] for key in ("revision",) if key in part}
-        with explain_loading_errors(part["pretrained"]):
-            if load_weights:
-                return AutoModel.from_pretrained(part["pretrained"], **location)
-            if part["pretrained"] in KNOWN["configurations"]:
-                config = AutoConfig.for_model(**KNOWN["configurations"][part["pretrained"]])
-            else:
-                config = AutoConfig.from_pretrained(part["pretrained"], **location)
-            return AutoModel.from_config(config)
+        return load_vision_network(part["pretrained"], load_weights, **location)
 
     def downloads(self) -> dict[str, Callable[[], Any]]:
         downloads = super().downloads()

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -38,8 +36,8 @@ from ...modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
 from ...modeling.vtp.processing_vtp import check_tokenizer
 from ..alignment import Alignment
 from ..arguments import TiTokTrainingArguments
+from ..frozen_vision import load_vision_network
 from ..initial_weights import initialize
-from ..known import KNOWN
 from ..objectives import Objective
 from ..pretraining import VTPPretrainingObjective
 from ..self_supervision import DINOHead
@@ -231,16 +229,10 @@ class VTPPretrainingStage(VTPStage):
             network = copy.deepcopy(classifier.model.base_model)
             settings = {"image_size": classifier.image_size, **own, **settings}
             return Alignment(network, latent_dim, **settings)
+        network = load_vision_network(source, load_weights, **location)
+        if not load_weights:
+            return Alignment(network, latent_dim, **settings)
         with explain_loading_errors(source):
-            if not load_weights:
-                known = KNOWN["configurations"].get(source)
-                config = (
-                    AutoConfig.for_model(**known)
-                    if known
-                    else AutoConfig.from_pretrained(source, **location)
-                )
-                return Alignment(AutoModel.from_config(config), latent_dim, **settings)
-            network = AutoModel.from_pretrained(source, **location)
             processor = AutoImageProcessor.from_pretrained(source, **location)
         own = {"image_mean": processor.image_mean, "image_std": processor.image_std}
         return Alignment(network, latent_dim, **{**own, **settings})
