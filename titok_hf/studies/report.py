@@ -151,6 +151,7 @@ def plot(study: Study, rows: Sequence[dict[str, Any]], path: Path) -> None:
     axis. Requires matplotlib.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     metrics = [metric for metric in study.panels if metric in rows[0]]
     along = "steps" if study.x == FLOPS else study.x
@@ -177,6 +178,9 @@ def plot(study: Study, rows: Sequence[dict[str, Any]], path: Path) -> None:
             )
         if study.x == FLOPS:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(EngFormatter())
+            axis.xaxis.set_minor_formatter(NullFormatter())
         elif numbers:
             axis.set_xscale("log", base=2)
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
