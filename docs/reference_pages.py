@@ -21,6 +21,7 @@ MODULES = {
     "titok_hf.conversion": "Conversion of official weights",
     "titok_hf.perceptual": "Perceptual networks",
     "titok_hf.studies": "Studies",
+    "titok_hf.app": "Web demo",
 }
 
 

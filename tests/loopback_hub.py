@@ -1,6 +1,6 @@
 """A small Hugging Face Hub on 127.0.0.1 that tests talk to with the real clients.
 
-It keeps models and datasets in memory, with users, private repositories, branches, tags and
+It keeps models, datasets and Spaces in memory, with users, private repositories, branches, tags and
 commits, and answers the requests of `huggingface_hub` and of the libraries above it. Clients run
 with `HF_HUB_DISABLE_XET=1`.
 """
@@ -40,8 +40,8 @@ LFS_SUFFIXES = {
 LFS_SIZE = 10 * 1024**2
 
 NAME = r"(?P<repo_id>[^/]+(?:/[^/]+)?)"
-API = r"/api/(?P<repo_type>model|dataset)s/" + NAME
-PAGE = r"/(?:(?P<repo_type>dataset)s/)?" + NAME
+API = r"/api/(?P<repo_type>model|dataset|space)s/" + NAME
+PAGE = r"/(?:(?P<repo_type>dataset|space)s/)?" + NAME
 REVISION = r"/(?P<revision>[^/]+)"
 
 
@@ -112,7 +112,11 @@ class Repository:
 
     @property
     def page(self) -> str:
-        return f"/datasets/{self.repo_id}" if self.repo_type == "dataset" else f"/{self.repo_id}"
+        return (
+            f"/{self.repo_id}"
+            if self.repo_type == "model"
+            else f"/{self.repo_type}s/{self.repo_id}"
+        )
 
     def find(self, revision: str, *kinds: str) -> Commit:
         """The commit of a branch, tag or sha, or of one of these `kinds` alone."""

@@ -14,7 +14,8 @@ PACKAGE = Path(titok_hf.__file__).parent
 # The rooms by floor, the highest first. A room imports from the floors below its own, never from
 # its neighbors: so training imports nothing of evaluation.
 FLOORS = (
-    ("cli", "app"),
+    ("cli",),
+    ("app",),
     ("studies", "demo", "publish"),
     ("train",),
     ("training", "evaluation", "conversion"),

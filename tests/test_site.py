@@ -10,7 +10,16 @@ import pytest
 from sphinx.util.inventory import InventoryFile
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = ("titok_hf", "data", "training", "evaluation", "conversion", "pipelines", "studies")
+PUBLIC = (
+    "titok_hf",
+    "app",
+    "data",
+    "training",
+    "evaluation",
+    "conversion",
+    "pipelines",
+    "studies",
+)
 
 pytestmark = [pytest.mark.xdist_group("site"), pytest.mark.slow]
 
@@ -51,7 +60,15 @@ def test_every_public_name_is_documented(site):
 
 def test_every_command_and_protocol_is_there(site):
     commands = (site / "reference" / "commands.html").read_text()
-    for command in ("train", "generate", "study", "evaluate fdr6", "evaluate generation", "push"):
+    for command in (
+        "train",
+        "generate",
+        "app",
+        "study",
+        "evaluate fdr6",
+        "evaluate generation",
+        "push",
+    ):
         assert f"<h2>titok {command}<" in commands, command
     assert "--guidance-scale" in commands
     protocols = (site / "reference" / "protocols.html").read_text()

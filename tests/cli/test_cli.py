@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": ("--output-dir", "--seed", "--set", "--images-per-class"),
     "train": ("--data", "--output-dir", "--image-column", "--label-column", "--seed", "--set"),
     "reconstruct": ("--tokenizer", "--output"),
+    "app": ("--data", "--host", "--port", "--device", "--push-space", "--private"),
     "generate": (
         "--label",
         "--pipeline",

@@ -5,7 +5,13 @@ import torch
 from training.tiny_pretraining import make_model
 
 from titok_hf import TiTokModel
-from titok_hf.pipelines import complete, interpolate, token_influence
+from titok_hf.pipelines import (
+    complete,
+    interpolate,
+    interpolate_classes,
+    swap_tokens,
+    token_influence,
+)
 
 
 @pytest.fixture
@@ -57,6 +63,41 @@ class TestInterpolate:
     def test_one_image_is_too_few(self, titok):
         with pytest.raises(ValueError, match="at least 2, for both ends, got 1"):
             interpolate(titok, *torch.rand(2, 3, 32, 32), num_images=1)
+
+
+class TestSwap:
+    def test_the_named_tokens_change_places(self, codes):
+        first, second = swap_tokens(*codes, [0, 5])
+        for place in range(8):
+            order = (1, 0) if place in (0, 5) else (0, 1)
+            assert [first[place], second[place]] == [codes[i][place] for i in order]
+
+    def test_twice_is_the_same_as_never(self, codes):
+        assert torch.stack(swap_tokens(*swap_tokens(*codes, [1, 2]), [1, 2])).equal(codes)
+
+    def test_a_place_that_is_not_there_is_said(self, codes):
+        with pytest.raises(ValueError, match="places from 0 to 7, got 8"):
+            swap_tokens(*codes, [8])
+
+
+class TestInterpolateClasses:
+    def test_the_ends_are_images_of_the_classes(self, pipeline):
+        output = interpolate_classes(pipeline, 1, 2, num_images=5, seed=3, output_type="codes")
+
+        def alone(label):
+            generator = [torch.Generator().manual_seed(3)]
+            return pipeline(label, generator=generator, output_type="codes").codes[0]
+
+        assert output.codes[0].equal(alone(1)) and output.codes[-1].equal(alone(2))
+
+    def test_ever_fewer_tokens_of_the_first_image_stay(self, pipeline):
+        codes = interpolate_classes(pipeline, 1, 2, num_images=5, output_type="codes").codes
+        kept = (codes == codes[0]).sum(1)
+        assert (kept >= torch.tensor([8, 6, 4, 2, 0])).all()
+
+    def test_one_image_is_too_few(self, pipeline):
+        with pytest.raises(ValueError, match="at least 2, for both ends, got 1"):
+            interpolate_classes(pipeline, 1, 2, num_images=1)
 
 
 class TestInfluence:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import first_look, frechet_ratio
+from .app import app as show_app
 from .options import Commands, Device, RecipeOverrides, Sampler, Seed, recipes
 from .study import study
 
@@ -187,6 +188,7 @@ def generate(
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")
 
 
+app.command("app")(show_app)
 app.command()(first_look.plot)
 app.command()(first_look.doctor)
 

@@ -49,28 +49,43 @@ def sampling_steps(
         callback_on_step_end=lambda pipe, step, timestep, tensors: steps.append(tensors),
         **arguments,
     ).images
-    columns = []
-    for tensors in steps:
-        if not isinstance(pipeline, TiTokPipeline):
-            with torch.no_grad():
-                columns.append(pipeline.decode(pipeline.denormalized(tensors["latents"]), "pil"))
-            continue
-        with torch.no_grad():
-            decoded = pipeline.tokenizer.decode_codes(tensors["predicted_codes"]).reconstruction
-        column = []
-        for image, codes in zip(
-            pipeline.image_processor.postprocess(decoded), tensors["codes"], strict=True
-        ):
-            cell = Image.new("RGB", (image.width, image.height + 5), BACKGROUND)
-            cell.paste(image, (0, 0))
-            codebook_size = pipeline.tokenizer.config.codebook_size
-            cell.paste(
-                token_strip(codes.cpu().numpy(), codebook_size, image.width, 4),
-                (0, image.height + 1),
-            )
-            column.append(cell)
-        columns.append(column)
-    return images, columns
+    return images, [step_pictures(pipeline, tensors) for tensors in steps]
+
+
+@torch.no_grad()
+def step_pictures(
+    pipeline: ClassConditionalPipeline, tensors: Mapping[str, torch.Tensor]
+) -> list[Image.Image]:
+    """Draws the images that a step has come to, see `sampling_steps`, from what its
+    `callback_on_step_end` got."""
+    if not isinstance(pipeline, TiTokPipeline):
+        return pipeline.decode(pipeline.denormalized(tensors["latents"]), "pil")
+    decoded = pipeline.tokenizer.decode_codes(tensors["predicted_codes"]).reconstruction
+    codebook_size = pipeline.tokenizer.config.codebook_size
+    pictures = []
+    for image, codes in zip(
+        pipeline.image_processor.postprocess(decoded), tensors["codes"], strict=True
+    ):
+        picture = Image.new("RGB", (image.width, image.height + 5), BACKGROUND)
+        picture.paste(image, (0, 0))
+        strip = token_strip(codes.cpu().numpy(), codebook_size, image.width, 4)
+        picture.paste(strip, (0, image.height + 1))
+        pictures.append(picture)
+    return pictures
+
+
+def patch_colors(patch_tokens: torch.Tensor, height: int, width: int) -> Image.Image:
+    """Draws an image's patch tokens `(height * width, D)` as a pixel each: their first three principal
+    components are red, green and blue, each from its smallest to its largest value."""
+    centered = patch_tokens - patch_tokens.mean(0)
+    _, _, directions = torch.linalg.svd(centered, full_matrices=False)
+    # a direction's sign is arbitrary: its largest weight is made positive
+    first = directions[:3]
+    first = first * first.gather(1, first.abs().argmax(1, keepdim=True)).sign()
+    scores = centered @ first.T  # (N, 3)
+    low, high = scores.amin(0), scores.amax(0)
+    colors = ((scores - low) / (high - low).clamp(min=1e-8) * 255).round().byte()
+    return Image.fromarray(colors.reshape(height, width, -1).numpy())
 
 
 def unmasking_grid(

@@ -1,7 +1,7 @@
 """Sampling: pipelines that generate images of classes, schedulers, and editing by tokens."""
 
 from .class_conditional import ClassConditionalPipeline
-from .editing import complete, interpolate, token_influence
+from .editing import complete, interpolate, interpolate_classes, swap_tokens, token_influence
 from .pipeline_latent_dit import LatentDiTPipeline, LatentDiTPipelineOutput
 from .pipeline_titok import TiTokPipeline, TiTokPipelineOutput
 from .scheduling_flow_match_heun import FlowMatchHeunScheduler
@@ -17,5 +17,7 @@ __all__ = [
     "TiTokPipelineOutput",
     "complete",
     "interpolate",
+    "interpolate_classes",
+    "swap_tokens",
     "token_influence",
 ]

@@ -1,0 +1,103 @@
+"""Takes the pictures of docs/app.md: uses each tab of the web demo in a browser, as a person would.
+
+    python docs/screenshots.py demo/pipeline runs/vtp-emoji/vtp
+
+needs the extras `app`, `demo` and `emoji`, Playwright, and Debian's Chromium.
+"""
+
+import io
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from titok_hf.app import build_app, launch_app, open_models
+from titok_hf.data import open_images
+
+IMAGES = Path(__file__).parent / "images"
+SECONDS = 60_000  # milliseconds
+
+
+def shoot(page: Page, tab: str) -> None:
+    """Writes a picture of a tab, in few colors."""
+    page.wait_for_timeout(2000)
+    taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    taken.quantize(96).save(IMAGES / f"app-{tab.lower()}.png", optimize=True)
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    page.get_by_label(label, exact=True).click()
+    found = page.get_by_role("option", name=option, exact=True)
+    found.click()
+    page.keyboard.press("Escape")
+    found.wait_for(state="hidden")
+
+
+def use(page: Page, image: Path) -> None:
+    """Uses each tab with a picture at hand."""
+    for name in ("three", "eight"):
+        choose(page, "Classes", name)
+    press(page, "Generate")
+    page.locator("#step img").wait_for()
+    page.get_by_role("slider", name="Step").last.focus()
+    for _ in range(12):
+        page.keyboard.press("ArrowLeft")
+    shoot(page, "Generate")
+
+    open_tab(page, "Reconstruct")
+    page.locator("#reconstruct-upload input[type=file]").set_input_files(image)
+    page.locator("#reconstruct-upload img").wait_for()
+    press(page, "Reconstruct")
+    page.locator("#reconstructions img").nth(2).wait_for()
+    shoot(page, "Reconstruct")
+
+    open_tab(page, "Edit")
+    for letter, name in (("A", "three"), ("B", "eight")):
+        choose(page, f"Class {letter}", name)
+        press(page, f"Generate {letter}")
+        page.locator(f"#picture-{letter} img").wait_for()
+    press(page, "Interpolate from class A to class B")
+    page.locator("#results img").nth(7).wait_for()
+    shoot(page, "Edit")
+
+    open_tab(page, "Understand")
+    page.locator("#understand-upload input[type=file]").set_input_files(image)
+    page.locator("#understand-upload img").wait_for()
+    page.get_by_label("Words").fill("cookie, red apple, dog face, flag, person")
+    press(page, "Understand")
+    page.locator("#nearest img").first.wait_for()
+    shoot(page, "Understand")
+
+
+def main(paths: list[str]) -> None:
+    app = build_app(open_models(paths, data="emoji:image_size=64,one_per_concept=true"))
+    _, address, _ = launch_app(app, prevent_thread_lock=True)
+    held_out = open_images("emoji:image_size=64,one_per_concept=true").dataset("test")
+    cookie = next(row for row in held_out if row["text"] == "cookie")
+    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+        image = Path(folder) / "emoji.png"
+        cookie["image"].save(image)
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1100, "height": 600})
+        page.set_default_timeout(SECONDS)
+        page.goto(address)
+        use(page, image)
+        browser.close()
+    app.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

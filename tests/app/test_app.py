@@ -1,0 +1,218 @@
+"""The demo without a browser: what it opens, requests of programs, and the files of a Space."""
+
+import ast
+import os
+import subprocess
+import sys
+import threading
+
+import psutil
+import pytest
+import torch
+import yaml
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from titok_hf.app import open_models, push_space, write_space
+from titok_hf.app.answers import decode_upload
+from titok_hf.app.models import describe_tokens, title_of, without_paths
+from titok_hf.evaluation.pictures import patch_colors
+
+pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.slow]
+
+
+class TestModels:
+    def test_a_pipeline_brings_its_tokenizer_and_a_vtp_reads(self, models):
+        assert list(models.pipelines) == list(models.editable) == ["pipeline"]
+        assert list(models.tokenizers) == ["pipeline", "vtp", "autoencoder"]
+        assert list(models.readers) == ["vtp"]
+        assert models.problems == ["here was not loaded: There is no folder …/here."]
+
+    def test_nothing_at_all_is_an_error(self):
+        with pytest.raises(ValueError, match="here was not loaded"):
+            open_models(["/nothing/here"])
+
+    @pytest.mark.parametrize(
+        ("path", "title"),
+        [
+            ("user/model", "user/model"),
+            ("demo/pipeline", "demo/pipeline"),
+            ("/home/someone/runs/mine", "mine"),
+            ("../mine", "mine"),
+        ],
+    )
+    def test_a_title_tells_no_path_of_the_machine(self, path, title):
+        assert title_of(path) == title
+
+    def test_paths_in_a_message_are_shortened(self):
+        message = "No file /home/someone/x/model.safetensors, see https://hf.co/a/b."
+        assert without_paths(message) == "No file …/model.safetensors, see https://hf.co/a/b."
+
+    def test_sizes_in_bytes(self, models):
+        tokenizer, _ = models.tokenizers["pipeline"]
+        assert describe_tokens(tokenizer, torch.zeros(1, 4, 6)) == ("4 tokens of 16 codes", 2)
+        tokenizer, _ = models.tokenizers["vtp"]
+        assert describe_tokens(tokenizer, torch.zeros(1, 4, 4, 4)) == ("latents of 4 x 4 x 4", 128)
+
+
+def test_patches_of_like_features_have_like_colors():
+    torch.manual_seed(0)
+    kinds = torch.randn(4, 16).repeat_interleave(2, 0) + 1e-3 * torch.randn(8, 16)
+    picture = patch_colors(kinds, 4, 2)
+    assert picture.size == (2, 4)
+    rows = [[picture.getpixel((x, y)) for x in range(2)] for y in range(4)]
+    differences = [max(abs(a - b) for a, b in zip(*row, strict=True)) for row in rows]
+    assert max(differences) < 8 and len({row[0] for row in rows}) == 4
+
+
+class TestRequests:
+    """Programs talk to the demo as the browser does."""
+
+    @pytest.fixture
+    def client(self, address):
+        return Client(address, verbose=False)
+
+    @pytest.fixture
+    def image(self, tmp_path):
+        path = tmp_path / "image.png"
+        Image.effect_noise((40, 30), 50).convert("RGB").save(path)
+        return path
+
+    def test_a_hundred_bad_requests_and_twenty_users(self, address, client, image, tmp_path):
+        text = tmp_path / "text.png"
+        text.write_text("no image")
+        bad = [
+            ("/generate", ["nothing", [1], 1, 1, 1.0, 0]),
+            ("/generate", ["pipeline", [], 1, 1, 1.0, 0]),
+            ("/generate", ["pipeline", [99], 1, 1, 1.0, 0]),
+            ("/generate", ["pipeline", [1], 10**6, 1, 1.0, 0]),
+            ("/generate", ["pipeline", [1], 1, 10**6, 1.0, 0]),
+            ("/generate", ["pipeline", [1], 1, 1, float("1e30"), -1]),
+            ("/reconstruct", [handle_file(text), ["pipeline"]]),
+            ("/reconstruct", [handle_file(image), ["nothing"]]),
+            ("/reconstruct", [None, ["pipeline"]]),
+            ("/understand", ["vtp", handle_file(image), ", ".join(map(str, range(60)))]),
+        ]
+        good = ("/reconstruct", [handle_file(image), ["pipeline", "vtp"]])
+        client.predict(*good[1], api_name=good[0])
+        process = psutil.Process()
+        before = process.memory_info().rss
+        for api_name, arguments in bad * 10:
+            with pytest.raises(AppError) as raised:
+                client.predict(*arguments, api_name=api_name)
+            message = str(raised.value)
+            assert message.strip() and "Traceback" not in message and "/tmp" not in message
+        for _ in range(20):
+            pictures, _, table = Client(address, verbose=False).predict(*good[1], api_name=good[0])
+            assert len(pictures) == 3 and len(table["data"]) == 2
+        assert process.memory_info().rss - before < 200 * 2**20
+
+    def test_two_users_at_once_get_their_own(self, address):
+        made = {}
+
+        def use(label):
+            client = Client(address, verbose=False)
+            _, code, *_ = client.predict(
+                "pipeline", [label], 1, 2, 1.0, label, api_name="/generate"
+            )
+            made[label] = code
+
+        users = [threading.Thread(target=use, args=(label,)) for label in (3, 8)]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join()
+        for label in (3, 8):
+            assert f"[{label}]" in made[label] and f"manual_seed({label})" in made[label]
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
+    from gradio import Error
+    from gradio.data_classes import ImageData
+
+    path = tmp_path / "large.png"
+    Image.new("1", (10_000, 5_000)).save(path)
+    with pytest.raises(Error, match="50 million pixels; at most 40 million"):
+        decode_upload(ImageData(path=str(path)))
+
+
+class TestSpace:
+    def test_its_files(self, folders, tmp_path):
+        write_space([folders[0], "user/model"], tmp_path, "My space", data="digits")
+        code = ast.parse((tmp_path / "app.py").read_text())
+        call = next(
+            node
+            for node in ast.walk(code)
+            if isinstance(node, ast.Call) and node.func.id == "open_models"
+        )
+        assert ast.literal_eval(call.args[0]) == ["models/pipeline", "user/model"]
+        assert (tmp_path / "models/pipeline/model_index.json").exists()
+        card = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+        assert card["sdk"] == "gradio" and card["models"] == ["user/model"]
+        required = (tmp_path / "requirements.txt").read_text().splitlines()
+        [wheel] = tmp_path.glob("*.whl")
+        assert f"./{wheel.name}" in required
+        assert any(line.startswith("torch==") and "+" not in line for line in required)
+        assert any(line.startswith("scikit-learn==") for line in required)
+        assert not any("gradio" in line or "openmoji" in line for line in required)
+
+    def test_it_runs_from_its_files_alone(self, folders, tmp_path):
+        """With the wheel instead of this checkout."""
+        write_space(folders[:1], tmp_path, "My space")
+        [wheel] = tmp_path.glob("*.whl")
+        unpacked = tmp_path / "unpacked"
+        subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, unpacked], check=True)
+        code = (tmp_path / "app.py").read_text()
+        assert "port=7860" in code
+        code = code.replace("port=7860", "port=7871, prevent_thread_lock=True")
+        code += "\nimport titok_hf; print(titok_hf.__file__)\n"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(unpacked)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert str(unpacked) in done.stdout
+
+    def test_a_push(self, hub, folders):
+        place = push_space(folders[:1], "user/show")
+        files = hub.files("user/show", repo_type="space")
+        assert place.endswith("/spaces/user/show")
+        assert {"app.py", "README.md", "requirements.txt"} <= files.keys()
+        assert "models/pipeline/tokenizer/model.safetensors" in files
+
+    def test_local_data_and_equal_names_are_refused(self, folders, tmp_path):
+        with pytest.raises(ValueError, match="cannot read the folder"):
+            write_space(folders[:1], tmp_path / "space", "x", data=str(tmp_path))
+        with pytest.raises(ValueError, match="Two folders are named pipeline"):
+            write_space([folders[0], f"{folders[0]}/"], tmp_path / "space", "x")
+
+
+class TestCommand:
+    def test_it_serves_until_it_is_stopped(self, folders):
+        command = [sys.executable, "-m", "titok_hf.cli", "app", str(folders[0]), "--port", "7872"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            line = process.stdout.readline()
+            assert "The demo is at http://127.0.0.1:7872" in line
+            assert (
+                "/generate"
+                in Client("http://127.0.0.1:7872", verbose=False).view_api(return_format="dict")[
+                    "named_endpoints"
+                ]
+            )
+            process.terminate()
+            process.wait(30)
+
+    def test_without_a_model_it_says_what_to_do(self, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-m", "titok_hf.cli", "app"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "There is no demo/pipeline here: name a pipeline" in done.stderr
