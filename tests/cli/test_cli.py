@@ -31,6 +31,8 @@ COMMANDS = {
         "--guidance-schedule",
         "--sampler",
         "--seed",
+        "--compile",
+        "--fast",
     ),
     "convert": (
         "--output-dir",

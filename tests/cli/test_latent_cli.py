@@ -60,6 +60,17 @@ def test_what_it_does_not_take_is_one_sentence(call, pipeline):
     assert code == 1 and "`timestep_shift` must be a positive number, got 0" in errors
 
 
+def test_a_compiled_evaluation_says_so(measure, pipeline):
+    sampling = ("--num-samples", 10, "--sampler", "num_inference_steps=2")
+    metrics = ("--set", "metrics.generation=[precision]")
+    options = ("--protocol", "demo", "--reference", "digits", *metrics, *sampling)
+    eager, compiled = (
+        measure("generation", pipeline, *options, *flag) for flag in ((), ("--compile",))
+    )
+    assert "compiled" not in eager.sampler and compiled.sampler["compiled"] is True
+    assert compiled.command.endswith("--compile") and "--compile" not in eager.command
+
+
 def test_generation_is_evaluated(measure, pipeline):
     result = measure(
         "generation",

@@ -152,6 +152,9 @@ def generation(
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: Dtype = "float32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the pipeline first, in its data type.")
+    ] = False,
     output: Output = Path("generation.json"),
 ) -> None:
     """Evaluate generated images: FID, sFID, Inception Score, precision, recall, and more."""

@@ -164,6 +164,12 @@ def generate(
         Path | None,
         typer.Option(dir_okay=False, help="Animation of the steps: a .gif or .webp file."),
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks first, for many images.")
+    ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Compute in bfloat16 if it is faster here.")
+    ] = False,
 ) -> None:
     """Generate images of classes."""
     from ..evaluation import generate_to_file
@@ -183,6 +189,7 @@ def generate(
         num_images_per_label=num_images,
         separate=separate,
         animation=animation,
+        faster="compiled" if compiled else "fast" if fast else None,
         **arguments,
     )
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")

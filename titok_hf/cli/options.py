@@ -28,7 +28,7 @@ class StderrHandler(logging.Handler):
 
 class Command(TyperCommand):
     """A command that hides the progress bars of loading files, and says on stderr which data it
-    found.
+    found and in what a pipeline computes.
 
     transformers and diffusers are imported in `invoke`, so that `--help` does not import them.
     """
@@ -39,9 +39,10 @@ class Command(TyperCommand):
 
         transformers_logging.disable_progress_bar()
         diffusers_logging.disable_progress_bar()
-        found = logging.getLogger("titok_hf.data")
-        found.setLevel(logging.INFO)
-        found.handlers = [StderrHandler()]
+        for room in ("data", "pipelines"):
+            logger = logging.getLogger(f"titok_hf.{room}")
+            logger.setLevel(logging.INFO)
+            logger.handlers = [StderrHandler()]
         return super().invoke(ctx)
 
 

@@ -238,6 +238,7 @@ def evaluate_generation(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     dtype: str = "float32",
+    compiled: bool = False,
 ) -> Evaluation:
     """Evaluates generated images.
 
@@ -262,6 +263,8 @@ def evaluate_generation(
         batch_size: Number of images per batch.
         device: Device to compute on; by default the accelerator if there is one.
         dtype: Data type of the pipeline: `"float32"`, `"bfloat16"` or `"float16"`.
+        compiled: Whether the pipeline is compiled, see `ClassConditionalPipeline.compile`; the result
+            records it.
 
     Returns:
         The result with its protocol, the same in every process.
@@ -293,6 +296,11 @@ def evaluate_generation(
             *describe_pipeline(pipeline, source, revision, sampler or {}), seeds, dtype
         )
         pipeline.to(device, torch_dtype)
+        if compiled:
+            if not isinstance(pipeline, ClassConditionalPipeline):
+                raise ValueError(f"A {type(pipeline).__name__} is not compiled by titok_hf.")
+            pipeline.compile(batch_size, torch_dtype)
+            made_by.sampler["compiled"] = True
         count = loaded_protocol.num_samples
         if count is None:
             raise ValueError("The protocol names no number of images: give `num_samples`.")

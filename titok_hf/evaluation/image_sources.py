@@ -23,6 +23,7 @@ from ..hub.hashes import file_sha256
 from ..modeling.pixels import to_rgb
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
+from ..pipelines.class_conditional import image_seed
 from .adm import ReferenceBatch
 from .protocol import Protocol
 
@@ -294,10 +295,7 @@ class GeneratedImages(ImageSource):
     def make(self, indices: torch.Tensor) -> ImageBatch:
         """Generates the images at `indices` `(B,)`."""
         # a seed per image, hashed from its position, so that images do not depend on the batches
-        seeds = [
-            int.from_bytes(hashlib.sha256(f"{self.seed}/{index}".encode()).digest()[:8]) >> 1
-            for index in indices.tolist()
-        ]
+        seeds = [image_seed(self.seed, index) for index in indices.tolist()]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         labels = self.labels(indices)
         classes = (

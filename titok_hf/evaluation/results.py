@@ -41,6 +41,7 @@ COMPARED = ("metrics", "tokenizer", "generator", "sampler", "seeds", "command")
 COMPUTED = ("device", "processes", "versions")
 # Options of the command line that are repeated for each value of an argument.
 OPTIONS = {
+    "compiled": "compile",
     "encoders": "encoder",
     "features": "feature",
     "overrides": "set",
@@ -277,9 +278,12 @@ def command(task: str, arguments: Mapping[str, Any]) -> str:
     source, *options = arguments.items()
     words = ["titok", "evaluate", task, str(source[1])]
     for name, value in options:
-        if value is None or value == "":
+        if value is None or value is False or value == "":
             continue
         option = "--" + OPTIONS.get(name, name).replace("_", "-")
+        if value is True:
+            words.append(option)
+            continue
         if isinstance(value, Mapping):
             value = [f"{key}={json.dumps(part)}" for key, part in value.items()]
         for part in value if isinstance(value, list | tuple) else [value]:

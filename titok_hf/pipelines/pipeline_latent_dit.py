@@ -22,6 +22,7 @@ from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .class_conditional import (
     ClassConditionalPipeline,
     ClassLabel,
+    decode_latents,
     random_generators,
     unwrapped,
 )
@@ -62,6 +63,11 @@ class LatentDiTPipelineOutput(BaseOutput):
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
     latents: torch.FloatTensor
+
+
+def velocity_of(transformer: LightningDiTModel, *inputs: torch.Tensor) -> torch.Tensor:
+    """Returns the velocity that a transformer predicts."""
+    return transformer(*inputs).velocity
 
 
 class LatentDiTPipeline(ClassConditionalPipeline):
@@ -211,6 +217,18 @@ class LatentDiTPipeline(ClassConditionalPipeline):
                 f"None for all, got {guidance_channels}."
             )
 
+    def networks(self) -> dict[str, tuple[nn.Module, Callable[..., torch.Tensor]]]:
+        """See the base class."""
+        tokenizer = self.tokenizer
+        if isinstance(unwrapped(tokenizer), ModelMixin):
+            tokenizer = DiffusersTokenizer(tokenizer)
+        networks = {
+            "transformer": (self.transformer, velocity_of),
+            "guidance_transformer": (self.guidance_transformer, velocity_of),
+            "tokenizer": (tokenizer, decode_latents),
+        }
+        return {name: pair for name, pair in networks.items() if pair[0] is not None}
+
     @torch.no_grad()
     def __call__(
         self,
@@ -345,15 +363,15 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         """Returns the guided velocity of latents at a time."""
         times = torch.full((len(latents),), time, device=latents.device)
         if scale == 1:
-            return self.transformer(latents, times, labels).velocity.float()
+            return self.network("transformer")(latents, times, labels).float()
         if self.guidance_transformer is not None:
-            conditional = self.transformer(latents, times, labels).velocity.float()
-            weaker = self.guidance_transformer(latents, times, labels).velocity.float()
+            conditional = self.network("transformer")(latents, times, labels).float()
+            weaker = self.network("guidance_transformer")(latents, times, labels).float()
         else:
             none = torch.full_like(labels, self.transformer.config.null_label)
-            both = self.transformer(
+            both = self.network("transformer")(
                 torch.cat([latents, latents]), times.repeat(2), torch.cat([labels, none])
-            ).velocity.float()
+            ).float()
             conditional, weaker = both.chunk(2)
         guided = weaker + scale * (conditional - weaker)
         if channels is None:
@@ -378,14 +396,9 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         self, latents: torch.Tensor, output_type: str
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Decodes latents to images."""
-        tokenizer = self.tokenizer
-        processor: TiTokImageProcessor = TiTokImageProcessor()
-        if isinstance(unwrapped(tokenizer), ModelMixin):
-            tokenizer = DiffusersTokenizer(tokenizer)
-        elif isinstance(unwrapped(tokenizer), VTPPreTrainedModel):
-            processor = VTPImageProcessor()
-        latents = latents.to(next(tokenizer.parameters()).dtype)
-        return processor.postprocess(tokenizer.decode(latents).reconstruction, output_type)
+        is_vtp = isinstance(unwrapped(self.tokenizer), VTPPreTrainedModel)
+        processor = VTPImageProcessor() if is_vtp else TiTokImageProcessor()
+        return processor.postprocess(self.network("tokenizer")(latents), output_type)
 
 
 __all__ = ["LatentDiTPipeline", "LatentDiTPipelineOutput", "flow_times", "shifted"]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
+from torch import nn
 
 from ..modeling.checks import check_id_range, check_ids
 from ..modeling.maskgit.modeling_maskgit import (
@@ -23,6 +24,7 @@ from ..modeling.titok.modeling_titok import TiTokModel
 from .class_conditional import (
     ClassConditionalPipeline,
     ClassLabel,
+    decode_latents,
     random_generators,
     unwrapped,
 )
@@ -155,6 +157,13 @@ class TiTokPipeline(ClassConditionalPipeline):
         )
         self.image_processor = TiTokImageProcessor.from_image_size(tokenizer.config.image_size)
 
+    def networks(self) -> dict[str, tuple[nn.Module, Callable[..., torch.Tensor]]]:
+        """See the base class."""
+        return {
+            "transformer": (self.transformer, lambda model, *ids: model(*ids).logits),
+            "tokenizer": (self.tokenizer, decode_latents),
+        }
+
     @torch.no_grad()
     def __call__(
         self,
@@ -227,13 +236,14 @@ class TiTokPipeline(ClassConditionalPipeline):
         scheduler.set_timesteps(num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps)  # for callbacks, which see no copy
         num_masked_at_first = (codes == config.mask_token_id).sum(-1)  # (B,)
+        transformer = self.network("transformer")
         for step, timestep in enumerate(self.progress_bar(scheduler.timesteps.tolist())):
             scale = guidance_scale_at(step, num_inference_steps, guidance_scale, guidance_schedule)
             if scale == 1:
-                logits = self.transformer(codes, labels).logits.float()  # (B, N, codebook_size)
+                logits = transformer(codes, labels).float()  # (B, N, codebook_size)
             else:
                 both = torch.cat([labels, torch.full_like(labels, config.null_label)])
-                both_logits = self.transformer(torch.cat([codes, codes]), both).logits.float()
+                both_logits = transformer(torch.cat([codes, codes]), both).float()
                 conditional, unconditional = both_logits.chunk(2)
                 logits = unconditional + scale * (conditional - unconditional)
             output = scheduler.step(
@@ -254,8 +264,7 @@ class TiTokPipeline(ClassConditionalPipeline):
             images = codes
         else:
             images = self.image_processor.postprocess(
-                self.tokenizer.decode(self.tokenizer.code_latents(codes)).reconstruction,
-                output_type,
+                self.network("tokenizer")(self.tokenizer.code_latents(codes)), output_type
             )
         self.maybe_free_model_hooks()
         return TiTokPipelineOutput(images, codes) if return_dict else (images,)

@@ -1,0 +1,212 @@
+"""Compiled sampling: one graph for each network and number of rows, and the images of the eager pipeline."""
+
+import copy
+
+import pytest
+import torch
+from pipelines.test_pipeline_latent_dit import make_pipeline
+
+from titok_hf.pipelines.compilation import (
+    FixedBatches,
+    check_backend,
+    compiled,
+    faster_dtype,
+)
+
+
+class CountingBackend:
+    """Runs the graphs that `torch.compile` hands over as they are, and counts them by number of rows."""
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, graph, inputs):
+        images = [x for x in inputs if not isinstance(x, torch.nn.Parameter) and x.ndim]
+        self.rows.append(images[-1].shape[0])
+        return graph.forward
+
+
+@pytest.fixture
+def backend():
+    torch.compiler.reset()
+    yield CountingBackend()
+    torch.compiler.reset()
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+class TestFixedBatches:
+    @pytest.fixture
+    def calls(self):
+        return []
+
+    def function(self, calls):
+        def double(*tensors):
+            calls.append(len(tensors[0]))
+            return 2 * tensors[0] + tensors[1]
+
+        return double
+
+    @pytest.mark.parametrize(
+        ("count", "expected"),
+        [(1, [4]), (4, [4]), (5, [8]), (8, [8]), (9, [8, 8]), (16, [8, 8]), (17, [8] * 3)],
+    )
+    def test_the_rows_are_a_batch_or_two(self, calls, count, expected):
+        fixed = FixedBatches(self.function(calls), batch_size=4, reuses_outputs=False)
+        x, y = torch.randn(count, 3), torch.randn(count, 3)
+        assert fixed(x, y).equal(2 * x + y)
+        assert calls == expected
+
+    def test_results_that_are_overwritten_are_kept(self):
+        kept = torch.zeros(4, 1)
+
+        def overwriting(x):
+            return kept.copy_(x)
+
+        fixed = FixedBatches(overwriting, batch_size=2, reuses_outputs=True)
+        x = torch.arange(12.0)[:, None]
+        assert fixed(x).equal(x)
+
+
+class TestTiTok:
+    @pytest.mark.parametrize("count", [3, 8, 11])
+    def test_the_images_are_those_of_the_eager_pipeline(self, pipeline, backend, count):
+        labels = [*range(10), 0]
+        eager = pipeline(labels, generator=seeded(), output_type="pt")
+        pipeline.compile(4, backend=backend, dtype="float32")
+        labels = labels[:count]
+        seeds = torch.randint(2**63 - 1, (11,), generator=seeded()).tolist()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[:count]]
+        fast = pipeline(labels, generator=generators, output_type="pt")
+        assert (fast.codes != eager.codes[:count]).sum() <= 1  # a tie that rounding decides
+        if fast.codes.equal(eager.codes[:count]):
+            torch.testing.assert_close(fast.images, eager.images[:count], atol=1e-4, rtol=0)
+
+    def test_however_many_images_there_are_at_most_two_graphs_a_network(self, pipeline, backend):
+        pipeline.compile(4, backend=backend, dtype="float32")
+        backend.rows.clear()  # the check that it works at all
+        for count in (1, 2, 3, 4, 5, 9, 12):
+            for scale in (1.0, 3.0):
+                pipeline([1] * count, guidance_scale=scale, num_inference_steps=3)
+        assert len(backend.rows) == 4  # of the generator and of the decoder
+
+    def test_a_graph_break_is_an_error(self, pipeline, backend, monkeypatch):
+        forward = type(pipeline.transformer).backbone
+
+        def breaking(self, ids):
+            torch._dynamo.graph_break()
+            return forward(self, ids)
+
+        monkeypatch.setattr(type(pipeline.transformer), "backbone", breaking)
+        pipeline.compile(4, backend=backend, dtype="float32")
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            pipeline(1)
+
+    def test_the_own_networks_keep_their_precision(self, pipeline, tmp_path, pixel_values):
+        before = pipeline.tokenizer.encode(pixel_values).latents
+        weights = copy.deepcopy(pipeline.transformer.state_dict())
+        pipeline.compile(backend=None, dtype="bfloat16")
+        assert pipeline([1, 2], output_type="pt").images.isfinite().all()
+        assert pipeline.tokenizer.encode(pixel_values).latents.equal(before)
+        pipeline.save_pretrained(tmp_path)
+        saved = type(pipeline).from_pretrained(tmp_path).transformer.state_dict()
+        assert all(saved[name].equal(weight) for name, weight in weights.items())
+
+    def test_the_copy_of_the_tokenizer_has_no_encoder(self, pipeline):
+        pipeline.compile(backend=None)
+        fast = pipeline._compiled["tokenizer"].function.__closure__
+        copies = [cell.cell_contents for cell in fast]
+        tokenizer = next(each for each in copies if isinstance(each, torch.nn.Module))
+        assert tokenizer.encoder is None and pipeline.tokenizer.encoder is not None
+
+    def test_it_says_in_what_it_computes(self, pipeline, caplog):
+        pipeline.compile(backend=None, dtype="bfloat16")
+        assert "The following calls compute in bfloat16." in caplog.text
+
+    def test_a_pipeline_in_half_precision_stays_in_it(self, pipeline, caplog):
+        pipeline.to(torch.bfloat16).compile(backend=None)
+        assert "compute in bfloat16" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [({"batch_size": 0}, "at least 1, got 0"), ({"dtype": "float8"}, "float8")],
+    )
+    def test_wrong_arguments(self, pipeline, wrong, message):
+        with pytest.raises(ValueError, match=message):
+            pipeline.compile(backend=None, **wrong)
+
+
+def test_a_flow_is_compiled_too(backend):
+    pipeline = make_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    eager = pipeline([1, 2, 0], generator=seeded(), guidance_scale=2.0, output_type="pt")
+    pipeline.compile(4, backend=backend, dtype="float32")
+    backend.rows.clear()
+    fast = pipeline([1, 2, 0], generator=seeded(), guidance_scale=2.0, output_type="pt")
+    torch.testing.assert_close(fast.images, eager.images, atol=1e-4, rtol=0)
+    assert len(backend.rows) == 2
+
+
+@pytest.mark.slow
+def test_with_inductor(generator):
+    codes, labels = torch.randint(64, (2, 8)), torch.tensor([1, 2])
+    network, function = generator, lambda model, *ids: model(*ids).logits
+    fixed = {"batch_size": 2, "dtype": torch.float32, "backend": "inductor"}
+    with torch.no_grad():
+        expected = function(network, codes, labels)
+        found = compiled(network, function, **fixed)(codes, labels)
+    assert (found - expected).abs().max() <= 1e-4 * (expected.max() - expected.min())
+
+
+def test_a_backend_that_cannot_compile_is_one_line():
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    with pytest.raises(OSError, match=r"cannot compile for cpu .* install a C\+\+ compiler"):
+        check_backend(broken, torch.device("cpu"))
+
+
+def test_the_faster_data_type_is_one_of_two():
+    assert faster_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+class TestStream:
+    def test_images_do_not_depend_on_the_batch(self, pipeline):
+        labels = [3, "one", 4, 1, 5]
+        one, many = (
+            torch.stack(list(pipeline.stream(labels, size, seed=7, output_type="codes")))
+            for size in (1, 4)
+        )
+        assert one.shape == (5, 8) and one.equal(many)
+
+    def test_each_process_makes_its_own_by_their_numbers(self, pipeline):
+        whole = list(pipeline.stream([3, 1, 4, 1], 2, output_type="codes"))
+        part = list(pipeline.stream([1, 1], 2, numbers=[1, 3], output_type="codes"))
+        assert part[0].equal(whole[1]) and part[1].equal(whole[3])
+        assert not part[0].equal(part[1])
+
+    def test_no_more_labels_are_read_than_a_batch(self, pipeline):
+        read = []
+
+        def labels():
+            for number in range(1000):
+                read.append(number)
+                yield number % 10
+
+        images = pipeline.stream(labels(), batch_size=4, output_type="codes")
+        for _ in range(5):
+            next(images)
+        assert len(read) == 8
+
+    def test_what_the_evaluation_measures_is_what_it_yields(self, pipeline):
+        from titok_hf.evaluation.image_sources import GeneratedImages
+        from titok_hf.evaluation.protocol import Protocol
+
+        protocol = Protocol.load("demo", ["image_size=32"])
+        [batch] = GeneratedImages(pipeline, 3, protocol, seed=5).batches(8)
+        images = pipeline.stream([0, 1, 2], seed=5, output_type="np")
+        for ours, measured in zip(images, batch.images, strict=True):
+            ours = torch.from_numpy(ours).permute(2, 0, 1) * 255
+            assert (ours - measured).abs().max() < 1

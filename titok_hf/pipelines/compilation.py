@@ -1,0 +1,113 @@
+"""Networks that are compiled for sampling: fixed batches, and bfloat16 where it is faster."""
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+# Parts of tokenizers that decoding does not need.
+ENCODERS = ("encoder", "vision_encoder", "text_encoder", "quant_conv")
+FASTER = 1.3  # how much faster bfloat16 must be to be taken
+
+
+class FixedBatches:
+    """A function of tensors with equally many rows, called with one of two numbers of rows: that of a
+    batch, or twice as many with guidance. Fewer rows are padded, more are split.
+
+    Args:
+        function: Takes tensors, and returns one.
+        batch_size: Number of images of a batch.
+        reuses_outputs: Whether a call overwrites the result of the last one, as CUDA graphs do.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., torch.Tensor],
+        batch_size: int,
+        reuses_outputs: bool,
+    ):
+        self.function = function
+        self.batch_size = batch_size
+        self.reuses_outputs = reuses_outputs
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        count = len(tensors[0])
+        rows = self.batch_size if count <= self.batch_size else 2 * self.batch_size
+        results = []
+        for start in range(0, count, rows):
+            parts = [tensor[start : start + rows] for tensor in tensors]
+            given = len(parts[0])
+            if given < rows:
+                parts = [
+                    torch.cat([part, part[:1].expand(rows - given, *part.shape[1:])])
+                    for part in parts
+                ]
+            result = self.function(*parts)[:given]
+            results.append(result.clone() if self.reuses_outputs else result)
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def compiled(
+    network: nn.Module,
+    function: Callable[..., torch.Tensor],
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    backend: str | None,
+) -> FixedBatches:
+    """Returns a function of a copy of a network in another data type, compiled.
+
+    Args:
+        network: The network, which stays as it is.
+        function: Takes the copy and tensors, and returns one.
+        batch_size: See `FixedBatches`.
+        dtype: Data type of the copy.
+        backend: Backend of `torch.compile`; `None` to leave the copy uncompiled.
+    """
+    left_out = {id(part): None for name in ENCODERS if (part := getattr(network, name, None))}
+    fast = copy.deepcopy(network, left_out).to(dtype)
+    device = next(fast.parameters()).device
+    if device.type == "cpu":
+        fast = fast.to(memory_format=torch.channels_last)  # of the convolutions
+
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        return function(fast, *tensors)
+
+    graphs = backend == "inductor" and device.type == "cuda"
+    if backend is not None:
+        options = {"mode": "reduce-overhead"} if graphs else {}
+        call = torch.compile(call, fullgraph=True, dynamic=False, backend=backend, **options)
+    return FixedBatches(call, batch_size, reuses_outputs=graphs)
+
+
+def faster_dtype(device: torch.device) -> torch.dtype:
+    """Returns bfloat16 if a matrix product is at least 1.3 times as fast in it on a device, else
+    float32."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(1024, 1024, device=device, dtype=dtype)
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            float((matrix @ matrix)[0, 0])  # waits for the device
+            seconds.append(time.perf_counter() - start)
+        best[dtype] = min(seconds)
+    wins = best[torch.float32] > FASTER * best[torch.bfloat16]
+    return torch.bfloat16 if wins else torch.float32
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Raises `OSError` if `torch.compile` cannot compile for a device."""
+    try:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(2, device=device))
+    except Exception as error:  # each backend raises its own
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"`torch.compile` cannot compile for {device} with the backend {backend!r} ({reason}): "
+            "install a C++ compiler, such as g++, or leave the networks uncompiled with "
+            "`backend=None` (`--fast` on the command line)."
+        ) from error
+    finally:
+        torch.compiler.reset()
