@@ -27,6 +27,8 @@ class TestModels:
         assert list(models.pipelines) == list(models.editable) == ["pipeline"]
         assert list(models.tokenizers) == ["pipeline", "vtp", "autoencoder"]
         assert list(models.readers) == ["vtp"]
+        assert any("pipeline was trained on UCI Optical" in line for line in models.credits)
+        assert any("The nearest images are of " in line for line in models.credits)
         assert models.problems == ["here was not loaded: There is no folder …/here."]
 
     def test_nothing_at_all_is_an_error(self):

@@ -35,6 +35,7 @@ def build_app(models: AppModels) -> gr.Blocks:
         if models.readers:
             with gr.Tab("Understand"):
                 understand_tab(models)
+        gr.Markdown(" ".join(models.credits))
     return app
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import nn
 
 from ..data.decoding import decode_image
-from ..data.opening import open_images
+from ..data.opening import credited, open_images
 from ..devices import default_device
+from ..hub.provenance import provenance_of
 from ..modeling.auto import is_pipeline, load_tokenizer
 from ..modeling.diffusers_tokenizer import AUTOENCODERS, DiffusersTokenizer
 from ..modeling.titok import TiTokImageProcessor
@@ -37,6 +38,8 @@ class AppModels:
         tokenizers: Tokenizers with their image processors, those of the pipelines included.
         readers: VTPs with a text encoder, with their processors.
         images: Images among which the nearest are searched.
+        credits: A sentence for each model whose training data are known, and for the images, with the
+            credit that their license asks for.
         problems: A sentence for each model that was not loaded.
     """
 
@@ -44,6 +47,7 @@ class AppModels:
     tokenizers: dict[str, tuple[nn.Module, TiTokImageProcessor]] = field(default_factory=dict)
     readers: dict[str, tuple[VTPModel, VTPProcessor]] = field(default_factory=dict)
     images: list[Image.Image] = field(default_factory=list)
+    credits: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -91,6 +95,7 @@ def open_models(
             image = decode_image(train[row][image_column])
             image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
             models.images.append(image)
+        models.credits.append(f"The nearest images are of {credited(data)}.")
     return models
 
 
@@ -110,6 +115,7 @@ def open_model(models: AppModels, path: str | Path, title: str, device: torch.de
         is_vtp = isinstance(getattr(tokenizer, "config", None), VTPConfig)
         processor_class = VTPImageProcessor if is_vtp else TiTokImageProcessor
         processor = processor_class.from_image_size(tokenizer.config.image_size)
+        credit(models, title, pipeline)
         models.pipelines[title] = pipeline
         models.tokenizers[title] = (tokenizer.eval(), processor)
         return
@@ -118,6 +124,13 @@ def open_model(models: AppModels, path: str | Path, title: str, device: torch.de
         tokenizer = VTPModel.from_pretrained(path).eval()  # reconstructs, too
         models.readers[title] = (tokenizer, VTPProcessor.from_pretrained(path))
     models.tokenizers[title] = (tokenizer.to(device), processor)
+    credit(models, title, tokenizer)
+
+
+def credit(models: AppModels, title: str, model: Any) -> None:
+    """Notes on what a model was trained, if it is known."""
+    if data := provenance_of(model).get("training_data"):
+        models.credits.append(f"{title} was trained on {data}.")
 
 
 def title_of(path: str | Path) -> str:
