@@ -19,7 +19,7 @@ from titok_hf.app.answers import decode_upload
 from titok_hf.app.models import describe_tokens, title_of, without_paths
 from titok_hf.evaluation.pictures import patch_colors
 
-pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("app"), pytest.mark.slow]
 
 
 class TestModels:

@@ -10,7 +10,7 @@ from PIL import Image
 from titok_hf import TiTokPipeline
 from titok_hf.data.digits import load_digits_dataset
 
-pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("app"), pytest.mark.slow]
 
 SECONDS = 20_000  # milliseconds that a slow machine may take
 
