@@ -185,7 +185,9 @@ def plot(study: Study, rows: Sequence[dict[str, Any]], path: Path) -> None:
             axis.set_xscale("log", base=2)
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
         else:
-            axis.set_xticks(range(len(ticks)), ticks)
+            long = len("".join(ticks)) > 30  # would overlap
+            slanted = {"rotation": 25, "ha": "right"} if long else {}
+            axis.set_xticks(range(len(ticks)), ticks, **slanted)
             axis.set_xlim(-0.5, len(ticks) - 0.5)
         axis.set_xlabel("FLOPs of the tokenizer's training" if study.x == FLOPS else study.x)
         axis.set_title(METRICS[metric][0], fontsize=10)
