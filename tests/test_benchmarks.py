@@ -117,3 +117,12 @@ def test_emoji_samples(tmp_path, capsys, monkeypatch):
     found = re.fullmatch(r"guidance 1: ([\d.]+), accuracy [\d.]+%, ratio ([\d.]+)", samples)
     assert float(found[1]) > distance  # an untrained network is far from pictures
     assert float(found[2]) > 0
+
+
+@pytest.mark.xdist_group("demo")
+def test_fast_sampling(demo, capsys):
+    load("fast_sampling").main(demo[0] / "pipeline", num_images=70)
+    printed = capsys.readouterr().out
+    assert re.search(r"^pixels of equal codes: PSNR [\d.]+ dB$", printed, re.MULTILINE)
+    for dtype in ("float32", "bfloat16"):
+        assert re.search(rf"^{dtype}: Fréchet distance [\d.]+", printed, re.MULTILINE)
