@@ -50,7 +50,7 @@ def use(page: Page, image: Path) -> None:
         choose(page, "Classes", name)
     press(page, "Generate")
     page.locator("#step img").wait_for()
-    page.get_by_role("slider", name="Step").last.focus()
+    page.get_by_role("slider", name="Progress").focus()
     for _ in range(12):
         page.keyboard.press("ArrowLeft")
     shoot(page, "Generate")

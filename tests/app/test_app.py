@@ -4,7 +4,8 @@ import ast
 import os
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -14,10 +15,22 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from titok_hf.app import open_models, push_space, write_space
+from titok_hf.app import build_app, open_models, push_space, write_space
 from titok_hf.app.answers import decode_upload
 from titok_hf.app.models import describe_tokens, title_of, without_paths
 from titok_hf.evaluation.pictures import patch_colors
+from titok_hf.modeling.outputs import TokenizerEncoderOutput
+
+USE_A_MODEL = {
+    "generate",
+    "draw_step",
+    "reconstruct",
+    "generate_one",
+    "encode_one",
+    "draw_anew",
+    "painted",
+    "understand",
+}
 
 pytestmark = [pytest.mark.xdist_group("app"), pytest.mark.slow]
 
@@ -29,7 +42,7 @@ class TestModels:
         assert list(models.readers) == ["vtp"]
         assert any("pipeline was trained on UCI Optical" in line for line in models.credits)
         assert any("The nearest images are of " in line for line in models.credits)
-        assert models.problems == ["here was not loaded: There is no folder …/here."]
+        assert models.problems == ["here was not loaded: There is no folder here."]
 
     def test_nothing_at_all_is_an_error(self):
         with pytest.raises(ValueError, match="here was not loaded"):
@@ -47,15 +60,22 @@ class TestModels:
     def test_a_title_tells_no_path_of_the_machine(self, path, title):
         assert title_of(path) == title
 
+    @pytest.mark.parametrize("path", ["../secret client/models/mine", "/home/Jane Doe/mine"])
+    def test_the_path_of_a_model_is_not_told(self, folders, path):
+        models = open_models([folders[2], path])
+        assert models.problems == ["mine was not loaded: There is no folder mine."]
+
     def test_paths_in_a_message_are_shortened(self):
         message = "No file /home/someone/x/model.safetensors, see https://hf.co/a/b."
         assert without_paths(message) == "No file …/model.safetensors, see https://hf.co/a/b."
 
     def test_sizes_in_bytes(self, models):
+        latents = torch.zeros(1, 4, 4, 4)
+        coded = TokenizerEncoderOutput(latents=latents[0], codes=torch.zeros(1, 4).long())
         tokenizer, _ = models.tokenizers["pipeline"]
-        assert describe_tokens(tokenizer, torch.zeros(1, 4, 6)) == ("4 tokens of 16 codes", 2)
-        tokenizer, _ = models.tokenizers["vtp"]
-        assert describe_tokens(tokenizer, torch.zeros(1, 4, 4, 4)) == ("latents of 4 x 4 x 4", 128)
+        assert describe_tokens(tokenizer, coded) == ("4 tokens of 16 codes", 2)
+        continuous = TokenizerEncoderOutput(latents=latents)
+        assert describe_tokens(tokenizer, continuous) == ("latents of 4 x 4 x 4", 128)
 
 
 def test_patches_of_like_features_have_like_colors():
@@ -111,22 +131,28 @@ class TestRequests:
         assert process.memory_info().rss - before < 200 * 2**20
 
     def test_two_users_at_once_get_their_own(self, address):
-        made = {}
-
         def use(label):
-            client = Client(address, verbose=False)
-            _, code, *_ = client.predict(
-                "pipeline", [label], 1, 2, 1.0, label, api_name="/generate"
-            )
-            made[label] = code
+            asked = ("pipeline", [label], 1, 2, 1.0, label)
+            grid, *_ = Client(address, verbose=False).predict(*asked, api_name="/generate")
+            return Image.open(grid).tobytes()
 
-        users = [threading.Thread(target=use, args=(label,)) for label in (3, 8)]
-        for user in users:
-            user.start()
-        for user in users:
-            user.join()
-        for label in (3, 8):
-            assert f"[{label}]" in made[label] and f"manual_seed({label})" in made[label]
+        alone = [use(label) for label in (3, 8)]
+        with ThreadPoolExecutor(2) as users:
+            together = list(users.map(use, (3, 8)))
+        assert together == alone and alone[0] != alone[1]
+
+    def test_requests_of_different_kinds_wait_for_each_other(self, models):
+        functions = build_app(models).fns.values()
+        waiting = {f.concurrency_id for f in functions if f.api_name in USE_A_MODEL}
+        assert waiting == {"models"}
+        assert len([f for f in functions if f.concurrency_id == "models"]) >= len(USE_A_MODEL)
+
+    def test_a_drawing_has_bounds_too(self, client, tmp_path):
+        large = tmp_path / "large.png"
+        Image.new("1", (10_000, 5_000)).save(large)
+        drawn = {"background": None, "layers": [], "composite": handle_file(large)}
+        with pytest.raises(AppError, match="at most 40 million"):
+            client.predict(drawn, ["pipeline"], api_name="/reconstruct_1")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
@@ -187,6 +213,10 @@ class TestSpace:
         assert {"app.py", "README.md", "requirements.txt"} <= files.keys()
         assert "models/pipeline/tokenizer/model.safetensors" in files
 
+    def test_a_mistyped_folder_is_refused(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="There is no folder /home/me/secret/x"):
+            write_space(["/home/me/secret/x"], tmp_path / "space", "x")
+
     def test_local_data_and_equal_names_are_refused(self, folders, tmp_path):
         with pytest.raises(ValueError, match="cannot read the folder"):
             write_space(folders[:1], tmp_path / "space", "x", data=str(tmp_path))
@@ -194,10 +224,22 @@ class TestSpace:
             write_space([folders[0], f"{folders[0]}/"], tmp_path / "space", "x")
 
 
+@contextmanager
+def ended(process):
+    """Kills a process that a failed test leaves."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 class TestCommand:
     def test_it_serves_until_it_is_stopped(self, folders):
         command = [sys.executable, "-m", "titok_hf.cli", "app", str(folders[0]), "--port", "7872"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+            ended(process),
+        ):
             line = process.stdout.readline()
             assert "The demo is at http://127.0.0.1:7872" in line
             assert (
@@ -207,7 +249,7 @@ class TestCommand:
                 ]
             )
             process.terminate()
-            process.wait(30)
+            assert process.wait(30) == 0
 
     def test_without_a_model_it_says_what_to_do(self, tmp_path):
         done = subprocess.run(

@@ -83,7 +83,7 @@ class TestGenerate:
         assert corner.tobytes() == last.tobytes()
         # the first step still has dark tokens
         at_the_end = pixels(page, "#step")
-        slider = page.get_by_role("slider", name="Step").last
+        slider = page.get_by_role("slider", name="Progress")
         slider.focus()
         slider.press("Home")
         page.wait_for_timeout(1500)
@@ -156,7 +156,7 @@ class TestReconstruct:
         large.write_bytes(b"\0" * 21 * 2**20)
         open_tab(page, "Reconstruct")
         page.locator("#reconstruct-upload input[type=file]").set_input_files(large)
-        page.get_by_text("size", exact=False).first.wait_for()
+        page.get_by_text("exceed the maximum allowed size", exact=False).first.wait_for()
 
 
 class TestEdit:

@@ -1,11 +1,13 @@
 """Compiled sampling: one graph for each network and number of rows, and the images of the eager pipeline."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from pipelines.test_pipeline_latent_dit import make_pipeline
 
+from titok_hf.pipelines import compilation
 from titok_hf.pipelines.compilation import (
     FixedBatches,
     check_backend,
@@ -168,8 +170,24 @@ def test_a_backend_that_cannot_compile_is_one_line():
         check_backend(broken, torch.device("cpu"))
 
 
-def test_the_faster_data_type_is_one_of_two():
-    assert faster_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.5, torch.bfloat16), (0.9, torch.float32), (2.0, torch.float32)]
+)
+def test_the_faster_data_type_is_taken(monkeypatch, seconds, expected):
+    """Of five products each, that of float32 takes a second."""
+    times = itertools.accumulate([0, 1] * 5 + [0, seconds] * 5)
+    monkeypatch.setattr(compilation.time, "perf_counter", lambda: next(times))
+    assert faster_dtype(torch.device("cpu")) == expected
+
+
+def test_many_pipelines_are_compiled_side_by_side(backend):
+    """More than torch compiles of one function."""
+    for width in range(4, 16):
+        network = torch.nn.Linear(width, 2)
+        fixed = {"batch_size": 2, "dtype": torch.float32, "backend": backend}
+        fast = compiled(network, lambda model, x: model(x), **fixed)
+        x = torch.randn(3, width)
+        torch.testing.assert_close(fast(x), network(x))
 
 
 class TestStream:
@@ -199,6 +217,15 @@ class TestStream:
         for _ in range(5):
             next(images)
         assert len(read) == 8
+
+    def test_a_tensor_and_a_name_are_labels(self, pipeline):
+        of_tensor = list(pipeline.stream(torch.tensor([3, 1]), output_type="codes"))
+        of_name = list(pipeline.stream("three", output_type="codes"))
+        assert len(of_tensor) == 2 and len(of_name) == 1 and of_name[0].equal(of_tensor[0])
+
+    def test_as_many_numbers_as_labels(self, pipeline):
+        with pytest.raises(ValueError, match="longer than"):
+            list(pipeline.stream([1, 2], numbers=[0], output_type="codes"))
 
     def test_what_the_evaluation_measures_is_what_it_yields(self, pipeline):
         from titok_hf.evaluation.image_sources import GeneratedImages

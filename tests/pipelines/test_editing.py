@@ -117,6 +117,13 @@ class TestInfluence:
                 ) / 3
         torch.testing.assert_close(found[2], expected[0])
 
+    def test_of_some_tokens(self, titok, codes):
+        def influence(tokens):
+            drawn = torch.Generator().manual_seed(1)
+            return token_influence(titok, codes[0], generator=drawn, tokens=tokens)
+
+        assert influence([5, 2]).equal(influence(None)[[5, 2]])
+
     def test_a_token_that_keeps_its_code_changes_nothing(self, make_titok_config):
         alone = TiTokModel(make_titok_config("pixels", codebook_size=1)).eval()
         assert token_influence(alone, torch.zeros(8, dtype=torch.long)).max() < 1e-6

@@ -1,12 +1,14 @@
 """What the tabs share: uploads, and errors that become one sentence while the demo goes on."""
 
+import io
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 import torch
-from gradio.data_classes import ImageData
+from gradio.components.image_editor import EditorData
+from gradio.data_classes import FileData
 from PIL import Image
 
 from ..data.decoding import decode_image
@@ -14,6 +16,8 @@ from .models import without_paths
 
 logger = logging.getLogger(__name__)
 
+# All events that use a model share a queue, so that they run one after the other.
+QUEUE = {"concurrency_id": "models", "concurrency_limit": 1}
 MAX_PIXELS = 40_000_000
 MAX_FILE_SIZE = "20mb"
 
@@ -27,23 +31,44 @@ def image_upload(label: str, elem_id: str) -> gr.Image:
     return upload
 
 
-def decode_upload(payload: ImageData | None) -> Image.Image | None:
-    """Decodes an upload to RGB.
+def decode_upload(payload: FileData | None) -> Image.Image | None:
+    """Decodes an upload, see `decode_bounded`."""
+    return None if payload is None or payload.path is None else decode_bounded(payload.path)
+
+
+def sketchpad(label: str, elem_id: str) -> gr.Sketchpad:
+    """Returns a place to draw; its value is the drawing on white."""
+    pad = gr.Sketchpad(
+        label=label, elem_id=elem_id, canvas_size=(256, 256), brush=gr.Brush(default_size=16)
+    )
+
+    def decode_drawing(payload: EditorData | None) -> Image.Image | None:
+        if payload is None:
+            return None
+        if payload.id is None:
+            return decode_upload(payload.composite)
+        parts = pad.blob_storage.get(payload.id)  # a drawing that came in parts
+        return None if parts is None or parts.composite is None else decode_bounded(parts.composite)
+
+    pad.preprocess = decode_drawing  # type: ignore[method-assign]
+    return pad
+
+
+def decode_bounded(source: str | bytes) -> Image.Image:
+    """Decodes a file or its content to RGB.
 
     Raises:
         gr.Error: If it is no image, or has too many pixels.
     """
-    if payload is None or payload.path is None:
-        return None
     try:
-        with Image.open(payload.path) as opened:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             pixels = opened.width * opened.height
         if pixels > MAX_PIXELS:
             raise ValueError(
                 f"The image has {pixels / 1e6:.0f} million pixels; at most "
                 f"{MAX_PIXELS / 1e6:.0f} million are taken. Make it smaller."
             )
-        return decode_image(payload.path)
+        return decode_image(source)
     except Image.UnidentifiedImageError as error:
         message = "The file is no image, or its header is damaged."
         raise gr.Error(message, print_exception=False) from error

@@ -52,7 +52,7 @@ def launch_app(
         port: Port; the first free one from 7860 if not given.
         arguments: Further arguments of Gradio's `launch`, such as `prevent_thread_lock`.
     """
-    return app.queue(default_concurrency_limit=1, max_size=64).launch(
+    return app.queue(max_size=64).launch(
         server_name=host,
         server_port=port,
         max_file_size=MAX_FILE_SIZE,

@@ -18,7 +18,7 @@ from ..pipelines import (
     swap_tokens,
     token_influence,
 )
-from .answers import answer, chosen_from, gallery, given, image_upload, picture
+from .answers import QUEUE, answer, chosen_from, gallery, given, image_upload, picture
 from .generate import names_of
 from .models import AppModels
 from .reconstruct import shown
@@ -41,7 +41,11 @@ def edit_tab(models: AppModels) -> None:
             with gr.Column():
                 with gr.Row():
                     classes.append(gr.Dropdown(names, label=f"Class {letter}"))
-                    seeds.append(gr.Number(0, precision=0, minimum=0, label=f"Seed {letter}"))
+                    seeds.append(
+                        gr.Number(
+                            0, precision=0, minimum=0, maximum=2**31 - 1, label=f"Seed {letter}"
+                        )
+                    )
                 makers.append(gr.Button(f"Generate {letter}"))
                 with gr.Row():
                     uploads.append(image_upload(f"Or upload {letter}", f"upload-{letter}"))
@@ -71,9 +75,10 @@ def edit_tab(models: AppModels) -> None:
             answer(generate_one, models, place == 0),
             [title, classes[place], seeds[place]],
             after,
+            **QUEUE,
         )
         uploads[place].upload(
-            answer(encode_one, models, place == 0), [title, uploads[place]], after
+            answer(encode_one, models, place == 0), [title, uploads[place]], after, **QUEUE
         )
 
     def clicked(title: str, codes: Codes, tokens: list[int], event: gr.SelectData) -> list[Any]:
@@ -90,7 +95,7 @@ def edit_tab(models: AppModels) -> None:
         (between, interpolated, codes),
         (classes_between, classes_interpolated, [*classes, seeds[0]]),
     ):
-        button.click(answer(function, models), [title, *inputs], results)
+        button.click(answer(function, models), [title, *inputs], results, **QUEUE)
 
 
 def other_pipeline(models: AppModels, title: str) -> list[Any]:
@@ -105,9 +110,8 @@ def generate_one(
 ) -> list[Any]:
     """Generates an image of a class; returns its codes, its picture and, of A, its tokens."""
     pipeline = chosen_from(models.editable, title)
-    if label is None:
-        given(None, "a class")
-    generator = torch.Generator().manual_seed(seed)
+    given(label, "a class")
+    generator = torch.Generator().manual_seed(given(seed, "a seed"))
     made = pipeline(label, generator=generator, output_type="codes").codes[0]
     return with_picture(pipeline, made, is_first)
 
@@ -160,9 +164,8 @@ def draw_anew(
     pipeline = chosen_from(models.editable, title)
     codes = torch.tensor([given(codes, "an image A")])
     given(tokens, "tokens of A")
-    if label is None:
-        given(None, "class B")
-    generator = torch.Generator().manual_seed(seed)
+    given(label, "class B")
+    generator = torch.Generator().manual_seed(given(seed, "seed B"))
     made = complete(pipeline, codes, tokens, label, generator=generator, output_type="codes")
     names = ("A", f"as {pipeline.transformer.config.id2label[label]}")
     return list(zip(decode(pipeline, torch.cat([codes, made.codes.cpu()])), names, strict=True))
@@ -183,13 +186,14 @@ def painted(models: AppModels, title: str, codes: Codes, tokens: list[int]) -> l
     """Shows where an image changes when each of the chosen tokens is replaced."""
     pipeline = chosen_from(models.editable, title)
     codes = torch.tensor(given(codes, "an image A"), device=pipeline.device)
+    given(tokens, "tokens of A")
     generator = torch.Generator().manual_seed(0)
-    maps = token_influence(pipeline.tokenizer, codes, generator=generator).cpu()  # (N, H, W)
+    maps = token_influence(pipeline.tokenizer, codes, generator=generator, tokens=tokens).cpu()
     maps = (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-8) * 255).byte().numpy()
     [image] = decode(pipeline, codes[None])
     results = [(image, "A")]
-    for token in given(tokens, "tokens of A"):
-        heat = Image.fromarray(maps[token]).resize(image.size)
+    for token, influence in zip(tokens, maps, strict=True):
+        heat = Image.fromarray(influence).resize(image.size)
         heat = heat.point(np.linspace(0, 200, 256).astype(int).tolist())  # the image shines through
         red = Image.new("RGB", image.size, (230, 30, 30))
         gray = image.convert("L").convert("RGB")
@@ -211,7 +215,8 @@ def classes_interpolated(
 ) -> list[Any]:
     """Generates images that go from one class to another."""
     pipeline = chosen_from(models.editable, title)
-    if first is None or second is None:
-        given(None, "both classes")
+    given(first, "class A")
+    given(second, "class B")
+    given(seed, "seed A")
     images = interpolate_classes(pipeline, first, second, num_images=BETWEEN, seed=seed).images
     return [shown(image) for image in images]

@@ -11,11 +11,12 @@ from PIL import Image
 from ..data.grids import image_grid
 from ..evaluation.pictures import step_pictures
 from ..pipelines import ClassConditionalPipeline
-from .answers import answer, chosen_from, given, picture
+from .answers import QUEUE, answer, chosen_from, given, picture
 from .models import AppModels
 
 MAX_IMAGES = 64
-MAX_STEPS = 100
+MAX_STEPS = 100  # unless a pipeline takes more by default
+KEPT_STEPS = 16  # whose codes or latents are kept for the slider
 
 
 def generate_tab(models: AppModels) -> None:
@@ -27,7 +28,9 @@ def generate_tab(models: AppModels) -> None:
             title = gr.Dropdown(titles, label="Pipeline", visible=len(titles) > 1)
             labels = gr.Dropdown(names_of(first), label="Classes", multiselect=True)
             count = gr.Slider(1, 16, 4, step=1, label="Images of each class")
-            steps = gr.Slider(1, MAX_STEPS, first.config.num_inference_steps, step=1, label="Steps")
+            defaults_of = [each.config.num_inference_steps for each in models.pipelines.values()]
+            most = max(MAX_STEPS, *defaults_of)
+            steps = gr.Slider(1, most, defaults_of[0], step=1, label="Steps")
             scale = gr.Slider(
                 1.0, 20.0, first.config.guidance_scale, step=0.1, label="Guidance scale"
             )
@@ -35,7 +38,7 @@ def generate_tab(models: AppModels) -> None:
             button = gr.Button("Generate", variant="primary")
         with gr.Column(scale=2):
             grid = picture("Images", "samples")
-            shown = gr.Slider(1, 8, 8, step=1, label="Step", visible=False)
+            shown = gr.Slider(1, 8, 8, step=1, label="Progress", visible=False)
             step = picture("Images and tokens at this step", "step", visible=False)
             code = gr.Code(label="The same in Python", language="python", interactive=False)
     states = gr.State(time_to_live=3600)
@@ -44,8 +47,15 @@ def generate_tab(models: AppModels) -> None:
         answer(generate, models),
         [title, labels, count, steps, scale, seed],
         [grid, code, states, shown, step],
+        **QUEUE,
     )
-    shown.input(answer(draw_step, models), [title, states, shown], step, trigger_mode="always_last")
+    shown.input(
+        answer(draw_step, models),
+        [title, states, shown],
+        step,
+        trigger_mode="always_last",
+        **QUEUE,
+    )
 
 
 def names_of(pipeline: ClassConditionalPipeline) -> list[tuple[str, int]]:
@@ -74,25 +84,34 @@ def generate(
 ) -> list[Any]:
     """Generates images, and returns the values of the tab's outputs."""
     pipeline = chosen_from(models.pipelines, title)
+    given(seed, "a seed")
     labels = pipeline.label_ids(given(labels, "a class"))
     if len(labels) * count > MAX_IMAGES:
         raise ValueError(f"At most {MAX_IMAGES} images are made at once: take fewer.")
     states: list[dict[str, torch.Tensor]] = []
+
+    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
+        if len(states) * steps <= step * KEPT_STEPS or step == steps - 1:
+            states.append(
+                {
+                    name: tensor.cpu().half() if tensor.is_floating_point() else tensor.cpu()
+                    for name, tensor in tensors.items()
+                }
+            )
+
     images = pipeline(
         labels,
         num_images_per_label=count,
         num_inference_steps=steps,
         guidance_scale=scale,
         generator=torch.Generator().manual_seed(seed),
-        callback_on_step_end=lambda pipe, step, timestep, tensors: states.append(
-            {name: tensor.cpu() for name, tensor in tensors.items()}
-        ),
+        callback_on_step_end=keep,
     ).images
     names = [pipeline.transformer.config.id2label[label] for label in labels]
     code = f"""import torch
 from titok_hf import {type(pipeline).__name__}
 
-pipe = {type(pipeline).__name__}.from_pretrained("{title}")
+pipe = {type(pipeline).__name__}.from_pretrained("{models.places[title]}")
 images = pipe(
     {labels},  # {", ".join(names)}
     num_images_per_label={count},
@@ -110,8 +129,11 @@ def draw_step(models: AppModels, title: str, sampled: dict[str, Any], step: int)
     """Draws the images, with their tokens, as they are after a step."""
     pipeline = chosen_from(models.pipelines, title)
     states = given(sampled, "images")["steps"]
-    tensors = states[min(step, len(states)) - 1]
-    pictures = step_pictures(pipeline, {k: v.to(pipeline.device) for k, v in tensors.items()})
+    tensors = {
+        name: tensor.to(pipeline.device, torch.float32 if tensor.is_floating_point() else None)
+        for name, tensor in states[min(step, len(states)) - 1].items()
+    }
+    pictures = step_pictures(pipeline, tensors)
     return draw(pictures, sampled["names"], sampled["labels"])
 
 

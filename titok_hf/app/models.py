@@ -1,6 +1,7 @@
 """The models that the demo shows, under titles that tell no path of the machine."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ..devices import default_device
 from ..hub.provenance import provenance_of
 from ..modeling.auto import is_pipeline, load_tokenizer
 from ..modeling.diffusers_tokenizer import AUTOENCODERS, DiffusersTokenizer
+from ..modeling.outputs import TokenizerEncoderOutput
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
 from ..pipelines import ClassConditionalPipeline, TiTokPipeline
@@ -38,6 +40,7 @@ class AppModels:
         tokenizers: Tokenizers with their image processors, those of the pipelines included.
         readers: VTPs with a text encoder, with their processors.
         images: Images among which the nearest are searched.
+        places: Where Python finds each model: its title, or a stand-in for a path that is not told.
         credits: A sentence for each model whose training data are known, and for the images, with the
             credit that their license asks for.
         problems: A sentence for each model that was not loaded.
@@ -47,6 +50,7 @@ class AppModels:
     tokenizers: dict[str, tuple[nn.Module, TiTokImageProcessor]] = field(default_factory=dict)
     readers: dict[str, tuple[VTPModel, VTPProcessor]] = field(default_factory=dict)
     images: list[Image.Image] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
     credits: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -63,36 +67,39 @@ class AppModels:
 def open_models(
     paths: Sequence[str | Path],
     data: str | None = None,
-    image_column: str = "image",
     device: str | torch.device | None = None,
 ) -> AppModels:
     """Loads pipelines and tokenizers. One that does not load becomes a sentence in `problems`.
 
     Args:
         paths: Folders and Hub repositories, of pipelines and of tokenizers of any family.
-        data: Images among which the nearest are searched, see `open_images`; the first 2,000 are.
-        image_column: Column of these images.
+        data: Images among which a VTP searches the nearest, see `open_images`: the first 2,000 of
+            its split `train`.
         device: Device to compute on; by default the accelerator if there is one.
 
     Raises:
-        ValueError: If nothing could be loaded.
+        ValueError: If nothing could be loaded, or the data cannot be opened, see `open_images`.
     """
     models = AppModels()
     for path in paths:
         title = title_of(path)
         if title in models.pipelines or title in models.tokenizers:
             title = f"{title} ({len(models.tokenizers) + 1})"
+        models.places[title] = title if title == str(path) else f"path/to/{title}"
         try:
             open_model(models, path, title, torch.device(device or default_device()))
         except (ImportError, OSError, TypeError, ValueError) as error:
             logger.warning("%s was not loaded: %s", path, error)
-            models.problems.append(f"{title} was not loaded: {without_paths(str(error))}")
+            message = str(error)
+            for form in (os.path.abspath(path), str(path)):
+                message = message.replace(form, title)
+            models.problems.append(f"{title} was not loaded: {without_paths(message)}")
     if not models.tokenizers:
         raise ValueError(" ".join(models.problems) or "Name at least one pipeline or tokenizer.")
-    if data is not None:
-        train = open_images(data, image_column, label_column=None).dataset("train")
+    if data is not None and models.readers:
+        train = open_images(data, label_column=None).dataset("train")
         for row in range(min(NEAREST_OF, len(train))):
-            image = decode_image(train[row][image_column])
+            image = decode_image(train[row]["image"])
             image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
             models.images.append(image)
         models.credits.append(f"The nearest images are of {credited(data)}.")
@@ -102,10 +109,7 @@ def open_models(
 def open_model(models: AppModels, path: str | Path, title: str, device: torch.device) -> None:
     """Loads a pipeline or tokenizer, and adds what it offers."""
     if not Path(path).is_dir():
-        try:
-            validate_repo_id(str(path))
-        except HFValidationError as error:
-            raise FileNotFoundError(f"There is no folder {path}.") from error
+        check_repo_id(path)
     if is_pipeline(path):
         pipeline = ClassConditionalPipeline.from_pretrained(path).to(device)
         pipeline.set_progress_bar_config(disable=True)
@@ -133,6 +137,14 @@ def credit(models: AppModels, title: str, model: Any) -> None:
         models.credits.append(f"{title} was trained on {data}.")
 
 
+def check_repo_id(path: str | Path) -> None:
+    """Raises `FileNotFoundError` if this is not the name of a Hub repository."""
+    try:
+        validate_repo_id(str(path))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"There is no folder {path}.") from error
+
+
 def title_of(path: str | Path) -> str:
     """Returns the name of a Hub repository or of a folder inside the working directory, and of any
     other folder the last part alone."""
@@ -145,16 +157,13 @@ def without_paths(message: str) -> str:
     return re.sub(r"(?<![\w.:/])/(?:[^\s/:'\",]+/)+", "…/", message)
 
 
-def describe_tokens(tokenizer: nn.Module, latents: torch.Tensor) -> tuple[str, float]:
+def describe_tokens(tokenizer: nn.Module, encoded: TokenizerEncoderOutput) -> tuple[str, float]:
     """Returns what a tokenizer keeps of an image, in words, and its size in bytes.
 
     Codes take the logarithm of the size of their codebook in bits each, latents 16 bits each number.
     """
-    config: Any = tokenizer.config
-    if getattr(config, "codebook_size", None) is not None and hasattr(tokenizer, "decode_codes"):
-        bits = (config.codebook_size - 1).bit_length()
-        return f"{config.num_tokens} tokens of {config.codebook_size} codes", (
-            config.num_tokens * bits / 8
-        )
-    shape = " x ".join(map(str, latents.shape[1:]))
-    return f"latents of {shape}", latents[0].numel() * 2
+    if encoded.codes is not None:
+        size, count = tokenizer.config.codebook_size, encoded.codes.shape[1]
+        return f"{count} tokens of {size} codes", count * (size - 1).bit_length() / 8
+    shape = " x ".join(map(str, encoded.latents.shape[1:]))
+    return f"latents of {shape}", encoded.latents[0].numel() * 2

@@ -1,7 +1,6 @@
 """The tab that shows what tokens keep of an image."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import gradio as gr
 import torch
@@ -9,7 +8,7 @@ from PIL import Image
 
 from ..data.grids import image_grid
 from ..evaluation.pictures import token_strip
-from .answers import answer, chosen_from, gallery, given, image_upload, picture
+from .answers import QUEUE, answer, chosen_from, gallery, given, image_upload, picture, sketchpad
 from .models import AppModels, describe_tokens
 
 COLUMNS = ["tokenizer", "keeps", "bytes", "mean squared error", "PSNR in dB"]
@@ -26,10 +25,7 @@ def reconstruct_tab(models: AppModels) -> None:
                 image = image_upload("Image", "reconstruct-upload")
                 button = gr.Button("Reconstruct", variant="primary")
             with gr.Tab("Draw"):
-                drawn = gr.Sketchpad(
-                    label="Drawing", type="pil", image_mode="RGB", canvas_size=(256, 256),
-                    brush=gr.Brush(default_size=16), elem_id="reconstruct-draw",
-                )  # fmt: skip
+                drawn = sketchpad("Drawing", "reconstruct-draw")
                 draw_button = gr.Button("Reconstruct the drawing", variant="primary")
         with gr.Column(scale=2):
             pictures = gallery("What the tokens keep", "reconstructions", columns=4, height=260)
@@ -37,15 +33,8 @@ def reconstruct_tab(models: AppModels) -> None:
             strips = picture("Tokens", "strips", show_label=False)
             table = gr.Dataframe(headers=COLUMNS, label="Size and error", elem_id="errors")
     outputs = [pictures, strips, table]
-    button.click(answer(reconstruct, models), [image, chosen], outputs)
-    draw_button.click(answer(reconstruct_drawing, models), [drawn, chosen], outputs)
-
-
-def reconstruct_drawing(
-    models: AppModels, drawn: dict[str, Any] | None, titles: Sequence[str]
-) -> list[Any]:
-    """Reconstructs what was drawn."""
-    return reconstruct(models, (drawn or {}).get("composite"), titles)
+    for source, press in ((image, button), (drawn, draw_button)):
+        press.click(answer(reconstruct, models), [source, chosen], outputs, **QUEUE)
 
 
 def reconstruct(
@@ -73,7 +62,7 @@ def reconstruct(
             discrete.append(title)
         before, after = (processor.postprocess(x, "pt") for x in (pixel_values, decoded))
         error = float(torch.mean((before - after) ** 2))
-        kept, size = describe_tokens(tokenizer, encoded.latents)
+        kept, size = describe_tokens(tokenizer, encoded)
         psnr = f"{-10 * torch.log10(torch.tensor(error)).item():.1f}" if error else "exact"
         rows.append([title, kept, f"{size:,.0f}", f"{error:.4f}", psnr])
     return pictures, image_grid(strips, discrete, zoom=1) if strips else None, rows
@@ -81,5 +70,5 @@ def reconstruct(
 
 def shown(image: Image.Image) -> Image.Image:
     """Returns a small image enlarged, so that its pixels can be seen."""
-    zoom = max(1, SHOWN_SIDE // image.width)
+    zoom = max(1, SHOWN_SIDE // max(image.size))
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)

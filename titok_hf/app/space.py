@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from ..data.opening import is_embedded
 from ..hub.errors import explain_hub_errors
-from .models import title_of
+from .models import check_repo_id, title_of
 
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 EMBEDDED_EXTRAS = {"digits": "demo", "emoji": "emoji"}
@@ -75,21 +75,25 @@ def write_space(
         data: See `push_space`.
 
     Raises:
+        FileNotFoundError: If a path is neither a folder nor the name of a repository.
         ValueError: If two folders have the same name, `data` is a local folder, or the wheel
             cannot be built.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if data is not None and Path(data).exists():
+    if data is not None and not is_embedded(data) and Path(data).exists():
         raise ValueError(
             f"A Space cannot read the folder {data}: name an embedded data set or one on the Hub."
         )
     local = {str(path): Path(path) for path in paths if Path(path).is_dir()}
+    for path in paths:
+        if str(path) not in local:
+            check_repo_id(path)
     names = {path: title_of(path).replace("/", "-") for path in local}
     if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
         raise ValueError(f"Two folders are named {twice[0]}: rename one.")
     for path, name in names.items():
-        shutil.copytree(local[path], folder / "models" / name)
+        shutil.copytree(local[path], folder / "models" / name, dirs_exist_ok=True)
     shown = [f"models/{names[str(path)]}" if str(path) in names else str(path) for path in paths]
     (folder / "app.py").write_text(
         "from titok_hf.app import build_app, launch_app, open_models\n\n"

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ..evaluation.pictures import patch_colors
 from ..evaluation.zero_shot import class_embeddings, zero_shot_probabilities
 from ..modeling.vtp import VTPModel, VTPProcessor
-from .answers import answer, chosen_from, gallery, given, image_upload, picture
+from .answers import QUEUE, answer, chosen_from, gallery, given, image_upload, picture
 from .models import AppModels
 from .reconstruct import shown
 
@@ -40,6 +40,7 @@ def understand_tab(models: AppModels) -> None:
         answer(understand, models, known),
         [title, image, words],
         [answers, colors, nearest],
+        **QUEUE,
     )
 
 
@@ -80,8 +81,8 @@ def understand(
             (shown(models.images[row]), f"{value:.2f}")
             for value, row in zip(similar.values.tolist(), similar.indices.tolist(), strict=True)
         ]
-    colors = patch_colors(patches.cpu(), *sides).resize(image.size, Image.Resampling.NEAREST)
-    return dict(zip(names, probabilities, strict=True)), shown(colors), near
+    colors = shown(patch_colors(patches.cpu(), *sides))
+    return dict(zip(names, probabilities, strict=True)), colors, near
 
 
 def image_embeddings(

@@ -1,5 +1,6 @@
 """The command of the web demo."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -63,4 +64,6 @@ def app(
         (built := web.build_app(shown)), host=host, port=port, prevent_thread_lock=True
     )
     console.print(f"The demo is at [bold]{escape(address)}[/bold]; Ctrl+C ends it.")
+    # the server's files are deleted when it is interrupted, and so when it is asked to end
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     built.block_thread()

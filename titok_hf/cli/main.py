@@ -175,6 +175,9 @@ def generate(
     from ..evaluation import generate_to_file
     from ..settings import override
 
+    if compiled and fast:
+        raise ValueError("Give `--compile` or `--fast`, not both: `--compile` is fast, too.")
+
     arguments = {
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,

@@ -117,6 +117,7 @@ def generate_to_file(
         arguments: Further arguments of the pipeline's call.
 
     Raises:
+        OSError: If the networks cannot be compiled here.
         ValueError: If the pipeline does not take an argument, or its value is not valid.
     """
     output = output_file(output, writable_extensions())

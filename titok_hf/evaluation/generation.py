@@ -318,10 +318,10 @@ def evaluate_generation(
             }
             sets = [KeptImages(sets[0], Path(samples), dataclasses.asdict(made_by) | how)]
     else:
-        if samples is not None or sampler or seeds or num_samples:
+        if samples is not None or sampler or seeds or num_samples or compiled:
             raise ValueError(
-                f"{source} holds images already: `num_samples`, `seeds`, `sampler` and `samples` "
-                "are for a pipeline."
+                f"{source} holds images already: `num_samples`, `seeds`, `sampler`, `samples` and "
+                "`compiled` are for a pipeline."
             )
         sets = [open_samples(str(source), loaded_protocol, metrics, image_column)]
         made_by = MadeBy.of(Path(source))

@@ -160,12 +160,14 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
             arguments: Further arguments of the call, such as `guidance_scale` and `output_type`.
 
         Raises:
-            ValueError, TypeError: See the call.
+            ValueError, TypeError: See the call; also if there are not as many numbers as labels.
         """
         positive_integer(batch_size, "batch_size")
-        numbered = zip(
-            itertools.count() if numbers is None else numbers, class_labels, strict=False
-        )
+        if isinstance(class_labels, int | str | torch.Tensor | np.ndarray):
+            class_labels = self.label_ids(class_labels)
+        numbered = enumerate(class_labels)
+        if numbers is not None:
+            numbered = zip(numbers, class_labels, strict=True)
         while batch := list(itertools.islice(numbered, batch_size)):
             generators = [
                 torch.Generator().manual_seed(image_seed(seed, number)) for number, _ in batch

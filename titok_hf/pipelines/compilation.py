@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import nn
@@ -77,6 +78,8 @@ def compiled(
 
     graphs = backend == "inductor" and device.type == "cuda"
     if backend is not None:
+        # a code object of its own: torch counts and limits what it compiles by code object
+        call = FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)
         options = {"mode": "reduce-overhead"} if graphs else {}
         call = torch.compile(call, fullgraph=True, dynamic=False, backend=backend, **options)
     return FixedBatches(call, batch_size, reuses_outputs=graphs)
@@ -107,7 +110,5 @@ def check_backend(backend: str, device: torch.device) -> None:
         raise OSError(
             f"`torch.compile` cannot compile for {device} with the backend {backend!r} ({reason}): "
             "install a C++ compiler, such as g++, or leave the networks uncompiled with "
-            "`backend=None` (`--fast` on the command line)."
+            "`backend=None` (`titok generate --fast`)."
         ) from error
-    finally:
-        torch.compiler.reset()

@@ -131,6 +131,7 @@ def token_influence(
     codes: torch.Tensor,
     num_samples: int = 4,
     generator: torch.Generator | None = None,
+    tokens: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Measures what each token of an image paints: how much each pixel changes, on average, when the
     token is replaced by random codes.
@@ -140,16 +141,22 @@ def token_influence(
         codes: Codes of an image `(N,)`.
         num_samples: Number of random codes for each token.
         generator: Draws the codes, on the CPU.
+        tokens: Places of the tokens to measure; all N if not given.
 
     Returns:
-        Mean absolute changes `(N, H, W)`, over samples and colors.
+        Mean absolute changes `(N, H, W)`, over samples and colors, of these tokens.
+
+    Raises:
+        ValueError: If a place is not one of the tokens.
     """
+    tokens = range(len(codes)) if tokens is None else tokens
+    check_places(tokens, len(codes))
     count = len(codes)
     size = (count, num_samples)
     drawn = torch.randint(tokenizer.config.codebook_size, size, generator=generator)
     original = tokenizer.decode_codes(codes[None]).reconstruction  # (1, 3, H, W)
     maps = []
-    for token in range(count):
+    for token in tokens:
         changed = codes.repeat(num_samples, 1)  # (num_samples, N)
         changed[:, token] = drawn[token].to(codes.device)
         difference = tokenizer.decode_codes(changed).reconstruction - original
