@@ -111,9 +111,9 @@ class TestWhatIsCompared:
             steps = sum(recipe["stages"][stage]["training"]["max_steps"] for stage in stages)
             found[values["training"]] = (stages, steps)
         assert found == {
-            "proxy codes": (["warmup"], 900),
-            "two stages": (["warmup", "decoder_finetuning"], 900),
-            "single stage": (["single_stage"], 900),
+            "proxy codes": (["warmup"], 3000),
+            "two stages": (["warmup", "decoder_finetuning"], 3000),
+            "single stage": (["single_stage"], 3000),
         }
 
     def test_one_and_two_stages_have_the_same_network_and_losses(self):

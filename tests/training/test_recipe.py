@@ -467,7 +467,7 @@ class TestBase:
         )
         assert list(recipe.stages) == ["vqgan", "warmup", "decoder_finetuning"]
         assert "perceptual_weight" not in recipe.stages["decoder_finetuning"]["objective"]
-        assert recipe.stages["decoder_finetuning"]["objective"]["adversarial_weight"] == 0.02
+        assert recipe.stages["decoder_finetuning"]["objective"]["adversarial_weight"] == 0.0005
 
     def test_a_base_may_have_a_base_beside_it(self, derive):
         derive("name: first\nstages: {vqgan: {training: {max_steps: 7}}}", name="first")
