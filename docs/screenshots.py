@@ -36,18 +36,17 @@ def press(page: Page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
 
-def choose(page: Page, label: str, option: str) -> None:
+def choose(page: Page, label: str, *options: str) -> None:
     page.get_by_label(label, exact=True).click()
-    found = page.get_by_role("option", name=option, exact=True)
-    found.click()
+    for option in options:
+        page.get_by_role("option", name=option, exact=True).click()
     page.keyboard.press("Escape")
-    found.wait_for(state="hidden")
+    page.get_by_role("option", name=options[-1], exact=True).wait_for(state="hidden")
 
 
 def use(page: Page, image: Path) -> None:
     """Uses each tab with a picture at hand."""
-    for name in ("three", "eight"):
-        choose(page, "Classes", name)
+    choose(page, "Classes", "three", "eight")
     press(page, "Generate")
     page.locator("#step img").wait_for()
     page.get_by_role("slider", name="Progress").focus()
