@@ -18,10 +18,13 @@ import tempfile
 import time
 import types
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from titok_hf.devices import matmul_flops
 
 # GFLOP of an image: a guided sampling run with decoding (a linear guidance schedule has one step without
 # guidance, so that 8 steps are 15 forwards), decoding, and encoding. The latter two are counted by torch.
@@ -50,8 +53,7 @@ YAML = {"titok-l-32": "titok_l32", "titok-b-64": "titok_b64", "titok-s-128": "ti
 
 def reference_side(setup: dict[str, Any]) -> dict[str, Callable[[], None]]:
     """Builds the reference's models, saves their weights, and returns what is timed."""
-    from transformers import BertModel  # noqa: F401, before it sees the stand-in for torchvision
-
+    import_module("transformers.models.bert.modeling_bert")  # before torchvision has a stand-in
     sys.path.insert(0, setup["checkout"])
     # its perceptual loss, which sampling does not use, imports torchvision
     sys.modules["torchvision"] = types.ModuleType("torchvision")
@@ -131,28 +133,14 @@ def inputs(setup: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     return images.to(setup["device"]), labels.to(setup["device"])
 
 
-def matrix_product(device: str, dtype: torch.dtype) -> float:
-    """Measures the FLOP/s of a large matrix product."""
-    side = 8192 if device.startswith("cuda") else 2048
-    matrix = torch.ones(side, side, device=device, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
-
-
 def serve(setup: dict[str, Any]) -> None:
     """Times what the lines of standard input name, and answers with seconds."""
     torch.manual_seed(0)
     answers = sys.stdout
     sys.stdout = sys.stderr  # the models may print
     timed = (reference_side if setup["side"] == "reference" else our_side)(setup)
-    peaks = {
-        "float32": matrix_product(setup["device"], torch.float32),
-        "bfloat16": matrix_product(setup["device"], torch.bfloat16),
-    }
+    device = torch.device(setup["device"])
+    peaks = {name: matmul_flops(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
     print(json.dumps(peaks), file=answers, flush=True)
     for line in sys.stdin:
         start = time.perf_counter()

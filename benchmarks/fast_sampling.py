@@ -1,4 +1,5 @@
-"""What `pipe.compile()` in bfloat16 changes: decoded pixels, decisions of the steps, and the Fréchet distance.
+"""Effect of `pipe.compile()` in bfloat16 on decoded pixels, on the decisions of the steps and on the Fréchet
+distance.
 
     python benchmarks/fast_sampling.py demo/pipeline
 

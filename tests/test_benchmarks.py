@@ -1,27 +1,31 @@
 """The benchmarks run; their figures are for people."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import datasets
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
+from scripts import load_script
 from training.tiny_pretraining import make_model
 
-from titok_hf import LatentDiTPipeline, LightningDiTConfig, LightningDiTModel, TiTokModel
+from titok_hf import (
+    LatentDiTPipeline,
+    LightningDiTConfig,
+    LightningDiTModel,
+    MaskGitConfig,
+    MaskGitModel,
+    MaskGitScheduler,
+    TiTokConfig,
+    TiTokModel,
+    TiTokPipeline,
+)
 from titok_hf.evaluation import emoji
 
 pytestmark = pytest.mark.slow
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(f"benchmarks/{name}.py")
 
 
 @pytest.mark.xdist_group("demo")
@@ -117,6 +121,31 @@ def test_emoji_samples(tmp_path, capsys, monkeypatch):
     found = re.fullmatch(r"guidance 1: ([\d.]+), accuracy [\d.]+%, ratio ([\d.]+)", samples)
     assert float(found[1]) > distance  # an untrained network is far from pictures
     assert float(found[2]) > 0
+
+
+def test_our_side_of_the_comparison_with_the_reference(tmp_path):
+    """Tiny networks stand in for TiTok-L-32."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    fields = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in sizes.items()}
+    tokenizer = TiTokModel(
+        TiTokConfig(
+            image_size=256,
+            encoder_patch_size=64,
+            decoder_patch_size=64,
+            num_latent_tokens=4,
+            head="pixels",
+            **fields,
+        )
+    )
+    generator = MaskGitModel(MaskGitConfig(num_tokens=4, intermediate_size=32, **sizes))
+    scheduler = MaskGitScheduler(mask_token_id=generator.config.mask_token_id)
+    TiTokPipeline(tokenizer, generator, scheduler).save_pretrained(tmp_path / "ours")
+    setup = {"model": "titok-l-32", "device": "cpu", "batch_size": 2, "dtype": "float32"}
+    for side in ("eager", "fast"):
+        timed = load("against_reference").our_side(setup | {"folder": tmp_path, "side": side})
+        assert timed.keys() == {"sample", "decode", "encode"}
+        for run in timed.values():
+            run()
 
 
 @pytest.mark.xdist_group("demo")

@@ -1,7 +1,6 @@
 """The examples run, and the bare loop is the trainer's training."""
 
 import copy
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from scripts import load_script
 
 from titok_hf import MaskGitScheduler, MaskGitUViTConfig, MaskGitUViTModel, TiTokPipeline
 from titok_hf.training import MaskedTokenObjective, TiTokTrainer, TiTokTrainingArguments
@@ -19,10 +19,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(f"examples/{name}.py")
 
 
 class RecordingObjective(MaskedTokenObjective):

@@ -1,4 +1,7 @@
-"""The default device, and data types by name."""
+"""The default device and how fast it multiplies matrices, and data types by name."""
+
+import functools
+import time
 
 import torch
 
@@ -21,3 +24,28 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise ValueError(f"The dtype must be one of {', '.join(dtypes)}, got {name!r}.")
     return dtypes[name]
+
+
+@functools.cache
+def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Measures the FLOPs per second of a large matrix product on a device.
+
+    A measured peak shows what the device does in this process, unlike the vendor's figure.
+
+    Args:
+        device: The device.
+        dtype: Data type of the matrices.
+        seconds: Duration of the measurement, made once per process; the best time counts.
+    """
+    size = 1024 if device.type == "cpu" else 8192
+    generator = torch.Generator(device).manual_seed(0)
+    first, second = (
+        torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
+    )
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
+        started = time.perf_counter()
+        product = first @ second
+        product[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

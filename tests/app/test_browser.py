@@ -231,23 +231,23 @@ class TestEdit:
 
 
 class TestUnderstand:
-    def test_words_patches_and_nearest_images(self, page, digit):
+    @staticmethod
+    def understand(page, digit, words):
         open_tab(page, "Understand")
         page.locator("#understand-upload input[type=file]").set_input_files(digit)
         page.locator("#understand-upload img").wait_for()
-        page.get_by_label("Words").fill("zero, one, five")
+        page.get_by_label("Words").fill(words)
         page.get_by_role("button", name="Understand", exact=True).click()
+
+    def test_words_patches_and_nearest_images(self, page, digit):
+        self.understand(page, digit, "zero, one, five")
         pixels(page, "#patches")
         words = page.locator("#words").inner_text()
         assert all(word in words for word in ("zero", "one", "five", "%"))
         assert page.locator("#nearest img").count() == 8
 
     def test_one_word_is_too_few(self, page, digit):
-        open_tab(page, "Understand")
-        page.locator("#understand-upload input[type=file]").set_input_files(digit)
-        page.locator("#understand-upload img").wait_for()
-        page.get_by_label("Words").fill("zero")
-        page.get_by_role("button", name="Understand", exact=True).click()
+        self.understand(page, digit, "zero")
         page.get_by_text("at least two different names", exact=False).wait_for()
 
 

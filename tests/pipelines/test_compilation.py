@@ -1,7 +1,6 @@
 """Compiled sampling: one graph for each network and number of rows, and the images of the eager pipeline."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -171,12 +170,11 @@ def test_a_backend_that_cannot_compile_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(0.5, torch.bfloat16), (0.9, torch.float32), (2.0, torch.float32)]
+    ("flops", "expected"), [(2e9, torch.bfloat16), (1.2e9, torch.float32), (5e8, torch.float32)]
 )
-def test_the_faster_data_type_is_taken(monkeypatch, seconds, expected):
-    """Of five products each, that of float32 takes a second."""
-    times = itertools.accumulate([0, 1] * 5 + [0, seconds] * 5)
-    monkeypatch.setattr(compilation.time, "perf_counter", lambda: next(times))
+def test_the_faster_data_type_is_taken(monkeypatch, flops, expected):
+    measured = {torch.float32: 1e9, torch.bfloat16: flops}
+    monkeypatch.setattr(compilation, "matmul_flops", lambda device, dtype: measured[dtype])
     assert faster_dtype(torch.device("cpu")) == expected
 
 

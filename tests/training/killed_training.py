@@ -14,9 +14,9 @@ import torch
 from tiny_training import tiny_arguments, tiny_data, tiny_vqgan
 from transformers import PrinterCallback
 
+from titok_hf.devices import matmul_flops
 from titok_hf.training import PatchDiscriminator, ReconstructionObjective, TiTokTrainer
 from titok_hf.training.checkpoints import MANIFEST, checkpoints, damage, last_checkpoint
-from titok_hf.training.throughput import matmul_flops
 
 MAX_STEPS = 100
 SAVE_STEPS = 2

@@ -3,9 +3,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from titok_hf.devices import matmul_flops
 from titok_hf.training.flop_counter import FlopCounter
 from titok_hf.training.flops import training_flops
-from titok_hf.training.throughput import Throughput, matmul_flops
+from titok_hf.training.throughput import Throughput
 
 from .clock import Slow
 

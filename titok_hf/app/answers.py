@@ -1,4 +1,4 @@
-"""What the tabs share: uploads, and errors that become one sentence while the demo goes on."""
+"""Parts that the tabs share: uploads within bounds, and errors that are one sentence."""
 
 import io
 import logging
@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 QUEUE = {"concurrency_id": "models", "concurrency_limit": 1}
 MAX_PIXELS = 40_000_000
 MAX_FILE_SIZE = "20mb"
+KEPT_SECONDS = 3600  # of an upload, a picture and a state of a user
+# Pictures that the demo makes can be enlarged and downloaded.
+MADE = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
 
 
 def image_upload(label: str, elem_id: str) -> gr.Image:
@@ -27,7 +30,7 @@ def image_upload(label: str, elem_id: str) -> gr.Image:
     takes."""
     upload = gr.Image(label=label, elem_id=elem_id, sources=["upload", "clipboard"], type="pil")
     # a subclass would count as a custom component, for which Gradio wants a frontend of its own
-    upload.preprocess = decode_upload  # type: ignore[method-assign]
+    upload.preprocess = decode_upload
     return upload
 
 
@@ -50,7 +53,7 @@ def sketchpad(label: str, elem_id: str) -> gr.Sketchpad:
         parts = pad.blob_storage.get(payload.id)  # a drawing that came in parts
         return None if parts is None or parts.composite is None else decode_bounded(parts.composite)
 
-    pad.preprocess = decode_drawing  # type: ignore[method-assign]
+    pad.preprocess = decode_drawing
     return pad
 
 
@@ -77,28 +80,13 @@ def decode_bounded(source: str | bytes) -> Image.Image:
 
 
 def picture(label: str, elem_id: str, **arguments: Any) -> gr.Image:
-    """Returns a place for a picture that the demo makes, with buttons to enlarge and download it."""
-    return gr.Image(
-        label=label,
-        elem_id=elem_id,
-        format="png",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        **arguments,
-    )
+    """Returns a place for a picture that the demo makes."""
+    return gr.Image(label=label, elem_id=elem_id, **MADE, **arguments)
 
 
 def gallery(label: str, elem_id: str, **arguments: Any) -> gr.Gallery:
     """Returns a place for a row of pictures that the demo makes."""
-    return gr.Gallery(
-        label=label,
-        elem_id=elem_id,
-        format="png",
-        interactive=False,
-        object_fit="contain",
-        buttons=["download", "fullscreen"],
-        **arguments,
-    )
+    return gr.Gallery(label=label, elem_id=elem_id, object_fit="contain", **MADE, **arguments)
 
 
 def answer(function: Callable[..., Any], *bound: Any) -> Callable[..., Any]:

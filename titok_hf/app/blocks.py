@@ -4,14 +4,12 @@ from typing import Any
 
 import gradio as gr
 
-from .answers import MAX_FILE_SIZE
+from .answers import KEPT_SECONDS, MAX_FILE_SIZE
 from .edit import edit_tab
 from .generate import generate_tab
 from .models import AppModels
 from .reconstruct import reconstruct_tab
 from .understand import understand_tab
-
-KEPT_SECONDS = 3600  # an upload or a picture of a user
 
 
 def build_app(models: AppModels) -> gr.Blocks:
@@ -42,7 +40,7 @@ def build_app(models: AppModels) -> gr.Blocks:
 def launch_app(
     app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, **arguments: Any
 ) -> tuple[Any, str, str]:
-    """Serves a demo, one request after the other.
+    """Serves a demo; requests that use a model wait for each other.
 
     Uploads and pictures are kept in a temporary folder for an hour, and no longer than the demo runs.
 

@@ -18,7 +18,7 @@ from ..pipelines import (
     swap_tokens,
     token_influence,
 )
-from .answers import QUEUE, answer, chosen_from, gallery, given, image_upload, picture
+from .answers import KEPT_SECONDS, QUEUE, answer, chosen_from, gallery, given, image_upload, picture
 from .generate import names_of
 from .models import AppModels
 from .reconstruct import shown
@@ -34,7 +34,10 @@ def edit_tab(models: AppModels) -> None:
     titles = list(models.editable)
     names = names_of(models.editable[titles[0]])
     title = gr.Dropdown(titles, label="Pipeline", visible=len(titles) > 1)
-    codes, chosen = [gr.State(time_to_live=3600), gr.State(time_to_live=3600)], gr.State([])
+    codes, chosen = (
+        [gr.State(time_to_live=KEPT_SECONDS), gr.State(time_to_live=KEPT_SECONDS)],
+        gr.State([]),
+    )
     classes, seeds, makers, uploads, pictures = [], [], [], [], []
     with gr.Row():
         for letter in "AB":

@@ -11,7 +11,7 @@ from PIL import Image
 from ..data.grids import image_grid
 from ..evaluation.pictures import step_pictures
 from ..pipelines import ClassConditionalPipeline
-from .answers import QUEUE, answer, chosen_from, given, picture
+from .answers import KEPT_SECONDS, QUEUE, answer, chosen_from, given, picture
 from .models import AppModels
 
 MAX_IMAGES = 64
@@ -41,7 +41,7 @@ def generate_tab(models: AppModels) -> None:
             shown = gr.Slider(1, 8, 8, step=1, label="Progress", visible=False)
             step = picture("Images and tokens at this step", "step", visible=False)
             code = gr.Code(label="The same in Python", language="python", interactive=False)
-    states = gr.State(time_to_live=3600)
+    states = gr.State(time_to_live=KEPT_SECONDS)
     title.change(partial(defaults, models), title, [labels, steps, scale])
     button.click(
         answer(generate, models),
@@ -88,16 +88,15 @@ def generate(
     labels = pipeline.label_ids(given(labels, "a class"))
     if len(labels) * count > MAX_IMAGES:
         raise ValueError(f"At most {MAX_IMAGES} images are made at once: take fewer.")
-    states: list[dict[str, torch.Tensor]] = []
+    every: list[dict[str, torch.Tensor]] = []
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
-        if len(states) * steps <= step * KEPT_STEPS or step == steps - 1:
-            states.append(
-                {
-                    name: tensor.cpu().half() if tensor.is_floating_point() else tensor.cpu()
-                    for name, tensor in tensors.items()
-                }
-            )
+        every.append(
+            {
+                name: tensor.cpu().half() if tensor.is_floating_point() else tensor.cpu()
+                for name, tensor in tensors.items()
+            }
+        )
 
     images = pipeline(
         labels,
@@ -107,6 +106,8 @@ def generate(
         generator=torch.Generator().manual_seed(seed),
         callback_on_step_end=keep,
     ).images
+    kept = torch.linspace(0, len(every) - 1, KEPT_STEPS).round().long().unique()
+    states = [every[step] for step in kept.tolist()]
     names = [pipeline.transformer.config.id2label[label] for label in labels]
     code = f"""import torch
 from titok_hf import {type(pipeline).__name__}

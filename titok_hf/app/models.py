@@ -33,14 +33,15 @@ LARGEST_SIDE = 512  # pixels in which these are kept
 
 @dataclass
 class AppModels:
-    """What the demo shows, by title.
+    """The models of the demo, by title.
 
     Args:
         pipelines: Pipelines that generate images of classes.
         tokenizers: Tokenizers with their image processors, those of the pipelines included.
         readers: VTPs with a text encoder, with their processors.
         images: Images among which the nearest are searched.
-        places: Where Python finds each model: its title, or a stand-in for a path that is not told.
+        places: The path by which Python loads each model: its title, or a stand-in for a path that is
+            not told.
         credits: A sentence for each model whose training data are known, and for the images, with the
             credit that their license asks for.
         problems: A sentence for each model that was not loaded.

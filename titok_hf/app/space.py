@@ -42,7 +42,7 @@ def push_space(
         The address of the Space.
 
     Raises:
-        OSError: If the Hub refuses.
+        OSError: If the Hub refuses, or see `write_space`.
         ValueError: See `write_space`.
     """
     api = HfApi(token=token)
@@ -70,7 +70,7 @@ def write_space(
 
     Args:
         paths: Folders and Hub repositories.
-        folder: Where to write.
+        folder: Folder to write into; created if it does not exist.
         title: Title of the Space.
         data: See `push_space`.
 

@@ -3,10 +3,9 @@
 import gradio as gr
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from ..evaluation.pictures import patch_colors
-from ..evaluation.zero_shot import class_embeddings, zero_shot_probabilities
+from ..evaluation.zero_shot import class_embeddings, probabilities_of
 from ..modeling.vtp import VTPModel, VTPProcessor
 from .answers import QUEUE, answer, chosen_from, gallery, given, image_upload, picture
 from .models import AppModels
@@ -68,20 +67,20 @@ def understand(
     pixel_values = processor.image_processor(image, crop="squash", return_tensors="pt")
     pixel_values = pixel_values["pixel_values"].to(model.device)  # (1, 3, H, W)
     embeddings = class_embeddings(model, processor, names, ["{}"])
-    [probabilities] = zero_shot_probabilities(model, pixel_values, embeddings).tolist()
+    vision = model.get_vision_features(pixel_values)
+    embedded = model.embed_vision(vision).float()  # (1, E)
+    [probabilities] = probabilities_of(embedded, embeddings).tolist()
     sides = [side // model.config.patch_size for side in pixel_values.shape[2:]]
-    patches = model.get_vision_features(pixel_values).patch_tokens[0].float()  # (N, D)
     near = []
     if models.images:
         if title not in known:
             known[title] = image_embeddings(model, processor, models.images)
-        query = F.normalize(model.get_image_features(pixel_values).float(), dim=-1).cpu()
-        similar = (known[title] @ query[0]).topk(min(NEAREST, len(models.images)))
+        similar = (known[title] @ embedded[0].cpu()).topk(min(NEAREST, len(models.images)))
         near = [
             (shown(models.images[row]), f"{value:.2f}")
             for value, row in zip(similar.values.tolist(), similar.indices.tolist(), strict=True)
         ]
-    colors = shown(patch_colors(patches.cpu(), *sides))
+    colors = shown(patch_colors(vision.patch_tokens[0].float().cpu(), *sides))
     return dict(zip(names, probabilities, strict=True)), colors, near
 
 
@@ -94,6 +93,6 @@ def image_embeddings(
         batch = processor.image_processor(
             images[start : start + 32], crop="squash", return_tensors="pt"
         )
-        features = model.get_image_features(batch["pixel_values"].to(model.device)).float()
-        embeddings.append(F.normalize(features, dim=-1).cpu())
+        features = model.get_image_features(batch["pixel_values"].to(model.device))
+        embeddings.append(features.float().cpu())
     return torch.cat(embeddings)

@@ -60,9 +60,8 @@ def app(
     shown = web.open_models(models, data, device=device)
     for problem in shown.problems:
         console.print(f"[yellow]{escape(problem)}[/yellow]")
-    _, address, _ = web.launch_app(
-        (built := web.build_app(shown)), host=host, port=port, prevent_thread_lock=True
-    )
+    built = web.build_app(shown)
+    _, address, _ = web.launch_app(built, host=host, port=port, prevent_thread_lock=True)
     console.print(f"The demo is at [bold]{escape(address)}[/bold]; Ctrl+C ends it.")
     # the server's files are deleted when it is interrupted, and so when it is asked to end
     signal.signal(signal.SIGTERM, signal.default_int_handler)

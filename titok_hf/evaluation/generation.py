@@ -271,6 +271,7 @@ def evaluate_generation(
 
     Raises:
         FileExistsError: If `samples` exists without a record of how it was made.
+        OSError: If the pipeline cannot be compiled here.
         TypeError: If the pipeline takes neither `class_labels` nor `batch_size`.
         ValueError: If the protocol does not fit the images, or `samples` was made differently.
     """

@@ -72,6 +72,14 @@ def zero_shot_probabilities(
         scale: Factor of the cosines before the softmax; published evaluations use 100.
     """
     features = model.get_image_features(images.to(model.device)).float()  # (B, E)
+    return probabilities_of(features, embeddings, scale)
+
+
+def probabilities_of(
+    features: torch.Tensor, embeddings: torch.Tensor, scale: float = 100.0
+) -> torch.Tensor:
+    """Computes the probabilities `(B, L)` of the classes from unit embeddings of images `(B, E)` and of
+    classes `(L, E)`, see `zero_shot_probabilities`."""
     return (scale * features @ embeddings.T).softmax(-1).cpu()
 
 

@@ -1,12 +1,13 @@
 """Networks that are compiled for sampling: fixed batches, and bfloat16 where it is faster."""
 
 import copy
-import time
 from collections.abc import Callable
 from types import FunctionType
 
 import torch
 from torch import nn
+
+from ..devices import matmul_flops
 
 # Parts of tokenizers that decoding does not need.
 ENCODERS = ("encoder", "vision_encoder", "text_encoder", "quant_conv")
@@ -88,16 +89,7 @@ def compiled(
 def faster_dtype(device: torch.device) -> torch.dtype:
     """Returns bfloat16 if a matrix product is at least 1.3 times as fast in it on a device, else
     float32."""
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(1024, 1024, device=device, dtype=dtype)
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            float((matrix @ matrix)[0, 0])  # waits for the device
-            seconds.append(time.perf_counter() - start)
-        best[dtype] = min(seconds)
-    wins = best[torch.float32] > FASTER * best[torch.bfloat16]
+    wins = matmul_flops(device, torch.bfloat16) > FASTER * matmul_flops(device, torch.float32)
     return torch.bfloat16 if wins else torch.float32
 
 

@@ -1,6 +1,5 @@
 """Speed of a run: images per second, and FLOPs relative to a large matrix product."""
 
-import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..devices import matmul_flops
 from .flop_counter import FlopCounter
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -116,28 +116,3 @@ class Throughput(TrainerCallback):
         self.reset()
         self.since = now
         return entries
-
-
-@functools.cache
-def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Measures the FLOPs per second of a large matrix product on a device.
-
-    A measured peak shows what the device does in this process, unlike the vendor's figure.
-
-    Args:
-        device: The device.
-        dtype: Data type of the matrices.
-        seconds: Duration of the measurement, made once per process; the best time counts.
-    """
-    size = 1024 if device.type == "cpu" else 8192
-    generator = torch.Generator(device).manual_seed(0)
-    first, second = (
-        torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
-    )
-    best, end = float("inf"), time.perf_counter() + seconds
-    while best == float("inf") or time.perf_counter() < end:
-        started = time.perf_counter()
-        product = first @ second
-        product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
