@@ -166,39 +166,44 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
 
 
 class TestSpace:
-    def test_its_files(self, folders, tmp_path):
-        write_space([folders[0], "user/model"], tmp_path, "My space", data="digits")
-        code = ast.parse((tmp_path / "app.py").read_text())
+    @pytest.fixture(scope="class")
+    def space(self, folders, tmp_path_factory):
+        """Folder of a Space with a local model."""
+        folder = tmp_path_factory.mktemp("space")
+        write_space([folders[0], "user/model"], folder, "My space", data="digits")
+        return folder
+
+    def test_its_files(self, space):
+        code = ast.parse((space / "app.py").read_text())
         call = next(
             node
             for node in ast.walk(code)
             if isinstance(node, ast.Call) and node.func.id == "open_models"
         )
         assert ast.literal_eval(call.args[0]) == ["models/pipeline", "user/model"]
-        assert (tmp_path / "models/pipeline/model_index.json").exists()
-        card = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+        assert (space / "models/pipeline/model_index.json").exists()
+        card = yaml.safe_load((space / "README.md").read_text().split("---")[1])
         assert card["sdk"] == "gradio" and card["models"] == ["user/model"]
-        required = (tmp_path / "requirements.txt").read_text().splitlines()
-        [wheel] = tmp_path.glob("*.whl")
+        required = (space / "requirements.txt").read_text().splitlines()
+        [wheel] = space.glob("*.whl")
         assert f"./{wheel.name}" in required
         assert any(line.startswith("torch==") and "+" not in line for line in required)
         assert any(line.startswith("scikit-learn==") for line in required)
         assert not any("gradio" in line or "openmoji" in line for line in required)
 
-    def test_it_runs_from_its_files_alone(self, folders, tmp_path):
-        """With the wheel instead of this checkout."""
-        write_space(folders[:1], tmp_path, "My space")
-        [wheel] = tmp_path.glob("*.whl")
+    def test_it_runs_from_its_files_alone(self, space, tmp_path):
+        """With the wheel instead of this checkout, and no Hub, so that one of two models is missing."""
+        [wheel] = space.glob("*.whl")
         unpacked = tmp_path / "unpacked"
         subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, unpacked], check=True)
-        code = (tmp_path / "app.py").read_text()
+        code = (space / "app.py").read_text()
         assert "port=7860" in code
         code = code.replace("port=7860", "port=7871, prevent_thread_lock=True")
         code += "\nimport titok_hf; print(titok_hf.__file__)\n"
         done = subprocess.run(
             [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(unpacked)},
+            cwd=space,
+            env=os.environ | {"PYTHONPATH": str(unpacked), "HF_HUB_OFFLINE": "1"},
             capture_output=True,
             text=True,
             timeout=300,

@@ -60,7 +60,7 @@ class TestFaster:
     @pytest.mark.parametrize("option", ["--fast", "--compile"])
     def test_it_says_in_what_it_computes(self, call, pipeline, tmp_path, option):
         pipeline.save_pretrained(tmp_path / "pipeline")
-        options = ("--pipeline", tmp_path / "pipeline", "--num-images", 2, option)
+        options = ("--pipeline", tmp_path / "pipeline", "--num-images", 2, "--steps", 1, option)
         code, _, errors = call("generate", "--label", "three", *options)
         assert code == 0 and "The following calls compute in " in errors
         assert Image.open("samples.png").size[0] > 2 * 64
