@@ -81,7 +81,7 @@ def test_each_newer_emoji_is_there():
 
 
 def test_a_picture_is_colour_on_white():
-    apple = np.asarray(render("1F34E", 32)).astype(int)
+    apple = np.asarray(render("1F34E", 32).convert("RGB")).astype(int)
     assert apple.shape == (32, 32, 3)
     assert (apple[0, 0] == 255).all() and (apple[-1, -1] == 255).all()
     red, green, _ = apple[20, 16]
@@ -96,7 +96,7 @@ def test_rows_hold_what_is_listed(dataset):
         for row in split.select(range(0, len(split), 100)):
             entry = listed[row["text"]]
             assert (CATEGORIES[row["label"]], row["concept"]) == (entry.category, entry.concept)
-            expected = np.asarray(render(entry.code_points, SIZE))
+            expected = np.asarray(render(entry.code_points, SIZE).convert("RGB"))
             assert np.array_equal(np.asarray(row["image"]), expected)
 
 
@@ -141,6 +141,15 @@ def test_one_picture_of_each_concept_in_the_same_split(dataset):
         assert set(alone[split]["concept"]) == set(dataset[split]["concept"])
 
 
+def test_masks_show_where_something_is_drawn(dataset):
+    masked = load_emoji_dataset(SIZE, masks=True)["test"]
+    assert masked["text"][:] == dataset["test"]["text"][:]
+    for row in masked.select(range(60)):
+        drawn = np.asarray(row["image"]).min(-1) < 255
+        assert np.asarray(row["mask"])[drawn].all()
+        assert row["mask"].mode == "L" and 0 < np.asarray(row["mask"]).mean() < 255
+
+
 def test_arguments_are_part_of_the_name():
     splits = open_images(f"emoji:image_size={SIZE},seed=1,one_per_concept=true")
     assert splits.dataset("test")[0]["image"].size == (SIZE, SIZE)
@@ -151,10 +160,11 @@ def test_arguments_are_part_of_the_name():
 @pytest.mark.parametrize(
     ("source", "subjects"),
     [
-        ("emoji:size=16", ["'size'", "image_size, seed, one_per_concept"]),
+        ("emoji:size=16", ["'size'", "image_size, seed, one_per_concept, masks"]),
         ("emoji:image_size=4", ["`image_size`", "at least 8", "4"]),
         ("emoji:seed=x", ["`seed`", "'x'"]),
         ("emoji:one_per_concept=2", ["`one_per_concept`", "2"]),
+        ("emoji:masks=1", ["`masks`", "1"]),
         ("emoji:16", ["key=value", "'16'"]),
         ("digits:seed=1", ["'seed'", "digits"]),
     ],

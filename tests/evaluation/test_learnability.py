@@ -119,7 +119,8 @@ class TestMeasured:
             "high_frequencies_0.5",
             "effective_rank",
         }
-        assert found["undefined"] == {} and found["shape"] == [3, 6, 6]
+        assert found["undefined"] == {"region_similarity": "no masks"}
+        assert found["shape"] == [3, 6, 6]
         for name, measured in found["metrics"].items():
             assert (measured["standard_error"] is None) == (name == "effective_rank")
 
@@ -133,16 +134,30 @@ class TestMeasured:
 
     def test_of_few_images_and_of_a_single_place(self):
         few = measure_learnability(white(6, 3, 4, 4), torch.arange(3).repeat(2))
-        assert few["undefined"] == {"velocity_variance": "no class has 4 images"}
+        assert few["undefined"]["velocity_variance"] == "no class has 4 images"
         assert 0 <= few["metrics"]["same_class_neighbors"]["value"] <= 1
         assert "spatial_similarity" in measure_learnability(white(9, 3, 1, 1))["undefined"]
+
+    def test_of_masks(self):
+        """Images whose foreground has no distant background do not count."""
+        latents = white(40, 3, 6, 6)
+        masks = torch.zeros(40, 6, 6, dtype=torch.bool)
+        assert measure_learnability(latents, masks=masks)["undefined"]["region_similarity"] == (
+            "no foreground has a background 6 latents away"
+        )
+        masks[:30, :3, :3] = True
+        latents[:30, :, :3, :3] += torch.tensor([3.0, -3.0, 3.0])[:, None, None]
+        found = measure_learnability(latents, masks=masks)["metrics"]["region_similarity"]
+        assert found["value"] > 0.5
+        latents[30:] = latents[30:].flip(-1)
+        assert measure_learnability(latents, masks=masks)["metrics"]["region_similarity"] == found
 
     def test_it_does_not_depend_on_the_channels_scale(self):
         latents, labels = white(60, 3, 4, 4), torch.arange(3).repeat(20)
         scale, shift = torch.tensor([0.1, 1.0, 30.0]), torch.tensor([5.0, 0.0, -2.0])
         moved = latents * scale[:, None, None] + shift[:, None, None]
         left, right = (
-            measure_learnability(each, labels, 5)["metrics"] for each in (latents, moved)
+            measure_learnability(each, labels, k=5)["metrics"] for each in (latents, moved)
         )
         for name in set(left) - {"effective_rank"}:
             assert left[name]["value"] == pytest.approx(right[name]["value"], rel=1e-3), name
@@ -165,6 +180,17 @@ class TestTokenizers:
             assert result["num_images"] == 60
             assert ("spatial_similarity" in result["metrics"]) == has_grid
             assert "learnability" in result["command"] and "--num-images 60" in result["command"]
+
+    def test_masks_of_emoji(self, tmp_path):
+        """The foreground of a picture is where something is drawn, not the white around it."""
+        torch.manual_seed(0)
+        make_model(has_text=False, patch_size=4).save_pretrained(tmp_path)
+        data = "emoji:image_size=32,masks=true"
+        result = evaluate_learnability(
+            str(tmp_path), data, mask_column="mask", num_images=40, label_column=None
+        )
+        assert "region_similarity" in result["metrics"]
+        assert "--mask-column mask" in result["command"]
 
     def test_a_discrete_one_is_refused(self, tmp_path, make_titok_config):
         TiTokModel(make_titok_config("pixels")).save_pretrained(tmp_path / "titok")

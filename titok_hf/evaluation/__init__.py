@@ -24,6 +24,7 @@ from .representations import (
     evaluate_representations,
     local_spatial_similarity,
     measure_representations,
+    region_self_similarity,
 )
 from .results import Evaluation, compare_results
 from .retrieval import retrieval_recall
@@ -64,6 +65,7 @@ __all__ = [
     "probe_tokenizer",
     "reconstruct",
     "reconstruct_files",
+    "region_self_similarity",
     "retrieval_recall",
     "token_features",
     "vision_features",

@@ -28,12 +28,16 @@ from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
 from .interpolation import interpolated_frechet_distance
 from .metric_networks import load_extractor
 from .metrics.standard_error import Estimate
-from .representations import local_spatial_similarity
+from .representations import local_spatial_similarity, region_self_similarity
 from .results import command, describe_model, device_name, versions
 
 CUTOFFS = (0.25, 0.5)
 LEAST_IMAGES = 4  # of a class, for its covariance
-OF_2D = ("spatial_similarity", *(f"high_frequencies_{cutoff:g}" for cutoff in CUTOFFS))
+OF_2D = (
+    "spatial_similarity",
+    "region_similarity",
+    *(f"high_frequencies_{cutoff:g}" for cutoff in CUTOFFS),
+)
 
 
 def velocity_variance(latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -141,7 +145,10 @@ def effective_rank(channels: torch.Tensor) -> float:
 
 
 def measure_learnability(
-    latents: torch.Tensor, labels: torch.Tensor | None = None, k: int = 20
+    latents: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    masks: torch.Tensor | None = None,
+    k: int = 20,
 ) -> dict[str, Any]:
     """Measures latents; see the module.
 
@@ -149,6 +156,8 @@ def measure_learnability(
         latents: Latents `(B, N, C)` of a 1D tokenizer, or `(B, C, h, w)` of a 2D one.
         labels: Classes `(B,)`; without them, there are neither `velocity_variance` nor
             `same_class_neighbors`.
+        masks: `(B, h, w)`, true where a latent of a 2D tokenizer is in the foreground; without them,
+            there is no `region_similarity`.
         k: Number of neighbors of `same_class_neighbors`; at most all other images.
 
     Returns:
@@ -178,9 +187,23 @@ def measure_learnability(
     far = min(6, sum(latents.shape[2:]) - 2) if is_2d else 0
     if far >= 2:
         grid = normalized.transpose(1, 2).unflatten(2, latents.shape[2:])  # (B, C, h, w)
-        metrics["spatial_similarity"] = Estimate.mean(local_spatial_similarity(grid, far))
+        parts = range(
+            0, len(grid), 256
+        )  # the cosines of all images at once would not fit in memory
+        similarity = [local_spatial_similarity(grid[i : i + 256], far) for i in parts]
+        metrics["spatial_similarity"] = Estimate.mean(torch.cat(similarity))
         for cutoff in CUTOFFS:
             metrics[f"high_frequencies_{cutoff:g}"] = Estimate.mean(high_frequencies(grid, cutoff))
+        undefined["region_similarity"] = "no masks"
+        if masks is not None:
+            similarity = torch.cat(
+                [region_self_similarity(grid[i : i + 256], masks[i : i + 256], far) for i in parts]
+            )
+            defined = similarity[~similarity.isnan()]
+            undefined["region_similarity"] = f"no foreground has a background {far} latents away"
+            if len(defined):
+                metrics["region_similarity"] = Estimate.mean(defined)
+                del undefined["region_similarity"]
     else:
         undefined |= dict.fromkeys(OF_2D, "these latents are no grid")
     metrics["effective_rank"] = Estimate(effective_rank(channels))
@@ -202,12 +225,14 @@ class EncodedImages:
     Args:
         latents: `(B, N, C)` or `(B, C, h, w)`, in float32.
         labels: `(B,)`, if there are labels.
+        masks: `(B, h, w)`, true in the foreground, if there are masks and the latents are a grid.
         features: Features of the images themselves `(B, D)`, if there was an extractor.
         fingerprint: Hash of the images, as the tokenizer takes them.
     """
 
     latents: torch.Tensor
     labels: torch.Tensor | None
+    masks: torch.Tensor | None
     features: torch.Tensor | None
     fingerprint: str
 
@@ -225,16 +250,20 @@ class EncodedImages:
         dataset: Dataset,
         image_column: str = "image",
         label_column: str | None = "label",
+        mask_column: str | None = None,
         extractor: FeatureExtractor | None = None,
         batch_size: int = 64,
     ) -> "EncodedImages":
         """Encodes the images of a data set, batch by batch.
 
+        Masks are images, bright in the foreground. They are resized and cropped like the images they
+        belong to; a latent is in the foreground if more than half of its area is.
+
         Raises:
             ValueError: If the tokenizer is discrete.
         """
         encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
-        latents, features, fingerprint = [], [], Fingerprint()
+        latents, masks, features, fingerprint = [], [], [], Fingerprint()
         for indices in torch.arange(len(dataset)).split(batch_size):
             images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
             pixel_values = processor(images, return_tensors="pt")["pixel_values"]
@@ -250,10 +279,16 @@ class EncodedImages:
                     "is trained."
                 )
             latents.append(output.latents.float().cpu())
+            if mask_column is not None and output.latents.ndim == 4:
+                drawn = [mask.convert("RGB") for mask in dataset[indices.tolist()][mask_column]]
+                pixel_values = processor(drawn, return_tensors="pt")["pixel_values"]
+                shown = processor.postprocess(pixel_values, "pt")[:, :1]
+                masks.append(F.adaptive_avg_pool2d(shown, output.latents.shape[2:])[:, 0] > 0.5)
         labels = None if label_column is None else torch.tensor(dataset[label_column])
         return cls(
             torch.cat(latents),
             labels,
+            torch.cat(masks) if masks else None,
             torch.cat(features) if features else None,
             fingerprint.compute([fingerprint.total]),
         )
@@ -268,6 +303,7 @@ def evaluate_learnability(
     data_revision: str | None = None,
     image_column: str = "image",
     label_column: str | None = "label",
+    mask_column: str | None = None,
     num_images: int | None = None,
     k: int = 20,
     extractor: str | None = None,
@@ -286,6 +322,7 @@ def evaluate_learnability(
         subfolder: Folder of the tokenizer in its repository.
         data_revision: Branch, tag or commit of the data, if they are on the Hub.
         image_column, label_column: Columns of the images; `label_column=None` without labels.
+        mask_column: Column of masks, images that are bright in the foreground.
         num_images: The first so many; all if not given.
         k: Number of neighbors of `same_class_neighbors`.
         extractor: Network of `interpolated_frechet_distance` (iFID), see `load_extractor`; without one,
@@ -324,10 +361,11 @@ def evaluate_learnability(
         processor,
         dataset,
         **columns,
+        mask_column=mask_column,
         extractor=None if reason else network,
         batch_size=batch_size,
     )
-    measured = measure_learnability(encoded.latents, encoded.labels, k)
+    measured = measure_learnability(encoded.latents, encoded.labels, encoded.masks, k)
     if reason:
         measured["undefined"]["interpolated_frechet_distance"] = reason
     else:

@@ -44,12 +44,42 @@ def local_spatial_similarity(latents: torch.Tensor, far: int = 6) -> torch.Tenso
             f"Latents of {height}x{width} have no two at a distance of {far}: choose `far` from 2 to "
             f"{height + width - 2}."
         )
-    unit = F.normalize(latents.float().flatten(2), dim=1)  # (B, C, N)
-    cosines = unit.transpose(1, 2) @ unit  # (B, N, N)
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], 1)  # (N, 2)
-    distances = (places[:, None] - places[None]).abs().sum(-1).to(latents.device)  # (N, N)
+    cosines, distances = cosines_of_places(latents)  # (B, N, N), (N, N)
     return cosines[:, distances == 1].mean(1) - cosines[:, distances >= far].mean(1)
+
+
+def region_self_similarity(
+    latents: torch.Tensor, masks: torch.Tensor, far: int = 6
+) -> torch.Tensor:
+    """Returns how much more similar a foreground latent is to its neighbors in the foreground than to
+    the distant background (SRSS of iREPA, arXiv 2512.10794): the mean cosine with those next to it in a
+    row or column, minus that with background at a Manhattan distance of at least `far`, averaged over
+    the foreground latents that have both.
+
+    Args:
+        latents: `(B, C, h, w)`.
+        masks: `(B, h, w)`, true in the foreground.
+        far: Least distance of the background.
+
+    Returns:
+        `(B,)`; NaN where an image has no such latent.
+    """
+    cosines, distances = cosines_of_places(latents)  # (B, N, N), (N, N)
+    foreground = masks.flatten(1)  # (B, N)
+    near = foreground[:, :, None] & foreground[:, None] & (distances == 1)  # (B, N, N)
+    distant = foreground[:, :, None] & ~foreground[:, None] & (distances >= far)
+    means = [(cosines * pairs).sum(2) / pairs.sum(2) for pairs in (near, distant)]  # (B, N) each
+    return (means[0] - means[1]).nanmean(1)
+
+
+def cosines_of_places(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the cosines `(B, N, N)` and Manhattan distances `(N, N)` between the places of latents
+    `(B, C, h, w)`."""
+    height, width = latents.shape[2:]
+    unit = F.normalize(latents.float().flatten(2), dim=1)  # (B, C, N)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([rows.flatten(), columns.flatten()], 1).to(latents.device)  # (N, 2)
+    return unit.transpose(1, 2) @ unit, (places[:, None] - places[None]).abs().sum(-1)
 
 
 @torch.no_grad()
@@ -244,4 +274,9 @@ def evaluate_representations(
     }
 
 
-__all__ = ["evaluate_representations", "local_spatial_similarity", "measure_representations"]
+__all__ = [
+    "evaluate_representations",
+    "local_spatial_similarity",
+    "measure_representations",
+    "region_self_similarity",
+]

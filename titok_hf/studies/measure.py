@@ -138,11 +138,12 @@ class HeldOut:
                 self.dataset[split],
                 image_column=self.image_column,
                 label_column=self.label_column,
+                mask_column="mask" if "mask" in self.dataset[split].column_names else None,
                 extractor=extractor,
             )
             for split, extractor in (("train", None), ("test", self.judges.extractor))
         )
-        learnability = measure_learnability(seen.latents, seen.labels)["metrics"]
+        learnability = measure_learnability(seen.latents, seen.labels, seen.masks)["metrics"]
         sides = (known.mean, known.labels, seen.mean, seen.labels)
         return {
             "reconstruction_frechet_distance": reconstructed["frechet_distance"],

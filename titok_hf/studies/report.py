@@ -24,6 +24,7 @@ METRICS = {
     "velocity_variance": ("VIV ↓", "{:.3f}"),
     "same_class_neighbors": ("LNC ↑", "{:.1%}"),
     "spatial_similarity": ("LDS ↑", "{:.3f}"),
+    "region_similarity": ("SRSS ↑", "{:.3f}"),
     "high_frequencies_0.25": ("SEC at 0.25 ↓", "{:.3f}"),
     "high_frequencies_0.5": ("SEC at 0.5 ↓", "{:.3f}"),
     "effective_rank": ("effective rank ↑", "{:.2f}"),
