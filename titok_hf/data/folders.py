@@ -26,6 +26,7 @@ import pyarrow.json
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
+from ..progress import counted
 from .classes import sort_classes
 from .decoding import readable_extensions
 
@@ -79,7 +80,7 @@ def read_folder(folder: Path) -> FolderContents:
         "other files": [],
     }
     metadata = []
-    for path in files_below(str(folder)):
+    for path in counted(files_below(str(folder)), folder.name, "files"):
         relative = os.path.relpath(path, folder)
         name = os.path.basename(path).lower()
         extension = os.path.splitext(name)[1]

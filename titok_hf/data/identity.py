@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..progress import counted
 from .samples import IndexedSamples, Samples, StreamedSamples
 
 SAMPLED = 256  # samples or shards whose bytes are hashed
@@ -77,7 +78,8 @@ def names_and_sizes(samples: IndexedSamples) -> tuple[list[str], np.ndarray]:
         images = {name: values.take(chosen) for name, values in images.items()}
     names = pc.fill_null(images["path"], "").to_pylist()
     sizes = pc.fill_null(images["bytes"].cast(pa.int64()), -1).to_numpy().copy()
-    for number in np.flatnonzero(sizes < 0):
+    files = np.flatnonzero(sizes < 0)
+    for number in counted(files, "sizes of files", "files", total=len(files)):
         path = names[number]
         sizes[number] = os.path.getsize(path) if os.path.isfile(path) else -1
     return names, sizes

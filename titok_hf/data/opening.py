@@ -33,6 +33,7 @@ from datasets import (
 from huggingface_hub import HfApi
 
 from ..distributed import process_state
+from ..progress import working
 from ..settings import check_keys, override
 from .classes import fifth_held_out, holds_fifth_out, with_classes
 from .folders import FolderContents, load_folder, read_folder
@@ -138,6 +139,7 @@ class ImageSplits:
         return name
 
 
+@working("opening data")
 def open_images(
     source: str,
     image_column: str = "image",

@@ -19,6 +19,7 @@ from pyarrow import parquet
 
 from ..distributed import process_state
 from ..hub.folders import whole_file
+from ..progress import counted
 from ..version import __version__
 from .decoding import readable_extensions
 
@@ -84,9 +85,9 @@ def inspect_shards(
             ]
             try:
                 with ThreadPoolExecutor(READERS) as pool:
-                    for name, shard in zip(
-                        new, pool.map(inspect, map(members.get, new)), strict=True
-                    ):
+                    shards = pool.map(inspect, map(members.get, new))
+                    shards = counted(shards, "index of shards", "shards", total=len(new))
+                    for name, shard in zip(new, shards, strict=True):
                         known[name] = {"stamp": stamps[members[name]], "shard": asdict(shard)}
             finally:  # an error in one shard keeps the results of those before it
                 if new:

@@ -12,7 +12,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..devices import default_device, parse_dtype
@@ -20,6 +19,7 @@ from ..distributed import process_state
 from ..hub.hashes import state_sha256
 from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
+from ..progress import ProgressBar
 from .augmentation import Augmentation
 from .decoding import UnreadableImageError, decoder_for
 from .opening import dataset_commit, open_images
@@ -214,9 +214,7 @@ def tokenize_to_folder(
             pin_memory=model.device.type == "cuda",
         )
         total = sum(part.stop - part.start for part in mine)
-        with tqdm(
-            desc="tokens", total=total, unit="image", disable=not state.is_main_process
-        ) as bar:
+        with ProgressBar("tokens", total) as bar:
             encoded = encode_batches(model, batches, augmentation.variants)
             for num_images in work.write(
                 mine, [part for part in parts if part not in missing], encoded, result

@@ -33,6 +33,7 @@ from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
 from ..hub.cards import GENERATED, TEMPLATES
 from ..hub.errors import explain_hub_errors
+from ..progress import working
 
 RECORD = "tokenize.json"
 UNREADABLE = "unreadable.jsonl"
@@ -155,6 +156,7 @@ def describe_copies(augmentation: Mapping[str, Any]) -> str:
     return f"the crops of the four corners and the center{enlarged}, and these mirrored"
 
 
+@working("publishing")
 def push_tokens_to_hub(
     folder: str | Path,
     repo_id: str,

@@ -17,6 +17,7 @@ from ..data import emoji
 from ..data.emoji import CATEGORIES, load_emoji_dataset
 from ..hub.folders import whole_file
 from ..hub.hashes import state_sha256
+from ..progress import counted
 from .extractors import Extracted, FeatureExtractor, check_images
 
 IMAGE_SIZE = 32
@@ -67,7 +68,7 @@ def train_network(seed: int = 0, num_steps: int = NUM_STEPS) -> EmojiNetwork:
         network = EmojiNetwork()
         optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, num_steps)
-        for _ in range(num_steps):
+        for _ in counted(range(num_steps), "judge of emoji", "steps", total=num_steps):
             rows = torch.multinomial(weights, BATCH_SIZE, replacement=True, generator=generator)
             batch = images[rows]
             mirrored = torch.rand(BATCH_SIZE, generator=generator) < 0.5

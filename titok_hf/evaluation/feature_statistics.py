@@ -1,16 +1,15 @@
 """Statistics of features, gathered batch by batch on any number of processes, and the metrics
 computed from them."""
 
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm.auto import tqdm
 
 from ..distributed import process_state
+from ..progress import working
 from .extractors import INCEPTION
 from .image_sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages
 from .metric_networks import MetricNetworks
@@ -149,7 +148,7 @@ class ReferenceSet:
         if not self.metrics:
             return None
         gathered = FeatureStatistics(judges, self.metrics, self.source.num_images, protocol)
-        for batch in progress(self.source, batch_size, "reference", progress_bar):
+        for batch in self.source.progress(batch_size, "reference", progress_bar):
             gathered.update(batch)
         gathered.reduce()
         return gathered
@@ -161,6 +160,7 @@ class ReferenceSet:
         )
 
 
+@working("metrics")
 def feature_metrics(
     images: FeatureStatistics,
     reference: FeatureStatistics | None,
@@ -213,16 +213,6 @@ def feature_metrics(
             protocol.kernel_subset_size,
         )
     return broadcast_object_list([{name: results[name] for name in metrics if name in results}])[0]
-
-
-def progress(
-    source: ImageSource, batch_size: int, description: str, shown: bool
-) -> Iterable[ImageBatch]:
-    """Iterates over the batches of a source, with a progress bar on the main process if `shown`."""
-    state = process_state()
-    total = math.ceil(source.num_images / batch_size / state.num_processes)
-    hidden = not (shown and state.is_main_process)
-    return tqdm(source.batches(batch_size), description, total, unit="batch", disable=hidden)
 
 
 def match_classes(

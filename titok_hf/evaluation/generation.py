@@ -17,6 +17,7 @@ from ..distributed import process_state
 from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_file
 from ..pipelines import ClassConditionalPipeline
+from ..progress import working
 from .adm import ReferenceBatch, SampleWriter
 from .feature_statistics import (
     FeatureStatistics,
@@ -24,7 +25,6 @@ from .feature_statistics import (
     check_feasible,
     feature_metrics,
     match_classes,
-    progress,
 )
 from .image_sources import (
     RESERVED,
@@ -198,7 +198,7 @@ def measure_generation(
     gathered, measured = None, []
     for number, images in enumerate(sets):
         seen = FeatureStatistics(judges, metrics, images.num_images, protocol, classes=classes)
-        for batch in progress(images, batch_size, "samples", progress_bar):
+        for batch in images.progress(batch_size, "samples", progress_bar):
             seen.update(batch)
         seen.reduce()
         # all sets share one reference
@@ -380,6 +380,7 @@ def open_samples(
     )
 
 
+@working("loading pipeline")
 def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionPipeline:
     """Loads a pipeline of this package or of diffusers."""
     with explain_hub_errors(str(source)):

@@ -24,6 +24,7 @@ from ..modeling.pixels import to_rgb
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
 from ..pipelines.class_conditional import image_seed
+from ..progress import ProgressBar
 from .adm import ReferenceBatch
 from .protocol import Protocol
 
@@ -65,9 +66,19 @@ class ImageSource(ABC):
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         """Yields the batches of this process."""
 
+    def progress(
+        self, batch_size: int, description: str, shown: bool = True
+    ) -> Iterator[ImageBatch]:
+        """Yields the batches of this process, with a progress bar of all processes if `shown`."""
+        with ProgressBar(description, self.num_images, shown=shown) as bar:
+            for batch in self.batches(batch_size):
+                yield batch
+                done = len(batch.images) * process_state().num_processes
+                bar.update(min(done, self.num_images - bar.n))
+
     def whole(self, batch_size: int = 64) -> "TensorImages":
         """Loads all images of this process into memory."""
-        batches = list(self.batches(batch_size))
+        batches = list(self.progress(batch_size, "images"))
         labels = torch.cat([batch.labels for batch in batches]) if self.labelled else None
         return TensorImages(
             torch.cat([batch.images for batch in batches]), labels, self.class_names

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BaseImageProcessor
 
+from ..progress import index_batches
 from .extractors import FeatureExtractor
 from .image_sources import to_uint8
 from .metrics.frechet import frechet_distance
@@ -73,7 +74,9 @@ def interpolated_frechet_distance(
         batch_size: Number of images per batch.
     """
     decoded = []
-    for some in interpolated_latents(latents, known, k, share).split(batch_size):
+    mixed = interpolated_latents(latents, known, k, share)
+    for indices in index_batches(len(mixed), batch_size, "interpolations"):
+        some = mixed[indices]
         output = tokenizer.decode(some.to(tokenizer.device, tokenizer.dtype)).reconstruction
         shown = to_uint8(processor.postprocess(output, "pt"), "round")
         decoded.append(extractor(shown).features.cpu())

@@ -23,6 +23,7 @@ from ..data.decoding import decoder_for
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device
 from ..modeling.auto import load_tokenizer
+from ..progress import index_batches, working
 from .extractors import FeatureExtractor
 from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
 from .interpolation import interpolated_frechet_distance
@@ -144,6 +145,7 @@ def effective_rank(channels: torch.Tensor) -> float:
     return float(eigenvalues.sum().square() / eigenvalues.square().sum())
 
 
+@working("metrics")
 def measure_learnability(
     latents: torch.Tensor,
     labels: torch.Tensor | None = None,
@@ -264,7 +266,7 @@ class EncodedImages:
         """
         encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
         latents, masks, features, fingerprint = [], [], [], Fingerprint()
-        for indices in torch.arange(len(dataset)).split(batch_size):
+        for indices in index_batches(len(dataset), batch_size, "latents"):
             images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
             pixel_values = processor(images, return_tensors="pt")["pixel_values"]
             shown = to_uint8(processor.postprocess(pixel_values, "pt"), "round")

@@ -11,6 +11,7 @@ from ..devices import default_device
 from ..hub.hashes import state_sha256
 from ..perceptual.lpips import LPIPS
 from ..perceptual.published_weights import load_lpips
+from ..progress import working
 from ..settings import check_keys, load_yaml
 from .digits import DigitsExtractor
 from .extractors import FeatureExtractor
@@ -23,6 +24,7 @@ ENCODERS: dict[str, dict[str, Any]] = load_yaml(Path(__file__).with_name("fdr6.y
 """The encoders of FDr6 by name."""
 
 
+@working("loading extractor")
 def load_extractor(
     name: str, weights: str | Path | None = None, device: str | torch.device | None = None
 ) -> FeatureExtractor:

@@ -12,6 +12,7 @@ from ..data.opening import dataset_commit, open_images
 from ..devices import default_device
 from ..hub.folders import output_file
 from ..modeling.titok import TiTokImageProcessor
+from ..progress import index_batches
 from .extractors import FeatureExtractor
 from .files import writable_extensions
 from .generation import describe_pipeline, load_pipeline
@@ -57,7 +58,8 @@ def compared(features: torch.Tensor, known: torch.Tensor, new: torch.Tensor) -> 
 
 def features_of(extractor: FeatureExtractor, images: torch.Tensor) -> torch.Tensor:
     """Returns the features `(n, D)` of uint8 images `(n, 3, H, W)` on the CPU, in batches."""
-    return torch.cat([extractor(batch).features.cpu() for batch in images.split(256)])
+    batches = index_batches(len(images), 256, "features")
+    return torch.cat([extractor(images[indices]).features.cpu() for indices in batches])
 
 
 def evaluate_neighbors(

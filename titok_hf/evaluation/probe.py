@@ -16,6 +16,7 @@ from ..data.decoding import decoder_for
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.titok import TiTokImageProcessor, TiTokModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
+from ..progress import ProgressBar, index_batches, working
 from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
 from .metrics.standard_error import Estimate
 
@@ -174,15 +175,16 @@ def linear_probe(
     ) -> dict[str, float | None]:
         return accuracies_of(probe(features).argmax(-1) == labels, labels)
 
-    chosen = max(
-        weight_decays,
-        key=lambda decay: accuracies(
-            fit(train_features[rest], train_labels[rest], num_classes, decay),
-            train_features[held_out],
-            train_labels[held_out],
-        )["accuracy"],
-    )
-    probe = fit(train_features, train_labels, num_classes, chosen)
+    with ProgressBar("linear probe", len(weight_decays) + 1, "fits") as bar:
+
+        def held_out_accuracy(decay: float) -> float:
+            probe = fit(train_features[rest], train_labels[rest], num_classes, decay)
+            bar.update()
+            return accuracies(probe, train_features[held_out], train_labels[held_out])["accuracy"]
+
+        chosen = max(weight_decays, key=held_out_accuracy)
+        probe = fit(train_features, train_labels, num_classes, chosen)
+        bar.update()
     return accuracies(probe, test_features, test_labels) | {"weight_decay": chosen}
 
 
@@ -233,6 +235,7 @@ def fit(
     return probe.requires_grad_(False)
 
 
+@working("nearest neighbors")
 def knn_probe(
     train_features: torch.Tensor,
     train_labels: torch.Tensor,
@@ -343,7 +346,7 @@ def probe_tokenizer(
 
     def batches(dataset: Dataset, fingerprint: Fingerprint) -> Iterator[torch.Tensor]:
         encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
-        for indices in torch.arange(len(dataset)).split(batch_size):
+        for indices in index_batches(len(dataset), batch_size, "features"):
             images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
             pixel_values = processor(images, return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
             fingerprint.update(to_uint8(processor.postprocess(pixel_values, "pt"), "round"))

@@ -21,7 +21,6 @@ from .feature_statistics import (
     check_feasible,
     feature_metrics,
     match_classes,
-    progress,
 )
 from .image_sources import DatasetImages, ImageSource, open_dataset, open_source, to_uint8
 from .metric_networks import MetricNetworks
@@ -132,7 +131,7 @@ def measure_reconstruction(
     originals = FeatureStatistics(judges, compared, images.num_images, protocol)
     autocast = getattr(torch, protocol.encoder_autocast or "bfloat16")
 
-    for batch in progress(images, batch_size, "reconstructions", progress_bar):
+    for batch in images.progress(batch_size, "reconstructions", progress_bar):
         # encode and decode
         pixel_values = processor(list(batch.images), return_tensors="pt")["pixel_values"]
         pixel_values = pixel_values.to(tokenizer.device, tokenizer.dtype)  # (B, 3, H, W)

@@ -10,7 +10,7 @@ from ..devices import default_device
 from ..distributed import process_state
 from ..hub.folders import output_file
 from .adm import write_statistics
-from .feature_statistics import FeatureStatistics, ReferenceSet, check_feasible, progress
+from .feature_statistics import FeatureStatistics, ReferenceSet, check_feasible
 from .image_sources import open_source
 from .metric_networks import MetricNetworks
 from .protocol import GAUSSIAN_METRICS, Protocol
@@ -70,7 +70,7 @@ def write_reference(
     spread = torch.zeros(source.num_images, dtype=torch.bool)
     spread[torch.arange(num_kept) * source.num_images // num_kept] = True
     kept = []
-    for batch in progress(source, batch_size, "reference", shown=True):
+    for batch in source.progress(batch_size, "reference"):
         gathered.update(batch)
         chosen = spread[batch.indices]
         kept.append((batch.indices[chosen], batch.images[chosen]))

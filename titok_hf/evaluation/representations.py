@@ -15,6 +15,7 @@ from ..data.opening import dataset_commit, open_images
 from ..data.samples import captions_of
 from ..devices import default_device
 from ..modeling.vtp import VTPImageProcessor, VTPModel, VTPProcessor
+from ..progress import index_batches, working
 from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
 from .metrics.psnr_ssim import peak_signal_to_noise_ratio
 from .metrics.standard_error import Estimate
@@ -124,7 +125,7 @@ def measure_representations(
 
     def batches(dataset: Dataset) -> Iterator[tuple[list[int], torch.Tensor]]:
         encoded, decode = encoded_images(dataset, image_column), decoder_for(image_processor)
-        for indices in torch.arange(len(dataset)).split(batch_size):
+        for indices in index_batches(len(dataset), batch_size, "features"):
             images = [decode_row(encoded[i][image_column], i, decode) for i in indices.tolist()]
             pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
             yield indices.tolist(), pixel_values.to(model.device)  # (B, 3, H, W)
@@ -244,7 +245,8 @@ def evaluate_representations(
     arguments = dict(locals())
     columns = {"image_column": image_column, "label_column": label_column}
     splits = open_images(data, **columns, revision=data_revision, text_column=text_column)
-    loaded = VTPModel.from_pretrained(model, revision=revision or "main").eval()
+    with working("loading model"):
+        loaded = VTPModel.from_pretrained(model, revision=revision or "main").eval()
     processor_class = VTPProcessor if loaded.config.has_text else VTPImageProcessor
     processor = processor_class.from_pretrained(model, revision=revision or "main")
     described = describe_model(loaded, model, revision, "")

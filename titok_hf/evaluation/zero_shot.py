@@ -11,6 +11,7 @@ from ..data.decoding import decoder_for
 from ..devices import default_device
 from ..modeling.checks import check_id_range
 from ..modeling.vtp import VTPModel, VTPProcessor
+from ..progress import counted, index_batches, working
 from .files import open_image_files
 
 
@@ -48,7 +49,7 @@ def class_embeddings(
     if wrong := [template for template in templates if "{}" not in template]:
         raise ValueError(f"A template must have `{{}}` where the name goes, got {wrong[0]!r}.")
     embeddings = []
-    for label in labels:
+    for label in counted(labels, "class names", "names", total=len(labels)):
         prompts = [template.format(label) for template in templates]
         input_ids = processor(text=prompts, truncation=True, return_tensors="pt")[
             "input_ids"
@@ -104,7 +105,8 @@ def zero_shot_files(
     Returns:
         For each image, the probability of each name.
     """
-    loaded = VTPModel.from_pretrained(model).eval().to(device or default_device())
+    with working("loading model"):
+        loaded = VTPModel.from_pretrained(model).eval().to(device or default_device())
     processor = VTPProcessor.from_pretrained(model)
     opened = open_image_files(images, decoder_for(processor.image_processor))
     pixel_values = processor.image_processor(opened, crop="squash", return_tensors="pt")[
@@ -112,8 +114,8 @@ def zero_shot_files(
     ]
     embeddings = class_embeddings(loaded, processor, labels, templates)
     batches = [
-        zero_shot_probabilities(loaded, batch, embeddings)
-        for batch in pixel_values.split(batch_size)
+        zero_shot_probabilities(loaded, pixel_values[indices], embeddings)
+        for indices in index_batches(len(pixel_values), batch_size, "images")
     ]
     probabilities = torch.cat(batches)
     return [dict(zip(labels, row, strict=True)) for row in probabilities.tolist()]

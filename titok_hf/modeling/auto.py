@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.errors import explain_loading_errors
 from ..hub.location import split_location
+from ..progress import working
 from .diffusers_tokenizer import DiffusersTokenizer
 from .maskgit_vqgan import MaskGitVQGANModel
 from .titok import TiTokImageProcessor, TiTokModel
@@ -29,6 +30,7 @@ def is_pipeline(path: str | Path, **location: Any) -> bool:
     return True
 
 
+@working("loading tokenizer")
 def load_tokenizer(
     path: str | Path, **kwargs: Any
 ) -> tuple[PreTrainedModel | DiffusersTokenizer, TiTokImageProcessor]:

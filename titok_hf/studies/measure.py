@@ -100,7 +100,7 @@ class HeldOut:
             number = images_per_class * result.transformer.config.num_labels
             images = [GeneratedImages(result, number, protocol, run.seed)]
             values = measure_generation(
-                images, self.of_classes, protocol, judges, batch_size=256, progress_bar=False
+                images, self.of_classes, protocol, judges, batch_size=256
             ).values
             if isinstance(result, LatentDiTPipeline):
                 values |= self.measure_latents(run)
@@ -114,7 +114,6 @@ class HeldOut:
             protocol,
             reference=train,
             judges=judges,
-            progress_bar=False,
         ).values
 
     def measure_latents(self, run: RecipeRun) -> dict[str, float]:
@@ -129,7 +128,7 @@ class HeldOut:
         tokenizer = run.result(stage).to(default_device())
         processor = run.recipe.stage(stage).image_processor()
         reconstructed = measure_reconstruction(
-            tokenizer, processor, self.test, self.protocol, judges=self.judges, progress_bar=False
+            tokenizer, processor, self.test, self.protocol, judges=self.judges
         ).values
         known, seen = (
             EncodedImages.encode(
