@@ -17,8 +17,10 @@ from .hub.provenance import with_results, write_provenance
 from .modeling.diffusers_tokenizer import DiffusersTokenizer
 from .modeling.vtp import VTPModel
 from .pipelines import ClassConditionalPipeline
+from .progress import working
 
 
+@working("publishing")
 def publish_folder(
     folder: str | Path,
     repo_id: str,
@@ -26,7 +28,7 @@ def publish_folder(
     token: str | None = None,
     revision: str | None = None,
     results: Sequence[str | Path] = (),
-) -> None:
+) -> str:
     """Publishes a pipeline, a model with its processor, or an autoencoder of diffusers, with a model
     card.
 
@@ -42,6 +44,9 @@ def publish_folder(
         results: Files that `titok evaluate` wrote for these weights. They are added to the
             provenance in the folder and on the Hub, and so to the card and its metadata.
 
+    Returns:
+        The address of the repository.
+
     Raises:
         ValueError, OSError: If the folder does not load, a result is of other weights, or the Hub
             refuses; see `push_to_hub`.
@@ -53,8 +58,7 @@ def publish_folder(
             raise ValueError(
                 f"{folder} is an autoencoder of diffusers, whose card takes no results."
             )
-        publish_autoencoder(folder, repo_id, private=private, token=token, revision=revision)
-        return
+        return publish_autoencoder(folder, repo_id, private=private, token=token, revision=revision)
     if (folder / ClassConditionalPipeline.config_name).exists():
         things = [ClassConditionalPipeline.from_pretrained(folder)]
     else:
@@ -70,7 +74,7 @@ def publish_folder(
         subfolder = part if isinstance(things[0], ClassConditionalPipeline) else ""
         write_provenance(getattr(things[0], subfolder, things[0]).provenance, folder / subfolder)
     for thing in things:
-        thing.push_to_hub(repo_id, private=private, token=token, revision=revision)
+        commit = thing.push_to_hub(repo_id, private=private, token=token, revision=revision)
     path = folder / "README.md"
     if path.exists() and GENERATED not in path.read_text(encoding="utf-8"):
         content, generated = path.read_bytes(), things[0].model_card(repo_id, revision).data
@@ -85,25 +89,28 @@ def publish_folder(
             HfApi(token=token).upload_file(
                 path_or_fileobj=content, path_in_repo=path.name, repo_id=repo_id, revision=revision
             )
+    return str(commit.repo_url)
 
 
 def publish_autoencoder(
     folder: Path, repo_id: str, private: bool | None, token: str | None, revision: str | None
-) -> None:
-    """Publishes an autoencoder of diffusers, such as a converted VA-VAE, with the card in its folder."""
+) -> str:
+    """Publishes an autoencoder of diffusers, such as a converted VA-VAE, with the card in its folder, and
+    returns the address of the repository."""
     DiffusersTokenizer.from_pretrained(folder)  # a broken one is not published
     with explain_hub_errors(repo_id):
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message="Upload AutoencoderKL",
             revision=revision,
             allow_patterns=["*.json", "*.safetensors", "README.md"],
         )
+    return str(commit.repo_url)
 
 
 def add_result(

@@ -19,8 +19,16 @@ from titok_hf.evaluation import generate_to_file
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 COMMANDS = {
     "demo": ("--output-dir", "--seed", "--set", "--images-per-class"),
-    "train": ("--data", "--output-dir", "--image-column", "--label-column", "--seed", "--set"),
-    "reconstruct": ("--tokenizer", "--output"),
+    "train": (
+        "--data",
+        "--output-dir",
+        "--image-column",
+        "--label-column",
+        "--seed",
+        "--set",
+        "--json",
+    ),
+    "reconstruct": ("--tokenizer", "--output", "--json"),
     "app": ("--data", "--host", "--port", "--device", "--push-space", "--private"),
     "generate": (
         "--label",
@@ -33,6 +41,7 @@ COMMANDS = {
         "--seed",
         "--compile",
         "--fast",
+        "--json",
     ),
     "convert": (
         "--output-dir",
@@ -43,8 +52,9 @@ COMMANDS = {
         "--to-official",
         "--push",
         "--private",
+        "--json",
     ),
-    "push": ("--private", "--revision"),
+    "push": ("--private", "--revision", "--json"),
     "tokenize": (
         "--tokenizer",
         "--output-dir",
@@ -64,8 +74,9 @@ COMMANDS = {
         "--device",
         "--push",
         "--private",
+        "--json",
     ),
-    "zero-shot": ("--labels", "--image", "--model"),
+    "zero-shot": ("--labels", "--image", "--model", "--json"),
 }
 
 pytestmark = [pytest.mark.xdist_group("cli"), pytest.mark.slow]
@@ -121,6 +132,7 @@ def folder(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout)
+    (folder / "errors.txt").write_text(done.stderr)
     return folder
 
 
@@ -150,10 +162,32 @@ class TestTraining:
         }
         assert "The trained models are in models." in (folder / "printed.txt").read_text()
 
-    def test_its_stages_are_shown(self, folder):
-        printed = (folder / "printed.txt").read_text()
-        for stage in ("vqgan", "classifier", "warmup", "decoder finetuning", "generator"):
-            assert stage in printed
+    def test_its_stages_are_shown_without_bars(self, folder):
+        """stderr is no terminal: a line tells that a stage has ended."""
+        found, *stages = (folder / "errors.txt").read_text().splitlines()
+        assert found == "images: 25 images (train 20, test 5), 10 classes."
+        names = ("vqgan", "warmup", "classifier", "decoder finetuning", "generator")
+        for name, line in zip(names, stages, strict=True):
+            assert re.fullmatch(rf"{name}: \d steps, loss [\d.]+, \d+ images/s", line), line
+
+    def test_json_names_the_folders(self, folder, call, monkeypatch):
+        monkeypatch.chdir(folder)
+        options = ("--data", "images", "--output-dir", "models", "--seed", 3)
+        overrides = [
+            f"stages.{stage}.training.max_steps=2" for stage in ("vqgan", "classifier", "warmup")
+        ]
+        code, out, errors = call("train", MINIATURE, *options, *overrides, "--json")
+        assert code == 0, errors
+        made = json.loads(out)
+        assert made["folder"] == "models"
+        assert made["stages"] == {
+            "vqgan": "models/vqgan",
+            "warmup": "models/work/warmup",
+            "classifier": "models/work/classifier",
+            "decoder_finetuning": "models/tokenizer",
+            "generator": "models/pipeline",
+        }
+        assert all(Path(path).is_dir() for path in made["stages"].values())
 
     def test_seed_and_overrides_arrive(self, folder):
         record = (folder / "models" / "recipe.yaml").read_text()

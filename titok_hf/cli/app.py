@@ -5,12 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from .options import Device
-
-console = Console()
+from .options import Device, console
 
 
 def app(

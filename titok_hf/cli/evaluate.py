@@ -4,25 +4,23 @@ Their parameters have the same names as those of the evaluation functions and ar
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..hub.folders import output_file
 from ..settings import override
-from .options import Commands, Device, Sampler, protocols
+from .options import Commands, Device, Json, Sampler, console, protocols
+from .tables import show, show_measured
 
 app = Commands(
     help="Evaluate tokenizers and generators; results record the protocol.",
     no_args_is_help=True,
     add_completion=False,
 )
-console = Console()
 
 ProtocolName = Annotated[
     str,
@@ -112,13 +110,14 @@ def reconstruction(
     device: Device = None,
     dtype: Dtype = "float32",
     output: Output = Path("reconstruction.json"),
-) -> None:
+    as_json: Json = False,
+) -> Any:
     """Evaluate a tokenizer's reconstructions: FID, PSNR, codebook usage, and more."""
     arguments = dict(locals())
-    del arguments["output"]
+    del arguments["output"], arguments["as_json"]
     from ..evaluation import evaluate_reconstruction
 
-    show([evaluate_reconstruction(**arguments)], [tokenizer], output)
+    return show([evaluate_reconstruction(**arguments)], [tokenizer], output)
 
 
 @app.command()
@@ -156,15 +155,16 @@ def generation(
         bool, typer.Option("--compile", help="Compile the pipeline first, in its data type.")
     ] = False,
     output: Output = Path("generation.json"),
-) -> None:
+    as_json: Json = False,
+) -> Any:
     """Evaluate generated images: FID, sFID, Inception Score, precision, recall, and more."""
     arguments = dict(locals())
-    del arguments["output"]
+    del arguments["output"], arguments["as_json"]
     from ..evaluation import evaluate_generation
 
     arguments["sampler"] = {}
     override(arguments["sampler"], sampler)
-    show([evaluate_generation(**arguments)], [source], output)
+    return show([evaluate_generation(**arguments)], [source], output)
 
 
 @app.command()
@@ -251,10 +251,11 @@ def probe(
     device: Device = None,
     dtype: Dtype = "float32",
     output: Output = Path("probe.json"),
-) -> None:
+    as_json: Json = False,
+) -> Any:
     """Evaluate features of a tokenizer: accuracy of a linear and a nearest-neighbor classifier."""
     arguments = dict(locals())
-    del arguments["output"]
+    del arguments["output"], arguments["as_json"]
     from ..evaluation import probe_files
 
     probed = probe_files(**arguments)
@@ -272,6 +273,7 @@ def probe(
         table.add_row(name, str(measured["dimension"]), *cells)
     console.print(table)
     console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
+    return probed
 
 
 @app.command()
@@ -305,7 +307,8 @@ def learnability(
     batch_size: BatchSize = 64,
     device: Device = None,
     output: Output = Path("learnability.json"),
-) -> None:
+    as_json: Json = False,
+) -> Any:
     """Tell how well a generator will learn on a tokenizer's latents, without training one."""
     from ..evaluation import evaluate_learnability
     from ..evaluation.learnability import comparable
@@ -336,7 +339,7 @@ def learnability(
     for result in results:
         for name, reason in result["undefined"].items():
             notes.append(f"{result['tokenizer']['id']}: no {name.replace('_', ' ')}: {reason}")
-    show_measured(results, tokenizers, output, hidden=hidden, notes=notes)
+    return show_measured(results, tokenizers, output, hidden=hidden, notes=notes)
 
 
 @app.command()
@@ -361,15 +364,16 @@ def neighbors(
         typer.Option(help="Picture to draw: images above their nearest training images."),
     ] = None,
     output: Output = Path("neighbors.json"),
-) -> None:
+    as_json: Json = False,
+) -> Any:
     """Compare generated images with their nearest training images: does the generator copy?"""
     arguments = dict(locals())
-    del arguments["output"]
+    del arguments["output"], arguments["as_json"]
     from ..evaluation import evaluate_neighbors
 
     arguments["sampler"] = {}
     override(arguments["sampler"], sampler)
-    show_measured([evaluate_neighbors(**arguments)], ["value"], output)
+    return show_measured([evaluate_neighbors(**arguments)], ["value"], output)
 
 
 @app.command()
@@ -398,7 +402,8 @@ def representations(
     batch_size: BatchSize = 64,
     device: Device = None,
     output: Output = Path("representations.json"),
-) -> None:
+    as_json: Json = False,
+) -> Any:
     """Evaluate what a VTP has learned: reconstruction, retrieval, zero-shot, probes of its features."""
     from ..evaluation import evaluate_representations
 
@@ -415,63 +420,4 @@ def representations(
         batch_size=batch_size,
         device=device,
     )
-    show_measured([measured], ["value"], output)
-
-
-def show(results: list[Any], names: list[str], output: Path | None = None) -> None:
-    """Prints a table of results on the main process, and saves the first result as JSON."""
-    from ..distributed import process_state
-
-    if not process_state().is_main_process:
-        return
-    if output is not None:
-        results[0].save(output)
-    caption = escape(results[0].summary()) if len(results) == 1 else None
-    table = Table("metric", *map(escape, names), caption=caption)
-    columns = []
-    for result in results:
-        column = {}
-        for metric, estimate in result.metrics.items():
-            error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.2g}"
-            column[result.title(metric)] = f"{estimate.value:.5g}{error}"
-        columns.append(column)
-    for title in dict.fromkeys(title for column in columns for title in column):
-        table.add_row(escape(title), *(column.get(title, "") for column in columns))
-    console.print(table)
-    if output is not None:
-        console.print(f"Result with its protocol: [bold]{escape(str(output))}[/bold]")
-
-
-def show_measured(
-    results: Sequence[dict[str, Any]],
-    names: Sequence[str],
-    output: Path,
-    hidden: Sequence[str] = (),
-    notes: Sequence[str] = (),
-) -> None:
-    """Writes results as JSON, one alone or several as a list, and prints a column of metrics for each.
-
-    Args:
-        results: Results with `metrics`, each a `value` and a `standard_error`, and `num_images`.
-        names: Titles of the columns.
-        output: The file.
-        hidden: Metrics that are not printed.
-        notes: Remarks below the table.
-    """
-    stored = results[0] if len(results) == 1 else list(results)
-    output.write_text(json.dumps(stored, indent=2) + "\n")
-    table = Table(
-        "metric", *names, caption="; ".join([f"{results[0]['num_images']} images", *notes])
-    )
-    for metric in dict.fromkeys(name for result in results for name in result["metrics"]):
-        if metric in hidden:
-            continue
-        cells = []
-        for result in results:
-            estimate = result["metrics"].get(metric)
-            error = estimate and estimate["standard_error"]
-            value = "not defined" if estimate is None else f"{estimate['value']:.4g}"
-            cells.append(value + ("" if error is None else f" ± {error:.2g}"))
-        table.add_row(metric.replace("_", " "), *cells)
-    console.print(table)
-    console.print(f"Result with all settings: [bold]{escape(str(output))}[/bold]")
+    return show_measured([measured], ["value"], output)

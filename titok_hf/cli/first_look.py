@@ -1,15 +1,13 @@
 """Commands that look at a machine and at a run."""
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-console = Console()
+from .options import Json, console
 
 
 def plot(
@@ -23,16 +21,11 @@ def plot(
     console.print(f"Curves of {escape(str(run))}: [bold]{escape(str(output))}[/bold]")
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+def doctor(as_json: Json = False) -> dict[str, Any]:
     """Tell what this machine offers: versions, devices, memory, cache, Hub, optional parts."""
     from ..doctor import diagnose
 
     found = diagnose()
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
     table = Table(show_header=False)
     for name, number in found["versions"].items():
         table.add_row(name, number or "[red]missing[/red]")
@@ -48,3 +41,4 @@ def doctor(
         missing = f"lacks {', '.join(extra['missing'])}: {extra['command']}"
         table.add_row(f"\\[{name}]", escape(missing) if extra["missing"] else "complete")
     console.print(table)
+    return found

@@ -1,10 +1,9 @@
 """The commands of FDr6."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ..settings import override
@@ -17,11 +16,10 @@ from .evaluate import (
     Revision,
     Weights,
     app,
-    show,
 )
-from .options import Device, Sampler, Seed
+from .options import Device, Json, Sampler, Seed, console
+from .tables import show
 
-console = Console()
 Encoders = Annotated[
     list[str] | None,
     typer.Option(
@@ -63,16 +61,17 @@ def fdr6(
     device: Device = None,
     dtype: Dtype = "float32",
     output: Output = Path("fdr6.json"),
-) -> None:
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Evaluate generated images by six encoders: mean ratio of their Fréchet distances to those of
     real images."""
     arguments = dict(locals())
-    del arguments["output"]
+    del arguments["output"], arguments["as_json"]
     from ..evaluation import evaluate_frechet_ratio
 
     arguments["sampler"] = {}
     override(arguments["sampler"], sampler)
-    show([evaluate_frechet_ratio(**arguments)], [source], output)
+    return show([evaluate_frechet_ratio(**arguments)], [source], output)
 
 
 @app.command()
@@ -95,12 +94,14 @@ def fdr6_reference(
     extractor_weights: Weights = None,
     batch_size: BatchSize = 64,
     device: Device = None,
-) -> None:
+    as_json: Json = False,
+) -> dict[str, float]:
     """Write the statistics of real images by each encoder of FDr6.
 
     The same command resumes a stopped run.
     """
     arguments = dict(locals())
+    del arguments["as_json"]
     from ..distributed import process_state
     from ..evaluation import write_ratio_reference
 
@@ -109,3 +110,4 @@ def fdr6_reference(
         for name, distance in distances.items():
             console.print(f"{name}: Fréchet distance of validation images {distance:.4g}")
         console.print(f"Reference of FDr6: [bold]{escape(str(output))}[/bold]")
+    return distances

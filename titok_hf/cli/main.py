@@ -1,8 +1,9 @@
 """Commands of `titok`."""
 
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,11 +12,9 @@ from rich.table import Table
 
 from . import first_look, frechet_ratio
 from .app import app as show_app
-from .options import Commands, Device, RecipeOverrides, Sampler, Seed, recipes
+from .options import Commands, Device, Json, RecipeOverrides, Sampler, Seed, console, recipes
 from .study import study
-
-if TYPE_CHECKING:
-    from .progress import RichProgress
+from .tables import demo_table
 
 app = Commands(
     help="Images as short 1D token sequences: train, reconstruct and generate with TiTok and MaskGIT.",
@@ -23,7 +22,6 @@ app = Commands(
     pretty_exceptions_enable=False,
 )
 app.add_typer(frechet_ratio.app, name="evaluate")
-console = Console()
 
 
 @app.command()
@@ -42,8 +40,9 @@ def demo(
     The same command resumes a stopped run.
     """
     from ..demo import run_demo
+    from .progress import TrainingProgress
 
-    with training_progress() as progress:
+    with TrainingProgress() as progress:
         metrics = run_demo(
             output_dir, seed, overrides or (), images_per_class, callbacks=[progress]
         )
@@ -87,20 +86,24 @@ def train(
     ] = False,
     seed: Seed = 0,
     overrides: RecipeOverrides = None,
-) -> None:
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Train all stages of a recipe: a tokenizer, a generator, or both.
 
     The same command resumes a stopped run. Use torchrun or accelerate launch for several processes.
     """
     from ..distributed import process_state
     from ..train import train_recipe
+    from ..training.recipe import Recipe
+    from .progress import TrainingProgress
 
-    with training_progress() as progress:
+    overrides = [*(overrides or ()), *(changes or ())]
+    with TrainingProgress() as progress:
         train_recipe(
             recipe,
             data,
             output_dir,
-            [*(overrides or ()), *(changes or ())],
+            overrides,
             image_column=image_column,
             label_column=label_column,
             text_column=text_column,
@@ -111,6 +114,11 @@ def train(
         )
     if process_state().is_main_process:
         console.print(f"The trained models are in [bold]{escape(str(output_dir))}[/bold].")
+    stages = Recipe.load(recipe, overrides).trained_stages()
+    return {
+        "folder": str(output_dir),
+        "stages": {stage.name: str(output_dir / stage.folder) for stage in stages},
+    }
 
 
 @app.command()
@@ -128,12 +136,14 @@ def reconstruct(
         Path | None,
         typer.Option(file_okay=False, help="Folder for the reconstructions as single files."),
     ] = None,
-) -> None:
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Encode images into tokens and decode them again."""
     from ..evaluation import reconstruct_files
 
-    reconstruct_files(tokenizer, images, output, separate)
+    reconstructed = reconstruct_files(tokenizer, images, output, separate)
     console.print(f"Images above their reconstructions: [bold]{escape(str(output))}[/bold]")
+    return {"tokenizer": tokenizer, "picture": str(output), "images": reconstructed}
 
 
 @app.command()
@@ -170,7 +180,8 @@ def generate(
     fast: Annotated[
         bool, typer.Option("--fast", help="Compute in bfloat16 if it is faster here.")
     ] = False,
-) -> None:
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Generate images of classes."""
     from ..evaluation import generate_to_file
     from ..settings import override
@@ -184,7 +195,7 @@ def generate(
         "guidance_schedule": guidance_schedule,
     }
     override(arguments, sampler)
-    generate_to_file(
+    generated = generate_to_file(
         pipeline,
         label,
         output,
@@ -196,6 +207,7 @@ def generate(
         **arguments,
     )
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")
+    return {"pipeline": pipeline, "seed": seed, "picture": str(output), "images": generated}
 
 
 app.command("app")(show_app)
@@ -239,7 +251,8 @@ def convert(
     private: Annotated[
         bool | None, typer.Option(help="Whether a new repository is private.")
     ] = None,
-) -> None:
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Convert official checkpoints of tokenizers, generators and VQGANs."""
     from .. import conversion
     from ..devices import parse_dtype
@@ -262,9 +275,11 @@ def convert(
             statistics=statistics,
         )
     console.print(f"Converted: [bold]{escape(str(output_dir))}[/bold]")
+    url = None
     if push:
-        publish_folder(output_dir, push, private)
+        url = publish_folder(output_dir, push, private)
         console.print(f"Published: [bold]{escape(push)}[/bold]")
+    return {"folder": str(output_dir), "url": url}
 
 
 @app.command()
@@ -319,7 +334,8 @@ def tokenize(
     private: Annotated[
         bool | None, typer.Option(help="Whether a new repository is private.")
     ] = None,
-) -> None:
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Encode images into a data set of codes, or of latents with their statistics.
 
     The same command resumes a stopped run. Use torchrun for several processes.
@@ -345,8 +361,9 @@ def tokenize(
         dtype=dtype,
         device=device,
     )
+    made = {"folder": str(output_dir), "url": None, **record}
     if not process_state().is_main_process:
-        return
+        return made
     splits = record["result"]["splits"]
     counts = ", ".join(f"{content['rows']} {name}" for name, content in splits.items())
     column = "latents" if record["result"]["codebook_size"] is None else "codes"
@@ -356,8 +373,9 @@ def tokenize(
             f"{unreadable} could not be read: unreadable.jsonl in that folder lists them."
         )
     if push:
-        push_tokens_to_hub(output_dir, push, private=private)
+        made["url"] = push_tokens_to_hub(output_dir, push, private=private).repo_url
         console.print(f"Published: [bold]{escape(push)}[/bold]")
+    return made
 
 
 @app.command()
@@ -371,19 +389,23 @@ def zero_shot(
         str, typer.Option(help="Folder or Hub repository of a VTP model.")
     ] = "MiniMaxAI/VTP-Large-f16d64",
     device: Device = None,
-) -> None:
+    as_json: Json = False,
+) -> list[dict[str, Any]]:
     """Classify images by class names that were not trained on."""
     from ..evaluation import zero_shot_files
 
     names = [name.strip() for name in labels.split(",")]
     table = Table("image", "best", "probability")
-    for path, probabilities in zip(
-        image, zero_shot_files(model, names, image, device=device), strict=True
-    ):
+    scores = zero_shot_files(model, names, image, device=device)
+    for path, probabilities in zip(image, scores, strict=True):
         best = sorted(probabilities.items(), key=lambda item: -item[1])[:5]
         for row, (name, probability) in enumerate(best):
             table.add_row("" if row else escape(path.name), escape(name), f"{probability:.1%}")
     console.print(table)
+    return [
+        {"image": str(path), "probabilities": probabilities}
+        for path, probabilities in zip(image, scores, strict=True)
+    ]
 
 
 app.command()(study)
@@ -409,53 +431,20 @@ def push(
             help="Result of titok evaluate, for the card; may be repeated.",
         ),
     ] = None,
-) -> None:
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Publish a trained or converted folder on the Hub, with a model card."""
     from ..publish import publish_folder
 
-    publish_folder(folder, repo_id, private, revision=revision, results=result or ())
+    url = publish_folder(folder, repo_id, private, revision=revision, results=result or ())
     console.print(f"Published: [bold]{escape(repo_id)}[/bold]")
-
-
-def training_progress() -> "RichProgress":
-    from .progress import RichProgress
-
-    return RichProgress(console)
-
-
-def demo_table(metrics: dict[str, Any]) -> Table:
-    """Returns a table of the metrics of a demo."""
-    rows = {
-        "real, held out": metrics["real_held_out"],
-        "generated": metrics["generated"],
-        "reconstructed from 1D tokens": metrics["reconstructed"]["decoder_finetuning"],
-        "  before decoder fine-tuning": metrics["reconstructed"]["warmup"],
-        "  by the VQGAN alone": metrics["reconstructed"]["vqgan"],
-    }
-    columns = {
-        "accuracy": ("accuracy", "{:.1%}"),
-        "Fréchet": ("frechet_distance", "{:.3f}"),
-        "MSE": ("mean_squared_error", "{:.4f}"),
-        "codes used": ("codebook_usage", "{:.0%}"),
-        "distance": ("nearest_neighbor_ratio", "{:.2f}"),
-    }
-    table = Table(
-        "digits",
-        *columns,
-        title=f"Demo, seed {metrics['seed']}",
-        caption="accuracy: of a classifier trained on the real training digits; Fréchet: distance to them; "
-        "distance: to the nearest of them, relative to that of real held-out digits",
-    )
-    for name, measures in rows.items():
-        cells = (
-            form.format(measures[key]) if key in measures else "" for key, form in columns.values()
-        )
-        table.add_row(name, *cells)
-    return table
+    return {"folder": str(folder), "url": url}
 
 
 def main() -> None:
     """Entry point; prints errors that users can fix as one sentence, without a traceback."""
+    # read by tqdm when it is imported: downloads of small files show no bars
+    os.environ.setdefault("TQDM_DELAY", "1")
     try:
         app()
     except Exception as error:

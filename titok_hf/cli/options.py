@@ -1,49 +1,90 @@
 """Options and base classes shared by all commands."""
 
+import json
 import logging
+import sys
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from typer.core import TyperCommand
 
 from ..settings import load_yaml
 
 PACKAGE = Path(__file__).parents[1]
+console = Console()
 
 
 class StderrHandler(logging.Handler):
-    """Writes each message to stderr once, also if a command opens the same data again."""
+    """Writes each message to stderr once, above a progress bar, also if a command opens the same data
+    again."""
 
     def __init__(self) -> None:
         super().__init__()
         self.written: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        from ..progress import ProgressBar
+
         message = self.format(record)
         if message not in self.written:
             self.written.add(message)
-            typer.echo(message, err=True)
+            ProgressBar.write(message, file=sys.stderr)
 
 
 class Command(TyperCommand):
-    """A command that hides the progress bars of loading files, and says on stderr which data it
-    found and in what a pipeline computes.
+    """A command that hides the bars and warnings of libraries, and says on stderr which data it found
+    and in what a pipeline computes. With `--json` it prints what its function returns, see `Json`.
 
-    transformers and diffusers are imported in `invoke`, so that `--help` does not import them.
+    Libraries are imported in `invoke`, so that `--help` does not import them.
     """
 
     def invoke(self, ctx: typer.Context) -> Any:
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        diffusers_logging.disable_progress_bar()
+        quiet_libraries()
+        logging.getLogger("titok_hf").handlers = [StderrHandler()]
         for room in ("data", "pipelines"):
-            logger = logging.getLogger(f"titok_hf.{room}")
-            logger.setLevel(logging.INFO)
-            logger.handlers = [StderrHandler()]
-        return super().invoke(ctx)
+            logging.getLogger(f"titok_hf.{room}").setLevel(logging.INFO)
+        console.quiet = ctx.params.get("as_json", False)
+        if not console.quiet:
+            return super().invoke(ctx)
+        from ..distributed import process_state
+
+        with redirect_stdout(sys.stderr):
+            result = super().invoke(ctx)
+        if process_state().is_main_process:
+            print(json.dumps(result, indent=2))
+        return result
+
+
+def quiet_libraries() -> None:
+    """Hides the progress bars and warnings of the libraries, but not the bars of downloads that last.
+
+    `python -W default -m titok_hf.cli` shows Python's warnings.
+    """
+    import datasets
+    import huggingface_hub
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from ..progress import GROUP
+
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", append=True)
+    for library in (transformers_logging, diffusers_logging):
+        library.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for group in (GROUP, "huggingface_hub.http_get", "huggingface_hub.xet_get"):
+        huggingface_hub.utils.enable_progress_bars(group)
+    for library in (
+        transformers_logging,
+        diffusers_logging,
+        datasets.logging,
+        huggingface_hub.logging,
+    ):
+        library.set_verbosity_error()
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -99,6 +140,10 @@ RecipeOverrides = Annotated[
         metavar="KEY=VALUE",
         help="Change of the recipe, such as stages.warmup.training.max_steps=100.",
     ),
+]
+# A command with this option returns its result, which `Command` prints.
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[

@@ -1,59 +1,42 @@
-"""Progress bars of training."""
+"""Progress of training."""
 
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+import typer
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from ..distributed import process_state
+from ..progress import ProgressBar
 
 
-class RichProgress(TrainerCallback):
-    """Shows a progress bar for each stage, with its latest loss and speed, on the main process.
+class TrainingProgress(TrainerCallback):
+    """Shows a progress bar for each stage, with its latest loss and speed. Where bars are hidden, such
+    as in a log file, a line says when a stage has ended.
 
     Use it as a context manager around the training.
     """
 
-    def __init__(self, console: Console):
-        self.progress = Progress(
-            TextColumn("{task.description:<19}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[latest]}"),
-            console=console,
-            disable=not process_state().is_main_process,
-        )
-        self.task: TaskID | None = None
+    def __init__(self) -> None:
+        self.bar: ProgressBar | None = None
+        self.stage = self.latest = ""
 
-    def __enter__(self) -> "RichProgress":
-        self.progress.start()
+    def __enter__(self) -> "TrainingProgress":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
+        if self.bar is not None:
+            self.bar.close()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any
     ) -> None:
-        stage = Path(args.output_dir).name.replace("_", " ")
-        self.task = self.progress.add_task(
-            stage, total=state.max_steps, completed=state.global_step, latest=""
-        )
+        self.stage = Path(args.output_dir).name.replace("_", " ")
+        self.bar = ProgressBar(self.stage, state.max_steps, "steps", initial=state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any
     ) -> None:
-        self.progress.update(self.task, completed=state.global_step)
+        self.bar.update()
 
     def on_log(
         self,
@@ -64,5 +47,13 @@ class RichProgress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if "loss" in logs:
-            latest = f"loss {logs['loss']:.4f}, {logs['images_per_second']:.0f} images/s"
-            self.progress.update(self.task, latest=latest)
+            self.latest = f"loss {logs['loss']:.4f}, {logs['images_per_second']:.0f} images/s"
+            self.bar.set_postfix_str(self.latest)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any
+    ) -> None:
+        hidden = self.bar.disable
+        self.bar.close()
+        if hidden and state.is_world_process_zero:
+            typer.echo(f"{self.stage}: {state.global_step} steps, {self.latest}", err=True)

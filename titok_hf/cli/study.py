@@ -4,13 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ..settings import parse_yaml
-from .options import RecipeOverrides, studies
-
-console = Console()
+from .options import Json, RecipeOverrides, console, studies
 
 
 def study(
@@ -54,17 +51,18 @@ def study(
             help="Network of the Fréchet distance for other data: inception, or a vision model."
         ),
     ] = None,
-) -> None:
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Test a claim of a paper in miniature: variants of a recipe, several seeds, a table, a plot.
 
     The same command resumes a stopped run.
     """
     from ..studies import run_study
-    from .progress import RichProgress
+    from .progress import TrainingProgress
 
     output_dir = output_dir or Path("studies") / name
-    with RichProgress(console) as progress:
-        run_study(
+    with TrainingProgress() as progress:
+        results = run_study(
             name,
             output_dir,
             data=data,
@@ -82,6 +80,7 @@ def study(
     console.print(
         f"results.json, table.md and plot.png are in [bold]{escape(str(output_dir))}[/bold]."
     )
+    return results
 
 
 def axis_values(axes: list[str]) -> dict[str, list[Any]]:

@@ -16,20 +16,23 @@ from ..hub.folders import output_file
 from ..modeling.auto import load_tokenizer
 from ..modeling.titok import TiTokImageProcessor
 from ..pipelines import ClassConditionalPipeline
+from ..progress import bar_settings, index_batches, working
+from .image_sources import to_uint8
 from .pictures import generation_grid, reconstruction_grid, sampling_steps
 from .probe import TokenFeature, probe_tokenizer
-from .reconstruction import reconstruct
+from .reconstruction import pair_metrics
 from .results import command, describe_model, device_name, versions
 
 ANIMATIONS = (".gif", ".webp")
 
 
+@torch.no_grad()
 def reconstruct_files(
     tokenizer: str | Path,
     images: Sequence[str | Path],
     output: str | Path,
     separate: str | Path | None = None,
-) -> None:
+) -> list[dict[str, Any]]:
     """Draws images above their reconstructions.
 
     Args:
@@ -38,6 +41,11 @@ def reconstruct_files(
         output: Path of the picture.
         separate: Folder for the reconstructions as single files, with the names of the images; files of
             the same name are replaced.
+
+    Returns:
+        Fields of each image that can be written as JSON: `image`, its path; `codes`, or `None` of a
+        continuous tokenizer; the shape of the `latents`; `mean_squared_error` and `psnr` of the
+        reconstruction, see `pair_metrics`; and its single `file`, or `None`.
 
     Raises:
         ValueError: If a file is no image, a folder has none, or two images have the same name and
@@ -52,9 +60,19 @@ def reconstruct_files(
     pixel_values = processor(open_image_files(images, decoder_for(processor)), return_tensors="pt")[
         "pixel_values"
     ]  # (B, 3, H, W)
+    codes, shapes, decoded = [], [], []
+    for indices in index_batches(len(images), 128, "reconstructions"):
+        encoded = model.encode(pixel_values[indices])
+        codes += [None] * len(indices) if encoded.codes is None else encoded.codes.tolist()
+        shapes += [list(encoded.latents.shape[1:])] * len(indices)
+        decoded.append(model.decode(encoded.latents).reconstruction)
     originals, reconstructions = (
-        processor.postprocess(tensor, "pt")
-        for tensor in (pixel_values, reconstruct(model, pixel_values))
+        processor.postprocess(tensor, "pt") for tensor in (pixel_values, torch.cat(decoded))
+    )
+    metrics = pair_metrics(
+        ("mean_squared_error", "psnr"),
+        *(to_uint8(tensor, "round") for tensor in (reconstructions, originals)),
+        lpips=None,
     )
     zoom = max(1, 64 // pixel_values.shape[-1])
     reconstruction_grid(originals, reconstructions, pairs=len(images), zoom=zoom).save(output)
@@ -64,6 +82,16 @@ def reconstruct_files(
         reconstructed = TiTokImageProcessor().postprocess(reconstructions)
         for name, image in zip(names, reconstructed, strict=True):
             image.save(folder / name)
+    return [
+        {
+            "image": str(image),
+            "codes": codes[number],
+            "latents": shapes[number],
+            **{name: float(values[number]) for name, values in metrics.items()},
+            "file": None if separate is None else str(Path(separate) / names[number]),
+        }
+        for number, image in enumerate(images)
+    ]
 
 
 def image_files(path: Path) -> list[Path]:
@@ -100,7 +128,7 @@ def generate_to_file(
     animation: str | Path | None = None,
     faster: Literal["compiled", "fast"] | None = None,
     **arguments: Any,
-) -> None:
+) -> list[dict[str, Any]]:
     """Draws a row of generated images for each label.
 
     Args:
@@ -116,6 +144,9 @@ def generate_to_file(
             takes the faster data type, see `ClassConditionalPipeline.compile`.
         arguments: Further arguments of the pipeline's call.
 
+    Returns:
+        `label` and `name` of the class of each image, and its single `file`, or `None`.
+
     Raises:
         OSError: If the networks cannot be compiled here.
         ValueError: If the pipeline does not take an argument, or its value is not valid.
@@ -123,7 +154,9 @@ def generate_to_file(
     output = output_file(output, writable_extensions())
     if animation is not None:
         animation = output_file(animation, ANIMATIONS)
-    loaded = ClassConditionalPipeline.from_pretrained(pipeline)
+    with working("loading pipeline"):
+        loaded = ClassConditionalPipeline.from_pretrained(pipeline)
+    loaded.set_progress_bar_config(**bar_settings("sampling", "steps"))
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if unknown := arguments.keys() - inspect.signature(type(loaded).__call__).parameters.keys():
         raise ValueError(
@@ -149,16 +182,21 @@ def generate_to_file(
         )
 
     grid(images).save(output)
-    if separate is not None:
-        folder = Path(separate)
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(images):
-            name = re.sub(r"[^\w-]+", "_", names[number // num_images_per_label])
-            image.save(folder / f"{number + 1:04}-{name}.png")
+    described = []
+    for number, image in enumerate(images):
+        label, name = (of_rows[number // num_images_per_label] for of_rows in (labels, names))
+        file = None
+        if separate is not None:
+            plain = re.sub(r"[^\w-]+", "_", name)
+            file = Path(separate) / f"{number + 1:04}-{plain}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image.save(file)
+        described.append({"label": label, "name": name, "file": file and str(file)})
     if animation is not None:
         first, *others = map(grid, steps)
         durations = [150] * len(others) + [1500]  # milliseconds; the last one stays
         first.save(animation, save_all=True, append_images=others, duration=durations, loop=0)
+    return described
 
 
 def writable_extensions() -> set[str]:
