@@ -4,6 +4,7 @@ import os
 import re
 import select
 import termios
+import warnings
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,11 @@ def test_one_look_and_no_bars_of_libraries(tokenizer, tmp_path):
 def test_no_bar_without_a_terminal(tokenizer, tmp_path):
     done = run("titok_hf.cli", *COMMAND, folder=tmp_path)
     assert done.stderr == "images: 1,437 images (train 1,437), 10 classes.\n"
+
+
+def test_warnings_of_libraries_are_hidden(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        call("plot", "nowhere")
+        warnings.warn("a library says so", stacklevel=1)
+    assert caught == []
