@@ -288,11 +288,11 @@ class EncodedImages:
                 masks.append(F.adaptive_avg_pool2d(shown, output.latents.shape[2:])[:, 0] > 0.5)
         labels = None if label_column is None else torch.tensor(dataset[label_column])
         return cls(
-            torch.cat(latents),
-            labels,
-            torch.cat(masks) if masks else None,
-            torch.cat(features) if features else None,
-            fingerprint.compute([fingerprint.total]),
+            latents=torch.cat(latents),
+            labels=labels,
+            masks=torch.cat(masks) if masks else None,
+            features=torch.cat(features) if features else None,
+            fingerprint=fingerprint.compute([fingerprint.total]),
         )
 
 
