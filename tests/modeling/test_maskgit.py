@@ -443,3 +443,15 @@ def test_ids_are_checked(any_generator, codes, class_labels, target_codes, field
 def test_contradictory_configs_are_refused(generator_config, config_class, fields, sentence):
     with pytest.raises(StrictDataclassError, match=sentence):
         config_class(**{**generator_config.to_dict(), **fields})
+
+
+def test_other_classes_keep_what_is_known(any_generator, codes):
+    names = ["nine", "ten", "zero"]
+    other = any_generator.with_classes(names)
+    assert other.config.id2label == dict(enumerate(names)) and other.config.num_labels == 3
+    assert other.config.label2id == {"nine": 0, "ten": 1, "zero": 2} and not other.training
+    logits = any_generator(codes, torch.tensor([9, NULL_LABEL, 0])).logits
+    torch.testing.assert_close(other(codes, torch.tensor([0, 1, 2])).logits, logits)
+    no_class = any_generator(codes, torch.full((3,), NULL_LABEL)).logits
+    torch.testing.assert_close(other(codes, torch.full((3,), 3)).logits, no_class)
+    assert any_generator.config.num_labels == 10

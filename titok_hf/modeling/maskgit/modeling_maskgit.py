@@ -1,6 +1,9 @@
 """The masked generators: predict all codes from partly masked codes and a class label."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -9,6 +12,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from ...hub.provenance import inherit_provenance
 from ..checks import check_ids
 from ..loading import CheckedLoadingMixin
 from ..transformer import TransformerBlock
@@ -60,9 +64,11 @@ class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     """Base class: maps `[label, codes]`, one sequence of ids, through a backbone to logits of the
     codes.
 
-    The vocabulary is the codes, the mask token, the labels and "no class", in this order.
+    The vocabulary is the codes, the mask token, the labels and "no class", in this order; `vocabulary`
+    is the name of its embedding.
     """
 
+    vocabulary: ClassVar[str]
     config: MaskGitConfig
     config_class = MaskGitConfig
     base_model_prefix = "generator"
@@ -76,6 +82,26 @@ class MaskGitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     def backbone(self, ids: torch.Tensor) -> torch.Tensor:
         """Maps ids `(B, 1 + N)` to hidden states `(B, 1 + N, W)`."""
         raise NotImplementedError
+
+    def with_classes(self, class_names: Sequence[str]) -> Self:
+        """Returns a copy of the generator for other classes, to fine-tune it on them.
+
+        Classes of the same name keep their embedding, new ones get that of "no class".
+        """
+        old, config = self.config, copy.deepcopy(self.config)
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: label for label, name in enumerate(class_names)}
+        model = type(self)(config).to(self.dtype)
+        inherit_provenance(model, self)
+        known = {name: label for label, name in old.id2label.items()}
+        labels = [*(known.get(name, old.null_label) for name in class_names), old.null_label]
+        first = old.codebook_size + 1
+        weights = self.state_dict()
+        weights[self.vocabulary] = weights[self.vocabulary][
+            [*range(first), *(first + label for label in labels)]
+        ]
+        model.load_state_dict(weights)
+        return model.to(self.device).eval()
 
     def forward(
         self,
@@ -130,6 +156,8 @@ class MaskGitModel(MaskGitPreTrainedModel):
     """The bidirectional transformer of MaskGIT (arXiv 2202.04200) in TiTok's size: a BERT over 1D
     tokens."""
 
+    vocabulary = "bert.embeddings.word_embeddings.weight"
+
     def __init__(self, config: MaskGitConfig):
         super().__init__(config)
         self.bert = BertModel(
@@ -166,6 +194,7 @@ class MaskGitUViTModel(MaskGitPreTrainedModel):
 
     config: MaskGitUViTConfig
     config_class = MaskGitUViTConfig
+    vocabulary = "embeddings.weight"
 
     def __init__(self, config: MaskGitUViTConfig):
         super().__init__(config)
