@@ -1,16 +1,28 @@
-"""The examples run, and the bare loop is the trainer's training."""
+"""The examples do what they say: they improve, agree with the trainer, and pass on their results."""
 
 import copy
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+from fixtures.extractors.networks import lpips_heads, vgg16_weights
 from nbclient import NotebookClient
+from PIL import Image, ImageOps
 from scripts import load_script
 
-from titok_hf import MaskGitScheduler, MaskGitUViTConfig, MaskGitUViTModel, TiTokPipeline
+from titok_hf import (
+    MaskGitScheduler,
+    MaskGitUViTConfig,
+    MaskGitUViTModel,
+    TiTokImageProcessor,
+    TiTokPipeline,
+)
+from titok_hf.data import open_images
+from titok_hf.evaluation import reconstruct
+from titok_hf.perceptual.published_weights import LPIPS_HEADS, VGG16
 from titok_hf.training import MaskedTokenObjective, TiTokTrainer, TiTokTrainingArguments
 
 pytestmark = pytest.mark.slow
@@ -104,3 +116,78 @@ def test_the_tour(demo, tmp_path):
     (tmp_path / "demo").symlink_to(demo[0])
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, resources=place).execute()
+
+
+@pytest.fixture(scope="module")
+def negatives(tmp_path_factory):
+    """A folder of digits in black on white; of the three classes, two have the names of the digits."""
+    folder = tmp_path_factory.mktemp("negatives")
+    for i, row in enumerate(open_images("digits").dataset("train").select(range(300))):
+        if row["label"] < 3:
+            path = folder / ("zero", "one", "deux")[row["label"]] / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            ImageOps.invert(row["image"]).save(path)
+    return folder
+
+
+@pytest.fixture
+def fine_tune(monkeypatch, capsys):
+    """Runs the example with steps of the tokenizer and the generator, and returns what it prints."""
+
+    def run(images, pipeline, output, *options, steps):
+        places = [str(place) for place in (images, pipeline, output)]
+        steps = [f"--tokenizer-steps={steps}", f"--generator-steps={steps}", "--batch-size=8"]
+        monkeypatch.setattr(sys, "argv", ["fine_tuning.py", *places, *steps, *options])
+        load("fine_tuning").main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def untrained(vqgan, uvit_config, tmp_path):
+    """The folder of a pipeline without trained weights."""
+    uvit_config.num_tokens = vqgan.config.num_tokens
+    scheduler = MaskGitScheduler(mask_token_id=uvit_config.mask_token_id)
+    generator = MaskGitUViTModel(uvit_config)
+    pipeline = TiTokPipeline(vqgan, generator, scheduler, num_inference_steps=3)
+    pipeline.save_pretrained(tmp_path / "untrained")
+    return tmp_path / "untrained"
+
+
+def test_fine_tuning_improves_on_held_out_images(fine_tune, untrained, negatives, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    fine_tune("digits", untrained, old, "--learning-rate=3e-3", steps=100)
+    printed = fine_tune(negatives, old / "pipeline", new, "--learning-rate=3e-3", steps=100)
+
+    held_out = open_images(str(negatives)).dataset("test")["image"][:]
+    images = TiTokImageProcessor.from_image_size(32)(held_out, return_tensors="pt")["pixel_values"]
+    pipelines = [TiTokPipeline.from_pretrained(run / "pipeline") for run in (old, new)]
+    before, after = (
+        (reconstruct(pipeline.tokenizer, images).clamp(0, 1) - images).square().mean().item()
+        for pipeline in pipelines
+    )
+    assert after < images.var(0).mean() / 1.5  # the error of the mean image
+    assert after < before / 3
+    lines = [line for line in printed.splitlines() if line.startswith(("Error", "Loss"))]
+    errors, losses = [[float(x) for x in re.findall(r"\d+\.\d+", line)] for line in lines]
+    assert errors == pytest.approx([before, after], abs=2e-3)
+    assert losses[1] < losses[0]
+
+    pipeline = pipelines[1]
+    assert [*pipeline.transformer.config.id2label.values()] == ["deux", "one", "zero"]
+    assert pipeline("deux").images[0].size == (32, 32)
+    assert pipeline.config.num_inference_steps == 3  # as the pretrained one
+    assert pipeline.tokenizer.provenance["training_data"] == negatives.name
+    assert Image.open(new / "reconstructions.png").height == 3 * (64 + 4) + 4
+    assert Image.open(new / "samples.png").height == 3 * (64 + 4) + 4
+
+
+def test_fine_tuning_with_a_perceptual_loss(fine_tune, untrained, negatives, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(vgg16_weights(), cache / VGG16.names[0])
+    torch.save(lpips_heads(), cache / LPIPS_HEADS.names[0])
+    printed = fine_tune(negatives, untrained, tmp_path / "new", "--lpips", steps=1)
+    assert "perceptual_loss" in printed
