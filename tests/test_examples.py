@@ -1,6 +1,8 @@
 """The examples do what they say: they improve, agree with the trainer, and pass on their results."""
 
 import copy
+import importlib
+import math
 import re
 import sys
 from pathlib import Path
@@ -21,7 +23,8 @@ from titok_hf import (
     TiTokPipeline,
 )
 from titok_hf.data import open_images
-from titok_hf.evaluation import reconstruct
+from titok_hf.evaluation import Evaluation, reconstruct
+from titok_hf.modeling.auto import TOKENIZERS, load_tokenizer
 from titok_hf.perceptual.published_weights import LPIPS_HEADS, VGG16
 from titok_hf.training import MaskedTokenObjective, TiTokTrainer, TiTokTrainingArguments
 
@@ -191,3 +194,42 @@ def test_fine_tuning_with_a_perceptual_loss(fine_tune, untrained, negatives, tmp
     torch.save(lpips_heads(), cache / LPIPS_HEADS.names[0])
     printed = fine_tune(negatives, untrained, tmp_path / "new", "--lpips", steps=1)
     assert "perceptual_loss" in printed
+
+
+@pytest.fixture
+def custom_tokenizer(monkeypatch):
+    """The example as a module, since a saved pipeline imports it by its name."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    yield importlib.import_module("custom_tokenizer")
+    del sys.modules["custom_tokenizer"], TOKENIZERS["patch_fsq"]
+
+
+def test_a_tokenizer_of_ones_own(custom_tokenizer, tmp_path, monkeypatch):
+    steps = ["--tokenizer-steps", "200", "--generator-steps", "20", "--num-samples", "70"]
+    monkeypatch.setattr(sys, "argv", ["custom_tokenizer.py", str(tmp_path), *steps])
+    custom_tokenizer.main()
+    tokenizer, processor = load_tokenizer(tmp_path / "tokenizer")
+    test = open_images("digits").dataset("test")["image"][:]
+    images = processor(test, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        encoded = tokenizer.encode(images)
+        decoded = tokenizer.decode(encoded.latents).reconstruction
+        from_codes = tokenizer.decode_codes(encoded.codes).reconstruction
+    torch.testing.assert_close(from_codes, decoded)
+
+    measured = Evaluation.load(tmp_path / "reconstruction.json").metrics
+    error = (decoded.clamp(0, 1) - images).square().mean().item()
+    assert measured["mean_squared_error"].value == pytest.approx(error, rel=0.05)
+    assert error < images.var(0).mean() / 2  # the error of the mean image
+    stored = open_images(str(tmp_path / "tokens"))["test"]
+    assert stored[5].tokens.tolist() == encoded.codes[5].tolist()
+
+    pipeline = TiTokPipeline.from_pretrained(tmp_path / "pipeline")
+    assert type(pipeline.tokenizer) is custom_tokenizer.PatchFSQModel
+    output = pipeline(["3", 7], output_type="pt")
+    assert output.images.shape == (2, 3, 32, 32) and output.codes.shape == (2, 16)
+    with torch.no_grad():
+        from_codes = tokenizer.decode_codes(output.codes).reconstruction
+    torch.testing.assert_close(output.images, from_codes.clamp(0, 1))
+    generated = Evaluation.load(tmp_path / "generation.json").metrics
+    assert math.isfinite(generated["frechet_distance"].value)
