@@ -65,7 +65,7 @@ class TestEach:
 
     def test_variants_differ(self, name):
         found = [json.dumps(recipe, sort_keys=True) for _, recipe in recipes(name)]
-        same = {"one-against-two-d": 1}.get(name, 0)  # 16 tokens have 4x4 patches anyway
+        same = {"one-against-two-d": 1}.get(name, 0)  # 64 tokens have 8x8 patches anyway
         assert len(set(found)) == len(found) - same
 
     def test_quickly_every_stage_takes_two_steps_at_most_of_one_seed(self, name):
@@ -77,28 +77,35 @@ class TestEach:
 class TestWhatIsCompared:
     def test_tokens(self):
         found = [
-            (values["size"], values["tokens"], recipe["stages"]["warmup"]["model"])
+            (values["size"], values["tokens"], recipe["stages"]["single_stage"]["model"])
             for values, recipe in recipes("tokens")
         ]
         assert [(size, tokens) for size, tokens, _ in found] == [
-            (s, k) for s in "SB" for k in (2, 4, 8, 16)
+            (s, k) for s in "SB" for k in (4, 16, 64)
         ]
         for size, tokens, model in found:
             width = {"S": 32, "B": 64}[size]
             assert (model["encoder_hidden_size"], model["decoder_hidden_size"]) == (width, width)
             assert model["num_latent_tokens"] == tokens
 
-    def test_as_in_the_paper_there_is_no_fine_tuning_where_tokens_are_counted(self):
-        for name in ("tokens", "codebook", "one-against-two-d"):
-            assert {tuple(recipe["stages"]) for _, recipe in recipes(name)} == {("vqgan", "warmup")}
+    @pytest.mark.parametrize(
+        ("name", "stages"),
+        [
+            ("tokens", ("single_stage",)),
+            ("one-against-two-d", ("single_stage",)),
+            ("codebook", ("vqgan", "warmup")),
+        ],
+    )
+    def test_reconstructions_are_compared_without_fine_tuning(self, name, stages):
+        assert {tuple(recipe["stages"]) for _, recipe in recipes(name)} == {stages}
 
     def test_one_against_two_dimensions_at_equal_budgets(self):
         for values, recipe in recipes("one-against-two-d"):
-            model = recipe["stages"]["warmup"]["model"]
+            model = recipe["stages"]["single_stage"]["model"]
             patches = (recipe["image_size"] // model["encoder_patch_size"]) ** 2
             assert model["num_latent_tokens"] == values["tokens"]
-            if values["representation"] == "latent tokens of 4x4 patches":
-                assert patches == 16
+            if values["representation"] == "latent tokens of 8x8 patches":
+                assert patches == 64
             else:
                 assert patches == values["tokens"]
             is_2d = values["representation"] == "patch tokens"
@@ -141,10 +148,13 @@ class TestWhatIsCompared:
 
 class TestOverrides:
     def test_they_count_more_than_the_axes_and_the_quick_ones(self):
-        changes = ["stages.warmup.model.num_latent_tokens=3", "stages.warmup.training.max_steps=5"]
+        changes = [
+            "stages.single_stage.model.num_latent_tokens=3",
+            "stages.single_stage.training.max_steps=5",
+        ]
         for _, recipe in recipes("tokens", changes, quick=True):
-            assert recipe["stages"]["warmup"]["model"]["num_latent_tokens"] == 3
-            assert recipe["stages"]["warmup"]["training"]["max_steps"] == 5
+            assert recipe["stages"]["single_stage"]["model"]["num_latent_tokens"] == 3
+            assert recipe["stages"]["single_stage"]["training"]["max_steps"] == 5
 
     def test_they_reach_the_shared_stages(self):
         study = Study.load("schedule", ["stages.vqgan.model.codebook_size=17", "image_size=32"])
@@ -171,7 +181,11 @@ class TestOverrides:
     )
     def test_wrong_ones_are_errors(self, override, sentence):
         with pytest.raises(ValueError, match=sentence):
-            Study.load("tokens", [override]).variants()
+            Study.load("codebook", [override]).variants()
+
+    def test_a_stage_that_the_study_does_not_train_is_an_error(self):
+        with pytest.raises(ValueError, match=r"'warmup' in `stages`: known are single_stage"):
+            Study.load("tokens", ["stages.warmup.training.max_steps=3"]).variants()
 
 
 def test_ways_of_training_latents_differ_in_one_setting_each():

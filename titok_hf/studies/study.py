@@ -196,6 +196,7 @@ class Study:
                 stages = choice.stages or stages
                 data_share *= choice.data_share
             override(recipe, self.set_last)
+            check_keys("stages", recipe["stages"], self.recipe["stages"])
             values = dict(zip(self.axes, (value for value, _ in combination), strict=True))
             variants.append(Variant(values, restricted(recipe, stages), data_share))
         return variants
