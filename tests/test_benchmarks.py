@@ -1,11 +1,14 @@
 """The benchmarks run; their figures are for people."""
 
+import json
 import re
 
 import datasets
 import pytest
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from scripts import load_script
+from scripts import ROOT, load_script
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from training.tiny_pretraining import make_model
 
 from titok_hf import (
@@ -15,11 +18,17 @@ from titok_hf import (
     MaskGitConfig,
     MaskGitModel,
     MaskGitScheduler,
+    MaskGitVQGANConfig,
+    MaskGitVQGANModel,
     TiTokConfig,
     TiTokModel,
     TiTokPipeline,
+    VTPConfig,
+    VTPModel,
 )
+from titok_hf.conversion.convert import write_official
 from titok_hf.evaluation import emoji
+from titok_hf.training.flop_counter import FlopCounter
 
 pytestmark = pytest.mark.slow
 
@@ -123,10 +132,15 @@ def test_emoji_samples(tmp_path, capsys, monkeypatch):
     assert float(found[2]) > 0
 
 
-def test_our_side_of_the_comparison_with_the_reference(tmp_path):
-    """Tiny networks stand in for TiTok-L-32."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    fields = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in sizes.items()}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def small(*parts):
+    """Sizes of the parts of a tiny network."""
+    return {f"{part}_{name}": value for part in parts for name, value in SMALL.items()}
+
+
+def save_titok(folder):
     tokenizer = TiTokModel(
         TiTokConfig(
             image_size=256,
@@ -134,18 +148,105 @@ def test_our_side_of_the_comparison_with_the_reference(tmp_path):
             decoder_patch_size=64,
             num_latent_tokens=4,
             head="pixels",
-            **fields,
+            **small("encoder", "decoder"),
         )
     )
-    generator = MaskGitModel(MaskGitConfig(num_tokens=4, intermediate_size=32, **sizes))
+    generator = MaskGitModel(MaskGitConfig(num_tokens=4, intermediate_size=32, **SMALL))
     scheduler = MaskGitScheduler(mask_token_id=generator.config.mask_token_id)
-    TiTokPipeline(tokenizer, generator, scheduler).save_pretrained(tmp_path / "ours")
-    setup = {"model": "titok-l-32", "device": "cpu", "batch_size": 2, "dtype": "float32"}
-    for side in ("eager", "fast"):
-        timed = load("against_reference").our_side(setup | {"folder": tmp_path, "side": side})
-        assert timed.keys() == {"sample", "decode", "encode"}
-        for run in timed.values():
-            run()
+    TiTokPipeline(tokenizer, generator, scheduler).save_pretrained(folder / "ours")
+
+
+def save_warmup(folder):
+    config = MaskGitVQGANConfig(
+        image_size=64,
+        hidden_channels=8,
+        channel_multipliers=(1, 1),
+        norm_num_groups=4,
+        latent_channels=8,
+        num_res_blocks=1,
+        codebook_size=16,
+    )
+    MaskGitVQGANModel(config).save_pretrained(folder / "vqgan")
+    fields = small("encoder", "decoder") | {"vqgan_config": config.to_dict()}
+    patches = {"encoder_patch_size": 32, "decoder_patch_size": config.patch_size}
+    config = TiTokConfig(image_size=64, num_latent_tokens=4, **patches, **fields)
+    TiTokModel(config).save_pretrained(folder / "tokenizer")
+
+
+def save_vtp(folder):
+    config = VTPConfig(text_intermediate_size=32, **small("vision", "decoder", "text"))
+    VTPModel(config).save_pretrained(folder / "vtp")
+
+
+def save_lightning_dit(folder):
+    config = LightningDiTConfig(in_channels=32, sample_size=16, num_labels=1000, **SMALL)
+    write_official(LightningDiTModel(config), folder, {})
+    sample = {"num_sampling_steps": 250, "cfg_scale": 2.0, "cfg_interval_start": 0.1}
+    settings = {"sample": sample | {"timestep_shift": 0.3}}
+    (folder / "run.yaml").write_text(json.dumps(settings))
+
+
+@pytest.fixture
+def against(monkeypatch):
+    """The script that compares with references, whose modules are found beside it, and its `Setup`."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = load("against_reference")
+
+    def setup(model, side, folder):
+        return script.Setup("", model, side, device="cpu", batch_size=2, folder=str(folder))
+
+    return script, setup
+
+
+@pytest.mark.parametrize(
+    ("model", "save", "sides"),
+    [
+        ("titok-l-32", save_titok, ("eager", "fast-float32")),
+        ("titok-b-64-warmup", save_warmup, ("eager", "eager-bfloat16")),
+        ("vtp-b", save_vtp, ("eager", "eager-bfloat16", "fast-bfloat16")),
+        ("lightningdit-b-1", save_lightning_dit, ("eager", "fast-float32")),
+    ],
+)
+def test_our_side_of_a_comparison_with_a_reference(against, tmp_path, model, save, sides):
+    """Tiny networks stand in for the model."""
+    script, setup = against
+    save(tmp_path)
+    family = script.FAMILIES[model]
+    for side in sides:
+        parts = family.our_side(setup(model, side, tmp_path))
+        assert parts.keys() == family.GFLOP[model].keys()
+        outputs = {name: run() for name, run in parts.items()}
+        assert all(output is None or output.isfinite().all() for output in outputs.values())
+
+
+def test_a_side_of_a_comparison_answers(against, tmp_path):
+    script, setup = against
+    save_warmup(tmp_path)
+    side = script.Side(setup("titok-b-64-warmup", "eager", tmp_path))
+    first, second = side.seconds("step"), side.seconds("step")
+    side.process.terminate()
+    loss = side.output("step")
+    assert first > 0 and second > 0
+    assert script.difference(loss, loss) == "differs by 0e+00 of the largest value"
+    assert script.difference(loss * 1.5, loss) == "differs by 5e-01 of the largest value"
+
+
+def test_operations_of_the_comparison_are_counted(against):
+    families = against[0].FAMILIES
+    with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        vtp = VTPModel(VTPConfig())
+        with FlopCounter() as counter:
+            vtp.encode(torch.rand(1, 3, 256, 256))
+        assert round(counter.flops / 1e9, 1) == families["vtp-b"].GFLOP["vtp-b"]["encode"]
+        for size in ("b-1", "xl-1"):
+            sizes = {"in_channels": 32, "sample_size": 16, "num_labels": 1000}
+            flow = LightningDiTModel(
+                LightningDiTConfig.from_size(size.replace("-", "/"), **sizes)
+            ).eval()
+            with FlopCounter() as counter:
+                flow(torch.rand(1, 32, 16, 16), torch.rand(1), torch.zeros(1, dtype=torch.long))
+            name = f"lightningdit-{size}"
+            assert round(counter.flops / 1e9, 1) == families[name].GFLOP[name]["forward"]
 
 
 @pytest.mark.xdist_group("demo")

@@ -1,0 +1,1 @@
+"""The two sides of each comparison with a reference implementation; one module per family."""
