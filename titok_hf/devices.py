@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -27,7 +28,12 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 @functools.cache
-def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+def matmul_flops(
+    device: torch.device,
+    dtype: torch.dtype,
+    seconds: float = 0.2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Measures the FLOPs per second of a large matrix product on a device.
 
     A measured peak shows what the device does in this process, unlike the vendor's figure.
@@ -36,16 +42,17 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2)
         device: The device.
         dtype: Data type of the matrices.
         seconds: Duration of the measurement, made once per process; the best time counts.
+        clock: Returns the time in seconds.
     """
     size = 1024 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)
     first, second = (
         torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
     )
-    best, end = float("inf"), time.perf_counter() + seconds
-    while best == float("inf") or time.perf_counter() < end:
-        started = time.perf_counter()
+    best, end = float("inf"), clock() + seconds
+    while best == float("inf") or clock() < end:
+        started = clock()
         product = first @ second
         product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return 2 * size**3 / best

@@ -13,7 +13,7 @@ import torch
 
 from .setup import Parts, Setup, stand_in
 
-SIDES = ("eager", "fast", "compiled")
+SIDES = ("reference-bfloat16", "eager", "fast", "compiled")
 # GFLOP of an image: a guided sampling run with decoding (a linear guidance schedule has one step without
 # guidance, so that 8 steps are 15 forwards), decoding, and encoding. The latter two are counted by torch.
 GFLOP = {
