@@ -115,7 +115,9 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", help="beside `reference`; by default the family's")
     parser.add_argument("--parts", nargs="+", help="what is timed; by default all of the model")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="after one that warms up; with 0, that one counts"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -144,15 +146,15 @@ def main() -> None:
             + ", ".join(f"{dtype} {peak / 1e9:.0f} GFLOP/s" for dtype, peak in peaks.items())
         )
         for part in arguments.parts or gflop:
-            for side in sides.values():
-                side.seconds(part)  # warms up
             seconds: dict[str, list[float]] = {name: [] for name in sides}
-            for _ in range(arguments.rounds):
+            for _ in range(1 + arguments.rounds):
                 for name, side in sides.items():
                     seconds[name].append(side.seconds(part))
+            if arguments.rounds:
+                seconds = {name: all_rounds[1:] for name, all_rounds in seconds.items()}
             best, expected = min(seconds["reference"]), sides["reference"].output(part)
             for name, measured in seconds.items():
-                line = f"{part}, {name}: {batch_size / min(measured):.3f} images/s"
+                line = f"{part}, {name}: {batch_size / min(measured):.3g} images/s"
                 if name != "reference":
                     median = statistics.median(seconds["reference"]) / statistics.median(measured)
                     line += (

@@ -17,7 +17,7 @@ from titok_hf.settings import load_yaml
 
 from .setup import Parts, Setup, stand_in
 
-SIDES = ("eager", "compiled-float32", "reference-bfloat16", "fast-bfloat16", "compiled-bfloat16")
+SIDES = ("eager", "compiled-float32", "reference-bfloat16", "fast-bfloat16")
 STEPS, CHANNELS, SIZE = 3, 32, 16
 # GFLOP of an image: a forward pass, counted by torch, and 3 steps, which need 5 of them
 GFLOP = {
