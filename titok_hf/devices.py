@@ -33,6 +33,7 @@ def matmul_flops(
     dtype: torch.dtype,
     seconds: float = 0.2,
     clock: Callable[[], float] = time.perf_counter,
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.mm,
 ) -> float:
     """Measures the FLOPs per second of a large matrix product on a device.
 
@@ -43,6 +44,7 @@ def matmul_flops(
         dtype: Data type of the matrices.
         seconds: Duration of the measurement, made once per process; the best time counts.
         clock: Returns the time in seconds.
+        multiply: Multiplies two square matrices.
     """
     size = 1024 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)
@@ -52,7 +54,7 @@ def matmul_flops(
     best, end = float("inf"), clock() + seconds
     while best == float("inf") or clock() < end:
         started = clock()
-        product = first @ second
+        product = multiply(first, second)
         product[0, 0].item()  # waits for the device
         best = min(best, clock() - started)
     return 2 * size**3 / best

@@ -9,6 +9,7 @@ from pipelines.test_pipeline_latent_dit import make_pipeline
 from titok_hf.pipelines import compilation
 from titok_hf.pipelines.compilation import (
     FixedBatches,
+    OneDNNLinear,
     check_backend,
     compiled,
     faster_dtype,
@@ -69,6 +70,45 @@ class TestFixedBatches:
         fixed = FixedBatches(overwriting, batch_size=2, reuses_outputs=True)
         x = torch.arange(12.0)[:, None]
         assert fixed(x).equal(x)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+class TestOneDNN:
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_the_layer_is_that_of_torch(self, bias):
+        layer = torch.nn.Linear(48, 80, bias=bias).requires_grad_(False)
+        other = copy.deepcopy(layer)
+        other.__class__ = OneDNNLinear
+        compiled_layer = torch.compile(other, fullgraph=True, backend="eager")
+        batch = torch.randn(300, 48, 7)
+        for x in (batch[0].T, batch.transpose(1, 2), batch.transpose(1, 2).unflatten(0, (10, 30))):
+            for computed in (other(x), compiled_layer(x)):
+                torch.testing.assert_close(computed, layer(x), atol=1e-5, rtol=0)
+
+    def test_it_is_taken_where_it_is_faster(self, pipeline, monkeypatch):
+        labels, arguments = [1, 2, 3], {"output_type": "pt", "num_inference_steps": 4}
+        eager = pipeline(labels, generator=seeded(), **arguments)
+        for faster, expected in ((1e9, {torch.nn.Linear}), (1e-9, {OneDNNLinear})):
+            monkeypatch.setattr(compilation, "FASTER", faster)
+            pipeline.compile(4, backend=None, dtype="float32")
+            images = pipeline(labels, generator=seeded(), **arguments)
+            assert images.codes.equal(eager.codes)
+            torch.testing.assert_close(images.images, eager.images, atol=1e-4, rtol=0)
+            for name in ("transformer", "tokenizer"):
+                assert linear_layers(pipeline._compiled[name]) == expected
+        assert not any(
+            isinstance(module, OneDNNLinear) for module in pipeline.transformer.modules()
+        )
+
+
+def linear_layers(fixed):
+    """The classes of the linear layers of a compiled network."""
+    [network] = [
+        cell.cell_contents
+        for cell in fixed.function.__closure__
+        if isinstance(cell.cell_contents, torch.nn.Module)
+    ]
+    return {type(m) for m in network.modules() if isinstance(m, torch.nn.Linear)}
 
 
 class TestTiTok:
@@ -170,11 +210,21 @@ def test_a_backend_that_cannot_compile_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("flops", "expected"), [(2e9, torch.bfloat16), (1.2e9, torch.float32), (5e8, torch.float32)]
+    ("flops", "onednn", "expected"),
+    [
+        (2e9, 1e9, torch.bfloat16),
+        (1.2e9, 1e9, torch.float32),
+        (5e8, 1e9, torch.float32),
+        (2e9, 1.9e9, torch.float32),
+    ],
 )
-def test_the_faster_data_type_is_taken(monkeypatch, flops, expected):
-    measured = {torch.float32: 1e9, torch.bfloat16: flops}
-    monkeypatch.setattr(compilation, "matmul_flops", lambda device, dtype: measured[dtype])
+def test_the_faster_data_type_is_taken(monkeypatch, flops, onednn, expected):
+    def measured(device, dtype, multiply=torch.mm):
+        if multiply is not torch.mm:
+            return onednn
+        return flops if dtype == torch.bfloat16 else 1e9
+
+    monkeypatch.setattr(compilation, "matmul_flops", measured)
     assert faster_dtype(torch.device("cpu")) == expected
 
 

@@ -1,4 +1,5 @@
-"""Networks that are compiled for sampling: fixed batches, and bfloat16 where it is faster."""
+"""Networks that are compiled for sampling: fixed batches, bfloat16 where it is faster, and linear layers by
+oneDNN where that is."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +12,35 @@ from ..devices import matmul_flops
 
 # Parts of tokenizers that decoding does not need.
 ENCODERS = ("encoder", "vision_encoder", "text_encoder", "quant_conv")
-FASTER = 1.3  # how much faster bfloat16 must be to be taken
+FASTER = 1.3  # how much faster bfloat16 or oneDNN must be to be taken
+
+
+@torch.library.custom_op("titok_hf::onednn_linear", mutates_args=())
+def onednn_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Computes a linear layer on the CPU by oneDNN. In float32, torch takes MKL, which does not use all
+    instructions of some processors of AMD."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@onednn_linear.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+class OneDNNLinear(nn.Linear):
+    """A linear layer that oneDNN computes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return onednn_linear(x, self.weight, self.bias)
+
+
+def onednn_flops() -> float:
+    """Measures the FLOPs per second of a large matrix product in float32 by oneDNN; 0 without it."""
+    if not torch.backends.mkldnn.is_available():
+        return 0.0
+    return matmul_flops(torch.device("cpu"), torch.float32, multiply=onednn_linear)
 
 
 class FixedBatches:
@@ -73,6 +102,10 @@ def compiled(
     device = next(fast.parameters()).device
     if device.type == "cpu":
         fast = fast.to(memory_format=torch.channels_last)  # of the convolutions
+        if dtype == torch.float32 and onednn_flops() > FASTER * matmul_flops(device, dtype):
+            for module in fast.modules():
+                if type(module) is nn.Linear:
+                    module.__class__ = OneDNNLinear
 
     def call(*tensors: torch.Tensor) -> torch.Tensor:
         return function(fast, *tensors)
@@ -89,7 +122,10 @@ def compiled(
 def faster_dtype(device: torch.device) -> torch.dtype:
     """Returns bfloat16 if a matrix product is at least 1.3 times as fast in it on a device, else
     float32."""
-    wins = matmul_flops(device, torch.bfloat16) > FASTER * matmul_flops(device, torch.float32)
+    exact = matmul_flops(device, torch.float32)
+    if device.type == "cpu":
+        exact = max(exact, onednn_flops())
+    wins = matmul_flops(device, torch.bfloat16) > FASTER * exact
     return torch.bfloat16 if wins else torch.float32
 
 
