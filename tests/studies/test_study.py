@@ -65,7 +65,7 @@ class TestEach:
 
     def test_variants_differ(self, name):
         found = [json.dumps(recipe, sort_keys=True) for _, recipe in recipes(name)]
-        same = {"one-against-two-d": 1}.get(name, 0)  # 64 tokens have 8x8 patches anyway
+        same = {"one-against-two-d": 1}.get(name, 0)  # 16 tokens have 4x4 patches anyway
         assert len(set(found)) == len(found) - same
 
     def test_quickly_every_stage_takes_two_steps_at_most_of_one_seed(self, name):
@@ -81,7 +81,7 @@ class TestWhatIsCompared:
             for values, recipe in recipes("tokens")
         ]
         assert [(size, tokens) for size, tokens, _ in found] == [
-            (s, k) for s in "SB" for k in (4, 16, 64)
+            (s, k) for s in "SB" for k in (4, 8, 16)
         ]
         for size, tokens, model in found:
             width = {"S": 32, "B": 64}[size]
@@ -104,8 +104,8 @@ class TestWhatIsCompared:
             model = recipe["stages"]["single_stage"]["model"]
             patches = (recipe["image_size"] // model["encoder_patch_size"]) ** 2
             assert model["num_latent_tokens"] == values["tokens"]
-            if values["representation"] == "latent tokens of 8x8 patches":
-                assert patches == 64
+            if values["representation"] == "latent tokens of 4x4 patches":
+                assert patches == 16
             else:
                 assert patches == values["tokens"]
             is_2d = values["representation"] == "patch tokens"
