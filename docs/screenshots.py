@@ -1,14 +1,13 @@
 """Takes the pictures of docs/app.md: uses each tab of the web demo in a browser, as a person would.
 
     python docs/screenshots.py demo/pipeline runs/vtp-emoji/vtp
-    python docs/screenshots.py titok-emoji/pipeline runs/vtp-emoji/vtp --suffix -emoji
 
 needs the extras `app`, `demo` and `emoji`, Playwright, and Debian's Chromium.
 """
 
-import argparse
 import io
 import shutil
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,11 +21,11 @@ IMAGES = Path(__file__).parent / "images"
 SECONDS = 60_000  # milliseconds
 
 
-def shoot(page: Page, name: str) -> None:
-    """Writes a picture of the page, in few colors."""
+def shoot(page: Page, tab: str) -> None:
+    """Writes a picture of a tab, in few colors."""
     page.wait_for_timeout(2000)
     taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    taken.quantize(96).save(IMAGES / f"app-{name}.png", optimize=True)
+    taken.quantize(96).save(IMAGES / f"app-{tab.lower()}.png", optimize=True)
 
 
 def open_tab(page: Page, name: str) -> None:
@@ -45,31 +44,31 @@ def choose(page: Page, label: str, *options: str) -> None:
     page.get_by_role("option", name=options[-1], exact=True).wait_for(state="hidden")
 
 
-def use(page: Page, image: Path, classes: tuple[str, str], suffix: str) -> None:
-    """Uses each tab with a picture at hand, and two classes of the pipeline."""
-    choose(page, "Classes", *classes)
+def use(page: Page, image: Path) -> None:
+    """Uses each tab with a picture at hand."""
+    choose(page, "Classes", "three", "eight")
     press(page, "Generate")
     page.locator("#step img").wait_for()
     page.get_by_role("slider", name="Progress").focus()
     for _ in range(12):
         page.keyboard.press("ArrowLeft")
-    shoot(page, f"generate{suffix}")
+    shoot(page, "Generate")
 
     open_tab(page, "Reconstruct")
     page.locator("#reconstruct-upload input[type=file]").set_input_files(image)
     page.locator("#reconstruct-upload img").wait_for()
     press(page, "Reconstruct")
     page.locator("#reconstructions img").nth(2).wait_for()
-    shoot(page, f"reconstruct{suffix}")
+    shoot(page, "Reconstruct")
 
     open_tab(page, "Edit")
-    for letter, name in zip("AB", classes, strict=True):
+    for letter, name in (("A", "three"), ("B", "eight")):
         choose(page, f"Class {letter}", name)
         press(page, f"Generate {letter}")
         page.locator(f"#picture-{letter} img").wait_for()
     press(page, "Interpolate from class A to class B")
     page.locator("#results img").nth(7).wait_for()
-    shoot(page, f"edit{suffix}")
+    shoot(page, "Edit")
 
     open_tab(page, "Understand")
     page.locator("#understand-upload input[type=file]").set_input_files(image)
@@ -77,21 +76,14 @@ def use(page: Page, image: Path, classes: tuple[str, str], suffix: str) -> None:
     page.get_by_label("Words").fill("cookie, red apple, dog face, flag, person")
     press(page, "Understand")
     page.locator("#nearest img").first.wait_for()
-    shoot(page, f"understand{suffix}")
+    shoot(page, "Understand")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", help="a pipeline, then tokenizers, one of them a VTP")
-    parser.add_argument("--suffix", default="", help="end of the pictures' names")
-    arguments = parser.parse_args()
-    data = "emoji:image_size=64,one_per_concept=true"
-    models = open_models(arguments.models, data=data)
-    [pipeline] = models.pipelines.values()
-    names = list(pipeline.transformer.config.id2label.values())
-    app = build_app(models)
+def main(paths: list[str]) -> None:
+    app = build_app(open_models(paths, data="emoji:image_size=64,one_per_concept=true"))
     _, address, _ = launch_app(app, prevent_thread_lock=True)
-    cookie = next(row for row in open_images(data).dataset("test") if row["text"] == "cookie")
+    held_out = open_images("emoji:image_size=64,one_per_concept=true").dataset("test")
+    cookie = next(row for row in held_out if row["text"] == "cookie")
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         image = Path(folder) / "emoji.png"
         cookie["image"].save(image)
@@ -101,10 +93,10 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1100, "height": 600})
         page.set_default_timeout(SECONDS)
         page.goto(address)
-        use(page, image, (names[3], names[8]), arguments.suffix)
+        use(page, image)
         browser.close()
     app.close()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""How much work something is, where a clock would measure the machine instead."""
+"""Counts of work, where a clock would measure the machine instead."""
 
 import sys
 from collections.abc import Callable

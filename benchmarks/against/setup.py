@@ -1,4 +1,4 @@
-"""What a side is told: its model, its device and where the weights are."""
+"""The arguments of a side of a comparison, and the inputs that all sides share."""
 
 import sys
 import types

@@ -4,6 +4,7 @@ The reference's README runs it under autocast, here to bfloat16 on every device.
 """
 
 import sys
+from importlib import import_module
 
 import torch
 
@@ -17,8 +18,7 @@ GFLOP = {  # of an image or a text of 77 tokens, counted by torch
 
 def reference_side(setup: Setup) -> Parts:
     """Builds the reference's model, saves its weights, and returns what is timed."""
-    import transformers  # noqa: F401, before torchvision has a stand-in
-
+    import_module("transformers")  # before torchvision has a stand-in
     sys.path.insert(0, setup.checkout)
     # a helper that inference does not call imports a class of torchvision
     stand_in("torchvision.ops.misc", FrozenBatchNorm2d=torch.nn.Module)

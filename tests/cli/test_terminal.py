@@ -27,7 +27,7 @@ def images(tmp_path):
 
 
 def on_terminal(*arguments, folder):
-    """What a command of `titok` shows on a terminal, and what it prints."""
+    """Runs a command of `titok` on a terminal, and returns what it shows there and what it prints."""
     reader, writer = os.openpty()
     termios.tcsetwinsize(writer, (24, 100))
     outputs = [folder / "stdout.txt", Path(os.ttyname(writer))]

@@ -319,7 +319,7 @@ def computed_once(forward):
 
 
 def margin_of_difference(logits, sample, ours, theirs, mask_token_id):
-    """How near a tie the decisions are in which one greedy step of one image differs from the
+    """Returns how near a tie the decisions are in which one greedy step of one image differs from the
     reference's.
 
     Args:

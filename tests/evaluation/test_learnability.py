@@ -192,6 +192,12 @@ class TestTokenizers:
         assert "region_similarity" in result["metrics"]
         assert "--mask-column mask" in result["command"]
 
+    def test_masks_that_are_not_there_are_an_error(self, tmp_path):
+        make_model(has_text=False).save_pretrained(tmp_path)
+        for name in ("masks", "label"):
+            with pytest.raises(ValueError, match=f"images, got '{name}': the data has image"):
+                evaluate_learnability(str(tmp_path), "digits", num_images=8, mask_column=name)
+
     def test_a_discrete_one_is_refused(self, tmp_path, make_titok_config):
         TiTokModel(make_titok_config("pixels")).save_pretrained(tmp_path / "titok")
         with pytest.raises(ValueError, match="is discrete; what is measured is of continuous"):

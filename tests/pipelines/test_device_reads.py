@@ -1,4 +1,4 @@
-"""How often sampling waits for the device: for the images, however many steps there are."""
+"""Counts how often sampling waits for the device: for the images, however many steps there are."""
 
 import pytest
 import torch

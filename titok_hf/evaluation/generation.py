@@ -119,7 +119,7 @@ class KeptImages(ImageSource):
 
 @dataclasses.dataclass(frozen=True)
 class MadeBy:
-    """How samples were made, as far as it is known; the fields are those of `Evaluation`."""
+    """A record of how samples were made, as far as it is known; the fields are those of `Evaluation`."""
 
     tokenizer: dict[str, Any] | None = None
     generator: dict[str, Any] | None = None

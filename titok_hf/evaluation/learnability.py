@@ -1,4 +1,4 @@
-"""How well a generator will learn on a tokenizer's latents, told without training one.
+"""Tells how well a generator will learn on a tokenizer's latents, without training one.
 
 The measures are those whose correlation with generation was studied on 86 tokenizers (arXiv
 2606.03578). Latents are normalized to mean 0 and standard deviation 1 in each channel first, as a
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import BaseImageProcessor
@@ -189,23 +189,22 @@ def measure_learnability(
     far = min(6, sum(latents.shape[2:]) - 2) if is_2d else 0
     if far >= 2:
         grid = normalized.transpose(1, 2).unflatten(2, latents.shape[2:])  # (B, C, h, w)
-        parts = range(
-            0, len(grid), 256
-        )  # the cosines of all images at once would not fit in memory
-        similarity = [local_spatial_similarity(grid[i : i + 256], far) for i in parts]
+        # in parts, since the cosines of all images would not fit in memory
+        similarity = [local_spatial_similarity(part, far) for part in grid.split(256)]
         metrics["spatial_similarity"] = Estimate.mean(torch.cat(similarity))
         for cutoff in CUTOFFS:
             metrics[f"high_frequencies_{cutoff:g}"] = Estimate.mean(high_frequencies(grid, cutoff))
-        undefined["region_similarity"] = "no masks"
-        if masks is not None:
-            similarity = torch.cat(
-                [region_self_similarity(grid[i : i + 256], masks[i : i + 256], far) for i in parts]
-            )
-            defined = similarity[~similarity.isnan()]
-            undefined["region_similarity"] = f"no foreground has a background {far} latents away"
-            if len(defined):
-                metrics["region_similarity"] = Estimate.mean(defined)
-                del undefined["region_similarity"]
+        if masks is None:
+            undefined["region_similarity"] = "no masks"
+        else:
+            parts = zip(grid.split(256), masks.split(256), strict=True)
+            similarity = torch.cat([region_self_similarity(*part, far) for part in parts])
+            similarity = similarity[~similarity.isnan()]
+            if len(similarity):
+                metrics["region_similarity"] = Estimate.mean(similarity)
+            else:
+                reason = f"no foreground has a background {far} latents away"
+                undefined["region_similarity"] = reason
     else:
         undefined |= dict.fromkeys(OF_2D, "these latents are no grid")
     metrics["effective_rank"] = Estimate(effective_rank(channels))
@@ -262,8 +261,14 @@ class EncodedImages:
         belong to; a latent is in the foreground if more than half of its area is.
 
         Raises:
-            ValueError: If the tokenizer is discrete.
+            ValueError: If the tokenizer is discrete, or there is no such column of masks.
         """
+        if mask_column is not None and not isinstance(dataset.features.get(mask_column), Image):
+            columns = [name for name, kind in dataset.features.items() if isinstance(kind, Image)]
+            raise ValueError(
+                f"Masks must be a column of images, got {mask_column!r}: the data has "
+                f"{', '.join(columns)}."
+            )
         encoded, decode = encoded_images(dataset, image_column), decoder_for(processor)
         latents, masks, features, fingerprint = [], [], [], Fingerprint()
         for indices in index_batches(len(dataset), batch_size, "latents"):
@@ -341,7 +346,7 @@ def evaluate_learnability(
         `versions`, and the `command` that repeats it.
 
     Raises:
-        ValueError: If the tokenizer is discrete.
+        ValueError: If the tokenizer is discrete, or there is no such column of masks.
     """
     arguments = dict(locals())
     network = None if extractor is None else load_extractor(extractor, extractor_weights, device)

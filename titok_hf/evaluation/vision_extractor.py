@@ -33,7 +33,7 @@ VISION_PARTS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images are prepared and features are pooled, where it is not the model's own way: images in
+    """Tells how images are prepared and features are pooled, where it is not the model's own way: images in
     [0, 1] are resized in torch (bicubic, antialiased), as FDr6 (arXiv 2604.28190) does.
 
     Args:

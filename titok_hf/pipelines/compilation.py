@@ -19,8 +19,8 @@ FASTER = 1.3  # how much faster bfloat16 or oneDNN must be to be taken
 def onednn_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Computes a linear layer on the CPU by oneDNN. In float32, torch takes MKL, which does not use all
-    instructions of some processors of AMD."""
+    """Computes a linear layer on the CPU by oneDNN. In float32, torch takes its BLAS, which is slower on some
+    processors (see docs/sampling.md)."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

@@ -130,6 +130,10 @@ class HeldOut:
         reconstructed = measure_reconstruction(
             tokenizer, processor, self.test, self.protocol, judges=self.judges
         ).values
+        only_of_test = {
+            "mask_column": "mask" if "mask" in self.dataset["test"].column_names else None,
+            "extractor": self.judges.extractor,
+        }
         known, seen = (
             EncodedImages.encode(
                 tokenizer,
@@ -137,10 +141,9 @@ class HeldOut:
                 self.dataset[split],
                 image_column=self.image_column,
                 label_column=self.label_column,
-                mask_column="mask" if "mask" in self.dataset[split].column_names else None,
-                extractor=extractor,
+                **of_split,
             )
-            for split, extractor in (("train", None), ("test", self.judges.extractor))
+            for split, of_split in (("train", {}), ("test", only_of_test))
         )
         learnability = measure_learnability(seen.latents, seen.labels, seen.masks)["metrics"]
         sides = (known.mean, known.labels, seen.mean, seen.labels)
