@@ -11,6 +11,7 @@ from titok_hf import (
     MaskGitUViTModel,
     TiTokConfig,
     TiTokModel,
+    VTPModel,
 )
 from titok_hf.conversion.checkpoint import write_tensors
 from titok_hf.conversion.titok import VIT_SIZES
@@ -127,3 +128,43 @@ def assert_same_weights():
             assert tensor.dtype == theirs[name].dtype and tensor.equal(theirs[name]), name
 
     return compare
+
+
+OF_TRANSFORMERS = {
+    "architectures": ["VTPModel"],
+    "dtype": "float32",
+    "model_type": "vtp",
+    "transformers_version": "4.57.0",
+}
+
+
+@pytest.fixture
+def make_vtp(make_vtp_config):
+    """An official-like VTP, whose texts have MLPs of 4 times the width: `make_vtp(has_text=False)`."""
+
+    def make(model_class=VTPModel, **fields):
+        return model_class(make_vtp_config(**{"text_intermediate_size": 64, **fields})).eval()
+
+    return make
+
+
+@pytest.fixture
+def write_vtp(write_official):
+    """A VTP as an official folder, with transformers' own fields, too: `write_vtp(model, name,
+    edit)`."""
+
+    def write(model, name="official", edit=lambda tensors, config: None):
+        def complete(tensors, config):
+            config |= OF_TRANSFORMERS
+            edit(tensors, config)
+
+        return write_official(model, name, complete)
+
+    return write
+
+
+@pytest.fixture
+def official(make_vtp, write_vtp):
+    """A model, and its official folder."""
+    model = make_vtp()
+    return model, write_vtp(model)
