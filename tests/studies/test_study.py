@@ -228,6 +228,13 @@ class TestScaling:
             assert ("head" in stage) == ("multi_crop" in stage) == ("ssl" in name or name == "all")
             assert stage["model"] == found["all"]["model"]
 
+    def test_one_tokenizer_per_seed_has_all_mask_schedules(self):
+        study = Study.load("schedule")
+        for stage in study.shared:
+            [_] = {
+                json.dumps(study.shared_recipe(each, stage).to_dict()) for each in study.variants()
+            }
+
     def test_steps_are_snapshots_of_one_run(self):
         study = Study.load("scaling")
         shared = {

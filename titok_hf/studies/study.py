@@ -211,8 +211,12 @@ class Study:
                 "max_steps": max(steps),
                 "snapshot_steps": steps,
             }
-        required = variant.recipe.stage(stage).required()
-        return restricted(recipe, [*required, stage])
+        stages = [*variant.recipe.stage(stage).required(), stage]
+        # variants that differ in what no shared stage needs, as in the scheduler, share it all the same
+        for part in ("scheduler", "sampling"):
+            if not any(part in STAGES[name].recipe_parts for name in stages):
+                recipe[part] = {}
+        return restricted(recipe, stages)
 
 
 def read_study(name: str) -> dict[str, Any]:
