@@ -26,7 +26,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import http_backoff
-from loopback_hub import GITATTRIBUTES, LoopbackHub, User
+from loopback_hub import LoopbackHub
+from loopback_repositories import GITATTRIBUTES, User
 
 TEXT = "naïve\n".encode()
 WEIGHTS = bytes(range(256)) * 40

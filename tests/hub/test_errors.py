@@ -2,7 +2,7 @@
 
 import pytest
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from loopback_hub import HubError, Repository
+from loopback_repositories import HubError, Repository
 
 from titok_hf.hub.errors import explain_hub_errors
 
