@@ -1,16 +1,14 @@
-"""Evaluations of generated images, held against numpy and scipy on features taken directly."""
+"""Metrics of generated images are those that numpy and scipy compute on features taken directly."""
 
 import json
 import shlex
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fixtures.extractors.networks import inception_weights
-from forked import run, start
+from forked import run
 from PIL import Image
 from scipy.stats import sem
 from typer.testing import CliRunner
@@ -25,19 +23,13 @@ from titok_hf.evaluation import (
 )
 from titok_hf.evaluation.adm import ReferenceBatch
 from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.generation import KeptImages, load_pipeline
-from titok_hf.evaluation.image_sources import (
-    GeneratedImages,
-    ReferenceImages,
-    TensorImages,
-    open_source,
-)
+from titok_hf.evaluation.image_sources import ReferenceImages, TensorImages, open_source
 from titok_hf.evaluation.inception import InceptionExtractor
 from titok_hf.evaluation.metric_networks import MetricNetworks
 
 from . import formulas
 from .distributed_evaluation import BATCH_SIZES, ON_FEATURES, ON_PAIRS, evaluate
-from .generation_to_file import BATCH_SIZE, NUM_SAMPLES, generate
+from .generating import changes, generated
 from .tiny_models import Colors, make_ddpm, make_dit
 
 pytestmark = pytest.mark.slow
@@ -53,27 +45,6 @@ def real():
     """The training digits as an evaluation sees them."""
     source = open_source("digits", Protocol.load("demo"), "train")
     return torch.cat([batch.images for batch in source.batches(512)])
-
-
-@pytest.fixture
-def saved(pipeline, tmp_path):
-    pipeline.save_pretrained(tmp_path / "titok")
-    return tmp_path / "titok"
-
-
-def changes(*metrics, **fields):
-    return [
-        f"metrics.generation=[{','.join(metrics)}]",
-        *(f"{name}={value}" for name, value in fields.items()),
-    ]
-
-
-def generated(folder, number, seed=0, batch_size=64, **arguments):
-    """The images of a pipeline for the demo's protocol."""
-    source = GeneratedImages(
-        load_pipeline(folder), number, Protocol.load("demo"), seed, **arguments
-    )
-    return torch.cat([batch.images for batch in source.batches(batch_size)])
 
 
 def write_samples(path, images, **arrays):
@@ -391,212 +362,6 @@ class TestAdm:
             "recall": pytest.approx(formulas.precision(reference, features, 3)),
         }
         assert result.judges == {"extractor": extractor.identity()}
-
-
-class TestBadInput:
-    """One sentence each, before the pipeline is loaded or any image is made."""
-
-    @pytest.mark.parametrize(
-        ("arguments", "sentence"),
-        [
-            (
-                {"reference": "digits", "reference_split": "all"},
-                "'digits' has no split 'all' but train, test",
-            ),
-            ({"reference": "empty"}, "empty must hold images, tar shards or Parquet files"),
-            ({"reference": "large.npz"}, r"images of 32x32 pixels, .*large\.npz holds 64x64"),
-            ({"reference": "float.npz"}, r"float\.npz must be uint8 in \[0, 255\], got float64"),
-            ({"protocol": "titok-rfid"}, "'titok-rfid' is for reconstruction, not for generation"),
-        ],
-    )
-    def test_the_reference_is_looked_at_before_the_pipeline_is(
-        self, tmp_path, monkeypatch, arguments, sentence
-    ):
-        """A pipeline that is not there would be another error."""
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "empty").mkdir()
-        np.savez(tmp_path / "large.npz", np.zeros((2, 64, 64, 3), np.uint8))
-        np.savez(tmp_path / "float.npz", np.zeros((2, 32, 32, 3)))
-        with pytest.raises(ValueError, match=sentence):
-            evaluate_generation("nowhere", **{"protocol": "demo", **arguments})
-
-    def test_weights_are_looked_for_before_the_pipeline_is(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody's
-        with pytest.raises(FileNotFoundError) as refusal:
-            evaluate_generation("nowhere", "adm-256")
-        place = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-        assert f"put it at {place}." in str(refusal.value)
-
-    @pytest.mark.parametrize(
-        ("arguments", "sentence"),
-        [
-            (
-                {"reference": "digits", "num_samples": 64},
-                "frechet_distance with digits-8x8 needs at least 65 judged",
-            ),
-            (
-                {"reference": "few.npz"},
-                "frechet_distance with digits-8x8 needs at least 65 reference images, got 64",
-            ),
-            (
-                {"reference": "other.npz"},
-                "statistics of 2048 features, and digits-8x8 has 64: they are of another",
-            ),
-            ({}, "frechet_distance needs images to compare with"),
-            (
-                {"overrides": ["image_size=64"], "reference": "digits"},
-                "64x64 pixels, the pipeline makes 32x32",
-            ),
-            ({"reference": "digits", "sampler": {"shift": 3}}, "A TiTokPipeline takes no shift"),
-            (
-                {"num_samples": None, "overrides": ["num_samples=null"]},
-                "names no number of images: give `num_samples`",
-            ),
-            (
-                {"reference": "digits", "seeds": [1, 2], "samples": "s.npz"},
-                "`samples` takes the images of one seed",
-            ),
-        ],
-    )
-    def test_what_cannot_be_measured_is_not_made(
-        self, pipeline, tmp_path, monkeypatch, arguments, sentence
-    ):
-        """The pipeline would make NaN, which is another error."""
-        monkeypatch.chdir(tmp_path)
-        for parameter in pipeline.tokenizer.parameters():
-            torch.nn.init.constant_(parameter, torch.nan)
-        pipeline.save_pretrained(tmp_path / "titok")
-        np.savez(tmp_path / "few.npz", np.zeros((64, 32, 32, 3), np.uint8))
-        np.savez(tmp_path / "other.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-        with pytest.raises(ValueError, match=sentence):
-            evaluate_generation("titok", "demo", **{"num_samples": 70, **arguments})
-        with pytest.raises(ValueError, match="must be finite, got NaN"):
-            evaluate_generation("titok", "demo", num_samples=70, reference="digits")
-
-    def test_labels_of_a_pipeline_without_classes(self, tmp_path):
-        make_ddpm().save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="accuracy needs labels"):
-            evaluate_generation(tmp_path, "demo", reference="digits", num_samples=70)
-
-    def test_a_pipeline_that_is_not_there(self, hub):
-        with pytest.raises(OSError, match="user/nothing"):
-            evaluate_generation("user/nothing", "demo", reference="digits")
-
-
-class TestSamples:
-    def test_samples_are_written_and_measured(self, saved, tmp_path):
-        path = tmp_path / "made" / "samples.npz"
-        arguments = {
-            "overrides": changes("inception_score", "accuracy"),
-            "num_samples": 23,
-            "batch_size": 8,
-        }
-        result = evaluate_generation(saved, "demo", samples=path, **arguments)
-        images = generated(saved, 23, batch_size=8)
-        with np.load(path) as written:
-            assert written.files == ["arr_0"]
-            assert written["arr_0"].dtype == np.uint8
-            assert np.array_equal(written["arr_0"], images.permute(0, 2, 3, 1))
-        assert sorted(file.name for file in path.parent.iterdir()) == [
-            "samples.npz",
-            "samples.npz.json",
-        ]
-        plain = evaluate_generation(saved, "demo", **arguments)
-        assert result.metrics == plain.metrics and result.data == plain.data
-        of_file = evaluate_generation(path, "demo", changes("inception_score"))
-        assert of_file.metrics["inception_score"] == plain.metrics["inception_score"]
-        assert of_file.data["fingerprint"] == plain.data["fingerprint"]
-        parts = ("tokenizer", "generator", "sampler", "seeds", "dtype")  # the file beside it tells
-        assert [getattr(of_file, part) for part in parts] == [
-            getattr(plain, part) for part in parts
-        ]
-
-    def test_a_run_that_was_stopped_before_its_result_was_written(
-        self, saved, tmp_path, monkeypatch
-    ):
-        """The samples are whole: none is made again, by whatever way the same pipeline is named."""
-        path = tmp_path / "samples.npz"
-        arguments = {
-            "overrides": changes("inception_score", "accuracy"),
-            "num_samples": 20,
-            "samples": path,
-        }
-        result = evaluate_generation(saved, "demo", **arguments)
-        monkeypatch.setattr(GeneratedImages, "make", lambda *_: pytest.fail("made again"))
-        again = evaluate_generation(f"{saved}/", "demo", **arguments)
-        assert again.metrics == result.metrics and again.data == result.data
-        with pytest.raises(ValueError, match=r"samples\.npz holds samples with another seeds"):
-            evaluate_generation(saved, "demo", **arguments, seeds=[1])
-
-    def test_a_file_that_is_there_stays(self, saved, tmp_path):
-        (tmp_path / "samples.npz").write_text("precious")
-        with pytest.raises(
-            FileExistsError,
-            match=r"samples\.npz exists already: measure it instead, choose another",
-        ):
-            evaluate_generation(
-                saved,
-                "demo",
-                changes("inception_score"),
-                num_samples=20,
-                samples=tmp_path / "samples.npz",
-            )
-        assert (tmp_path / "samples.npz").read_text() == "precious"
-        assert not (tmp_path / "samples.npz.parts").exists()
-
-    def test_a_run_that_was_stopped_makes_the_missing_ones_only(self, pipeline, tmp_path):
-        source = GeneratedImages(pipeline, 20, Protocol.load("demo"))
-        path, made_by = tmp_path / "samples.npz", {"seed": 0, "arguments": {"steps": (1, 2)}}
-        stopped = KeptImages(source, path, made_by).batches(6)
-        first, second = next(stopped), next(stopped)
-        files = sorted(path.with_name("samples.npz.parts").glob("*.npy"))
-        assert len(files) == 2
-        np.save(
-            files[0], np.zeros_like(first.images.numpy())
-        )  # so that it tells if it is made again
-        (files[0].parent / "000000012.npy.partial").write_bytes(b"half a batch")
-        again = KeptImages(source, path, made_by)
-        batches = list(again.batches(6))
-        assert [batch.labels.tolist() for batch in batches][1] == [6, 7, 8, 9, 0, 1]
-        again.join()
-        expected = torch.cat([batch.images for batch in source.batches(6)])
-        with np.load(path) as written:
-            found = torch.from_numpy(written["arr_0"]).permute(0, 3, 1, 2)
-        assert not found[:6].any() and first.images.any()
-        assert torch.equal(found[6:], expected[6:]) and torch.equal(second.images, expected[6:12])
-
-    def test_a_run_that_is_killed_goes_on_where_it_was(self, tmp_path):
-        make_ddpm().save_pretrained(tmp_path / "ddpm")
-        path, alone = tmp_path / "samples.npz", tmp_path / "alone.npz"
-        parts = tmp_path / "samples.npz.parts"
-        process = start(
-            Path(__file__).with_name("generation_to_file.py"),
-            tmp_path / "ddpm",
-            path,
-            outputs=[tmp_path / "printed", tmp_path / "errors"],
-        )
-        deadline = time.monotonic() + 90
-        while len(list(parts.glob("*.npy"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        kept = {file.name: file.read_bytes() for file in parts.glob("*.npy")}
-        assert 2 <= len(kept) < NUM_SAMPLES // BATCH_SIZE
-        assert not path.exists()
-
-        sentence = r"samples\.npz\.parts holds samples with another seeds .*: choose another name"
-        with pytest.raises(ValueError, match=sentence):
-            generate(tmp_path / "ddpm", path, seed=1)
-        assert {file.name: file.read_bytes() for file in parts.glob("*.npy")} == kept
-        generate(tmp_path / "ddpm", path)
-        assert not parts.exists()
-        generate(tmp_path / "ddpm", alone)
-        with np.load(path) as resumed, np.load(alone) as expected:
-            assert resumed["arr_0"].shape == (NUM_SAMPLES, 32, 32, 3)
-            assert np.array_equal(resumed["arr_0"], expected["arr_0"])
 
 
 @pytest.mark.xdist_group("distributed")

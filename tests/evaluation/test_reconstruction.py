@@ -1,47 +1,32 @@
+"""Reconstructions of all tokenizers, and the codes that they use, are measured as by hand."""
+
 import math
-import shlex
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
-from fixtures.extractors.networks import inception_weights, lpips_heads, vgg16_weights
-from PIL import Image as PILImage
+from datasets import ClassLabel
 from scipy.stats import sem
 from torchmetrics.functional.image import structural_similarity_index_measure
-from typer.testing import CliRunner
 
 from titok_hf import TiTokImageProcessor, TiTokModel
-from titok_hf.cli import app
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_dataset
 from titok_hf.evaluation import (
-    Evaluation,
     Protocol,
     codebook_statistics,
-    evaluate_reconstruction,
     measure_generation,
     measure_reconstruction,
     reconstruct,
 )
-from titok_hf.evaluation.adm import ReferenceBatch
-from titok_hf.evaluation.digits import DigitsExtractor
-from titok_hf.evaluation.image_sources import (
-    DatasetImages,
-    ReferenceImages,
-    TensorImages,
-    open_source,
-)
-from titok_hf.evaluation.inception import InceptionExtractor
+from titok_hf.evaluation.image_sources import DatasetImages, TensorImages
 from titok_hf.evaluation.metric_networks import MetricNetworks
 from titok_hf.evaluation.protocol import CODE_METRICS
-from titok_hf.modeling.diffusers_tokenizer import DiffusersTokenizer
 from titok_hf.modeling.vtp import VTPForImageReconstruction, VTPImageProcessor
-from titok_hf.modeling.vtp.modeling_vtp import VTPPixelDecoder, VTPVisionEncoder
-from titok_hf.perceptual.lpips import LPIPS
 
 from . import formulas
-from .tiny_models import Colors, CountingTiTok, make_kl, make_vq
+from .reconstructing import DIGITS, decibels, digits, protocol, squared_errors, truncated
+from .tiny_models import FAMILIES
 
 pytestmark = pytest.mark.slow
 
@@ -121,66 +106,7 @@ class TestCodebookStatistics:
         assert found == {"usage": 1, "perplexity": pytest.approx(64), "entropy": pytest.approx(6)}
 
 
-DIGITS = DigitsExtractor()
-FAMILIES = {
-    "titok-vq": lambda make, _: TiTokModel(make("vqgan_decoder")),
-    "titok-pixels": lambda make, _: TiTokModel(make("pixels")),
-    "titok-kl": lambda make, _: TiTokModel(make("pixels", quantizer="kl")),
-    "vtp": lambda _, make: VTPForImageReconstruction(make()),
-    "diffusers-kl": lambda *_: DiffusersTokenizer(make_kl()),
-    "diffusers-vq": lambda *_: DiffusersTokenizer(make_vq()),
-}
 DISCRETE = {"titok-vq", "titok-pixels", "vqgan", "diffusers-vq"}
-
-
-@pytest.fixture(params=[*FAMILIES, "vqgan"])
-def family(request, make_titok_config, make_vtp_config):
-    """Name, tokenizer and image processor of each family in turn."""
-    if request.param == "vqgan":
-        tokenizer = request.getfixturevalue("vqgan")
-    else:
-        tokenizer = FAMILIES[request.param](make_titok_config, make_vtp_config).eval()
-    processor = VTPImageProcessor if request.param == "vtp" else TiTokImageProcessor
-    return request.param, tokenizer, processor.from_image_size(32)
-
-
-def protocol(*metrics, **fields):
-    """The demo's, truncated, with other metrics."""
-    fields = {"rounding": "truncate", **fields}
-    changes = [f"{name}={value}" for name, value in fields.items()]
-    return Protocol.load("demo", [f"metrics.reconstruction=[{','.join(metrics)}]", *changes])
-
-
-def digits(num_images):
-    """Source and pixels of held-out digits."""
-    dataset = load_digits_dataset()["test"]
-    source = DatasetImages(dataset, protocol("psnr"), label_column="label", num_images=num_images)
-    return source, torch.cat([batch.images for batch in source.batches(512)])
-
-
-@torch.no_grad()
-def truncated(tokenizer, images, batch_size=16, autocast=False):
-    """Reconstructions of uint8 images, by hand."""
-    vtp = isinstance(tokenizer, VTPForImageReconstruction)
-    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if vtp else ([0] * 3, [1] * 3)
-    mean, std = (torch.tensor(each)[:, None, None] for each in (mean, std))
-    found = []
-    for batch in images.split(batch_size):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            latents = tokenizer.encode((batch / 255 - mean) / std).latents
-        pixels = tokenizer.decode(latents.float()).reconstruction * std + mean
-        found.append((255 * pixels.clamp(0, 1)).floor().to(torch.uint8))
-    return torch.cat(found)
-
-
-def squared_errors(images, targets):
-    """Returns the error of each image on the scale of 0 to 255."""
-    pairs = zip(images.numpy(), targets.numpy(), strict=True)
-    return [((image.astype(float) - target.astype(float)) ** 2).mean() for image, target in pairs]
-
-
-def decibels(errors):
-    return [10 * math.log10(255**2 / error) for error in errors]
 
 
 class TestMeasureReconstruction:
@@ -301,29 +227,6 @@ class TestMeasureReconstruction:
         assert alone.metrics["frechet_distance"].value != pytest.approx(expected, rel=0.1)
 
 
-@pytest.fixture
-def checkpoint(family, tmp_path):
-    """Folder of each family's tokenizer in turn."""
-    name, tokenizer, _ = family
-    (tokenizer.autoencoder if name.startswith("diffusers") else tokenizer).save_pretrained(
-        tmp_path / "tokenizer"
-    )
-    return tmp_path / "tokenizer"
-
-
-@pytest.fixture
-def pictures(tmp_path, caches):
-    """Folder of four images of 40x36 pixels."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i in range(4):
-        pixels = np.random.default_rng(i).integers(0, 256, (9, 10, 3), np.uint8)
-        PILImage.fromarray(pixels).resize((40, 36), PILImage.Resampling.BICUBIC).save(
-            folder / f"{i}.png"
-        )
-    return folder
-
-
 class TestOtherSizes:
     """A protocol's size need not be a tokenizer's own if it takes any."""
 
@@ -398,318 +301,3 @@ class TestClasses:
 def generation_of(metric, **fields):
     changes = [f"{name}={value}" for name, value in fields.items()]
     return Protocol.load("demo", [f"metrics.generation=[{metric}]", *changes])
-
-
-class TestEvaluateReconstruction:
-    def test_all_families_come_from_their_folders(self, family, checkpoint):
-        name, tokenizer, processor = family
-        changes = ["rounding=truncate", "metrics.reconstruction=[psnr,accuracy]"]
-        result = evaluate_reconstruction(
-            checkpoint, "digits", "demo", changes, num_images=20, device="cpu"
-        )
-        source, images = digits(20)
-        expected = measure_reconstruction(
-            tokenizer, processor, source, protocol("psnr", "accuracy"), progress_bar=False
-        )
-        assert result.metrics["psnr"].value == pytest.approx(
-            expected.metrics["psnr"].value, rel=1e-6
-        )
-        assert result.metrics["accuracy"] == expected.metrics["accuracy"]
-        psnr = decibels(squared_errors(truncated(tokenizer, images, 64), images))
-        assert result.metrics["psnr"].value == pytest.approx(np.mean(psnr), rel=1e-4)
-        assert result.data == {
-            "id": "digits",
-            "revision": None,
-            "split": "test",
-            "fingerprint": expected.fingerprint,
-        }
-        assert (result.num_images, result.device, result.dtype, result.processes) == (
-            20,
-            "cpu",
-            "float32",
-            1,
-        )
-        wrapped = tokenizer.autoencoder if name.startswith("diffusers") else tokenizer
-        assert result.tokenizer["class"] == type(wrapped).__name__
-
-    def test_vtps_protocol(self, make_vtp_config, pictures, torch_cache, tmp_path):
-        """ADM's crop, the encoder in bfloat16 and the decoder in float32, pytorch-fid's Inception,
-        and LPIPS."""
-        vtp = VTPForImageReconstruction(make_vtp_config()).eval()
-        vtp.save_pretrained(tmp_path / "vtp")
-        torch.save(vgg16_weights(), torch_cache / "vgg16-397923af.pth")
-        torch.save(lpips_heads(), torch_cache / "lpips-v0.1-vgg-a78928a0.pth")
-        torch.save(inception_weights(), tmp_path / "inception.pth")
-        changes = [
-            "image_size=32",
-            "metrics.reconstruction=[kernel_distance,psnr,lpips]",
-            "kernel_subsets=1",
-        ]
-        changes += ["kernel_subset_size=4"]
-        autocast = {}  # how much it changes the images is for the processor to say
-
-        def look(module, _inputs):
-            if isinstance(module, VTPVisionEncoder | VTPPixelDecoder):
-                autocast[type(module)] = torch.is_autocast_enabled(
-                    "cpu"
-                ) and torch.get_autocast_dtype("cpu")
-
-        hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
-        result = evaluate_reconstruction(
-            tmp_path / "vtp",
-            str(pictures),
-            "vtp-rfid",
-            changes,
-            extractor_weights=tmp_path / "inception.pth",
-            device="cpu",
-        )
-        hook.remove()
-        assert autocast == {VTPVisionEncoder: torch.bfloat16, VTPPixelDecoder: False}
-        crops = [
-            PILImage.open(pictures / f"{i}.png")
-            .resize((36, 32), PILImage.Resampling.BICUBIC)
-            .crop((2, 0, 34, 32))
-            for i in range(4)
-        ]
-        images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-        ours, exact = truncated(vtp, images, autocast=True), truncated(vtp, images)
-        assert (ours != exact).float().mean() > 0.05
-        psnr = np.mean(decibels(squared_errors(ours, images)))
-        assert result.metrics["psnr"].value == pytest.approx(psnr, abs=1e-3)
-        lpips = LPIPS.from_state_dicts(vgg16_weights(), lpips_heads())
-        distances = lpips(ours / 127.5 - 1, images / 127.5 - 1)
-        assert result.metrics["lpips"].value == pytest.approx(distances.mean().item(), rel=1e-3)
-        extractor = InceptionExtractor(tmp_path / "inception.pth", "pytorch-fid", "cpu")
-        features = [extractor(x).features.double().numpy() for x in (ours, images)]
-        expected = formulas.kernel_distance(*features)
-        assert result.metrics["kernel_distance"].value == pytest.approx(expected, rel=1e-2)
-        assert set(result.judges) == {"extractor", "lpips"}
-        assert result.judges["extractor"] == extractor.identity()
-
-    def test_the_command_repeats_it(self, titok, pictures, tmp_path):
-        titok.save_pretrained(tmp_path / "my titok")
-        result = evaluate_reconstruction(
-            tmp_path / "my titok",
-            str(pictures),
-            "titok-rfid",
-            ["image_size=32", "crop=squash", "metrics.reconstruction=[psnr,codebook_usage]"],
-            split="train",
-            num_images=3,
-            batch_size=2,
-            device="cpu",
-            dtype="bfloat16",
-        )
-        words = shlex.split(result.command)
-        again = CliRunner().invoke(app, [*words[1:], "--output", str(tmp_path / "again.json")])
-        assert again.exit_code == 0, again.output
-        assert Evaluation.load(tmp_path / "again.json") == result
-
-    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-    def test_half_precision(self, titok, tmp_path, dtype):
-        titok.save_pretrained(tmp_path)
-        changes = ["metrics.reconstruction=[psnr]"]
-        half, full = (
-            evaluate_reconstruction(
-                tmp_path, "digits", "demo", changes, num_images=8, device="cpu", dtype=each
-            )
-            for each in (dtype, "float32")
-        )
-        assert half.dtype == dtype
-        assert half.metrics["psnr"].value != full.metrics["psnr"].value
-        assert half.metrics["psnr"].value == pytest.approx(full.metrics["psnr"].value, rel=0.1)
-
-    def test_the_demos_protocol_compares_with_the_training_digits(self, titok, tmp_path):
-        titok.save_pretrained(tmp_path)
-        result = evaluate_reconstruction(tmp_path, "digits", "demo", num_images=70, device="cpu")
-        assert (result.reference["id"], result.reference["split"]) == ("digits", "train")
-        _, images = digits(70)
-        with torch.no_grad():
-            pixels = 255 * titok.decode(titok.encode(images / 255).latents).reconstruction.clamp(
-                0, 1
-            )
-        train = torch.cat(
-            [
-                batch.images
-                for batch in open_source("digits", Protocol.load("demo"), "train").batches(500)
-            ]
-        )
-        ours, theirs = (DIGITS(x).features.numpy() for x in (pixels.round().to(torch.uint8), train))
-        expected = formulas.frechet_distance(ours, theirs)
-        assert result.metrics["frechet_distance"].value == pytest.approx(expected, rel=1e-4)
-
-
-class TestBadInput:
-    """One sentence each, before any image is encoded."""
-
-    @pytest.fixture
-    def counting(self, make_titok_config):
-        return CountingTiTok(make_titok_config("vqgan_decoder")).eval()
-
-    @pytest.fixture
-    def refuse(self, counting):
-        """Asserts that measuring is refused with a sentence before anything is encoded."""
-
-        def refuse(sentence, source, *metrics, reference=None, judges=None, **fields):
-            with pytest.raises(ValueError, match=sentence):
-                measure_reconstruction(
-                    counting,
-                    TiTokImageProcessor.from_image_size(32),
-                    source,
-                    protocol(*metrics, **fields),
-                    reference,
-                    judges,
-                    progress_bar=False,
-                )
-            assert counting.num_encoded == 0
-
-        return refuse
-
-    def test_encoded_images_are_counted(self, counting):
-        processor = TiTokImageProcessor.from_image_size(32)
-        measure_reconstruction(
-            counting, processor, digits(5)[0], protocol("psnr"), progress_bar=False
-        )
-        assert counting.num_encoded == 5
-
-    def test_fewer_images_than_features(self, refuse):
-        refuse("frechet_distance with digits-8x8 needs at least 65 judged images, got 64", digits(64)[0], "psnr",
-               "frechet_distance")  # fmt: skip
-
-    def test_a_reference_of_fewer_images_than_features(self, refuse):
-        reference = TensorImages(torch.zeros(64, 3, 32, 32, dtype=torch.uint8))
-        sentence = "frechet_distance with digits-8x8 needs at least 65 reference images, got 64"
-        refuse(sentence, digits(90)[0], "frechet_distance", reference=reference)
-
-    def test_no_labels(self, refuse):
-        source = TensorImages(torch.zeros(9, 3, 32, 32, dtype=torch.uint8))
-        refuse(
-            "accuracy needs labels: name their column, or leave the metric out", source, "accuracy"
-        )
-
-    def test_another_image_size(self, refuse):
-        sentence = r"'demo\*' is for images of 64 pixels, the tokenizer for 32\. .* `image_size=32`"
-        refuse(sentence, digits(9)[0], "psnr", image_size=64)
-
-    def test_a_reference_of_another_extractor(self, refuse, tmp_path):
-        np.savez(tmp_path / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-        reference = ReferenceImages(
-            ReferenceBatch.load(tmp_path / "inception.npz"), protocol("psnr")
-        )
-        sentence = "The reference holds statistics of 2048 features, and digits-8x8 has 64: they are of another"
-        refuse(sentence, digits(90)[0], "frechet_distance", reference=reference)
-
-    def test_metrics_that_the_extractor_does_not_serve(self, refuse):
-        refuse(
-            "spatial_frechet_distance needs spatial features",
-            digits(90)[0],
-            "spatial_frechet_distance",
-        )
-        judges = MetricNetworks(Colors())
-        judges.extractor.num_classes = None
-        refuse(
-            "inception_score needs an extractor that cl",
-            digits(90)[0],
-            "inception_score",
-            judges=judges,
-        )
-
-    def test_nan_from_the_tokenizer(self, counting):
-        """Known as soon as the first images are decoded."""
-        for parameter in counting.parameters():
-            torch.nn.init.constant_(parameter, torch.nan)
-        with pytest.raises(ValueError, match="NaN"):
-            measure_reconstruction(
-                counting,
-                TiTokImageProcessor.from_image_size(32),
-                digits(90)[0],
-                protocol("psnr"),
-                batch_size=10,
-                progress_bar=False,
-            )
-        assert counting.num_encoded <= 10
-
-    @pytest.mark.parametrize(
-        ("data", "arguments", "sentence"),
-        [
-            (
-                "digits",
-                {"split": "all"},
-                "'digits' has no split 'all' but train, test; name one of these",
-            ),
-            ("digits", {"image_column": "picture"}, "no column 'picture' but image, label"),
-            ("digits", {"num_images": 361}, "There are 360 images, and 361 were asked for"),
-            ("empty", {}, "empty must hold images, tar shards or Parquet files"),
-            (
-                "mixed",
-                {"overrides": ["crop=none"]},
-                "All images must be 32x32 pixels, .* image 1 is 40x36",
-            ),
-            (
-                "digits",
-                {"reference": "large.npz"},
-                r"images of 32x32 pixels, .*large\.npz holds 64x64",
-            ),
-            (
-                "digits",
-                {"reference": "float.npz"},
-                r"float\.npz must be uint8 in \[0, 255\], got float32",
-            ),
-            ("digits", {"reference": "empty"}, "empty must hold images"),
-            ("digits", {"reference": "digits", "reference_split": "all"}, "no split 'all'"),
-        ],
-        ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),
-    )
-    def test_data_are_looked_at_before_the_tokenizer_is(
-        self, tmp_path, caches, monkeypatch, data, arguments, sentence
-    ):
-        """A tokenizer that is not there would be another error."""
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "empty").mkdir()
-        (tmp_path / "mixed").mkdir()
-        PILImage.new("RGB", (32, 32)).save(tmp_path / "mixed" / "0.png")
-        PILImage.new("RGB", (40, 36)).save(tmp_path / "mixed" / "1.png")
-        np.savez(tmp_path / "large.npz", np.zeros((2, 64, 64, 3), np.uint8))
-        np.savez(tmp_path / "float.npz", np.zeros((2, 32, 32, 3), np.float32))
-        with pytest.raises(ValueError, match=sentence):
-            evaluate_reconstruction(tmp_path / "nowhere", data, "demo", **arguments)
-
-    def test_weights_are_looked_for_before_the_tokenizer_is(self, tmp_path, torch_cache):
-        with pytest.raises(FileNotFoundError) as refusal:
-            evaluate_reconstruction(tmp_path / "nowhere", "digits", "titok-rfid")
-        place = torch_cache / "weights-inception-2015-12-05-6726825d.pth"
-        assert f"put it at {place}." in str(refusal.value)
-        with pytest.raises(FileNotFoundError) as refusal:
-            evaluate_reconstruction(
-                tmp_path / "nowhere",
-                "digits",
-                "vtp-rfid",
-                ["metrics.reconstruction=[lpips]"],
-                device="cpu",
-            )
-        assert f"put it at {torch_cache / 'vgg16-397923af.pth'}" in str(refusal.value)
-
-    def test_a_tokenizer_that_is_not_there(self, tmp_path):
-        with pytest.raises(OSError, match="nowhere"):
-            evaluate_reconstruction(tmp_path / "nowhere", "digits", "demo")
-
-    def test_a_data_set_without_labels(self, titok, tmp_path):
-        titok.save_pretrained(tmp_path / "titok")
-        images = Dataset.from_dict(
-            {"image": [PILImage.new("L", (32, 32))] * 70}, features=Features({"image": Image()})
-        )
-        images.save_to_disk(tmp_path / "images")
-        with pytest.raises(ValueError, match="accuracy needs labels: name their column"):
-            evaluate_reconstruction(
-                tmp_path / "titok", str(tmp_path / "images"), "demo", reference="digits"
-            )
-
-    def test_a_corrupt_image(self, titok, pictures, tmp_path):
-        titok.save_pretrained(tmp_path / "titok")
-        content = (pictures / "2.png").read_bytes()
-        (pictures / "2.png").write_bytes(content[: len(content) // 2])
-        with pytest.raises(
-            ValueError, match=r"Image 2 \(.*2\.png\) cannot be read\. .*image file is truncated"
-        ):
-            evaluate_reconstruction(
-                tmp_path / "titok", str(pictures), "demo", ["metrics.reconstruction=[psnr]"]
-            )

@@ -1,5 +1,5 @@
-"""Models of diffusers for images of 32 pixels, and an extractor whose features can be computed by
-hand."""
+"""Tokenizers and pipelines for images of 32 pixels, and an extractor whose features can be computed
+by hand."""
 
 from typing import Any
 
@@ -17,6 +17,8 @@ from diffusers import (
 
 from titok_hf import TiTokModel
 from titok_hf.evaluation.extractors import Extracted, FeatureExtractor
+from titok_hf.modeling.diffusers_tokenizer import DiffusersTokenizer
+from titok_hf.modeling.vtp import VTPForImageReconstruction
 
 AUTOENCODER = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -109,3 +111,14 @@ def make_dit() -> DiTPipeline:
     return DiTPipeline(
         transformer.eval(), make_kl(), DDIMScheduler(), id2label={str(i): str(i) for i in range(10)}
     )
+
+
+# Tokenizers by name, from `make_titok_config` and `make_vtp_config`.
+FAMILIES = {
+    "titok-vq": lambda make, _: TiTokModel(make("vqgan_decoder")),
+    "titok-pixels": lambda make, _: TiTokModel(make("pixels")),
+    "titok-kl": lambda make, _: TiTokModel(make("pixels", quantizer="kl")),
+    "vtp": lambda _, make: VTPForImageReconstruction(make()),
+    "diffusers-kl": lambda *_: DiffusersTokenizer(make_kl()),
+    "diffusers-vq": lambda *_: DiffusersTokenizer(make_vq()),
+}

@@ -1,8 +1,10 @@
-"""Tests that every tokenizer or model shares: inputs to refuse, and saving to a folder."""
+"""What tests of models share: models and inputs, inputs to refuse, and saving to a folder."""
 
 import pytest
 import torch
 from transformers import AutoModel
+
+from titok_hf import TiTokModel
 
 
 def _bad_images():
@@ -89,3 +91,15 @@ def parameter_gradients():
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
     return compute
+
+
+@pytest.fixture
+def warmup_titok(titok_config):
+    """A TiTok that ends in proxy codes."""
+    return TiTokModel(titok_config).eval()
+
+
+@pytest.fixture
+def proxy_codes():
+    """Codes for `warmup_titok` to predict, of the images `pixel_values`."""
+    return torch.randint(64, (3, 16))

@@ -1,9 +1,10 @@
-"""Tiny objectives of every stage, and trainers for them."""
+"""Tiny objectives of every stage, trainers for them, and a run of them all."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import DatasetDict
 from forked import run
 from transformers import ConvNextConfig, ConvNextForImageClassification, PrinterCallback
 
@@ -22,6 +23,7 @@ from titok_hf.training import (
 )
 from titok_hf.training import throughput as throughput_module
 
+from . import miniature_runs
 from .clock import Clock
 
 
@@ -49,6 +51,11 @@ def processor():
 def digit_batch(digits, processor):
     """8 digits `(8, 3, 32, 32)` and their labels."""
     return ImageCollator(processor, label_column="label")(list(digits.select(range(8))))
+
+
+@pytest.fixture
+def pixel_values(digit_batch):
+    return digit_batch["pixel_values"]
 
 
 @pytest.fixture
@@ -187,3 +194,19 @@ def make_trainer(digits, processor, tmp_path):
         return trainer
 
     return make
+
+
+@pytest.fixture(scope="session")
+def dataset(digits):
+    """18 digits to train on: with batches of 4, an epoch of 5 steps, and 6 steps end within the
+    second."""
+    return DatasetDict(train=digits, test=digits.select(range(2)))
+
+
+@pytest.fixture(scope="session")
+def finished(dataset, tmp_path_factory):
+    """Folder of a run of all stages, and the stages in their order; tests that use it are in one
+    xdist group."""
+    folder, stages = tmp_path_factory.mktemp("runs") / "finished", miniature_runs.Stages()
+    miniature_runs.run(dataset, folder, [stages]).train()
+    return folder, stages.started

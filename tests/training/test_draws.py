@@ -7,11 +7,6 @@ from scipy import stats
 from titok_hf.training.noise import standard_normal
 
 
-@pytest.fixture
-def pixel_values(digit_batch):
-    return digit_batch["pixel_values"]
-
-
 def test_draws_become_standard_normal():
     draws = torch.arange(2**12) / 2**12
     torch.testing.assert_close(
