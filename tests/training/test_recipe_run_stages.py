@@ -58,7 +58,7 @@ class TestSomeStages:
             "adversarial_loss",
             "codebook_usage",
         }
-        assert losses <= log["history"][0].keys()
+        assert losses <= log["history"][-2].keys()
 
     def test_a_single_stage_trains_all_of_the_tokenizer(self, dataset, tmp_path):
         """More steps move encoder and codebook, which decoder fine-tuning would leave."""

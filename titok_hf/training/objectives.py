@@ -309,7 +309,7 @@ class ReconstructionObjective(Objective):
         self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
     ) -> ObjectiveOutput:
         """Maps images `(B, 3, H, W)` in [0, 1] to the summed loss of tokenizer and discriminator;
-        `step` counts from 0."""
+        `step` counts from 0. Before `discriminator_start`, no adversarial loss is computed or logged."""
         # reconstruction
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             encoded = self.encode(pixel_values, draws)
@@ -325,10 +325,10 @@ class ReconstructionObjective(Objective):
             loss = loss + self.perceptual_weight * logged["perceptual_loss"]
 
         # adversarial losses
-        if self.discriminator is not None:
-            # a factor rather than a branch, because distributed training needs a gradient of every
-            # parameter in every step
-            started = float(step >= self.start_steps["discriminator"])
+        if self.discriminator is not None and step < self.start_steps["discriminator"]:
+            # distributed training needs a gradient of every parameter in every step: one image is enough
+            loss = loss + 0.0 * self.discriminator(pixel_values[:1]).sum()
+        elif self.discriminator is not None:
             frozen = {
                 name: parameter.detach()
                 for name, parameter in self.discriminator.named_parameters()
@@ -336,16 +336,14 @@ class ReconstructionObjective(Objective):
             logged["adversarial_loss"] = -torch.func.functional_call(
                 self.discriminator, frozen, reconstruction
             ).mean()
-            weight = self.adversarial_weight * started
+            weight = self.adversarial_weight
             if self.adaptive_weight and torch.is_grad_enabled():
                 logged["adaptive_weight"] = adaptive_weight(
                     loss, logged["adversarial_loss"], self.last_layer
                 )
                 weight = weight * logged["adaptive_weight"]
             loss = loss + weight * logged["adversarial_loss"]
-            loss = loss + started * self.discriminator_loss(
-                pixel_values, reconstruction.detach(), started, logged
-            )
+            loss = loss + self.discriminator_loss(pixel_values, reconstruction.detach(), logged)
 
         # quantizer loss
         if not self.freeze_encoder:
@@ -372,7 +370,6 @@ class ReconstructionObjective(Objective):
         self,
         real: torch.Tensor,
         fake: torch.Tensor,
-        started: float,
         logged: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """Returns the hinge plus LeCam loss of real and fake images `(B, 3, H, W)`, and adds its
@@ -384,7 +381,7 @@ class ReconstructionObjective(Objective):
         )  # (2,)
         logged["real_logit"], logged["fake_logit"] = mean_logits
         logged["lecam_loss"] = lecam_loss(*mean_logits, self.real_average, self.fake_average)
-        if self.training and started:
+        if self.training:
             self.mean_logits.append(mean_logits.detach())
         return logged["discriminator_loss"] + self.lecam_weight * logged["lecam_loss"]
 
