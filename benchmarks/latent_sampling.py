@@ -1,7 +1,8 @@
-"""Sampling of the flow on digits beside the demo's masked generator, and of that on emoji.
+"""Sampling of the flow on digits beside the demo's masked generator, and of generators of emoji.
 
     python benchmarks/latent_sampling.py time demo/pipeline latent-digits/pipeline
     python benchmarks/latent_sampling.py emoji latent-emoji/pipeline
+    python benchmarks/latent_sampling.py emoji titok-emoji/pipeline
 
 `time` runs both pipelines in turn and prints ratios of minima. `emoji` compares as many samples of each
 category with training pictures that are drawn evenly from the categories, by the features of the
@@ -15,7 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from titok_hf import LatentDiTPipeline
 from titok_hf.evaluation import frechet_distance
 from titok_hf.evaluation.image_sources import GeneratedImages
 from titok_hf.evaluation.neighbors import features_of, nearest_neighbors
@@ -63,11 +63,11 @@ def emoji_samples(
         ]
         even[split] = features_of(extractor, images[split][torch.cat(drawn)])
     print(f"held-out pictures: {frechet_distance(even['test'], even['train']):.2f}")
-    pipeline = LatentDiTPipeline.from_pretrained(path)
-    count, protocol = each * len(CATEGORIES), Protocol.load("emoji")
+    pipeline = ClassConditionalPipeline.from_pretrained(path)
+    count = each * len(CATEGORIES)
+    protocol = Protocol.load("emoji", [f"image_size={pipeline.tokenizer.config.image_size}"])
     for scale in scales:
-        sampler = {"guidance_scale": scale, "num_inference_steps": 20}
-        samples = GeneratedImages(pipeline, count, protocol, 0, **sampler).whole(90)
+        samples = GeneratedImages(pipeline, count, protocol, 0, guidance_scale=scale).whole(90)
         judged = extractor(samples.images)
         accuracy = (judged.logits.argmax(1).cpu() == samples.labels).double().mean()
         ratio = nearest_neighbors(extractor, samples.images, images["train"], images["test"])

@@ -3,7 +3,6 @@
 import json
 import re
 
-import datasets
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -120,9 +119,9 @@ def test_sampling_time_of_a_flow(demo, tmp_path, capsys):
     ]
 
 
+@pytest.mark.xdist_group("emoji")
 def test_emoji_samples(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(emoji, "NUM_STEPS", 60)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     pipeline = latent_pipeline(tmp_path / "flow", 9)
     load("latent_sampling").emoji_samples(pipeline, scales=(1.0,), each=12, reference=20)
     held_out, samples = capsys.readouterr().out.splitlines()

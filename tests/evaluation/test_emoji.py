@@ -1,6 +1,5 @@
 import pytest
 import torch
-import yaml
 
 from titok_hf.data.emoji import CATEGORIES, load_emoji_dataset
 from titok_hf.evaluation import emoji, evaluate_reconstruction
@@ -8,7 +7,6 @@ from titok_hf.evaluation.image_sources import open_source
 from titok_hf.evaluation.metric_networks import load_extractor
 from titok_hf.evaluation.protocol import Protocol
 from titok_hf.train import train_recipe
-from titok_hf.training.recipe import Recipe
 
 pytestmark = pytest.mark.xdist_group("emoji")
 
@@ -62,18 +60,16 @@ class TestJudge:
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_a_tokenizer_is_trained_and_judged(self, extractor, miniature, tmp_path):
-        """The demo's recipe trains on emoji, and the card credits OpenMoji."""
-        source = "emoji:image_size=32,one_per_concept=true"
-        content = Recipe.load("digits", miniature).to_dict()
-        content["stages"] = {"vqgan": content["stages"]["vqgan"]}
-        recipe = tmp_path / "vqgan.yaml"
-        recipe.write_text(yaml.safe_dump(content))
-        vqgan = train_recipe(recipe, source, tmp_path / "run")
-        card = str(vqgan.model_card("user/vqgan"))
-        assert "OpenMoji" in card and "CC BY-SA 4.0" in card and "https://openmoji.org" in card
+    def test_a_tokenizer_and_a_generator_are_trained_and_judged(self, extractor, tmp_path):
+        """The recipe of emoji trains a few steps on them, and its cards credit OpenMoji."""
+        source = "emoji:image_size=64,one_per_concept=true"
+        steps = [f"stages.{stage}.training.max_steps=2" for stage in ("single_stage", "generator")]
+        pipeline = train_recipe("titok-emoji", source, tmp_path / "run", overrides=steps)
+        for card in map(str, (pipeline.tokenizer.model_card("u/t"), pipeline.model_card("u/p"))):
+            assert "OpenMoji" in card and "CC BY-SA 4.0" in card and "https://openmoji.org" in card
+        assert pipeline("Flags", num_inference_steps=2).images[0].size == (64, 64)
         result = evaluate_reconstruction(
-            tmp_path / "run" / "vqgan", source, "emoji", num_images=70, device="cpu"
+            tmp_path / "run" / "tokenizer", source, "emoji", num_images=70, device="cpu"
         )
         assert result.reference["split"] == "train" and result.num_images == 70
         assert 0 <= result.metrics["accuracy"].value < 0.5

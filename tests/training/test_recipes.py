@@ -29,7 +29,7 @@ from titok_hf.training.stages import recipe_objectives
 FOLDER = Path(titok_hf.__file__).parent / "recipes"
 CASES = Path(__file__).parents[1] / "fixtures" / "parity" / "cases"
 IMAGENET = 1_281_167
-SMALL = ("digits", "vtp-emoji", "latent-dit-digits", "latent-dit-emoji")
+SMALL = ("digits", "titok-emoji", "vtp-emoji", "latent-dit-digits", "latent-dit-emoji")
 LARGE = [name for name in recipe_names() if name not in SMALL]
 TWO_STAGES = [
     "titok-s-128",
