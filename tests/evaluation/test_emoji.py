@@ -69,7 +69,12 @@ class TestJudge:
             assert "OpenMoji" in card and "CC BY-SA 4.0" in card and "https://openmoji.org" in card
         assert pipeline("Flags", num_inference_steps=2).images[0].size == (64, 64)
         result = evaluate_reconstruction(
-            tmp_path / "run" / "tokenizer", source, "emoji", num_images=70, device="cpu"
+            tmp_path / "run" / "tokenizer",
+            source,
+            "emoji",
+            ["image_size=64"],
+            num_images=70,
+            device="cpu",
         )
         assert result.reference["split"] == "train" and result.num_images == 70
         assert 0 <= result.metrics["accuracy"].value < 0.5
