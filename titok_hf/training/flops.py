@@ -23,7 +23,7 @@ CLASS_NAMES = [str(label) for label in range(1000)]  # ImageNet has 1,000 classe
 
 
 def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> int:
-    """Returns the FLOPs of the forward and backward pass of a batch.
+    """Returns the FLOPs of the forward and backward pass of a batch, all losses having started.
 
     Matrix products and convolutions count, with 2 FLOPs per multiplication. Elementwise operations
     do not: norms, activations, the optimizer and the moving average. Attention counts as its two
@@ -34,7 +34,7 @@ def training_flops(objective: Objective, batch: Mapping[str, torch.Tensor]) -> i
         batch: Arguments of its `forward`, on the same device.
     """
     with FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
-        objective(**batch).loss.backward()
+        objective(**batch, step=max(objective.start_steps.values(), default=0)).loss.backward()
     objective.zero_grad()
     return counter.flops
 
