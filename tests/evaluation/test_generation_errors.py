@@ -1,4 +1,4 @@
-"""What cannot be measured is refused before the pipeline is loaded or any image is made."""
+"""An evaluation that cannot be made is refused before the pipeline is loaded or any image is made."""
 
 import numpy as np
 import pytest

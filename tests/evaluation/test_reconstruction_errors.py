@@ -1,4 +1,4 @@
-"""What cannot be measured is refused in one sentence before any image is encoded."""
+"""An evaluation that cannot be made is refused in one sentence before any image is encoded."""
 
 import numpy as np
 import pytest

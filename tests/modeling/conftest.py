@@ -1,4 +1,4 @@
-"""What tests of models share: models and inputs, inputs to refuse, and saving to a folder."""
+"""Tests of models share these models, inputs to take and to refuse, and saving to a folder."""
 
 import pytest
 import torch

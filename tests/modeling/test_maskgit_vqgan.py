@@ -7,6 +7,8 @@ from transformers import AutoConfig
 from titok_hf import MaskGitVQGANConfig, MaskGitVQGANModel
 from titok_hf.modeling.maskgit_vqgan.modeling_maskgit_vqgan import ResidualBlock
 
+from .unfit_codes import unfit_codes
+
 
 def test_encoding_gives_a_grid_of_latents_and_a_raster_of_codes(vqgan, pixel_values):
     encoded = vqgan.encode(pixel_values)
@@ -195,37 +197,7 @@ def test_pixel_values_are_checked(vqgan, bad_images):
         vqgan(images)
 
 
-@pytest.mark.parametrize(
-    ("codes", "error", "sentence"),
-    [
-        (
-            torch.full((2, 16), 64),
-            ValueError,
-            r"`codes` must be in \[0, 64\), got values from 64 to 64",
-        ),
-        (
-            torch.full((2, 16), -1),
-            ValueError,
-            r"`codes` must be in \[0, 64\), got values from -1 to -1",
-        ),
-        (
-            torch.zeros(2, 8, dtype=torch.int64),
-            ValueError,
-            r"`codes` must have shape \(batch, 16\), got \(2, 8\)",
-        ),
-        (
-            torch.zeros(16, dtype=torch.int64),
-            ValueError,
-            r"`codes` must have shape \(batch, 16\), got \(16,\)",
-        ),
-        (torch.zeros(2, 16), TypeError, r"`codes` must be an int64 tensor, got torch.float32"),
-        (
-            torch.zeros(2, 16, dtype=torch.bool),
-            TypeError,
-            r"`codes` must be an int64 tensor, got torch.bool",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("codes", "error", "sentence"), unfit_codes(16))
 def test_codes_are_checked(vqgan, codes, error, sentence):
     with pytest.raises(error, match=sentence):
         vqgan.decode_codes(codes)

@@ -6,6 +6,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from titok_hf import TiTokConfig, TiTokModel
 
+from .unfit_codes import unfit_codes
+
 
 def test_pixel_values_are_checked(titok, bad_images):
     images, error, sentence = bad_images
@@ -19,32 +21,7 @@ def test_pixel_values_may_overshoot_a_little(titok, pixel_values):
     assert titok(1.2 * pixel_values.clamp(0, 1) - 0.1).reconstruction.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("codes", "error", "sentence"),
-    [
-        (
-            torch.full((2, 8), 64),
-            ValueError,
-            r"`codes` must be in \[0, 64\), got values from 64 to 64",
-        ),
-        (
-            torch.full((2, 8), -1),
-            ValueError,
-            r"`codes` must be in \[0, 64\), got values from -1 to -1",
-        ),
-        (
-            torch.zeros(2, 9, dtype=torch.int64),
-            ValueError,
-            r"`codes` must have shape \(batch, 8\), got \(2, 9\)",
-        ),
-        (
-            torch.zeros(8, dtype=torch.int64),
-            ValueError,
-            r"`codes` must have shape \(batch, 8\), got \(8,\)",
-        ),
-        (torch.zeros(2, 8), TypeError, r"`codes` must be an int64 tensor, got torch.float32"),
-    ],
-)
+@pytest.mark.parametrize(("codes", "error", "sentence"), unfit_codes(8))
 def test_codes_are_checked(titok, codes, error, sentence):
     with pytest.raises(error, match=sentence):
         titok.decode_codes(codes)

@@ -1,4 +1,4 @@
-"""What a TiTok pipeline samples follows from generator, given codes, guidance and callback."""
+"""Samples of a TiTok pipeline follow from its generator, given codes, guidance and callback."""
 
 import itertools
 import math

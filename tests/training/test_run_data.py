@@ -82,7 +82,7 @@ def test_a_moved_folder_goes_on(recipe, tmp_path):
 
 
 def test_data_handed_in_as_objects_are_known_by_content(recipe, tmp_path):
-    """Whatever object holds them."""
+    """A run takes a data set for the same in whatever object it comes."""
     folder = write_images(tmp_path / "images", ("cat", "dog"))
     samples = open_images(str(folder))["train"]
     RecipeRun(Recipe.load(recipe), samples, tmp_path / "run").train()

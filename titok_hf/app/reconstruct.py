@@ -28,7 +28,7 @@ def reconstruct_tab(models: AppModels) -> None:
                 drawn = sketchpad("Drawing", "reconstruct-draw")
                 draw_button = gr.Button("Reconstruct the drawing", variant="primary")
         with gr.Column(scale=2):
-            pictures = gallery("What the tokens keep", "reconstructions", columns=4, height=260)
+            pictures = gallery("What the tokens keep", "reconstructions", columns=4)
             gr.Markdown("Tokens, a color for each code")
             strips = picture("Tokens", "strips", show_label=False)
             table = gr.Dataframe(headers=COLUMNS, label="Size and error", elem_id="errors")
