@@ -249,6 +249,13 @@ def test_operations_of_the_comparison_are_counted(against):
 
 
 @pytest.mark.xdist_group("demo")
+def test_app_memory(demo, capsys):
+    load("app_memory").main(str(demo[0] / "pipeline"))
+    memory = re.findall(r"^after .*: (\d+) MiB$", capsys.readouterr().out, re.MULTILINE)
+    assert len(memory) == 3 and int(memory[2]) - int(memory[0]) < 200
+
+
+@pytest.mark.xdist_group("demo")
 def test_fast_sampling(demo, capsys):
     load("fast_sampling").main(demo[0] / "pipeline", num_images=70)
     printed = capsys.readouterr().out

@@ -14,6 +14,7 @@ import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from scripts import load_script
 
 from titok_hf.app import build_app, open_models, push_space, write_space
 from titok_hf.app.answers import decode_upload
@@ -95,38 +96,24 @@ class TestRequests:
     def client(self, address):
         return Client(address, verbose=False)
 
-    @pytest.fixture
-    def image(self, tmp_path):
-        path = tmp_path / "image.png"
-        Image.effect_noise((40, 30), 50).convert("RGB").save(path)
-        return path
-
-    def test_a_hundred_bad_requests_and_twenty_users(self, address, client, image, tmp_path):
-        text = tmp_path / "text.png"
-        text.write_text("no image")
+    def test_a_hundred_bad_requests_and_twenty_users(self, address, client, tmp_path):
+        benchmark = load_script("benchmarks/app_memory.py")
+        image, text = benchmark.write_uploads(tmp_path)
+        words = ", ".join(map(str, range(60)))
         bad = [
-            ("/generate", ["nothing", [1], 1, 1, 1.0, 0]),
-            ("/generate", ["pipeline", [], 1, 1, 1.0, 0]),
-            ("/generate", ["pipeline", [99], 1, 1, 1.0, 0]),
-            ("/generate", ["pipeline", [1], 10**6, 1, 1.0, 0]),
-            ("/generate", ["pipeline", [1], 1, 10**6, 1.0, 0]),
-            ("/generate", ["pipeline", [1], 1, 1, float("1e30"), -1]),
-            ("/reconstruct", [handle_file(text), ["pipeline"]]),
-            ("/reconstruct", [handle_file(image), ["nothing"]]),
-            ("/reconstruct", [None, ["pipeline"]]),
-            ("/understand", ["vtp", handle_file(image), ", ".join(map(str, range(60)))]),
+            *benchmark.bad_requests("pipeline", image, text)[1:],
+            ("/understand", ["vtp", handle_file(image), words]),
         ]
-        good = ("/reconstruct", [handle_file(image), ["pipeline", "vtp"]])
-        client.predict(*good[1], api_name=good[0])
+        good = [handle_file(image), ["pipeline", "vtp"]]
+        client.predict(*good, api_name="/reconstruct")
         process = psutil.Process()
         before = process.memory_info().rss
-        for api_name, arguments in bad * 10:
-            with pytest.raises(AppError) as raised:
-                client.predict(*arguments, api_name=api_name)
-            message = str(raised.value)
+        for request in bad * 10:
+            message = benchmark.refusal(client, request)
             assert message.strip() and "Traceback" not in message and "/tmp" not in message
         for _ in range(20):
-            pictures, _, table = Client(address, verbose=False).predict(*good[1], api_name=good[0])
+            user = Client(address, verbose=False)
+            pictures, _, table = user.predict(*good, api_name="/reconstruct")
             assert len(pictures) == 3 and len(table["data"]) == 2
         assert process.memory_info().rss - before < 200 * 2**20
 

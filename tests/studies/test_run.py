@@ -11,6 +11,7 @@ from transformers import TrainerCallback, ViTConfig, ViTImageProcessor, ViTModel
 
 from titok_hf import MaskGitVQGANModel, TiTokModel
 from titok_hf.data.digits import load_digits_dataset
+from titok_hf.evaluation import emoji
 from titok_hf.studies import run_study, study_names
 
 pytestmark = [pytest.mark.xdist_group("studies"), pytest.mark.slow]
@@ -30,6 +31,14 @@ class Started(TrainerCallback):
         if len(self.stages) == self.stop:
             raise KeyboardInterrupt
         self.stages.append(Path(args.output_dir).name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_judge():
+    """The judge of emoji is trained for a moment: its values are not looked at here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emoji, "NUM_STEPS", 10)
+        yield
 
 
 def quick(name, folder, callback=None, **arguments):
