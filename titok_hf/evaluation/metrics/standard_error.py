@@ -45,7 +45,7 @@ class RunningMean:
 
     def update(self, values: torch.Tensor) -> None:
         """Adds values `(n,)`."""
-        values = values.double().cpu()
+        values = values.cpu().double()  # Apple's devices have no float64
         self.merge(
             torch.stack(
                 [

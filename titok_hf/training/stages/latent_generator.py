@@ -251,7 +251,8 @@ class LatentGeneratorStage(Stage):
                 pixel_values = processor(images, return_tensors="pt")["pixel_values"]
                 latents = objective.encode(pixel_values.to(objective.tokenizer.device), None)
                 axis = 1 if latents.ndim == 4 else 2
-                channels = latents.double().movedim(axis, 0).flatten(1).cpu()  # (C, n)
+                # in float64 on the CPU, since Apple's devices have none
+                channels = latents.cpu().double().movedim(axis, 0).flatten(1)  # (C, n)
                 count += channels.shape[1]
                 total, squares = total + channels.sum(1), squares + channels.square().sum(1)
             if not count:
