@@ -60,9 +60,9 @@ def refusal(client: Client, request: Request) -> str:
 
 def main(pipeline: str) -> None:
     command = [sys.executable, "-u", "-m", "titok_hf.cli", "app", pipeline]
-    served = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        [address] = re.findall(r"http://\S+", served.stdout.readline())
+        [address] = re.findall(r"http://[\w.:]+", served.stdout.readline())
         process = psutil.Process(served.pid)
         model = title_of(pipeline)
         with tempfile.TemporaryDirectory() as temporary:

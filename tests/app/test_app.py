@@ -16,7 +16,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from scripts import load_script
 
-from titok_hf.app import build_app, open_models, push_space, write_space
+from titok_hf.app import blocks, build_app, launch_app, open_models, push_space, write_space
 from titok_hf.app.answers import decode_upload
 from titok_hf.app.models import describe_tokens, title_of, without_paths
 from titok_hf.evaluation.pictures import patch_colors
@@ -116,6 +116,22 @@ class TestRequests:
             pictures, _, table = user.predict(*good, api_name="/reconstruct")
             assert len(pictures) == 3 and len(table["data"]) == 2
         assert process.memory_info().rss - before < 200 * 2**20
+
+    def test_a_single_step_has_nothing_to_slide(self, client):
+        asked = ("pipeline", [1], 1, 1, 1.0, 0)
+        grid, _, slider, _ = client.predict(*asked, api_name="/generate")
+        assert Image.open(grid).size > (0, 0)
+        assert not slider["visible"] and slider["value"] == 1
+
+    def test_of_many_users_the_last_are_remembered(self, models, monkeypatch):
+        monkeypatch.setattr(blocks, "MAX_SESSIONS", 2)
+        app = build_app(models)
+        _, address, _ = launch_app(app, prevent_thread_lock=True)
+        for label in (1, 2, 3, 4):
+            asked = ("pipeline", [label], 1, 1, 1.0, 0)
+            Client(address, verbose=False).predict(*asked, api_name="/generate")
+        assert len(app.app.state_holder.session_data) == 2
+        app.close()
 
     def test_two_users_at_once_get_their_own(self, address):
         def use(label):

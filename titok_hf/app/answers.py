@@ -21,6 +21,7 @@ QUEUE = {"concurrency_id": "models", "concurrency_limit": 1}
 MAX_PIXELS = 40_000_000
 MAX_FILE_SIZE = "20mb"
 KEPT_SECONDS = 3600  # of an upload, a picture and a state of a user
+MAX_SESSIONS = 500  # Gradio keeps about 0.2 MiB of each; the oldest is forgotten
 # Pictures that the demo makes can be enlarged and downloaded.
 MADE = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
 

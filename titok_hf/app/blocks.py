@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from .answers import KEPT_SECONDS, MAX_FILE_SIZE
+from .answers import KEPT_SECONDS, MAX_FILE_SIZE, MAX_SESSIONS
 from .edit import edit_tab
 from .generate import generate_tab
 from .models import AppModels
@@ -54,6 +54,7 @@ def launch_app(
         server_name=host,
         server_port=port,
         max_file_size=MAX_FILE_SIZE,
+        state_session_capacity=MAX_SESSIONS,
         footer_links=["gradio"],
         ssr_mode=False,
         quiet=True,

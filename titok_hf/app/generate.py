@@ -121,7 +121,9 @@ images = pipe(
     generator=torch.Generator().manual_seed({seed}),
 ).images"""
     sampled = {"names": names, "labels": labels, "steps": states}
-    last = gr.Slider(1, len(states), len(states), step=1, visible=len(states) > 1)
+    # a slider needs two values, even where it is not shown
+    end = max(2, len(states))
+    last = gr.Slider(1, end, len(states), step=1, visible=len(states) > 1)
     state = gr.Image(draw_step(models, title, sampled, len(states)), visible=True)
     return [draw(images, names, labels), code, sampled, last, state]
 
