@@ -58,7 +58,7 @@ def refusal(client: Client, request: Request) -> str:
     raise AssertionError(f"{request} was answered")
 
 
-def main(pipeline: str) -> None:
+def main(pipeline: str, rounds: int = 10, users: int = 20) -> None:
     command = [sys.executable, "-u", "-m", "titok_hf.cli", "app", pipeline]
     served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -78,12 +78,12 @@ def main(pipeline: str) -> None:
             use()
             show("after one request")
             client = Client(address, verbose=False)
-            for request in bad_requests(model, image, text) * 10:
+            for request in bad_requests(model, image, text) * rounds:
                 refusal(client, request)
-            show("after a hundred bad ones")
-            for _ in range(20):
+            show(f"after {10 * rounds} bad ones")
+            for _ in range(users):
                 use()
-            show("after twenty users")
+            show(f"after {users} users")
     finally:
         served.terminate()
         served.wait()

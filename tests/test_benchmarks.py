@@ -250,7 +250,7 @@ def test_operations_of_the_comparison_are_counted(against):
 
 @pytest.mark.xdist_group("demo")
 def test_app_memory(demo, capsys):
-    load("app_memory").main(str(demo[0] / "pipeline"))
+    load("app_memory").main(str(demo[0] / "pipeline"), rounds=1, users=2)
     memory = re.findall(r"^after .*: (\d+) MiB$", capsys.readouterr().out, re.MULTILINE)
     assert len(memory) == 3 and int(memory[2]) - int(memory[0]) < 200
 
