@@ -1,10 +1,11 @@
-"""Memory of `titok app` before and after a hundred bad requests and twenty users.
+"""Memory of `titok app` before and after a hundred bad requests and many users.
 
     python benchmarks/app_memory.py demo/pipeline
+    python benchmarks/app_memory.py demo/pipeline --users 200
 
 The benchmark serves the pipeline in a process of its own, whose resident memory it prints: after one
-good request, after a hundred that are refused, and after twenty users in turn who reconstruct an image
-each.
+good request, after a hundred that are refused, and after the users, who reconstruct an image each in
+turn.
 """
 
 import argparse
@@ -92,4 +93,5 @@ def main(pipeline: str, rounds: int = 10, users: int = 20) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("pipeline", help="folder of a pipeline, such as demo/pipeline")
+    parser.add_argument("--users", type=int, default=20, help="number of users (default: 20)")
     main(**vars(parser.parse_args()))

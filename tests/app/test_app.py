@@ -101,7 +101,7 @@ class TestRequests:
         image, text = benchmark.write_uploads(tmp_path)
         words = ", ".join(map(str, range(60)))
         bad = [
-            *benchmark.bad_requests("pipeline", image, text)[1:],
+            *benchmark.bad_requests("pipeline", image, text),
             ("/understand", ["vtp", handle_file(image), words]),
         ]
         good = [handle_file(image), ["pipeline", "vtp"]]
@@ -119,8 +119,7 @@ class TestRequests:
 
     def test_a_single_step_has_nothing_to_slide(self, client):
         asked = ("pipeline", [1], 1, 1, 1.0, 0)
-        grid, _, slider, _ = client.predict(*asked, api_name="/generate")
-        assert Image.open(grid).size > (0, 0)
+        *_, slider, _ = client.predict(*asked, api_name="/generate")
         assert not slider["visible"] and slider["value"] == 1
 
     def test_of_many_users_the_last_are_remembered(self, models, monkeypatch):
