@@ -1,5 +1,5 @@
-"""Effect of `pipe.compile()` in bfloat16 on decoded pixels, on the decisions of the steps and on the Fréchet
-distance.
+"""Effect of `pipe.compile()` in bfloat16 and int8 on decoded pixels, on the decisions of the steps and on the
+Fréchet distance.
 
     python benchmarks/fast_sampling.py demo/pipeline
 
@@ -20,10 +20,14 @@ from titok_hf.evaluation.protocol import Protocol
 
 
 def main(path: str | Path, num_images: int = 1000) -> None:
-    exact, fast = (TiTokPipeline.from_pretrained(path) for _ in range(2))
-    for pipeline in (exact, fast):
+    pipelines = {
+        dtype: TiTokPipeline.from_pretrained(path) for dtype in ("float32", "bfloat16", "int8")
+    }
+    for dtype, pipeline in pipelines.items():
         pipeline.set_progress_bar_config(disable=True)
-    fast.compile(batch_size=100, dtype="bfloat16", backend=None)
+        if dtype != "float32":
+            pipeline.compile(batch_size=100, dtype=dtype, backend=None)
+    exact = pipelines["float32"]
 
     # pixels and decisions
     labels = list(range(10)) * 10
@@ -36,18 +40,25 @@ def main(path: str | Path, num_images: int = 1000) -> None:
     codes = states[-1]["codes"]
     with torch.no_grad():
         latents = exact.tokenizer.code_latents(codes)
-        decoded = [pipeline.network("tokenizer")(latents).float() for pipeline in (exact, fast)]
-        error = (decoded[0].clamp(0, 1) - decoded[1].clamp(0, 1)).square().mean()
-        print(f"pixels of equal codes: PSNR {-10 * torch.log10(error):.1f} dB")
-        same = []
+        decoded = {
+            dtype: pipeline.network("tokenizer")(latents).float().clamp(0, 1)
+            for dtype, pipeline in pipelines.items()
+        }
+        same = {dtype: [] for dtype in pipelines}
         given = torch.tensor(labels)
         for state in states[:-1]:
-            logits = [
-                p.network("transformer")(state["codes"], given).float() for p in (exact, fast)
-            ]
+            likely = {
+                dtype: pipeline.network("transformer")(state["codes"], given).argmax(-1)
+                for dtype, pipeline in pipelines.items()
+            }
             masked = state["codes"] == exact.transformer.config.mask_token_id
-            same.append((logits[0].argmax(-1) == logits[1].argmax(-1))[masked])
-    print(f"most likely codes of masked tokens: {torch.cat(same).float().mean():.2%} the same")
+            for dtype, codes in likely.items():
+                same[dtype].append((codes == likely["float32"])[masked])
+    for dtype in ("bfloat16", "int8"):
+        error = (decoded[dtype] - decoded["float32"]).square().mean()
+        print(f"{dtype}: pixels of equal codes, PSNR {-10 * torch.log10(error):.1f} dB")
+        share = torch.cat(same[dtype]).float().mean()
+        print(f"{dtype}: most likely codes of masked tokens, {share:.2%} the same")
 
     # Fréchet distance
     protocol = Protocol.load("demo", ["image_size=32"])
@@ -56,13 +67,13 @@ def main(path: str | Path, num_images: int = 1000) -> None:
         MetricNetworks.load(protocol, metrics),
         open_dataset("digits", protocol, "train"),
     )
-    for name, pipeline in (("float32", exact), ("bfloat16", fast)):
+    for dtype, pipeline in pipelines.items():
         images = [GeneratedImages(pipeline, num_images, protocol)]
         values = measure_generation(
             images, train, protocol, judges, batch_size=100, progress_bar=False
         ).values
         print(
-            f"{name}: Fréchet distance {values['frechet_distance']:.4f}, accuracy "
+            f"{dtype}: Fréchet distance {values['frechet_distance']:.4f}, accuracy "
             f"{values['accuracy']:.1%}"
         )
 

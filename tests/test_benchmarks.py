@@ -88,6 +88,13 @@ def test_tokenizing(capsys):
     assert re.search(r"reaches [\d.]+% of the bare encoder's images/s", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activation_checkpointing(checkpointing):
+    measure = load("activation_checkpointing").measure
+    seconds, gib = measure("titok-s-128", 1, bf16=True, checkpointing=checkpointing, quick=True)
+    assert seconds > 0 and gib > 0.1
+
+
 def latent_pipeline(folder, labels, **arguments):
     """A pipeline of latents that was never trained, with 32x32 images."""
     config = LightningDiTConfig(
@@ -259,6 +266,9 @@ def test_app_memory(demo, capsys):
 def test_fast_sampling(demo, capsys):
     load("fast_sampling").main(demo[0] / "pipeline", num_images=70)
     printed = capsys.readouterr().out
-    assert re.search(r"^pixels of equal codes: PSNR [\d.]+ dB$", printed, re.MULTILINE)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("bfloat16", "int8"):
+        assert re.search(
+            rf"^{dtype}: pixels of equal codes, PSNR [\d.]+ dB$", printed, re.MULTILINE
+        )
+    for dtype in ("float32", "bfloat16", "int8"):
         assert re.search(rf"^{dtype}: Fréchet distance [\d.]+", printed, re.MULTILINE)

@@ -39,6 +39,7 @@ COMMANDS = {
         "--seed",
         "--compile",
         "--fast",
+        "--int8",
         "--json",
     ),
     "convert": (

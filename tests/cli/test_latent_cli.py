@@ -71,6 +71,14 @@ def test_a_compiled_evaluation_says_so(measure, pipeline):
     assert compiled.command.endswith("--compile") and "--compile" not in eager.command
 
 
+def test_an_evaluation_in_int8_says_so(measure, pipeline):
+    options = ("--protocol", "demo", "--set", "metrics.generation=[precision]", "--num-samples", 10)
+    options += ("--reference", "digits", "--sampler", "num_inference_steps=2", "--dtype", "int8")
+    result = measure("generation", pipeline, *options)
+    assert result.dtype == "int8" and "compiled" not in result.sampler
+    assert result.command.endswith("--dtype int8")
+
+
 def test_generation_is_evaluated(measure, pipeline):
     result = measure(
         "generation",

@@ -57,13 +57,19 @@ class TestReconstruct:
 
 
 class TestFaster:
-    @pytest.mark.parametrize("option", ["--fast", "--compile"])
-    def test_it_says_in_what_it_computes(self, call, pipeline, tmp_path, option):
+    @pytest.mark.parametrize(
+        ("option", "computes"), [("--fast", ""), ("--int8", "int8 and "), ("--compile", "")]
+    )
+    def test_it_says_in_what_it_computes(self, call, pipeline, tmp_path, option, computes):
         pipeline.save_pretrained(tmp_path / "pipeline")
         options = ("--pipeline", tmp_path / "pipeline", "--num-images", 2, "--steps", 1, option)
         code, _, errors = call("generate", "--label", "three", *options)
-        assert code == 0 and "The following calls compute in " in errors
+        assert code == 0 and f"The following calls compute in {computes}" in errors
         assert Image.open("samples.png").size[0] > 2 * 64
+
+    def test_one_way_at_a_time(self, call):
+        code, _, errors = call("generate", "--label", 3, "--fast", "--int8")
+        assert code == 1 and "Give one of `--compile`, `--fast` and `--int8`" in errors
 
 
 class TestUnmasking:

@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 from pipelines.test_pipeline_latent_dit import make_pipeline
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from titok_hf.pipelines import compilation
 from titok_hf.pipelines.compilation import (
     FixedBatches,
+    Int8Linear,
     OneDNNLinear,
     check_backend,
     compiled,
@@ -95,20 +97,82 @@ class TestOneDNN:
             assert images.codes.equal(eager.codes)
             torch.testing.assert_close(images.images, eager.images, atol=1e-4, rtol=0)
             for name in ("transformer", "tokenizer"):
-                assert linear_layers(pipeline._compiled[name]) == expected
+                assert linear_layers(compiled_copy(pipeline._compiled[name])) == expected
         assert not any(
             isinstance(module, OneDNNLinear) for module in pipeline.transformer.modules()
         )
 
 
-def linear_layers(fixed):
-    """The classes of the linear layers of a compiled network."""
+def compiled_copy(fixed):
+    """The copy of a network that is compiled."""
     [network] = [
         cell.cell_contents
         for cell in fixed.function.__closure__
         if isinstance(cell.cell_contents, torch.nn.Module)
     ]
-    return {type(m) for m in network.modules() if isinstance(m, torch.nn.Linear)}
+    return network
+
+
+def linear_layers(network):
+    """The classes of linear layers in a network."""
+    return {type(m) for m in network.modules() if isinstance(m, torch.nn.Linear | Int8Linear)}
+
+
+class TestInt8:
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_integers_are_exact(self, bias, dtype):
+        layer = torch.nn.Linear(48, 80, bias=bias)
+        x = torch.randint(-127, 128, (3, 400, 48)).float()
+        x[..., 0], layer.weight.data = 127, torch.randint(-127, 128, (80, 48)) / 64
+        layer.weight.data[:, 0] = -127 / 64
+        expected = layer(x).to(dtype)
+        found = Int8Linear(layer)(x.to(dtype))
+        assert found.dtype == dtype
+        torch.testing.assert_close(
+            found, expected, rtol=1e-5 if dtype == torch.float32 else 0.01, atol=1e-3
+        )
+
+    def test_rows_and_channels_have_scales_of_their_own(self):
+        layer = torch.nn.Linear(64, 32).requires_grad_(False)
+        x = torch.randn(700, 64)
+        expected = Int8Linear(layer)(x) - layer.bias
+        growth, factors = torch.logspace(-3, 3, 700)[:, None], torch.logspace(-3, 3, 32)
+        other = copy.deepcopy(layer)
+        other.weight *= factors[:, None]
+        found = Int8Linear(other)(x * growth) - layer.bias
+        # as exact for small rows and channels as for large ones
+        torch.testing.assert_close(found, expected * growth * factors, rtol=0.02, atol=1e-4)
+
+    def test_rows_of_zeros(self):
+        layer = torch.nn.Linear(8, 4)
+        assert Int8Linear(layer)(torch.zeros(2, 8)).equal(layer.bias.detach().expand(2, 4))
+
+    def test_it_is_one_graph(self, backend):
+        layer = Int8Linear(torch.nn.Linear(48, 80))
+        x = torch.randn(2, 5, 48)
+        assert torch.compile(layer, fullgraph=True, backend=backend)(x).equal(layer(x))
+        assert len(backend.rows) == 1
+
+    def test_the_linear_layers_of_blocks_are_replaced(self, pipeline, caplog):
+        latents = pipeline.tokenizer.code_latents(torch.randint(64, (4, 8), generator=seeded()))
+        with torch.no_grad():
+            expected = pipeline.network("tokenizer")(latents)
+        pipeline.compile(4, "int8", backend=None)
+        assert "compute in int8 and " in caplog.text
+        for name in ("transformer", "tokenizer"):
+            network = compiled_copy(pipeline._compiled[name])
+            blocks = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
+            assert blocks and all(linear_layers(block) == {Int8Linear} for block in blocks)
+            assert len(linear_layers(network)) == 2  # the first and last layers stay
+        with torch.no_grad():
+            found = pipeline.network("tokenizer")(latents)
+        assert 0 < (found.float() - expected).square().mean() < 0.01 * expected.var()
+        assert not any(isinstance(module, Int8Linear) for module in pipeline.transformer.modules())
+
+    def test_it_is_for_a_cpu(self, pipeline):
+        with pytest.raises(ValueError, match="'int8'` is for a CPU, and the pipeline is on meta"):
+            pipeline.to("meta").compile(dtype="int8", backend=None)
 
 
 class TestTiTok:
@@ -157,9 +221,7 @@ class TestTiTok:
 
     def test_the_copy_of_the_tokenizer_has_no_encoder(self, pipeline):
         pipeline.compile(backend=None)
-        fast = pipeline._compiled["tokenizer"].function.__closure__
-        copies = [cell.cell_contents for cell in fast]
-        tokenizer = next(each for each in copies if isinstance(each, torch.nn.Module))
+        tokenizer = compiled_copy(pipeline._compiled["tokenizer"])
         assert tokenizer.encoder is None and pipeline.tokenizer.encoder is not None
 
     def test_it_says_in_what_it_computes(self, pipeline, caplog):

@@ -150,7 +150,12 @@ def generation(
     extractor_weights: Weights = None,
     batch_size: BatchSize = 64,
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "int8"],
+        typer.Option(
+            help="Data type of the pipeline; int8 is that of its linear layers, on a CPU."
+        ),
+    ] = "float32",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the pipeline first, in its data type.")
     ] = False,

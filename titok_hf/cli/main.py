@@ -180,14 +180,23 @@ def generate(
     fast: Annotated[
         bool, typer.Option("--fast", help="Compute in bfloat16 if it is faster here.")
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="As --fast, and linear layers in int8, on a CPU.")
+    ] = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Generate images of classes."""
     from ..evaluation import generate_to_file
     from ..settings import override
 
-    if compiled and fast:
-        raise ValueError("Give `--compile` or `--fast`, not both: `--compile` is fast, too.")
+    faster = [
+        name for name, given in (("compiled", compiled), ("fast", fast), ("int8", int8)) if given
+    ]
+    if len(faster) > 1:
+        raise ValueError(
+            "Give one of `--compile`, `--fast` and `--int8`: the other two compute in bfloat16 where that is "
+            "faster, too."
+        )
 
     arguments = {
         "num_inference_steps": steps,
@@ -203,7 +212,7 @@ def generate(
         num_images_per_label=num_images,
         separate=separate,
         animation=animation,
-        faster="compiled" if compiled else "fast" if fast else None,
+        faster=faster[0] if faster else None,
         **arguments,
     )
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")

@@ -141,7 +141,8 @@ def generate_to_file(
             replaced.
         animation: Path of an animation of the sampling (`.gif` or `.webp`), see `sampling_steps`.
         faster: `"compiled"` compiles the pipeline first, which pays for many images; `"fast"` only
-            takes the faster data type, see `ClassConditionalPipeline.compile`.
+            takes the faster data type, and `"int8"` computes linear layers in int8, see
+            `ClassConditionalPipeline.compile`.
         arguments: Further arguments of the pipeline's call.
 
     Returns:
@@ -165,7 +166,8 @@ def generate_to_file(
         )
     if faster is not None:
         count = min(16, len(class_labels) * num_images_per_label)
-        loaded.compile(count, backend="inductor" if faster == "compiled" else None)
+        dtype = "int8" if faster == "int8" else None
+        loaded.compile(count, dtype, backend="inductor" if faster == "compiled" else None)
     arguments["num_images_per_label"] = num_images_per_label
     arguments["generator"] = torch.Generator().manual_seed(seed)
     if animation is None:

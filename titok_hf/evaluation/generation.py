@@ -262,7 +262,8 @@ def evaluate_generation(
         extractor_weights: See `load_extractor`.
         batch_size: Number of images per batch.
         device: Device to compute on; by default the accelerator if there is one.
-        dtype: Data type of the pipeline: `"float32"`, `"bfloat16"` or `"float16"`.
+        dtype: Data type of the pipeline: `"float32"`, `"bfloat16"`, `"float16"`, or `"int8"` for its
+            linear layers, see `ClassConditionalPipeline.compile`.
         compiled: Whether the pipeline is compiled, see `ClassConditionalPipeline.compile`; the result
             records it.
 
@@ -277,7 +278,8 @@ def evaluate_generation(
     """
     arguments = dict(locals())  # as given, for the command that repeats the evaluation
     state = process_state()
-    torch_dtype = parse_dtype(dtype)
+    int8 = dtype == "int8"
+    torch_dtype = torch.float32 if int8 else parse_dtype(dtype)
     count_override = [] if num_samples is None else [f"num_samples={num_samples}"]
     loaded_protocol = Protocol.load(protocol, [*overrides, *count_override])
     metrics = loaded_protocol.metrics_of("generation")
@@ -297,10 +299,14 @@ def evaluate_generation(
             *describe_pipeline(pipeline, source, revision, sampler or {}), seeds, dtype
         )
         pipeline.to(device, torch_dtype)
-        if compiled:
+        if compiled or int8:
             if not isinstance(pipeline, ClassConditionalPipeline):
-                raise ValueError(f"A {type(pipeline).__name__} is not compiled by titok_hf.")
-            pipeline.compile(batch_size, torch_dtype)
+                raise ValueError(
+                    f"Only pipelines of titok_hf are compiled or computed in int8, not a "
+                    f"{type(pipeline).__name__}."
+                )
+            pipeline.compile(batch_size, dtype, backend="inductor" if compiled else None)
+        if compiled:
             made_by.sampler["compiled"] = True
         count = loaded_protocol.num_samples
         if count is None:

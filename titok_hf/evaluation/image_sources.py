@@ -23,7 +23,7 @@ from ..hub.hashes import file_sha256
 from ..modeling.pixels import to_rgb
 from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp import VTPImageProcessor
-from ..pipelines.class_conditional import image_seed
+from ..pipelines.class_conditional import image_generators
 from ..progress import ProgressBar
 from .adm import ReferenceBatch
 from .protocol import Protocol
@@ -305,18 +305,17 @@ class GeneratedImages(ImageSource):
 
     def make(self, indices: torch.Tensor) -> ImageBatch:
         """Generates the images at `indices` `(B,)`."""
-        # a seed per image, hashed from its position, so that images do not depend on the batches
-        seeds = [image_seed(self.seed, index) for index in indices.tolist()]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        device = self.pipeline.device
+        # a generator for each image, so that images do not depend on the batches
+        generators = image_generators(self.seed, indices.tolist(), device)
         labels = self.labels(indices)
         classes = (
             {"batch_size": len(indices)} if labels is None else {"class_labels": labels.tolist()}
         )
         self.pipeline.set_progress_bar_config(disable=True)
-        device = self.pipeline.device
         # the global seed is for schedulers to which a pipeline passes no generator
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seeds[0])
+            torch.manual_seed(generators[0].initial_seed())
             output = self.pipeline(
                 **classes, **self.arguments, generator=generators, output_type="np"
             )

@@ -1,5 +1,5 @@
 """Networks that are compiled for sampling: fixed batches, bfloat16 where it is faster, and linear layers by
-oneDNN where that is."""
+oneDNN where that is, or in int8."""
 
 import copy
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from types import FunctionType
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..devices import matmul_flops
 
@@ -34,6 +35,57 @@ class OneDNNLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return onednn_linear(x, self.weight, self.bias)
+
+
+@torch.library.custom_op("titok_hf::int8_linear", mutates_args=())
+def int8_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Computes a linear layer on the CPU in int8. Each input row is scaled so that its largest absolute value
+    is 127, and rounded.
+
+    Args:
+        x: `(…, in)`, of a floating-point type.
+        weight: `(out, in)`, int8.
+        scale: `(out,)`, what one step of each weight row stands for.
+        bias: `(out,)`.
+    """
+    rows = x.flatten(0, -2)
+    output = x.new_empty(len(rows), len(weight))
+    # few rows at a time, whose int32 sums stay in the processor's cache
+    for part, result in zip(rows.split(512), output.split(512), strict=True):
+        part_scale = part.abs().amax(1, keepdim=True).float().clamp_min(1e-20) / 127
+        sums = torch._int_mm((part / part_scale).round_().to(torch.int8), weight.T)
+        product = sums.float().mul_(part_scale).mul_(scale)
+        result.copy_(product if bias is None else product.add_(bias))
+    return output.view(*x.shape[:-1], -1)
+
+
+@int8_linear.register_fake
+def _(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with weights in int8, each row with a scale of its own (see `int8_linear`).
+
+    Its tensors are neither parameters nor buffers, so that `to` does not change their data types.
+
+    Args:
+        linear: The layer that it replaces, which stays as it is.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach().float()
+        self.scale = weight.abs().amax(1).clamp_min(1e-20) / 127
+        self.weight = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return int8_linear(x, self.weight, self.scale, self.bias)
 
 
 def onednn_flops() -> float:
@@ -87,6 +139,7 @@ def compiled(
     batch_size: int,
     dtype: torch.dtype,
     backend: str | None,
+    int8: bool = False,
 ) -> FixedBatches:
     """Returns a function of a copy of a network in another data type, compiled.
 
@@ -96,9 +149,17 @@ def compiled(
         batch_size: See `FixedBatches`.
         dtype: Data type of the copy.
         backend: Backend of `torch.compile`; `None` to leave the copy uncompiled.
+        int8: Whether the linear layers of transformer blocks compute in int8.
     """
     left_out = {id(part): None for name in ENCODERS if (part := getattr(network, name, None))}
-    fast = copy.deepcopy(network, left_out).to(dtype)
+    fast = copy.deepcopy(network, left_out)
+    if int8:
+        for block in fast.modules():
+            if isinstance(block, GradientCheckpointingLayer):
+                for name, module in [*block.named_modules()]:
+                    if type(module) is nn.Linear:
+                        block.set_submodule(name, Int8Linear(module))
+    fast.to(dtype)
     device = next(fast.parameters()).device
     if device.type == "cpu":
         fast = fast.to(memory_format=torch.channels_last)  # of the convolutions
