@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -88,6 +90,34 @@ class TestRestart:
             (tmp_path / "tokens.partial" / name).unlink()
         tokenize("images", **arguments)
         assert contents(folder) == expected
+
+    def test_a_second_run_of_the_same_command_is_refused(self, tokenize, tmp_path):
+        """The parts that the first one is writing stay."""
+        write_images(tmp_path / "images", {"train": 3, "test": 1})
+        hold = (
+            "import sys; from titok_hf.hub.lock import locked_folder\n"
+            "with locked_folder(sys.argv[1]): print(flush=True); sys.stdin.read()"
+        )
+        first = subprocess.Popen(
+            [sys.executable, "-c", hold, tmp_path / "tokens.partial"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        first.stdout.readline()
+        writing = tmp_path / "tokens.partial" / "unfinished" / "part"
+        writing.parent.mkdir()
+        writing.touch()
+        with pytest.raises(BlockingIOError, match=rf"tokens.partial is in use .*{first.pid}"):
+            tokenize("images")
+        assert writing.exists()
+        first.communicate(b"")
+        folder, _ = tokenize("images")
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "README.md",
+            "data",
+            "tokenize.json",
+        ]
 
     def test_a_finished_folder_stays_as_it_is(self, tokenize, tmp_path):
         write_images(tmp_path / "images", {"train": 3, "test": 1})

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,8 @@ import torch
 from datasets import Dataset, Features
 
 from ..hub.folders import whole_file
+from ..hub.lock import NAME as LOCK
+from ..hub.lock import locked_folder
 from ..version import __version__
 from .samples import Samples, StreamedSamples
 from .tokens import RECORD, STATISTICS, UNREADABLE, latent_statistics, token_card
@@ -190,6 +192,20 @@ class WorkFolder:
         """Returns the record of the finished data set."""
         return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the lock on the folder in progress, which is left out if nothing is in it.
+
+        Raises:
+            BlockingIOError: If another run holds it.
+        """
+        try:
+            with locked_folder(self.partial):
+                yield
+        finally:
+            with suppress(OSError):
+                self.partial.rmdir()  # fails if anything is in it
+
     def prepare(self, parts: list[Part]) -> list[Part] | None:
         """Prepares the folder and returns the remaining parts; `None` if the data set is complete.
         Only the main process calls it.
@@ -215,8 +231,8 @@ class WorkFolder:
                 f"{self.folder} exists already: choose another name, or delete it."
             )
         if not (self.partial / RECORD).exists():
-            shutil.rmtree(self.partial, ignore_errors=True)
-            (self.partial / "data").mkdir(parents=True)
+            shutil.rmtree(self.partial / "data", ignore_errors=True)
+            (self.partial / "data").mkdir()
             self.write_record({"command": self.command})
         shutil.rmtree(self.unfinished, ignore_errors=True)
         self.unfinished.mkdir()
@@ -320,6 +336,7 @@ class WorkFolder:
         (self.partial / "README.md").write_text(str(card), encoding="utf-8")
         self.write_record(record)
         shutil.rmtree(self.unfinished)
+        (self.partial / LOCK).unlink(missing_ok=True)
         if self.folder.exists():
             self.folder.rmdir()
         self.partial.rename(self.folder)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import accumulate, islice
 from pathlib import Path
@@ -155,6 +156,7 @@ def tokenize_to_folder(
         contents.
 
     Raises:
+        BlockingIOError: If another run writes to the folder.
         FileExistsError: If the folder holds anything else, or the result of other arguments.
         OSError: If tokenizer or images do not load, or the disk is full; finished parts are kept.
         ValueError: If tokenizer and images do not fit each other, or too many images are
@@ -200,7 +202,7 @@ def tokenize_to_folder(
         "features": result["features"],
     }
     work = WorkFolder(output_dir, command, rows, max_unreadable)
-    with explain_full_disk(work.partial):
+    with explain_full_disk(work.partial), work.locked() if state.is_main_process else nullcontext():
         [todo] = broadcast_object_list([work.prepare(parts) if state.is_main_process else None])
         if todo is None:
             return work.read()
