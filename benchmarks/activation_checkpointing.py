@@ -68,11 +68,13 @@ def measure(
     return min(seconds[1:]), gib
 
 
-def main(size: str, batch_size: int, bf16: bool = False, rounds: int = 3) -> None:
+def main(
+    size: str, batch_size: int, bf16: bool = False, rounds: int = 3, quick: bool = False
+) -> None:
     best: dict[bool, tuple[float, float]] = {}
     for _ in range(rounds):
         for checkpointing in (False, True):
-            work = {"size": size, "batch_size": batch_size, "bf16": bf16}
+            work = {"size": size, "batch_size": batch_size, "bf16": bf16, "quick": quick}
             run = subprocess.run(
                 [
                     sys.executable,
@@ -102,6 +104,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="tiny networks")
     parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
     arguments = vars(parser.parse_args())
     if work := arguments.pop("serve"):

@@ -30,6 +30,7 @@ import torch
 import yaml
 from huggingface_hub.utils import http_backoff
 from hypothesis import HealthCheck, settings
+from locks import holder  # noqa: F401
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from titok_hf import (

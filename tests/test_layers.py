@@ -16,12 +16,12 @@ PACKAGE = Path(titok_hf.__file__).parent
 FLOORS = (
     ("cli",),
     ("app",),
-    ("studies", "demo", "publish"),
+    ("studies", "demo", "publish", "doctor"),
     ("train",),
     ("training", "evaluation", "conversion"),
     ("pipelines", "data", "perceptual"),
     ("modeling",),
-    ("hub", "distributed", "devices", "settings", "doctor", "progress"),
+    ("hub", "distributed", "devices", "settings", "progress"),
     ("version",),
 )
 PUBLIC_NAMES = {**titok_hf._MODULES, "__version__": "version"}  # each with its module

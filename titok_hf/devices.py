@@ -58,3 +58,23 @@ def matmul_flops(
         product[0, 0].item()  # waits for the device
         best = min(best, clock() - started)
     return 2 * size**3 / best
+
+
+def int8_is_exact() -> bool:
+    """Whether this CPU adds products of int8 without overflow, which takes VNNI or the like: the sums of older
+    instructions are of 16 bits."""
+    largest = torch.full((64, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(largest, largest) == 64 * 127**2).all())
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Raises `OSError` if `torch.compile` cannot compile for a device."""
+    try:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(2, device=device))
+    except Exception as error:  # each backend raises its own
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"`torch.compile` cannot compile for {device} with the backend {backend!r} ({reason}): "
+            "install a C++ compiler, such as g++, or leave the networks uncompiled: without `--compile`, "
+            "or with `backend=None` in `pipe.compile`."
+        ) from error

@@ -1,4 +1,4 @@
-"""Tells what a machine offers: versions, devices, memory, the cache, the Hub, and optional parts."""
+"""Tells what a machine offers: versions, devices and their speed, memory, the cache, the Hub, and optional parts."""
 
 import os
 import platform
@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import constants, get_session, is_offline_mode
 from packaging.requirements import Requirement
 
+from .devices import default_device, int8_is_exact, matmul_flops
 from .version import __version__
 
 PACKAGES = ("torch", "transformers", "diffusers", "datasets", "accelerate", "huggingface_hub")
@@ -22,7 +23,8 @@ def diagnose() -> dict[str, Any]:
 
     Returns:
         `versions`, of Python and packages, `None` if one is missing; `system`; `devices`, each with
-        `name` and `memory_gib`; `threads` of torch; `memory_gib`; `cache`, with `path` and
+        `name` and `memory_gib`; `gflops`, the speed of a large matrix product in each data type on the
+        default device; `threads` of torch; `memory_gib`; `cache`, with `path` and
         `free_gib`; `hub`, `"reachable"`, `"offline"` or what went wrong; and `extras`, each with what
         is `missing` and the `command` that adds it.
     """
@@ -37,6 +39,13 @@ def diagnose() -> dict[str, Any]:
     ]
     if torch.backends.mps.is_available():
         devices.append({"name": "MPS", "memory_gib": None})
+    device = default_device()
+    flops = {
+        "float32": matmul_flops(device, torch.float32),
+        "bfloat16": matmul_flops(device, torch.bfloat16),
+    }
+    if device.type == "cpu" and int8_is_exact():
+        flops["int8"] = matmul_flops(device, torch.int8, multiply=torch._int_mm)
     return {
         "versions": {
             "python": platform.python_version(),
@@ -45,6 +54,7 @@ def diagnose() -> dict[str, Any]:
         },
         "system": platform.platform(),
         "devices": devices,
+        "gflops": {dtype: number / 1e9 for dtype, number in flops.items()},
         "threads": torch.get_num_threads(),
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         "cache": {"path": str(cache), "free_gib": shutil.disk_usage(existing).free / 2**30},

@@ -57,6 +57,7 @@ COMMANDS = {
     "tokenize": (
         "--tokenizer",
         "--output-dir",
+        "--compile",
         "--split",
         "--image-column",
         "--label-column",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import requires
@@ -22,6 +23,7 @@ class TestDoctor:
         assert code == 0, errors
         for word in ("titok_hf", __version__, "torch", "GiB free", "[emoji]", "complete", "Hub"):
             assert word in output, word
+        assert re.search(r"matrix product in float32 [\d,]+, bfloat16 [\d,]+", output)
 
     def test_json_is_the_same_as_data(self, call, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -11,6 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value, load_dataset
 from PIL import Image
 from pyarrow import parquet
+from torch._dynamo.utils import counters
 
 from titok_hf import TiTokImageProcessor, TiTokModel, VTPForImageReconstruction, VTPImageProcessor
 from titok_hf.data import Augmentation, open_images
@@ -199,6 +200,23 @@ class TestContent:
             expected = torch.cat([titok.encode(batch).codes for batch in pixel_values.split(4)])
         assert rows_of(folder)["codes"] == expected.tolist()
         assert record["command"]["dtype"] == "bfloat16"
+
+    def test_by_a_compiled_encoder(self, tokenize, tmp_path):
+        write_images(tmp_path / "images", {"train": 7, "test": 3})
+        arguments = {"augmentation": Augmentation(horizontal_flip=True), "batch_size": 4}
+        folder, record = tokenize("images", part_size=3, **arguments)
+        graphs = counters["stats"]["unique_graphs"]
+        compiled, compiled_record = tokenize(
+            "images", "compiled", part_size=3, compiled=True, **arguments
+        )
+        # one of the check that it can compile, and one of the encoder, for all sizes of batches
+        assert counters["stats"]["unique_graphs"] == graphs + 2
+        assert compiled_record["command"] == record["command"] | {"compiled": True}
+        for split in ("train", "test"):
+            expected, found = rows_of(folder, split), rows_of(compiled, split)
+            assert found["key"] == expected["key"]
+            differ = np.array(found["codes"]) != np.array(expected["codes"])
+            assert differ.sum() <= 1  # a tie that rounding decides
 
     def test_a_streamed_folder_of_parquet(self, titok, tokenize, tmp_path):
         images = [{"bytes": encoded(picture(number)), "path": None} for number in range(5)]

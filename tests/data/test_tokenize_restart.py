@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -91,33 +89,36 @@ class TestRestart:
         tokenize("images", **arguments)
         assert contents(folder) == expected
 
-    def test_a_second_run_of_the_same_command_is_refused(self, tokenize, tmp_path):
+    def test_a_second_run_of_the_same_command_is_refused(self, tokenize, holder, tmp_path):
         """The parts that the first one is writing stay."""
         write_images(tmp_path / "images", {"train": 3, "test": 1})
-        hold = (
-            "import sys; from titok_hf.hub.lock import locked_folder\n"
-            "with locked_folder(sys.argv[1]): print(flush=True); sys.stdin.read()"
-        )
-        first = subprocess.Popen(
-            [sys.executable, "-c", hold, tmp_path / "tokens.partial"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        first.stdout.readline()
+        first = holder(tmp_path / "tokens.partial")
         writing = tmp_path / "tokens.partial" / "unfinished" / "part"
         writing.parent.mkdir()
         writing.touch()
         with pytest.raises(BlockingIOError, match=rf"tokens.partial is in use .*{first.pid}"):
             tokenize("images")
         assert writing.exists()
-        first.communicate(b"")
+        shutil.rmtree(writing.parent)
+        first.communicate()
         folder, _ = tokenize("images")
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "README.md",
-            "data",
-            "tokenize.json",
-        ]
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["README.md", "data", "tokenize.json"]
+
+    def test_what_is_not_its_own_stays(self, tokenize, tmp_path):
+        write_images(tmp_path / "images", {"train": 3, "test": 1})
+        other = tmp_path / "tokens.partial" / "data" / "thesis.tex"
+        other.parent.mkdir(parents=True)
+        other.touch()
+        with pytest.raises(FileExistsError, match="holds something else, such as thesis"):
+            tokenize("images")
+        assert other.exists()
+
+    def test_a_finished_folder_is_read_where_nothing_can_be_written(self, tokenize, tmp_path):
+        write_images(tmp_path / "images", {"train": 3, "test": 1})
+        _, record = tokenize("images")
+        (tmp_path / "tokens.partial").touch()  # no folder can be made there
+        assert tokenize("images")[1] == record
 
     def test_a_finished_folder_stays_as_it_is(self, tokenize, tmp_path):
         write_images(tmp_path / "images", {"train": 3, "test": 1})

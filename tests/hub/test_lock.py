@@ -1,55 +1,19 @@
 """One process at a time uses a folder."""
 
-import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+from locks import HOLD
 
 from titok_hf.hub.lock import NAME, locked_folder
 
-HOLD = """
-import os, sys, time
-from titok_hf.hub.lock import locked_folder
-with locked_folder(sys.argv[1]):
-    if "fork" in sys.argv and os.fork() == 0:
-        time.sleep(60)  # as a worker that outlives its parent
-    print(os.getpid(), flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def holder(tmp_path):
-    """Starts a process that holds the lock until it is told to end, or killed."""
-    processes = []
-
-    def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(tmp_path / "run"), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        processes.append(process)
-        assert int(process.stdout.readline()) == process.pid
-        return process
-
-    yield start
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
 
 def test_a_second_process_is_refused_while_the_first_lives(holder, tmp_path):
-    first = holder()
+    first = holder(tmp_path / "run")
     sentence = rf"run is in use by a run that has not ended \(process {first.pid} on "
     with pytest.raises(BlockingIOError, match=sentence), locked_folder(tmp_path / "run"):
         pass
@@ -61,7 +25,7 @@ def test_a_second_process_is_refused_while_the_first_lives(holder, tmp_path):
 
 @pytest.mark.parametrize("arguments", [(), ("fork",)], ids=["alone", "with a worker"])
 def test_a_killed_process_does_not_block(holder, tmp_path, caplog, arguments):
-    first = holder(*arguments)
+    first = holder(tmp_path / "run", *arguments)
     first.kill()
     first.wait()
     assert (tmp_path / "run" / NAME).read_text() == f"{socket.gethostname()} {first.pid}"

@@ -132,17 +132,9 @@ def test_a_second_start_in_one_folder_is_refused_while_the_first_trains(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml", "work"}
 
 
-def test_a_second_trainer_in_one_folder_is_refused(make_objective, make_trainer, tmp_path):
+def test_a_second_trainer_in_one_folder_is_refused(make_objective, make_trainer, holder, tmp_path):
     """Whichever process is the other; here it only holds the lock."""
-    hold = "import sys; from titok_hf.hub.lock import locked_folder\n"
-    hold += "with locked_folder(sys.argv[1]):\n    print(flush=True); sys.stdin.read()"
-    other = subprocess.Popen(
-        [sys.executable, "-c", hold, tmp_path / "trainer"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    other.stdout.readline()
+    other = holder(tmp_path / "trainer")
     trainer = make_trainer(make_objective("classifier"), max_steps=1)
     with pytest.raises(BlockingIOError, match=f"trainer is in use .*process {other.pid} "):
         trainer.train()

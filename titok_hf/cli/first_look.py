@@ -34,6 +34,8 @@ def doctor(as_json: Json = False) -> dict[str, Any]:
         memory = device["memory_gib"]
         table.add_row("accelerator", device["name"] + (f", {memory:.0f} GiB" if memory else ""))
     table.add_row("CPU", f"{found['threads']} threads, {found['memory_gib']:.0f} GiB")
+    speeds = ", ".join(f"{dtype} {number:,.0f}" for dtype, number in found["gflops"].items())
+    table.add_row("GFLOP/s", f"matrix product in {speeds}")
     cache = found["cache"]
     table.add_row("cache", f"{escape(cache['path'])}, {cache['free_gib']:.0f} GiB free")
     table.add_row("Hub", found["hub"])

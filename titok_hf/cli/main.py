@@ -181,7 +181,7 @@ def generate(
         bool, typer.Option("--fast", help="Compute in bfloat16 if it is faster here.")
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="As --fast, and linear layers in int8, on a CPU.")
+        bool, typer.Option("--int8", help="Linear layers in int8, the rest as --fast, on a CPU.")
     ] = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
@@ -194,8 +194,8 @@ def generate(
     ]
     if len(faster) > 1:
         raise ValueError(
-            "Give one of `--compile`, `--fast` and `--int8`: the other two compute in bfloat16 where that is "
-            "faster, too."
+            "Give only one of `--compile`, `--fast` and `--int8`: `--compile` and `--int8` also compute in "
+            "bfloat16 where that is faster."
         )
 
     arguments = {
@@ -337,6 +337,9 @@ def tokenize(
         str, typer.Option(help="Data type of the tokenizer: float32, bfloat16 or float16.")
     ] = "float32",
     device: Device = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the encoder first, for many images.")
+    ] = False,
     push: Annotated[
         str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")
     ] = None,
@@ -368,6 +371,7 @@ def tokenize(
         num_workers=num_workers,
         max_unreadable=max_unreadable,
         dtype=dtype,
+        compiled=compiled,
         device=device,
     )
     made = {"folder": str(output_dir), "url": None, **record}

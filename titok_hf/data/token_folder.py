@@ -194,7 +194,7 @@ class WorkFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the lock on the folder in progress, which is left out if nothing is in it.
+        """Holds the lock on the folder in progress, which is deleted in the end if nothing is in it.
 
         Raises:
             BlockingIOError: If another run holds it.
@@ -206,33 +206,43 @@ class WorkFolder:
             with suppress(OSError):
                 self.partial.rmdir()  # fails if anything is in it
 
-    def prepare(self, parts: list[Part]) -> list[Part] | None:
-        """Prepares the folder and returns the remaining parts; `None` if the data set is complete.
-        Only the main process calls it.
+    def is_made(self, folder: Path) -> bool:
+        """Whether this command has written to a folder.
+
+        Raises:
+            FileExistsError: If another one has.
+        """
+        if not (folder / RECORD).exists():
+            return False
+        made_by = json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"]
+        if others := [key for key in self.command if made_by.get(key) != self.command[key]]:
+            raise FileExistsError(
+                f"{folder} holds the result of another command (with other "
+                f"{' and '.join(others)}): choose another folder, or delete it."
+            )
+        return True
+
+    def prepare(self, parts: list[Part]) -> list[Part]:
+        """Prepares the folder and returns the remaining parts. Only the main process calls it.
 
         Raises:
             FileExistsError: If the folder holds anything else, or the result of another command.
         """
-        for folder in (self.folder, self.partial):
-            if not (folder / RECORD).exists():
-                continue
-            made_by = json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"]
-            if others := [key for key in self.command if made_by.get(key) != self.command[key]]:
-                raise FileExistsError(
-                    f"{folder} holds the result of another command (with other "
-                    f"{' and '.join(others)}): choose another folder, or delete it."
-                )
-            if folder == self.folder:
-                return None
         if self.folder.exists() and (
             self.folder == Path.cwd() or not self.folder.is_dir() or any(self.folder.iterdir())
         ):
             raise FileExistsError(
                 f"{self.folder} exists already: choose another name, or delete it."
             )
-        if not (self.partial / RECORD).exists():
-            shutil.rmtree(self.partial / "data", ignore_errors=True)
-            (self.partial / "data").mkdir()
+        if not self.is_made(self.partial):
+            # a run that was killed before it wrote the record leaves no more than these
+            known = {"data", LOCK, f"{RECORD}.partial"}
+            if others := {path.name for path in self.partial.rglob("*")} - known:
+                raise FileExistsError(
+                    f"{self.partial} holds something else, such as {min(others)}: move it, or choose "
+                    "another folder."
+                )
+            (self.partial / "data").mkdir(exist_ok=True)
             self.write_record({"command": self.command})
         shutil.rmtree(self.unfinished, ignore_errors=True)
         self.unfinished.mkdir()
@@ -336,10 +346,10 @@ class WorkFolder:
         (self.partial / "README.md").write_text(str(card), encoding="utf-8")
         self.write_record(record)
         shutil.rmtree(self.unfinished)
-        (self.partial / LOCK).unlink(missing_ok=True)
         if self.folder.exists():
             self.folder.rmdir()
         self.partial.rename(self.folder)
+        (self.folder / LOCK).unlink(missing_ok=True)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         with whole_file(self.partial / RECORD) as partial:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..devices import default_device, parse_dtype
+from ..devices import check_backend, default_device, parse_dtype
 from ..distributed import process_state
 from ..hub.hashes import state_sha256
 from ..modeling.auto import load_tokenizer
@@ -117,6 +117,7 @@ def tokenize_to_folder(
     max_unreadable: float = 0.01,
     dtype: str = "float32",
     device: str | torch.device | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Writes the codes or latents of images as Parquet files for `load_dataset` and `open_images`.
 
@@ -150,6 +151,8 @@ def tokenize_to_folder(
             and listed in `unreadable.jsonl`. A damaged shard counts as one.
         dtype: Data type of the tokenizer: `"float32"`, `"bfloat16"` or `"float16"`.
         device: Device to compute on; by default the accelerator if there is one.
+        compiled: Whether the encoder is compiled by `torch.compile` first, which pays for many images. Where
+            two codes are nearly equally near, rounding may choose the other one.
 
     Returns:
         The record of the data set, `tokenize.json`: `command` holds the arguments, `result` the
@@ -158,7 +161,8 @@ def tokenize_to_folder(
     Raises:
         BlockingIOError: If another run writes to the folder.
         FileExistsError: If the folder holds anything else, or the result of other arguments.
-        OSError: If tokenizer or images do not load, or the disk is full; finished parts are kept.
+        OSError: If tokenizer or images do not load, the encoder cannot be compiled here, or the disk is
+            full; finished parts are kept.
         ValueError: If tokenizer and images do not fit each other, or too many images are
             unreadable; finished parts are kept.
     """
@@ -200,12 +204,13 @@ def tokenize_to_folder(
             name: [part.stop - part.start for part in parts if part.split == name] for name in rows
         },
         "features": result["features"],
+        **({"compiled": True} if compiled else {}),
     }
     work = WorkFolder(output_dir, command, rows, max_unreadable)
+    if work.is_made(work.folder):
+        return work.read()
     with explain_full_disk(work.partial), work.locked() if state.is_main_process else nullcontext():
         [todo] = broadcast_object_list([work.prepare(parts) if state.is_main_process else None])
-        if todo is None:
-            return work.read()
         mine, missing = todo[state.process_index :: state.num_processes], set(todo)
         batches = DataLoader(
             PartBatches(
@@ -217,7 +222,9 @@ def tokenize_to_folder(
         )
         total = sum(part.stop - part.start for part in mine)
         with ProgressBar("tokens", total) as bar:
-            encoded = encode_batches(model, batches, augmentation.variants)
+            copies = augmentation.variants
+            rows = max(1, batch_size // copies) * copies if compiled else None
+            encoded = encode_batches(model, batches, copies, compiled_rows=rows)
             for num_images in work.write(
                 mine, [part for part in parts if part not in missing], encoded, result
             ):
@@ -312,13 +319,31 @@ def describe_result(
 
 @torch.inference_mode()
 def encode_batches(
-    model: Tokenizer, batches: Iterable[Batch | Exception], num_copies: int
+    model: Tokenizer,
+    batches: Iterable[Batch | Exception],
+    num_copies: int,
+    compiled_rows: int | None = None,
 ) -> Iterator[tuple[Batch, np.ndarray | None]]:
     """Yields batches with their codes or latents `(B, …)`, with copies `(B, copies, …)`; `None` if
     no image is readable.
 
     A batch is yielded once the next one is queued, so that host and device work in parallel.
+
+    Args:
+        model: The tokenizer.
+        batches: Batches, or the error that ends them.
+        num_copies: Number of copies of each image.
+        compiled_rows: Number of rows that the encoder is compiled for; fewer are padded. Not compiled if not
+            given.
     """
+
+    def encode(pixel_values: torch.Tensor) -> torch.Tensor:
+        encoded = model.encode(pixel_values)
+        return encoded.latents.float() if encoded.codes is None else encoded.codes
+
+    if compiled_rows is not None:
+        check_backend("inductor", model.device)
+        encode = torch.compile(encode, dynamic=False)
 
     def fetch(batch: Batch, values: torch.Tensor | None) -> tuple[Batch, np.ndarray | None]:
         if values is None:
@@ -333,8 +358,12 @@ def encode_batches(
         fetched = fetch(*running) if running else None
         values = None
         if batch.pixel_values is not None:
-            encoded = model.encode(batch.pixel_values.to(model.device, non_blocking=True))
-            values = encoded.latents.float() if encoded.codes is None else encoded.codes
+            pixel_values = batch.pixel_values.to(model.device, non_blocking=True)
+            count = len(pixel_values)
+            if compiled_rows is not None:
+                padding = pixel_values[:1].expand(compiled_rows - count, -1, -1, -1)
+                pixel_values = torch.cat([pixel_values, padding])
+            values = encode(pixel_values)[:count]
         running = batch, values
         if fetched:
             yield fetched

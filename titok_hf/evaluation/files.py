@@ -126,7 +126,7 @@ def generate_to_file(
     num_images_per_label: int = 1,
     separate: str | Path | None = None,
     animation: str | Path | None = None,
-    faster: Literal["compiled", "fast"] | None = None,
+    faster: Literal["compiled", "fast", "int8"] | None = None,
     **arguments: Any,
 ) -> list[dict[str, Any]]:
     """Draws a row of generated images for each label.

@@ -295,9 +295,7 @@ def evaluate_generation(
     if made_here:
         seeds = list(seeds or (0,))
         pipeline = load_pipeline(source, revision)
-        made_by = MadeBy(
-            *describe_pipeline(pipeline, source, revision, sampler or {}), seeds, dtype
-        )
+        described = describe_pipeline(pipeline, source, revision, sampler or {})
         pipeline.to(device, torch_dtype)
         if compiled or int8:
             if not isinstance(pipeline, ClassConditionalPipeline):
@@ -306,6 +304,8 @@ def evaluate_generation(
                     f"{type(pipeline).__name__}."
                 )
             pipeline.compile(batch_size, dtype, backend="inductor" if compiled else None)
+            dtype = pipeline.compiled_dtype
+        made_by = MadeBy(*described, seeds, dtype)
         if compiled:
             made_by.sampler["compiled"] = True
         count = loaded_protocol.num_samples
@@ -323,6 +323,8 @@ def evaluate_generation(
                 "batch_size": batch_size,
                 "num_images": count,
             }
+            if pipeline.device.type == "cuda":  # see `image_generators`
+                how["noise"] = "cuda"
             sets = [KeptImages(sets[0], Path(samples), dataclasses.asdict(made_by) | how)]
     else:
         if samples is not None or sampler or seeds or num_samples or compiled:

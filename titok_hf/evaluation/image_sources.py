@@ -240,7 +240,8 @@ class ReferenceImages(ImageSource):
 class GeneratedImages(ImageSource):
     """Images that a pipeline generates, cycling through the classes if it takes classes.
 
-    An image depends only on the seed and its position, up to arithmetic that depends on the batch,
+    An image depends only on the seed, its position, and whether the pipeline is on CUDA, whose noise
+    differs from that of other devices, up to arithmetic that depends on the batch,
     provided that the pipeline passes its generators to its scheduler. `DiTPipeline` does not: with
     a scheduler that draws noise, such as `DDPMScheduler`, an image also depends on the other images
     of its batch.

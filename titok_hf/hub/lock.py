@@ -34,7 +34,6 @@ def locked_folder(folder: str | Path) -> Iterator[None]:
     if path in held:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = take_lock(path)
     held.add(path)
     try:
@@ -60,7 +59,13 @@ def locked_folder(folder: str | Path) -> Iterator[None]:
 def take_lock(path: Path) -> TextIO:
     """Locks a file and returns it; see `locked_folder`."""
     while True:
-        file = path.open("a+")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+")
+        except (
+            FileNotFoundError
+        ):  # the process that held the lock has deleted the folder in between
+            continue
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

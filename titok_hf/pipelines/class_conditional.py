@@ -17,12 +17,12 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from ..devices import parse_dtype
+from ..devices import check_backend, int8_is_exact, parse_dtype
 from ..hub.errors import explain_hub_errors
 from ..hub.location import split_location
 from ..hub.publish import PublishMixin
 from ..version import __version__
-from .compilation import FixedBatches, check_backend, compiled, faster_dtype
+from .compilation import FixedBatches, compiled, faster_dtype
 from .scheduling_maskgit import positive_integer
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,12 @@ def image_generators(
 ) -> list[torch.Generator]:
     """Returns a random generator for each image, whose seed is hashed from the seed and the image's number.
 
-    They are on the pipeline's device: a step of TiTok draws 4,096 numbers a token, which an accelerator
-    would wait for.
+    For a pipeline on CUDA they are there, too, so that it does not wait for the CPU to draw the noise: a step
+    of TiTok-L-32 takes 131,072 numbers an image.
     """
+    source = device if device.type == "cuda" else "cpu"
     hashes = [hashlib.sha256(f"{seed}/{number}".encode()).digest() for number in numbers]
-    return [torch.Generator(device).manual_seed(int.from_bytes(h[:8]) >> 1) for h in hashes]
+    return [torch.Generator(source).manual_seed(int.from_bytes(h[:8]) >> 1) for h in hashes]
 
 
 def random_generators(
@@ -86,13 +87,15 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
     `ClassConditionalPipeline.from_pretrained` loads a pipeline of any of its classes.
 
     `component_classes` are the classes of ours that its parts may have, `sampling_defaults` the
-    names of the arguments of `__call__` whose defaults the pipeline stores.
+    names of the arguments of `__call__` whose defaults the pipeline stores. `compiled_dtype` says in
+    which data types calls compute after `compile`, such as `"int8 and bfloat16"`.
     """
 
     component_classes: ClassVar[tuple[type, ...]] = ()
     sampling_defaults: ClassVar[tuple[str, ...]] = ()
     # functions of compiled copies of the networks, by name of the component
     _compiled: dict[str, FixedBatches] | None = None
+    compiled_dtype: str | None = None
 
     def compile(
         self,
@@ -125,9 +128,11 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
         device, own = self.transformer.device, self.transformer.dtype
         positive_integer(batch_size, "batch_size")
         int8 = dtype == "int8"
-        if int8 and device.type != "cpu":
+        if int8 and (device.type != "cpu" or not int8_is_exact()):
+            where = "this processor has none" if device.type == "cpu" else f"this is {device}"
             raise ValueError(
-                f"`dtype='int8'` is for a CPU, and the pipeline is on {device}: leave `dtype` out."
+                "The dtype 'int8' needs a CPU with instructions for int8, such as AVX-512 VNNI, and "
+                f"{where}: choose another dtype or device."
             )
         if dtype is None or int8:
             dtype = faster_dtype(device) if own == torch.float32 else own
@@ -139,11 +144,8 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
             name: compiled(network, function, **fixed)
             for name, (network, function) in self.networks().items()
         }
-        logger.warning(
-            "The following calls compute in %s%s.",
-            "int8 and " if int8 else "",
-            str(dtype).removeprefix("torch."),
-        )
+        self.compiled_dtype = "int8 and " * int8 + str(dtype).removeprefix("torch.")
+        logger.warning("The following calls compute in %s.", self.compiled_dtype)
         return self
 
     def networks(self) -> dict[str, tuple[nn.Module, Callable[..., torch.Tensor]]]:
@@ -167,8 +169,8 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
     ) -> Iterator[Any]:
         """Yields an image for each of any number of labels, in order, with the memory of a batch.
 
-        An image depends on the seed and its number, whatever the batch or the process. An accelerator
-        draws other noise than a CPU.
+        An image depends on the seed and its number, whatever the batch or the process. The noise of
+        CUDA differs from that of other devices.
 
         Args:
             class_labels: Classes, by id or name.

@@ -1,5 +1,5 @@
-"""Networks that are compiled for sampling: fixed batches, bfloat16 where it is faster, and linear layers by
-oneDNN where that is, or in int8."""
+"""Copies of networks for sampling: in fixed batches, in bfloat16 or by oneDNN where that is faster, or with
+linear layers in int8."""
 
 import copy
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def int8_linear(
         scale: `(out,)`, what one step of each weight row stands for.
         bias: `(out,)`.
     """
-    rows = x.flatten(0, -2)
+    rows = x.reshape(-1, x.shape[-1])
     output = x.new_empty(len(rows), len(weight))
     # few rows at a time, whose int32 sums stay in the processor's cache
     for part, result in zip(rows.split(512), output.split(512), strict=True):
@@ -58,7 +58,7 @@ def int8_linear(
         sums = torch._int_mm((part / part_scale).round_().to(torch.int8), weight.T)
         product = sums.float().mul_(part_scale).mul_(scale)
         result.copy_(product if bias is None else product.add_(bias))
-    return output.view(*x.shape[:-1], -1)
+    return output.view(*x.shape[:-1], len(weight))
 
 
 @int8_linear.register_fake
@@ -188,16 +188,3 @@ def faster_dtype(device: torch.device) -> torch.dtype:
         exact = max(exact, onednn_flops())
     wins = matmul_flops(device, torch.bfloat16) > FASTER * exact
     return torch.bfloat16 if wins else torch.float32
-
-
-def check_backend(backend: str, device: torch.device) -> None:
-    """Raises `OSError` if `torch.compile` cannot compile for a device."""
-    try:
-        torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(2, device=device))
-    except Exception as error:  # each backend raises its own
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(
-            f"`torch.compile` cannot compile for {device} with the backend {backend!r} ({reason}): "
-            "install a C++ compiler, such as g++, or leave the networks uncompiled with "
-            "`backend=None` (`titok generate --fast`)."
-        ) from error
