@@ -20,6 +20,7 @@ from statistics import median
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -67,8 +68,10 @@ def encode_batches(
 def written_rate(folder: Path) -> float:
     """Returns the images/s of a token data set from its first part to its last but one, by the times of its
     files. Each of these is written when the first batch of the next is encoded, unlike the last one."""
-    times = sorted(path.stat().st_mtime for path in (folder / "data").iterdir())
-    return PART_SIZE * (len(times) - 2) / (times[-2] - times[0])
+    parts = sorted((folder / "data").iterdir(), key=lambda path: path.stat().st_mtime)
+    first, last = parts[0].stat().st_mtime, parts[-2].stat().st_mtime
+    num_images = sum(pq.read_metadata(path).num_rows for path in parts[1:-1])
+    return num_images / (last - first)
 
 
 def main(quick: bool = False, compiled: bool = False) -> None:
