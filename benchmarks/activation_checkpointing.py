@@ -16,6 +16,7 @@ import tempfile
 import time
 
 import torch
+from against.titok_training import training_step
 
 from titok_hf import MaskGitVQGANConfig, MaskGitVQGANModel, TiTokConfig, TiTokModel
 from titok_hf.devices import default_device
@@ -54,14 +55,8 @@ def measure(
     with PeakMemory() as memory:
         for _ in range(1 + STEPS):
             start = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = objective(pixel_values=images).loss
-            loss.backward()
-            trainer.clip_grad_norm(objective)
-            optimizer.step()
-            optimizer.zero_grad()
-            objective.after_optimizer_step(1)
-            loss.item()  # waits for the device
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+            training_step(trainer, optimizer, images, autocast).item()  # waits for the device
             seconds.append(time.perf_counter() - start)
     cuda = device.type == "cuda"
     gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else memory.gib

@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 
 from titok_hf import TiTokPipeline
+from titok_hf.devices import int8_is_exact
 from titok_hf.evaluation.generation import measure_generation
 from titok_hf.evaluation.image_sources import GeneratedImages, open_dataset
 from titok_hf.evaluation.metric_networks import MetricNetworks
 from titok_hf.evaluation.protocol import Protocol
 
+DTYPES = ("float32", "bfloat16", *(("int8",) if int8_is_exact() else ()))
+
 
 def main(path: str | Path, num_images: int = 1000) -> None:
-    pipelines = {
-        dtype: TiTokPipeline.from_pretrained(path) for dtype in ("float32", "bfloat16", "int8")
-    }
+    pipelines = {dtype: TiTokPipeline.from_pretrained(path) for dtype in DTYPES}
     for dtype, pipeline in pipelines.items():
         pipeline.set_progress_bar_config(disable=True)
         if dtype != "float32":
@@ -54,7 +55,7 @@ def main(path: str | Path, num_images: int = 1000) -> None:
             masked = state["codes"] == exact.transformer.config.mask_token_id
             for dtype, codes in likely.items():
                 same[dtype].append((codes == likely["float32"])[masked])
-    for dtype in ("bfloat16", "int8"):
+    for dtype in DTYPES[1:]:
         error = (decoded[dtype] - decoded["float32"]).square().mean()
         print(f"{dtype}: pixels of equal codes, PSNR {-10 * torch.log10(error):.1f} dB")
         share = torch.cat(same[dtype]).float().mean()

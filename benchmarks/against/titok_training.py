@@ -7,13 +7,18 @@ the GradScaler of float16; ours is `TiTokTrainer` with `WarmupObjective`. Neithe
 about 4 GB, so that `--sides` should name few at a time.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from .setup import Parts, Setup
 from .titok import open_checkout, save
+
+if TYPE_CHECKING:
+    from titok_hf.training import TiTokTrainer
 
 SIDES = ("eager", "compiled", "reference-bfloat16", "eager-bfloat16")
 GFLOP = {"titok-b-64-warmup": {"step": 484}}  # `python -m titok_hf.training.flops titok-b-64`
@@ -92,14 +97,22 @@ def our_side(setup: Setup) -> Parts:
     images = setup.uniform(3, tokenizer.config.image_size, tokenizer.config.image_size)
     objective.train()
 
-    def step() -> torch.Tensor:
-        with setup.autocast():
-            loss = objective(pixel_values=images).loss
-        loss.backward()
-        trainer.clip_grad_norm(objective)
-        optimizer.step()
-        optimizer.zero_grad()
-        objective.after_optimizer_step(1)
-        return loss.detach()
+    return {"step": lambda: training_step(trainer, optimizer, images, setup.autocast())}
 
-    return {"step": step}
+
+def training_step(
+    trainer: "TiTokTrainer",
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    autocast: AbstractContextManager,
+) -> torch.Tensor:
+    """Trains on a batch as the trainer does, without its loader and logs, and returns the loss."""
+    objective = trainer.model
+    with autocast:
+        loss = objective(pixel_values=images).loss
+    loss.backward()
+    trainer.clip_grad_norm(objective)
+    optimizer.step()
+    optimizer.zero_grad()
+    objective.after_optimizer_step(1)
+    return loss.detach()

@@ -181,7 +181,8 @@ def generate(
         bool, typer.Option("--fast", help="Compute in bfloat16 if it is faster here.")
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Linear layers in int8, the rest as --fast, on a CPU.")
+        bool,
+        typer.Option("--int8", help="Compute linear layers in int8, the rest as --fast; on a CPU."),
     ] = False,
     as_json: Json = False,
 ) -> dict[str, Any]:

@@ -300,8 +300,8 @@ def evaluate_generation(
         if compiled or int8:
             if not isinstance(pipeline, ClassConditionalPipeline):
                 raise ValueError(
-                    f"Only pipelines of titok_hf are compiled or computed in int8, not a "
-                    f"{type(pipeline).__name__}."
+                    "`compiled` and the dtype 'int8' are for the pipelines of titok_hf, and this is a "
+                    f"{type(pipeline).__name__}: leave them out."
                 )
             pipeline.compile(batch_size, dtype, backend="inductor" if compiled else None)
             dtype = pipeline.compiled_dtype

@@ -62,10 +62,8 @@ def take_lock(path: Path) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = path.open("a+")
-        except (
-            FileNotFoundError
-        ):  # the process that held the lock has deleted the folder in between
-            continue
+        except FileNotFoundError:
+            continue  # the process that held the lock has deleted the folder in between
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -144,7 +144,8 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
             name: compiled(network, function, **fixed)
             for name, (network, function) in self.networks().items()
         }
-        self.compiled_dtype = "int8 and " * int8 + str(dtype).removeprefix("torch.")
+        name = str(dtype).removeprefix("torch.")
+        self.compiled_dtype = f"int8 and {name}" if int8 else name
         logger.warning("The following calls compute in %s.", self.compiled_dtype)
         return self
 
