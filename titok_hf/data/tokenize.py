@@ -189,6 +189,8 @@ def tokenize_to_folder(
         "weights_sha256": state_sha256(model),
     }
     model.to(device or default_device(), torch_dtype)
+    if compiled:
+        check_backend("inductor", model.device)
     result = describe_result(
         model, processor, augmentation, rows, labelled=label_column is not None
     )
@@ -342,7 +344,6 @@ def encode_batches(
         return encoded.latents.float() if encoded.codes is None else encoded.codes
 
     if compiled_rows is not None:
-        check_backend("inductor", model.device)
         encode = torch.compile(encode, dynamic=False)
 
     def fetch(batch: Batch, values: torch.Tensor | None) -> tuple[Batch, np.ndarray | None]:
