@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from titok_hf import TiTokImageProcessor, TiTokModel, VTPForImageReconstruction, VTPImageProcessor
 from titok_hf.data import Augmentation, open_images
 from titok_hf.data.tokenize import default_workers
+from titok_hf.devices import check_backend
 
 from .sources import encoded, picture, write_images, write_shards
 
@@ -205,12 +206,12 @@ class TestContent:
         write_images(tmp_path / "images", {"train": 7, "test": 3})
         arguments = {"augmentation": Augmentation(horizontal_flip=True), "batch_size": 4}
         folder, record = tokenize("images", part_size=3, **arguments)
+        check_backend("inductor", torch.device("cpu"))  # is compiled once in a process
         graphs = counters["stats"]["unique_graphs"]
         compiled, compiled_record = tokenize(
             "images", "compiled", part_size=3, compiled=True, **arguments
         )
-        # one of the check that it can compile, and one of the encoder, for all sizes of batches
-        assert counters["stats"]["unique_graphs"] == graphs + 2
+        assert counters["stats"]["unique_graphs"] == graphs + 1  # for all sizes of batches
         assert compiled_record["command"] == record["command"] | {"compiled": True}
         for split in ("train", "test"):
             expected, found = rows_of(folder, split), rows_of(compiled, split)
