@@ -366,7 +366,12 @@ class TestAdm:
 
 @pytest.mark.xdist_group("distributed")
 def test_two_processes_measure_as_one(pipeline, tmp_path):
-    """One batch for both is covered, too."""
+    """One batch for both is covered, too. Some processors round otherwise in batches of another size, so
+    that a few values of the generated images change by one level."""
+
+    def without_fingerprint(result, task):
+        return {k: v for k, v in result.data.items() if k != "fingerprint" or task != "generation"}
+
     models, two, one = (tmp_path / name for name in ("models", "two", "one"))
     two.mkdir()
     one.mkdir()
@@ -382,17 +387,16 @@ def test_two_processes_measure_as_one(pipeline, tmp_path):
             for rank in (0, 1):
                 together = Evaluation.load(two / f"{task}-{name}-{rank}.json")
                 assert together.processes == 2
-                assert together.data == alone.data and together.reference == alone.reference
+                assert together.reference == alone.reference
+                assert without_fingerprint(together, task) == without_fingerprint(alone, task)
                 assert list(together.metrics) == list(alone.metrics)
                 for metric, estimate in alone.metrics.items():
                     found = together.metrics[metric]
-                    assert found.value == pytest.approx(estimate.value, rel=1e-9, abs=1e-12), (
-                        task,
-                        metric,
-                    )
+                    close = pytest.approx(estimate.value, rel=1e-5, abs=1e-6)
+                    assert found.value == close, (task, metric)
                     error = estimate.standard_error
                     assert found.standard_error == (
-                        error and pytest.approx(error, rel=1e-6, abs=1e-9)
+                        error and pytest.approx(error, rel=1e-4, abs=1e-6)
                     )
                     assert found.method == estimate.method
         with (
@@ -403,5 +407,6 @@ def test_two_processes_measure_as_one(pipeline, tmp_path):
             for key in ("mu", "sigma"):
                 np.testing.assert_allclose(together[key], alone[key], rtol=1e-9, atol=1e-15)
     with np.load(one / "samples.npz") as alone, np.load(two / "samples.npz") as together:
-        assert np.array_equal(alone["arr_0"], together["arr_0"])
+        levels = np.abs(alone["arr_0"].astype(int) - together["arr_0"])
+        assert levels.max() <= 1 and (levels > 0).mean() < 1e-4
     assert json.loads((two / "generation-many-1.json").read_text())["seeds"] == [0, 1]
