@@ -1,8 +1,9 @@
-"""The default device and how fast it multiplies matrices, and data types by name."""
+"""The default device and how fast it multiplies matrices, data types by name, and a context of full precision."""
 
 import functools
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -25,6 +26,13 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise ValueError(f"The dtype must be one of {', '.join(dtypes)}, got {name!r}.")
     return dtypes[name]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Returns a context that disables autocast on a device; the device "meta" has no autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 @functools.cache

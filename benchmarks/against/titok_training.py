@@ -60,8 +60,8 @@ def reference_side(setup: Setup) -> Parts:
     images = setup.uniform(3, 256, 256)
 
     def step() -> torch.Tensor:
+        proxy_codes = vqgan.encode(images)
         with setup.autocast():
-            proxy_codes = vqgan.encode(images)
             loss, logged = loss_module(proxy_codes, *model(images))
         for value in logged.values():
             value.item()  # its trainer reads each value in each step

@@ -205,3 +205,12 @@ def test_divergence_of_the_standard_normal_is_zero_in_float32(dtype):
 
     assert divergence.dtype == torch.float32
     assert divergence == 0
+
+
+def test_autocast_leaves_the_codes(quantizer):
+    unquantized = torch.randn(512, 8, 6)
+    expected = quantizer(unquantized)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = quantizer(unquantized)
+    assert torch.equal(output.codes, expected.codes)
+    assert torch.equal(output.quantizer_loss, expected.quantizer_loss)

@@ -430,3 +430,13 @@ def test_mixed_precision_leaves_the_codes(make_objective):
             for batch in ({"pixel_values": pixel_values}, {"codes": codes})
         )
     assert torch.equal(of_images, of_codes)
+
+
+def test_mixed_precision_leaves_the_proxy_codes(make_objective):
+    objective = make_objective("warmup").eval()
+    pixel_values = torch.rand(64, 3, 32, 32)
+    codes = objective.vqgan.encode(pixel_values).codes
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(objective.vqgan.encode(pixel_values).codes, codes)
+        expected = objective.model(pixel_values, codes).loss
+        assert torch.equal(objective(pixel_values).loss, expected)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from ..devices import full_precision
 from .outputs import TokenizerEncoderOutput
 
 
@@ -23,7 +24,7 @@ class VectorQuantizer(nn.Module):
 
     With `normalize`, latents and codes are projected onto the unit sphere first (ViT-VQGAN, arXiv
     2110.04627), as in TiTok. Norms, distances and losses are computed in float32 for any model
-    dtype.
+    dtype, and under autocast.
     """
 
     def __init__(self, codebook_size: int, dim: int, commitment_cost: float, normalize: bool):
@@ -48,7 +49,7 @@ class VectorQuantizer(nn.Module):
         """Quantizes `unquantized` `(B, N, C)`; gradients pass from `latents` to it unchanged."""
         latents = unquantized.float()  # (B, N, C)
         latents = F.normalize(latents, dim=-1) if self.normalize else latents
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(latents.device):
             codebook = all_vectors(self.codebook, latents.device).float()  # (K, C)
             codebook = F.normalize(codebook, dim=-1) if self.normalize else codebook
             flat = latents.flatten(0, -2)  # (B * N, C)

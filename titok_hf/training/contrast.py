@@ -10,7 +10,8 @@ from torch import distributed
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from .losses import at_least_float32, full_precision
+from ..devices import full_precision
+from .losses import at_least_float32
 
 
 def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

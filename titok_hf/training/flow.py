@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..devices import full_precision
 from ..modeling.lightning_dit import LightningDiTModel
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from ..pipelines.pipeline_latent_dit import shifted
-from .losses import at_least_float32, full_precision
+from .losses import at_least_float32
 from .noise import standard_normal
 from .objectives import Objective, ObjectiveOutput
 

@@ -1,19 +1,10 @@
-"""Adversarial losses, means over all processes, and a context of full precision."""
-
-from contextlib import AbstractContextManager, nullcontext
+"""Adversarial losses, and means over all processes."""
 
 import torch
 from torch import distributed
 from torch.nn import functional as F
 
 GRADIENT_SCALE = 2.0**12  # a power of 2, so that it changes no bit where nothing underflows
-
-
-def full_precision(device: torch.device) -> AbstractContextManager:
-    """Returns a context that disables autocast on a device; the device "meta" has no autocast."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:

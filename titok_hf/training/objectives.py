@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..devices import full_precision
 from ..hub.provenance import drop_results
 from ..modeling.checks import check_id_range, check_unit_range
 from ..modeling.maskgit import MaskGitModel, MaskGitUViTModel
@@ -30,7 +31,6 @@ from ..pipelines.scheduling_maskgit import MaskGitScheduler
 from .codebook import CodebookRevival
 from .losses import (
     adaptive_weight,
-    full_precision,
     hinge_discriminator_loss,
     lecam_loss,
     mean_over_processes,
@@ -205,7 +205,7 @@ class WarmupObjective(Objective):
         self, pixel_values: torch.Tensor, draws: torch.Tensor | None = None, step: int = 0
     ) -> ObjectiveOutput:
         """Maps images `(B, 3, H, W)` in [0, 1] to cross-entropy plus the quantizer's loss."""
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(pixel_values.device):  # as in the reference's trainer
             proxy_codes = self.vqgan.encode(pixel_values).codes  # (B, P)
         output = self.model(pixel_values, proxy_codes, **posterior_noise(self.model, draws))
         self.observe_codes(output)

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..devices import full_precision
 from ..perceptual.lpips import LPIPS
-from .losses import at_least_float32, full_precision
+from .losses import at_least_float32
 
 
 class PerceptualLoss(nn.Module):

@@ -14,8 +14,9 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from ..devices import full_precision
 from ..modeling.vtp import VTPModel
-from .losses import at_least_float32, full_precision
+from .losses import at_least_float32
 
 
 class DINOHead(nn.Module):
