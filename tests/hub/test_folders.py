@@ -44,12 +44,18 @@ def test_an_exception_leaves_nothing(tmp_path, error):
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path):
-    left = tmp_path / "folder.partial"
-    left.mkdir()
-    (left / "old.txt").write_text("old")
+    left, of_tokenize = tmp_path / ".folder.writing", tmp_path / "folder.partial"
+    for folder in (left, of_tokenize):
+        folder.mkdir()
+        (folder / "old.txt").write_text("old")
     with whole_folder(tmp_path / "folder") as folder:
         (folder / "new.txt").write_text("new")
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new.txt"]
+    assert not left.exists() and [path.name for path in (tmp_path / "folder").iterdir()] == [
+        "new.txt"
+    ]
+    assert (
+        of_tokenize / "old.txt"
+    ).read_text() == "old"  # an unfinished data set of `titok tokenize`
 
 
 def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):

@@ -211,11 +211,11 @@ class TestInterrupted:
     def test_a_half_written_result_is_written_anew(self, finished, dataset, tmp_path):
         expected, folder = finished[0], tmp_path / "interrupted"
         shutil.copytree(expected, folder)
-        (folder / "vqgan").rename(folder / "vqgan.partial")
-        (folder / "vqgan.partial" / "leftover").touch()
+        (folder / "vqgan").rename(folder / ".vqgan.writing")
+        (folder / ".vqgan.writing" / "leftover").touch()
         run(dataset, folder).result("vqgan")
         assert_same_weights(folder, expected)
-        assert not (folder / "vqgan.partial").exists()
+        assert not (folder / ".vqgan.writing").exists()
         assert not (folder / "vqgan" / "leftover").exists()
 
 

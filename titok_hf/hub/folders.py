@@ -53,7 +53,8 @@ def whole_file(path: str | Path, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder that is renamed to `folder` once everything is written.
+    """Yields a temporary folder, `.NAME.writing` beside `folder`, that is renamed to it once everything is
+    written. What a killed process left there is deleted.
 
     Args:
         folder: The target; must not exist, or be empty and not the current directory.
@@ -64,7 +65,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).resolve()
     if folder.exists() and (folder == Path.cwd() or not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already: choose another name, or delete it.")
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
