@@ -10,6 +10,7 @@ from transformers import BertTokenizerFast
 
 from titok_hf import VTPConfig, VTPImageProcessor, VTPProcessor
 from titok_hf.data import Augmentation
+from titok_hf.data.legs import Leg
 from titok_hf.data.loader import TrainingLoader
 from titok_hf.data.multi_crop import MultiCrop
 from titok_hf.data.pretraining import Masking, PretrainingCollator, Subset
@@ -53,15 +54,17 @@ def make_collator(tokenizer):
 def load(rows, make_collator):
     """The first batches of a process."""
 
-    def load(count, batch_size=GLOBAL, rank=0, world_size=1, start_batch=0, **arguments):
+    def load(count, batch_size=GLOBAL, rank=0, world_size=1, start_batch=0, legs=(), **arguments):
         loader = TrainingLoader(
             rows,
             make_collator(batch_size, **arguments).collate,
             batch_size,
             rank=rank,
             world_size=world_size,
+            accumulated=GLOBAL // (batch_size * world_size),
             start_batch=start_batch,
             num_draws=3,
+            legs=legs,
         )
         return [*itertools.islice(loader, count)]
 
@@ -97,6 +100,18 @@ class TestGlobalBatches:
     def test_a_run_goes_on_with_the_same_batches(self, load):
         for again, whole in zip(load(2, start_batch=1), load(3)[1:], strict=True):
             assert all(torch.equal(again[name], values) for name, values in whole.items())
+
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_so_does_one_with_other_numbers_of_processes_and_accumulated_batches(
+        self, load, processes
+    ):
+        size = GLOBAL // 4
+        leg = Leg(1, GLOBAL, world_size=1, num_workers=1, shuffle_buffer=1000)
+        whole = load(2)[1]
+        ranks = [
+            load(4 // processes, size, rank, processes, legs=[leg]) for rank in range(processes)
+        ]
+        assert_parts(whole, [batch for batches in zip(*ranks, strict=True) for batch in batches])
 
     def test_steps_have_other_subsets(self, load):
         for name, size in (("reconstruction_rows", 4), ("ssl_rows", 8)):

@@ -143,6 +143,22 @@ class TestUnreadable:
             trainer.train()
         assert "such as digit-" in str(error.value)
 
+    @pytest.mark.parametrize("strategy", [{"save_strategy": "no"}, {"save_steps": 2}])
+    def test_they_are_counted_without_a_log(
+        self, make_objective, make_trainer, files, tmp_path, strategy
+    ):
+        trainer = make_trainer(
+            make_objective("classifier"),
+            train_dataset=files({3: b"no image", 11: b""}),
+            num_train_epochs=1,
+            max_unreadable=0.1,
+            logging_steps=500,
+            **strategy,
+        )
+        with pytest.raises(ValueError, match="2 of 18 images could not be read"):
+            trainer.train()
+        assert len((tmp_path / "trainer" / "unreadable.jsonl").read_text().splitlines()) == 2
+
     def test_workers_report_theirs(self, make_objective, make_trainer, files):
         trainer = make_trainer(
             make_objective("classifier"),

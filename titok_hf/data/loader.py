@@ -1,6 +1,7 @@
 """Endless training batches, whose order a resumed run continues exactly without saved state."""
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,8 +37,8 @@ class Sample:
         rng: Generator of all other random numbers of the sample; `draws` were its first. It was
             seeded with the run's seed, the epoch and the index of the sample, so that it does not
             depend on the number of processes and workers.
-        position: Place in what all processes see, from 0, since the settings last changed. With the
-            same settings, a step of n samples has the places from n times its number.
+        position: Place in what all processes see, from 0. A step of n samples has the places from a multiple
+            of n on, which is n times its number unless n has changed.
     """
 
     epoch: int
@@ -96,6 +97,7 @@ class TrainingLoader:
         start_batch: Number of batches that this process has already seen.
         rank: Rank of this process.
         world_size: Number of processes.
+        accumulated: Number of batches of this process in an optimizer step.
         num_draws: Number of random numbers per sample for the objective.
         shuffle_buffer: Number of undecoded samples in each worker's shuffle buffer, for shards.
         num_workers: Number of worker processes that read and decode; 0 to do so in this process.
@@ -126,6 +128,7 @@ class TrainingLoader:
         start_batch: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        accumulated: int = 1,
         num_draws: int = 0,
         shuffle_buffer: int = 1000,
         num_workers: int = 0,
@@ -168,6 +171,9 @@ class TrainingLoader:
         if self.before and replace(self.before[-1], batches=start_batch) == self.leg:
             self.leg = self.before.pop()
         self.start_batch = self.leg.batches
+        # positions go on with the next whole step, as those of the earlier legs end with one
+        step, seen = batch_size * accumulated * world_size, sum(leg.samples for leg in self.before)
+        self.first_position = math.ceil(seen / step) * step
         self.rank = rank
         self.world_size = world_size
         self.num_draws = num_draws
@@ -228,8 +234,9 @@ class BatchStream(IterableDataset):
                 unreadable: dict[str, str] = {}
                 chosen = []
                 start = current * self.loader.world_size + self.loader.rank
+                first = self.loader.first_position + start * self.loader.batch_size
                 for planned, sample in islice(samples, self.loader.batch_size):
-                    sample.position = start * self.loader.batch_size + len(chosen)
+                    sample.position = first + len(chosen)
                     chosen.append(sample)
                     if planned.error is not None:
                         unreadable[self.loader.rows.name_of(planned.stored)] = planned.error

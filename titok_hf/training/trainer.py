@@ -33,6 +33,7 @@ from ..data.collator import FeatureCollator, ImageCollator
 from ..data.decoding import decode_image, decoder_for
 from ..data.loader import TrainingLoader
 from ..data.rows import IterableRows, evaluation_data, training_data
+from ..hub.folders import whole_file
 from ..hub.provenance import inherit_provenance
 from .arguments import TiTokTrainingArguments
 from .checkpoints import WholeCheckpoints
@@ -108,6 +109,7 @@ class Steps(TrainerCallback):
     ) -> None:
         # the last steps may have been neither logged nor saved
         self.trainer.finiteness.check(state.global_step, args.output_dir, self.trainer.model)
+        self.trainer.check_unreadable()
 
 
 class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
@@ -226,6 +228,7 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
             seed=args.seed if args.data_seed is None else args.data_seed,
             rank=args.process_index,
             world_size=args.world_size,
+            accumulated=args.gradient_accumulation_steps,
             num_draws=self.model.num_draws,
             shuffle_buffer=args.shuffle_buffer,
             num_workers=args.dataloader_num_workers,
@@ -408,6 +411,7 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
 
     def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.finiteness.check(self.state.global_step, self.args.output_dir, self.model)
+        self.check_unreadable()
         with self.throughput.paused():
             super().save_checkpoint(model, trial)
 
@@ -423,23 +427,24 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
             logs |= self.throughput.entries()
             self.log_sums.clear()
             self.counts.clear()
-            self.check_unreadable(logs)
+            self.check_unreadable()
+            if self.unreadable:
+                logs["unreadable_images"] = len(self.unreadable)
         super().log(logs, start_time)
 
-    def check_unreadable(self, logs: dict[str, float]) -> None:
-        """Lists unreadable images in a file, logs their number, and raises an error if there are
-        too many."""
+    def check_unreadable(self) -> None:
+        """Lists unreadable images in a file, and raises an error if there are too many."""
         for found in gather_object([self.loader.unreadable]):
             self.unreadable |= found
         if not self.unreadable:
             return
-        logs["unreadable_images"] = len(self.unreadable)
         if self.is_world_process_zero():
             lines = [
-                json.dumps({"key": key, "reason": reason})
+                json.dumps({"key": key, "reason": reason}) + "\n"
                 for key, reason in sorted(self.unreadable.items())
             ]
-            self.unreadable_file.write_text("\n".join(lines) + "\n")
+            with whole_file(self.unreadable_file) as partial_file:
+                partial_file.write_text("".join(lines))
         if len(self.unreadable) > self.args.max_unreadable * self.num_samples:
             key, reason = next(iter(self.unreadable.items()))
             raise ValueError(
