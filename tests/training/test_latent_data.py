@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset
 from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file
 
-from titok_hf import LatentDiTPipeline, TiTokModel, VTPForImageReconstruction
+from titok_hf import LatentDiTPipeline, LightningDiTModel, TiTokModel, VTPForImageReconstruction
 from titok_hf.data import Augmentation, open_images
 from titok_hf.data.digits import load_digits_dataset
 from titok_hf.data.tokenize import tokenize_to_folder
@@ -209,6 +209,21 @@ class TestInitial:
         three = list(before.config.id2label.values()).index("three")
         expected = torch.stack([rows[-1], rows[three], rows[-1]])
         assert torch.equal(tuned.label_embedding.weight, expected)
+
+    def test_classes_of_one_name_are_matched_in_their_order(self, start, tmp_path):
+        """As ImageNet's two cranes."""
+        before = LatentDiTPipeline.from_pretrained(start).transformer
+        before.provenance = {"license": "mit", "results": [{"value": 1}]}
+        before.config.id2label = {**before.config.id2label, 1: "crane", 5: "crane"}
+        before.save_pretrained(tmp_path / "cranes")
+        initial = {"pretrained": str(tmp_path / "cranes")}
+        stage = recipe_of(str(start / "tokenizer"), model={}, initial=initial).stage(
+            "latent_generator"
+        )
+        tuned = LightningDiTModel(before.config)
+        stage.initialize(tuned)
+        assert torch.equal(tuned.label_embedding.weight, before.label_embedding.weight)
+        assert tuned.provenance == before.provenance
 
     def test_other_sizes_are_refused(self, start, images, tmp_path):
         model = {"hidden_size": 32}

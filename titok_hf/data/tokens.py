@@ -68,14 +68,12 @@ def token_features(
 
 
 def latent_statistics(sums: Sequence[np.ndarray]) -> dict[str, list[float]]:
-    """Returns `mean` and `std` of each channel, `C` numbers each, from `channel_sums` of all
-    parts."""
+    """Returns `mean` and `std` of each channel, `C` numbers each, from `channel_sums` of all parts; `std` is
+    at least 1e-6, since latents are divided by it."""
     count, total, squares = np.sum(sums, axis=0)
     mean = total / count
-    return {
-        "mean": mean.tolist(),
-        "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist(),
-    }
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+    return {"mean": mean.tolist(), "std": std.tolist()}
 
 
 def read_statistics(source: str, revision: str | None = None) -> dict[str, list[float]] | None:

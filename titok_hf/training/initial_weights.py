@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from ..hub.errors import explain_loading_errors
+from ..hub.provenance import inherit_provenance
 from ..modeling.vtp import VTPModel
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ def initialize(model: VTPModel, source: str | Path, **location: Any) -> int:
     with explain_loading_errors(source):
         config = AutoConfig.from_pretrained(source, **location)
         if config.model_type == "vtp":
-            found = VTPModel.from_pretrained(source, **location).state_dict()
+            initial = VTPModel.from_pretrained(source, **location)
+            found = initial.state_dict()
+            inherit_provenance(model, initial)
         elif config.model_type not in NAMES:
             raise ValueError(
                 f"A VTP may start from a VTP, DINOv2, DINOv3 or CLIP; {source} is a "

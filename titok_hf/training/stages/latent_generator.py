@@ -2,6 +2,7 @@
 2501.01423)."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,8 +20,11 @@ from ...data.collator import ImageCollator
 from ...data.decoding import UnreadableImageError, decoder_for
 from ...data.grids import generation_grid
 from ...data.samples import IndexedSamples, Samples
+from ...data.token_folder import channel_sums
+from ...data.tokens import STATISTICS, latent_statistics
 from ...distributed import process_state
 from ...hub.folders import whole_file
+from ...hub.provenance import inherit_provenance
 from ...modeling.auto import is_pipeline
 from ...modeling.diffusers_tokenizer import DiffusersTokenizer
 from ...modeling.lightning_dit import LightningDiTConfig, LightningDiTModel
@@ -38,7 +42,6 @@ from ..previews import zoom_of
 from .base import Columns, Stage, keys_of, register_stage
 
 MEASURED = 10_000  # images for the statistics of latents, as the reference
-STATISTICS = "latent_statistics.json"
 
 Tokenizer = VTPForImageReconstruction | TiTokModel | DiffusersTokenizer
 
@@ -155,16 +158,22 @@ class LatentGeneratorStage(Stage):
         return LightningDiTModel.from_pretrained(source, **location)
 
     def initialize(self, model: LightningDiTModel) -> None:
-        """Gives a model the weights of the part `initial`."""
+        """Gives a model the weights of the part `initial`, its classes those of the same names."""
+
+        def numbered(config: LightningDiTConfig) -> Iterator[tuple[str, int]]:
+            seen: Counter[str] = Counter()  # ImageNet has two classes "crane" and two "maillot"
+            for name in config.id2label.values():
+                yield name, seen[name]
+                seen[name] += 1
+
         initial = self.initial_model()
         weights = initial.state_dict()
-        embedding = weights["label_embedding.weight"]
-        rows = {name: embedding[label] for label, name in initial.config.id2label.items()}
-        names = model.config.id2label.values()
-        # "no class" is the last row
-        new = [rows.get(name, embedding[-1]) for name in names] + [embedding[-1]]
-        weights["label_embedding.weight"] = torch.stack(new)
+        *rows, no_class = weights["label_embedding.weight"]
+        of_classes = dict(zip(numbered(initial.config), rows, strict=True))
+        new = [of_classes.get(name, no_class) for name in numbered(model.config)]
+        weights["label_embedding.weight"] = torch.stack([*new, no_class])
         load_strictly(model, weights)
+        inherit_provenance(model, initial)
 
     def downloads(self) -> dict[str, Callable[[], Any]]:
         return {"initial weights": self.initial_model} if self.part("initial") else {}
@@ -246,25 +255,19 @@ class LatentGeneratorStage(Stage):
         """Sets the statistics of the latents, measured once and kept in `folder`."""
         kept = folder / STATISTICS
         if process_state().is_main_process and not kept.exists():
-            count, total, squares = 0, 0.0, 0.0
+            sums = []
             for images in batched(spread_images(data, decoder_for(processor)), 64):
                 pixel_values = processor(images, return_tensors="pt")["pixel_values"]
                 latents = objective.encode(pixel_values.to(objective.tokenizer.device), None)
-                axis = 1 if latents.ndim == 4 else 2
-                # in float64 on the CPU, since Apple's devices have none
-                channels = latents.cpu().double().movedim(axis, 0).flatten(1)  # (C, n)
-                count += channels.shape[1]
-                total, squares = total + channels.sum(1), squares + channels.square().sum(1)
-            if not count:
+                sums.append(channel_sums(latents.float().cpu().numpy(), num_copies=1))
+            if not sums:
                 raise ValueError(
                     "None of the images from which the statistics of the latents are measured could "
                     "be read: check the data set and the column of images."
                 )
-            mean = total / count
-            std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
             folder.mkdir(parents=True, exist_ok=True)
             with whole_file(kept) as partial_file:
-                partial_file.write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
+                partial_file.write_text(json.dumps(latent_statistics(sums)))
         process_state().wait_for_everyone()
         objective.set_statistics(**json.loads(kept.read_text()))
 
