@@ -1,20 +1,53 @@
 """Arguments of the trainer that cannot work are refused in one sentence."""
 
+import numpy as np
 import pytest
 
 from titok_hf.training import Recipe, TiTokTrainingArguments
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"],
+    ("name", "number", "least"),
+    [
+        ("per_device_train_batch_size", 0, 1),
+        ("per_device_eval_batch_size", -1, 1),
+        ("gradient_accumulation_steps", 0, 1),
+        ("shuffle_buffer", 0, 1),
+        ("preview_steps", -1, 0),
+        ("dataloader_num_workers", -1, 0),
+    ],
 )
-@pytest.mark.parametrize("number", [0, -1, "many"])
-def test_numbers_of_images_are_positive(tmp_path, name, number):
-    with pytest.raises(
-        ValueError, match=f"`{name}` must be an integer of at least 1, got {number!r}"
-    ):
+def test_numbers_have_a_least(tmp_path, name, number, least):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least {least}, got {number}"):
         TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: number})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("max_steps", "many", "an integer"),
+        ("max_steps", 2.5, "an integer"),
+        ("max_grad_norm", "abc", "a number"),
+        ("learning_rate", True, "a number"),
+        ("bf16", "yes", "true or false"),
+        ("eval_steps", "often", "a number or null"),
+        ("snapshot_steps", 5, "a list of numbers of steps"),
+    ],
+)
+def test_values_of_another_type_are_named(tmp_path, name, value, expected):
+    with pytest.raises(ValueError, match=f"`{name}` must be {expected}.*, got {value!r}"):
+        TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    numbers = {"max_steps": np.int64(3), "learning_rate": np.float32(0.5), "max_grad_norm": 1}
+    args = TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **numbers)
+    assert {name: getattr(args, name) for name in numbers} == numbers
+
+
+def test_training_lasts(tmp_path):
+    with pytest.raises(ValueError, match="`max_steps` or `num_train_epochs` must be above 0, got"):
+        TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, num_train_epochs=0)
 
 
 @pytest.mark.parametrize(

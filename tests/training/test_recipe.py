@@ -352,6 +352,12 @@ class TestPretrained:
         assert [stage.name for stage in recipe.trained_stages()] == list(trained)
         assert all(recipe.stage(stage).is_pretrained for stage in pretrained)
 
+    def test_a_classifier_that_none_needs_is_not_trained(self, content):
+        stages = {name: content["stages"][name] for name in ("vqgan", "classifier")}
+        stages["vqgan"]["objective"] = {"perceptual_weight": 0}
+        recipe = Recipe.from_dict(content | {"stages": stages})
+        assert [stage.name for stage in recipe.trained_stages()] == ["vqgan"]
+
     def test_it_may_have_a_revision(self):
         content = with_pretrained("vqgan", trained=["warmup"])
         content["stages"]["vqgan"] = {"pretrained": "user/model", "revision": "v2"}

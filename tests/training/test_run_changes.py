@@ -4,11 +4,14 @@ disk."""
 import io
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from titok_hf.training import Recipe, RecipeRun
@@ -39,15 +42,16 @@ def run(digits, tmp_path):
     """The run of the miniature, or of its first stages, in one folder: `run(["stages.…=…"],
     "vqgan")`."""
 
-    def run(overrides=(), *stages, data=None, callbacks=()):
+    def run(overrides=(), *stages, data=None, held_out=None, callbacks=()):
         content = Recipe.load(MINIATURE).to_dict()
         if stages:
             content["stages"] = {stage: content["stages"][stage] for stage in stages}
         (tmp_path / "recipe.yaml").write_text(json.dumps(content))
         recipe = Recipe.load(tmp_path / "recipe.yaml", overrides)
-        return RecipeRun(
-            recipe, DatasetDict(train=data or digits), tmp_path / "run", callbacks=callbacks
-        )
+        splits = DatasetDict(train=data or digits)
+        if held_out is not None:
+            splits["test"] = held_out
+        return RecipeRun(recipe, splits, tmp_path / "run", callbacks=callbacks)
 
     return run
 
@@ -71,6 +75,16 @@ class TestWrongArguments:
                 "stages.decoder_finetuning.objective.distance=l3",
                 "`distance` must be 'l1' or 'l2', got 'l3'",
             ),
+            (
+                "stages.generator.training.max_grad_norm=abc",
+                "`max_grad_norm` must be a number, got 'abc'",
+            ),
+            ("stages.generator.training.adam_beta2=2", "Invalid beta parameter"),
+            (
+                "stages.generator.training.lr_scheduler_kwargs={foo: 1}",
+                "unexpected keyword argument 'foo'",
+            ),
+            ("stages.generator.training.report_to=comet_ml", "comet"),
             ("stages.decoder_finetuning.augmentation.crop=randm", "`crop` must be one of"),
             ("scheduler.mask_schedule=cosinus", "`mask_schedule` must be one of"),
             ("sampling.guidance_schedule=linar", "`guidance_schedule` must be one of"),
@@ -110,6 +124,12 @@ class TestChangedArguments:
         ):
             run(self.OVERRIDES, "vqgan")
 
+    def test_without_the_work_the_results_tell_the_recipe(self, run, tmp_path):
+        run([], "vqgan").train()
+        shutil.rmtree(tmp_path / "run" / "work")
+        with pytest.raises(ValueError, match="choose another folder, or delete this one"):
+            run(["stages.vqgan.model.codebook_size=16"], "vqgan")
+
     def test_another_network_is_refused(self, run):
         with pytest.raises(KeyboardInterrupt):
             run([], "vqgan", callbacks=[AfterStep("vqgan", 1, interrupt)]).train()
@@ -139,6 +159,48 @@ def test_what_the_trainer_wrote_beside_its_checkpoints_stays(run, digits, tmp_pa
     assert json.loads((folder / "unreadable.jsonl").read_text())["key"] == "digit-0.png"
     assert [*folder.rglob("events.out.tfevents.*")]
     assert len([*(tmp_path / "run" / "work" / "previews" / "vqgan").iterdir()]) == 2
+
+
+def test_held_out_images_that_cannot_be_read_are_said_before_anything_trains(run, digits, tmp_path):
+    images = [{"bytes": b"no image", "path": "broken.png"}, digits[0]["image"]]
+    features = Features({"image": Image(), "label": ClassLabel(10)})
+    held_out = Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
+    evaluated = ["stages.vqgan.training.eval_strategy=steps", "stages.vqgan.training.eval_steps=3"]
+    with pytest.raises(
+        ValueError, match=r"1 of the held-out images cannot be read, such as broken.png: .*remove"
+    ):
+        run(evaluated, "vqgan", held_out=held_out).train()
+    assert not (tmp_path / "run" / "work").exists()
+    run(evaluated, "vqgan", held_out=held_out.select([1])).train()
+
+
+def test_a_run_that_was_stopped_after_its_last_step_keeps_the_best_network(run, digits, tmp_path):
+    """As an uninterrupted one does with `load_best_model_at_end`."""
+    training = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_steps": 1,
+        "save_total_limit": 10,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": True,  # the first steps are the best then
+    }
+    overrides = [f"stages.vqgan.training.{name}={value}" for name, value in training.items()]
+    held_out = digits.select(range(4))
+    run(overrides, "vqgan", held_out=held_out).train()
+    expected = load_file(tmp_path / "run" / "vqgan" / "model.safetensors")
+    (tmp_path / "run").rename(tmp_path / "uninterrupted")
+
+    class Stopped(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(overrides, "vqgan", held_out=held_out, callbacks=[Stopped()]).train()
+    run(overrides, "vqgan", held_out=held_out).train()
+    found = load_file(tmp_path / "run" / "vqgan" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert steps_of(tmp_path / "run", "vqgan")[-1]["step"] > 1
 
 
 def test_a_result_that_cannot_be_written_is_said_and_written_later(run, tmp_path):

@@ -1,9 +1,15 @@
 """`TrainingArguments` for networks with a discriminator and for long streams of images."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import get_args, get_type_hints
 
-from transformers import TrainingArguments
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
 
 # Fields of `TrainingArguments` that would have no effect, their values without one, and why.
 WITHOUT_EFFECT = {
@@ -12,6 +18,17 @@ WITHOUT_EFFECT = {
     "train_sampling_strategy": ("random", "the order of the samples follows from the seed"),
     "auto_find_batch_size": (False, "the order of the samples depends on the batch size"),
 }
+# The least values of fields.
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "shuffle_buffer": 1,
+    "preview_steps": 0,
+    "dataloader_num_workers": 0,
+}
+# Names of the types of fields whose values are checked.
+KINDS = {int: "an integer", float: "a number", bool: "true or false", NoneType: "null"}
 
 
 @dataclass
@@ -56,18 +73,11 @@ class TiTokTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.check_types()
         super().__post_init__()
         for name in ("logging_strategy", "eval_strategy", "save_strategy"):
             if getattr(self, name) == "epoch":
                 raise ValueError(f"`{name}` must be 'no' or 'steps', got 'epoch'.")
-        for name in (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-        ):
-            number = getattr(self, name)
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {number!r}.")
         for name, (neutral, reason) in WITHOUT_EFFECT.items():
             if getattr(self, name) != neutral:
                 raise ValueError(
@@ -75,13 +85,56 @@ class TiTokTrainingArguments(TrainingArguments):
                     f"{getattr(self, name)!r}."
                 )
         last = self.max_steps if self.max_steps > 0 else math.inf
-        for step in self.snapshot_steps:
-            if not isinstance(step, int) or not 1 <= step <= last:
-                raise ValueError(
-                    f"`snapshot_steps` must be numbers of steps from 1 to `max_steps` ({last}), got "
-                    f"{step!r}."
-                )
+        steps = self.snapshot_steps
+        if not isinstance(steps, list) or not all(
+            isinstance(step, int) and 1 <= step <= last for step in steps
+        ):
+            raise ValueError(
+                f"`snapshot_steps` must be a list of numbers of steps from 1 to `max_steps` ({last}), got "
+                f"{steps!r}."
+            )
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ValueError(
+                "Training must last: `max_steps` or `num_train_epochs` must be above 0, got "
+                f"{self.max_steps} and {self.num_train_epochs}."
+            )
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(
                 f"`max_unreadable` must be a share in [0, 1], got {self.max_unreadable}."
             )
+
+    def check_types(self) -> None:
+        """Raises `ValueError` if a number or a truth value is of another type."""
+        hints = get_type_hints(type(self))
+        for name in (each.name for each in fields(self)):
+            hint, value = hints[name], getattr(self, name)
+            kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+            if not KINDS.keys() >= set(kinds):
+                continue
+            if isinstance(value, bool):
+                fits = bool in kinds
+            else:
+                abstract = {int: Integral, float: Real}
+                fits = isinstance(value, tuple(abstract.get(kind, kind) for kind in kinds))
+            if not fits:
+                expected = " or ".join(KINDS[kind] for kind in kinds)
+                raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+
+    def check_parts(self, model: nn.Module) -> None:
+        """Builds what `Trainer` builds only once training starts: optimizer, schedule and reports.
+
+        Raises:
+            ValueError: If one cannot be built.
+        """
+        try:
+            optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(self, model)
+            optimizer = optimizer_class([nn.Parameter(torch.empty(1))], **kwargs)
+            arguments = self.get_warmup_steps(100), 100, self.lr_scheduler_kwargs
+            get_scheduler(self.lr_scheduler_type, optimizer, *arguments)
+            for callback in get_reporting_integration_callbacks(self.report_to):
+                callback()
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"The arguments of training do not work: {error}") from error

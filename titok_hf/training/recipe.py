@@ -132,8 +132,17 @@ class Recipe:
         return list(stages.values())
 
     def trained_stages(self) -> list[Stage]:
-        """Returns the stages that are trained, not loaded, each after those that it requires."""
-        return [stage for stage in self.all_stages() if not stage.is_pretrained]
+        """Returns the stages that a run trains, each after those that it requires. One on demand is among
+        them only if another one that is trained requires it, or if there is no other."""
+        stages = self.all_stages()
+        wanted = [stage for stage in stages if not stage.on_demand] or stages
+        trained = [stage for stage in wanted if not stage.is_pretrained]
+        required = {name for stage in trained for name in stage.required()}
+        return [
+            stage
+            for stage in stages
+            if not stage.is_pretrained and (stage in trained or stage.name in required)
+        ]
 
 
 def recipe_names() -> list[str]:

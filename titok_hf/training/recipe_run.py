@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from ..data.augmentation import Augmentation
+from ..data.decoding import UnreadableImageError, decode_image
 from ..data.identity import data_identity
 from ..data.opening import ImageSplits
 from ..data.samples import IndexedSamples, Samples
@@ -26,6 +27,7 @@ from ..hub.folders import whole_file, whole_folder
 from ..hub.lock import locked_folder
 from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor
+from ..progress import counted
 from .arguments import TiTokTrainingArguments
 from .checkpoints import checkpoints, delete_checkpoint, last_checkpoint
 from .measurements import Measurements
@@ -125,9 +127,11 @@ class RecipeRun:
     def write_record(self, record: dict[str, Any]) -> None:
         """Writes `recipe.yaml`, and checks that an earlier one differs only in what may change."""
         path = self.output_dir / "recipe.yaml"
-        earlier = (
-            yaml.safe_load(path.read_text()) if path.exists() and self.work_dir.exists() else None
-        )
+        earlier = yaml.safe_load(path.read_text()) if path.exists() else None
+        if earlier and not any(
+            map(Path.exists, [self.work_dir, *map(self.folder, earlier["stages"])])
+        ):
+            earlier = None  # nothing has been trained
         if earlier is not None and earlier["data_sha256"] == record["data_sha256"]:
             record["data"] = earlier["data"]  # a renamed folder is the same data
         if earlier == record:
@@ -227,10 +231,10 @@ class RecipeRun:
             )
         for stage in ahead:
             args = self.training_arguments(stage)
-            if args.eval_strategy != "no":
-                self.held_out_images()
             stage.check_arguments(args)
             Augmentation(**stage.part("augmentation"))
+        if any(self.training_arguments(stage).eval_strategy != "no" for stage in ahead):
+            self.check_held_out_images()
 
         # pretrained networks
         needed = {
@@ -268,6 +272,11 @@ class RecipeRun:
                 self.train_samples.class_names or (),
             ):
                 stage.check_data(objective, self.train_samples)
+                if stage.name in {other.name for other in ahead}:
+                    args = self.training_arguments(stage)
+                    args.check_parts(objective)
+                    if args.eval_strategy != "no" and self.make_metrics and objective.predict:
+                        self.make_metrics(stage.image_processor())
 
     def folder(self, stage: str) -> Path:
         """Returns the folder of the result of a trained stage, which may not exist yet."""
@@ -325,6 +334,28 @@ class RecipeRun:
         number = self.recipe.evaluation.get("num_images", len(images))
         return images.select(range(min(number, len(images))))
 
+    def check_held_out_images(self) -> None:
+        """Checks that the images that `eval_strategy` evaluates on can be read, each process a part of them.
+
+        Raises:
+            ValueError: If one cannot be read; see also `held_out_images`.
+        """
+        state = process_state()
+        mine = range(state.process_index, len(self.held_out_images()), state.num_processes)
+        unreadable = {}
+        for index in counted(mine, "held-out images", total=len(mine)):
+            sample = self.held_out[index]
+            try:
+                decode_image(sample.image)
+            except UnreadableImageError as error:
+                unreadable[sample.key] = error
+        if unreadable:
+            key, error = next(iter(unreadable.items()))
+            raise ValueError(
+                f"{len(unreadable)} of the held-out images cannot be read, such as {key}: {error} Repair "
+                "or remove them, or remove `eval_strategy`."
+            )
+
     def training_arguments(self, stage: Stage) -> TiTokTrainingArguments:
         """Returns the trainer's arguments for a stage.
 
@@ -381,7 +412,11 @@ class RecipeRun:
                 state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
             if state is not None and state.global_step >= trainer.args.max_steps:
                 # the run was stopped after the last step; `Trainer` would take one more
-                trainer.load_from_checkpoint(checkpoint)
+                if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+                    best = Path(checkpoint).with_name(Path(state.best_model_checkpoint).name)
+                    trainer.load_from_checkpoint(str(best))
+                else:
+                    trainer.load_from_checkpoint(checkpoint)
                 trainer.state = state
             else:
                 trainer.train(resume_from_checkpoint=checkpoint)
@@ -416,6 +451,7 @@ class RecipeRun:
             names = list(self.recipe.stages)
             names = names[: names.index(stage.name) + 1]
             network.provenance = {
+                **network.provenance,
                 "training_data": self.data_name,
                 "recipe": {name: self.recipe.stages[name] for name in names},
             }
