@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 
 from titok_hf.data import open_images
+from titok_hf.data.collator import FeatureCollator
 from titok_hf.data.loader import TrainingLoader
 
 from .sources import png, write_tar
@@ -75,6 +76,19 @@ def test_images_without_a_caption_are_skipped_and_listed(source):
     assert len(batch["captions"]) == 6 and [] not in batch["captions"]
     assert len(loader.unreadable) == 2
     assert set(loader.unreadable.values()) == {"The image has no caption."}
+
+
+def test_a_collator_of_ones_own_gets_the_captions_of_shards(tmp_path):
+    members = []
+    for i in range(4):
+        members += [(f"{i}.png", png(i)), (f"{i}.txt", b"number %d" % i)]
+    write_tar(tmp_path / "train-0.tar", members)
+    rows = open_images(str(tmp_path), label_column=None, text_column="text")["train"]
+    collator = FeatureCollator(lambda features: {"features": features}, rows)
+    loader = TrainingLoader(rows, collator.collate, batch_size=4)
+    features = next(iter(loader))["features"]
+    for feature in features:
+        assert feature["text"] == [f"number {feature['image'].getpixel((0, 0))[0]}"]
 
 
 def test_an_image_may_have_several(dataset, tmp_path):

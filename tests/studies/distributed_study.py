@@ -1,6 +1,7 @@
 """A quick study in several processes: each runs this file."""
 
 import sys
+from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
@@ -27,3 +28,5 @@ if __name__ == "__main__":
         extractor=extractor,
         callbacks=[TrainerCallback()],
     )
+    for name in ("table.md", "plot.png"):  # of all processes, once the study is done
+        assert (Path(folder) / name).stat().st_size

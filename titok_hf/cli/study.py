@@ -57,6 +57,7 @@ def study(
 
     The same command resumes a stopped run.
     """
+    from ..distributed import process_state
     from ..studies import run_study
     from .progress import TrainingProgress
 
@@ -76,10 +77,11 @@ def study(
             text_column=text_column,
             callbacks=[progress],
         )
-    console.print((output_dir / "table.md").read_text(), markup=False)
-    console.print(
-        f"results.json, table.md and plot.png are in [bold]{escape(str(output_dir))}[/bold]."
-    )
+    if process_state().is_main_process:
+        console.print((output_dir / "table.md").read_text(), markup=False)
+        console.print(
+            f"results.json, table.md and plot.png are in [bold]{escape(str(output_dir))}[/bold]."
+        )
     return results
 
 

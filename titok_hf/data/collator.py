@@ -107,7 +107,8 @@ class FeatureCollator:
 
     The collator takes a list of features. A feature is a row of the data set with all its columns
     and the image decoded; of a list, a data set of torch or an iterable, it is a row as it is. For
-    streamed samples, it has `image`, `codes` or `latents`, and `label`.
+    streamed samples, it has `image`, `codes` or `latents`, `label`, and `text`, a list, if captions are
+    wanted.
 
     Args:
         collator: The data collator; called in the workers of the loader.
@@ -136,6 +137,7 @@ class FeatureCollator:
                     "image": sample.image,
                     kind_of(sample.stored.tokens): sample.stored.tokens,
                     "label": sample.stored.label,
+                    **({"text": sample.stored.captions} if sample.stored.captions else {}),
                 }
                 for sample in samples
             ]

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def run_study(
 
     Raises:
         BlockingIOError: If another process uses the folder.
+        ImportError: If matplotlib is not installed.
         OSError: If the extractor's weights are missing.
         ValueError: If there is no such study, a required extractor is not given, or the folder
             holds another study or configuration.
@@ -98,6 +100,10 @@ class StudyRun:
         columns: Columns,
         callbacks: Sequence[TrainerCallback],
     ):
+        if find_spec("matplotlib") is None:
+            raise ImportError(
+                'A study draws its results by matplotlib: pip install "titok_hf[demo]".'
+            )
         self.study = study
         self.folder = folder
         self.data = data
@@ -165,6 +171,7 @@ class StudyRun:
             rows = summarize(self.study, runs)
             (self.folder / "table.md").write_text(tables(self.study, rows, runs))
             plot(self.study, rows, self.folder / "plot.png")
+        process_state().wait_for_everyone()
         return self.results
 
     def tuned(self, tuning: Tuning) -> list[Variant]:

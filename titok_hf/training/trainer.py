@@ -360,10 +360,9 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
         weight = inputs.pop("weight", 1.0)
         output = model(**inputs, step=self.state.global_step)
         if model.training:
-            self.add_to_log(output.logged_losses)
-            self.finiteness.observe(
-                self.state.global_step + 1, {"loss": output.loss, **output.logged_losses}
-            )
+            logged = output.logged_losses or {}
+            self.add_to_log(logged)
+            self.finiteness.observe(self.state.global_step + 1, {"loss": output.loss, **logged})
         loss = weight * output.loss
         return (loss, output) if return_outputs else loss
 
