@@ -151,6 +151,37 @@ class TestTimes:
         shifted = pipeline("cat", num_inference_steps=3, timestep_shift=0.5, generator=seeded())
         assert torch.equal(own.latents, shifted.latents)
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"shift": 3.0},
+            {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
+            {"shift_terminal": 0.1},
+            {"use_karras_sigmas": True},
+            {"use_exponential_sigmas": True},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_the_levels_of_the_scheduler_are_not_used(self, pipeline, options):
+        """Whatever model of diffusers its configuration is from."""
+        other = LatentDiTPipeline(
+            pipeline.tokenizer, pipeline.transformer, FlowMatchEulerDiscreteScheduler(**options)
+        )
+        other.set_progress_bar_config(disable=True)
+        given = {"sigmas": [0.9, 0.6, 0.2], "guidance_scale": 1.0, "output_type": "latent"}
+        found, expected = (each("cat", generator=seeded(), **given) for each in (other, pipeline))
+        assert torch.equal(found.latents, expected.latents)
+
+    @pytest.mark.parametrize("option", ["stochastic_sampling", "invert_sigmas"])
+    def test_other_steps_are_refused(self, option):
+        pipeline = make_pipeline()
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**{option: True})
+        message = "`scheduler` must have `stochastic_sampling=False` and `invert_sigmas=False`"
+        with pytest.raises(ValueError, match=message):
+            LatentDiTPipeline(**pipeline.components)
+        with pytest.raises(ValueError, match=message):
+            pipeline("cat")
+
     def test_a_constant_velocity_is_integrated_exactly(self, monkeypatch, pipeline):
         noise = torch.randn(1, 4, 4, 4)
         monkeypatch.setattr(

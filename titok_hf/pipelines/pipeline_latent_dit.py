@@ -3,7 +3,6 @@ them."""
 
 import math
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -80,7 +79,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         transformer: Predicts the velocity; its `config.id2label` holds the class names, and its
             `latent_mean` and `latent_std` the statistics of the latents.
         scheduler: Takes the steps, by Euler's or Heun's method. It gets the noise levels, so that its
-            own shift is not used.
+            own shift and its other options of levels are not used.
         guidance_transformer: A weaker transformer for autoguidance (arXiv 2406.02507), which takes
             the place of "no class".
         num_inference_steps, guidance_scale, guidance_interval, guidance_channels, timestep_shift:
@@ -199,7 +198,13 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         guidance_channels: int | None,
         timestep_shift: float,
     ) -> None:
-        """Raises `ValueError` if an argument of the sampling is not valid."""
+        """Raises `ValueError` if the scheduler or an argument of the sampling is not valid."""
+        options = self.scheduler.config
+        if options.get("stochastic_sampling") or options.get("invert_sigmas"):
+            raise ValueError(
+                "`scheduler` must have `stochastic_sampling=False` and `invert_sigmas=False`: a flow "
+                "goes from noise to data and draws no further noise."
+            )
         positive_integer(num_inference_steps, "num_inference_steps")
         flow_times(num_inference_steps, timestep_shift)
         if not isinstance(guidance_scale, int | float) or not math.isfinite(guidance_scale):
@@ -323,9 +328,9 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         latents = latents.to(device, torch.float32)
 
         # flow
-        scheduler = deepcopy(self.scheduler)  # calls in other threads may take other steps
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            scheduler.set_shift(1.0)  # the levels are shifted already
+        # a scheduler of its own, whose options leave the levels as they are: calls in other threads may
+        # take other steps
+        scheduler = type(self.scheduler)(self.scheduler.config.num_train_timesteps)
         scheduler.set_timesteps(sigmas=sigmas, device=device)
         if scheduler.order == 2:  # each level but the first is that of two velocities
             sigmas = [sigmas[0], *(level for level in sigmas[1:] for _ in range(2))]
