@@ -160,6 +160,12 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
         network, function = self.networks()[name]
         return partial(function, network)
 
+    def onload_tokenizer(self) -> None:
+        """Moves the tokenizer to the device after `enable_model_cpu_offload`, whose hooks run only before
+        `forward`, not before `decode`."""
+        if hook := getattr(self.tokenizer, "_hf_hook", None):
+            hook.pre_forward(self.tokenizer)
+
     def stream(
         self,
         class_labels: Iterable[ClassLabel],

@@ -403,6 +403,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         """Decodes latents to images."""
         is_vtp = isinstance(unwrapped(self.tokenizer), VTPPreTrainedModel)
         processor = VTPImageProcessor() if is_vtp else TiTokImageProcessor()
+        self.onload_tokenizer()
         return processor.postprocess(self.network("tokenizer")(latents), output_type)
 
 

@@ -263,6 +263,7 @@ class TiTokPipeline(ClassConditionalPipeline):
         if output_type == "codes":
             images = codes
         else:
+            self.onload_tokenizer()
             images = self.image_processor.postprocess(
                 self.network("tokenizer")(self.tokenizer.code_latents(codes)), output_type
             )
