@@ -1,10 +1,11 @@
 """Compiled sampling: one graph for each network and number of rows, and the images of the eager pipeline."""
 
 import copy
+import pickle
 
 import pytest
 import torch
-from pipelines.test_pipeline_latent_dit import make_pipeline
+from pipelines.test_pipeline_latent_dit import make_pipeline, make_transformer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from titok_hf.devices import check_backend, int8_is_exact
@@ -247,6 +248,49 @@ class TestTiTok:
     def test_wrong_arguments(self, pipeline, wrong, message):
         with pytest.raises(ValueError, match=message):
             pipeline.compile(backend=None, **wrong)
+
+
+class TestCompiledNoLonger:
+    """The copies are of networks that the pipeline may have no longer."""
+
+    @pytest.fixture
+    def compiled_pipeline(self, pipeline):
+        return pipeline.compile(4, "bfloat16", backend=None)
+
+    def assert_as_never_compiled(self, pipeline):
+        assert pipeline.compiled_dtype is None
+        never = type(pipeline)(**pipeline.components)
+        sampling = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "pt"}
+        expected, found = (
+            each([1, 2], generator=seeded(), **sampling).images for each in (never, pipeline)
+        )
+        assert found.equal(expected) and found.dtype == expected.dtype
+
+    @pytest.mark.parametrize("name", ["transformer", "tokenizer"])
+    def test_with_another_part(self, compiled_pipeline, name, caplog):
+        other = copy.deepcopy(getattr(compiled_pipeline, name))
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.add_(0.1)
+        setattr(compiled_pipeline, name, other)
+        assert "no longer compiled: call `compile` again" in caplog.text
+        self.assert_as_never_compiled(compiled_pipeline)
+
+    def test_with_a_guide(self):
+        flow = make_pipeline().compile(4, backend=None)
+        flow.guidance_transformer = make_transformer(1)
+        self.assert_as_never_compiled(flow)
+
+    def test_another_scheduler_changes_no_network(self, compiled_pipeline):
+        compiled_pipeline.scheduler = copy.copy(compiled_pipeline.scheduler)
+        assert compiled_pipeline.compiled_dtype == "bfloat16"
+
+    def test_elsewhere(self, compiled_pipeline):
+        self.assert_as_never_compiled(compiled_pipeline.to(torch.float16).to(torch.float32))
+
+    def test_pickled(self, compiled_pipeline):
+        self.assert_as_never_compiled(pickle.loads(pickle.dumps(compiled_pipeline)))
+        assert compiled_pipeline.compiled_dtype == "bfloat16"
 
 
 def test_a_flow_is_compiled_too(backend):

@@ -107,7 +107,9 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
 
         The copies are compiled for batches of one size, and for twice as many with guidance; other
         numbers of images are padded or split. The pipeline's own networks stay as they are: images
-        are encoded and weights saved in their own precision. Call it again after `to`.
+        are encoded and weights saved in their own precision. With `to`, which also leads back to
+        them, or another network the copies are dropped: call it again. A pickled or copied pipeline
+        has none.
 
         Args:
             batch_size: Number of images that the networks compute at once.
@@ -148,6 +150,27 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
         self.compiled_dtype = f"int8 and {name}" if int8 else name
         logger.warning("The following calls compute in %s.", self.compiled_dtype)
         return self
+
+    def drop_copies(self) -> None:
+        """Lets calls use the networks themselves again, not copies made by `compile`."""
+        if self._compiled is not None:
+            self._compiled = self.compiled_dtype = None
+            logger.warning("The pipeline is no longer compiled: call `compile` again.")
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Same as in diffusers; drops the copies of `compile`."""
+        self.drop_copies()
+        return super().to(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Same as in diffusers; another network drops the copies of `compile`."""
+        if isinstance(value, nn.Module):
+            self.drop_copies()
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: all but the copies of `compile`."""
+        return self.__dict__ | {"_compiled": None, "compiled_dtype": None}
 
     def networks(self) -> dict[str, tuple[nn.Module, Callable[..., torch.Tensor]]]:
         """Returns the networks of a call, each with the function of it and of tensors that is computed."""
