@@ -88,6 +88,37 @@ def test_threads_share_a_pipeline(pipeline):
             assert all(map(torch.equal, found, expected))
 
 
+class TestTraining:
+    """Networks in training mode, of which some parts are frozen in evaluation mode."""
+
+    @pytest.fixture
+    def training(self, pipeline):
+        pipeline.transformer.train()
+        pipeline.transformer.bert.encoder.layer[0].eval()
+        return pipeline
+
+    def modes(self, pipeline):
+        return [module.training for module in pipeline.transformer.modules()]
+
+    def test_a_generator_fixes_the_images(self, training):
+        codes = codes_of(training, LABELS)
+        assert torch.equal(codes_of(training, LABELS), codes)
+        training.transformer.eval()
+        assert torch.equal(codes_of(training, LABELS), codes)
+
+    def test_training_goes_on_as_before(self, training):
+        before = self.modes(training)
+        training(LABELS)
+        assert self.modes(training) == before
+        with pytest.raises(ValueError, match="`codes` must be in"):
+            training(LABELS, callback_on_step_end=lambda *_: {"codes": torch.full((4, 8), 65)})
+        assert self.modes(training) == before
+
+    def test_compiled(self, training):
+        training.compile(4, "float32", backend=None)
+        assert torch.equal(codes_of(training, LABELS), codes_of(training, LABELS))
+
+
 class TestOffloading:
     """Weights that are on disk until a forward pass needs them."""
 

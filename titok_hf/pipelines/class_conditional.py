@@ -1,5 +1,6 @@
 """The base class of pipelines that generate images of given classes."""
 
+import functools
 import hashlib
 import inspect
 import itertools
@@ -81,6 +82,25 @@ def random_generators(
     return generator
 
 
+def in_evaluation_mode(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the call of a pipeline with its networks in evaluation mode, without dropout. Afterwards each
+    module is in its own mode again, since a pipeline may draw images of networks that are trained on."""
+
+    @functools.wraps(call)
+    def evaluated(pipeline: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:
+        networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        training = [module for part in networks for module in part.modules() if module.training]
+        for network in networks:
+            network.eval()
+        try:
+            return call(pipeline, *args, **kwargs)
+        finally:
+            for module in training:
+                module.training = True
+
+    return evaluated
+
+
 class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
     """A pipeline of a tokenizer, a class-conditional transformer and a scheduler.
 
@@ -88,7 +108,8 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
 
     `component_classes` are the classes of ours that its parts may have, `sampling_defaults` the
     names of the arguments of `__call__` whose defaults the pipeline stores. `compiled_dtype` says in
-    which data types calls compute after `compile`, such as `"int8 and bfloat16"`.
+    which data types calls compute after `compile`, such as `"int8 and bfloat16"`. Networks in training
+    mode are in evaluation mode during a call.
     """
 
     component_classes: ClassVar[tuple[type, ...]] = ()
@@ -402,6 +423,7 @@ __all__ = [
     "ClassConditionalPipeline",
     "ClassLabel",
     "image_generators",
+    "in_evaluation_mode",
     "random_generators",
     "unwrapped",
 ]

@@ -152,7 +152,7 @@ def compiled(
         int8: Whether the linear layers of transformer blocks compute in int8.
     """
     left_out = {id(part): None for name in ENCODERS if (part := getattr(network, name, None))}
-    fast = copy.deepcopy(network, left_out)
+    fast = copy.deepcopy(network, left_out).eval()
     if int8:
         for block in fast.modules():
             if isinstance(block, GradientCheckpointingLayer):

@@ -22,6 +22,7 @@ from .class_conditional import (
     ClassConditionalPipeline,
     ClassLabel,
     decode_latents,
+    in_evaluation_mode,
     random_generators,
     unwrapped,
 )
@@ -235,6 +236,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         return {name: pair for name, pair in networks.items() if pair[0] is not None}
 
     @torch.no_grad()
+    @in_evaluation_mode
     def __call__(
         self,
         class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor,

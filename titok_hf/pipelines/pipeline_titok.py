@@ -25,6 +25,7 @@ from .class_conditional import (
     ClassConditionalPipeline,
     ClassLabel,
     decode_latents,
+    in_evaluation_mode,
     random_generators,
     unwrapped,
 )
@@ -165,6 +166,7 @@ class TiTokPipeline(ClassConditionalPipeline):
         }
 
     @torch.no_grad()
+    @in_evaluation_mode
     def __call__(
         self,
         class_labels: ClassLabel | Sequence[ClassLabel] | torch.Tensor,
