@@ -117,6 +117,11 @@ class DiffusersTokenizer(nn.Module):
                 )
         self.autoencoder = autoencoder
         self.downsampling_factor = factor
+        self.latent_channels: int = (
+            config.encoder_hidden_size
+            if isinstance(autoencoder, AutoencoderRAE)
+            else config.get("vq_embed_dim") or config.latent_channels
+        )
         codebook_size = config.num_vq_embeddings if isinstance(autoencoder, VQModel) else None
         self.config = DiffusersTokenizerConfig(
             image_size, (image_size // factor) ** 2, codebook_size

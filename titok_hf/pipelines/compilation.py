@@ -12,7 +12,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..devices import matmul_flops
 
 # Parts of tokenizers that decoding does not need.
-ENCODERS = ("encoder", "vision_encoder", "text_encoder", "quant_conv")
+ENCODERS = (
+    "encoder",
+    "vision_encoder",
+    "text_encoder",
+    "autoencoder.encoder",
+    "autoencoder.quant_conv",
+)
 FASTER = 1.3  # how much faster bfloat16 or oneDNN must be to be taken
 
 
@@ -151,7 +157,7 @@ def compiled(
         backend: Backend of `torch.compile`; `None` to leave the copy uncompiled.
         int8: Whether the linear layers of transformer blocks compute in int8.
     """
-    left_out = {id(part): None for name in ENCODERS if (part := getattr(network, name, None))}
+    left_out = {id(part): None for name, part in network.named_modules() if name in ENCODERS}
     fast = copy.deepcopy(network, left_out).eval()
     if int8:
         for block in fast.modules():

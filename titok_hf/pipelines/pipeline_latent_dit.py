@@ -127,6 +127,8 @@ class LatentDiTPipeline(ClassConditionalPipeline):
                 "A tokenizer of continuous latents is expected, got a "
                 f"{type(of_tokenizer).__name__}."
             )
+        if isinstance(of_tokenizer, ModelMixin):
+            of_tokenizer = DiffusersTokenizer(of_tokenizer)
         if isinstance(of_tokenizer, TiTokModel) and (
             of_tokenizer.config.quantizer != "kl" or of_tokenizer.config.head == "proxy_codes"
         ):
@@ -165,11 +167,13 @@ class LatentDiTPipeline(ClassConditionalPipeline):
                         f"`guidance_transformer` must have the `{name}` of the transformer, "
                         f"{getattr(config, name)}, got {getattr(other, name)}."
                     )
-        expected = config.latent_shape
+        side = config.sample_size  # 2D tokenizers take images of any size
         if isinstance(of_tokenizer, TiTokModel):
             expected = (of_tokenizer.config.num_latent_tokens, of_tokenizer.config.latent_dim)
-        elif isinstance(of_tokenizer, VTPPreTrainedModel):  # takes images of any size
-            expected = (of_tokenizer.config.latent_dim, config.sample_size, config.sample_size)
+        elif isinstance(of_tokenizer, VTPPreTrainedModel):
+            expected = (of_tokenizer.config.latent_dim, side, side)
+        else:
+            expected = (of_tokenizer.latent_channels, side, side)
         if expected != config.latent_shape:
             raise ValueError(
                 f"The transformer generates latents of shape {config.latent_shape}, the tokenizer "
@@ -227,7 +231,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         """See the base class."""
         tokenizer = self.tokenizer
         if isinstance(unwrapped(tokenizer), ModelMixin):
-            tokenizer = DiffusersTokenizer(tokenizer)
+            tokenizer = DiffusersTokenizer(unwrapped(tokenizer))
         networks = {
             "transformer": (self.transformer, velocity_of),
             "guidance_transformer": (self.guidance_transformer, velocity_of),
@@ -337,6 +341,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         if scheduler.order == 2:  # each level but the first is that of two velocities
             sigmas = [sigmas[0], *(level for level in sigmas[1:] for _ in range(2))]
         start, stop = sampling["guidance_interval"]
+        networks = {name: self.network(name) for name in self.networks()}
         for step, timestep in enumerate(self.progress_bar(scheduler.timesteps)):
             time = 1 - sigmas[step]
             guided = sampling["guidance_scale"] != 1 and start <= time <= stop
@@ -344,6 +349,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
                 latents,
                 time,
                 labels,
+                networks,
                 scale=sampling["guidance_scale"] if guided else 1.0,
                 channels=sampling["guidance_channels"],
             )
@@ -364,19 +370,21 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         latents: torch.Tensor,
         time: float,
         labels: torch.Tensor,
+        networks: dict[str, Callable[..., torch.Tensor]],
         scale: float,
         channels: int | None,
     ) -> torch.Tensor:
-        """Returns the guided velocity of latents at a time."""
+        """Returns the guided velocity of latents at a time by the functions of the networks."""
         times = torch.full((len(latents),), time, device=latents.device)
+        transformer = networks["transformer"]
         if scale == 1:
-            return self.network("transformer")(latents, times, labels).float()
+            return transformer(latents, times, labels).float()
         if self.guidance_transformer is not None:
-            conditional = self.network("transformer")(latents, times, labels).float()
-            weaker = self.network("guidance_transformer")(latents, times, labels).float()
+            conditional = transformer(latents, times, labels).float()
+            weaker = networks["guidance_transformer"](latents, times, labels).float()
         else:
             none = torch.full_like(labels, self.transformer.config.null_label)
-            both = self.network("transformer")(
+            both = transformer(
                 torch.cat([latents, latents]), times.repeat(2), torch.cat([labels, none])
             ).float()
             conditional, weaker = both.chunk(2)

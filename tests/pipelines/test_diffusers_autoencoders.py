@@ -1,0 +1,83 @@
+"""Autoencoders of diffusers as the tokenizers of pipelines."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from modeling.test_diffusers_tokenizer import FAMILIES
+from pipelines.test_compilation import compiled_copy
+from pipelines.test_pipeline_latent_dit import make_pipeline, make_transformer
+from titok_pipelines import seeded
+
+from titok_hf import DiffusersTokenizer, LatentDiTPipeline
+
+CHANNELS = {"rae": 64, "vq": 5}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def autoencoder(family):
+    return FAMILIES[family]().eval()
+
+
+def fitting_transformer(channels):
+    statistics = {"latent_mean": [0.0] * channels, "latent_std": [1.0] * channels}
+    return make_transformer(in_channels=channels, **statistics)
+
+
+@pytest.fixture
+def flow(autoencoder, family):
+    return make_pipeline(
+        fitting_transformer(CHANNELS.get(family, 4)), autoencoder, num_inference_steps=2
+    )
+
+
+class TestLatentDiT:
+    def test_each_family_decodes(self, flow, autoencoder):
+        output = flow(1, output_type="pt")
+        with torch.no_grad():
+            decoded = DiffusersTokenizer(autoencoder).decode(output.latents).reconstruction
+        torch.testing.assert_close(output.images, decoded.clamp(0, 1))
+
+    def test_other_channels_are_refused(self, autoencoder, family):
+        channels = CHANNELS.get(family, 4)
+        message = rf"latents of shape \(2, 4, 4\), the tokenizer decodes \({channels}, 4, 4\)"
+        with pytest.raises(ValueError, match=message):
+            make_pipeline(fitting_transformer(2), autoencoder)
+
+    def test_copies_have_no_encoder(self, flow):
+        expected = flow(1, generator=seeded(0), output_type="pt").images
+        flow.compile(2, "float32", backend=None)
+        images = flow(1, generator=seeded(0), output_type="pt").images
+        torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
+        names = [name for name, _ in compiled_copy(flow._compiled["tokenizer"]).named_modules()]
+        assert "autoencoder.decoder" in names
+        assert not {"autoencoder.encoder", "autoencoder.quant_conv"} & {*names}
+
+
+@pytest.mark.parametrize("family", ["kl"], indirect=True)
+class TestCompiled:
+    def test_a_pipeline(self, flow):
+        expected = flow(1, generator=seeded(0), output_type="pt").images
+        flow.compile(2, "float32", backend="eager")
+        images = flow(1, generator=seeded(0), output_type="pt").images
+        torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
+
+    def test_an_autoencoder(self, flow, autoencoder):
+        expected = flow(1, generator=seeded(0), num_inference_steps=2, output_type="pt").images
+        compiled = torch.compile(autoencoder, backend="eager")
+        other = LatentDiTPipeline(compiled, flow.transformer, flow.scheduler)
+        images = other(1, generator=seeded(0), num_inference_steps=2, output_type="pt").images
+        assert torch.equal(images, expected)
+
+
+def test_what_is_no_autoencoder_is_refused():
+    unet = UNet2DModel(
+        block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+    )  # fmt: skip
+    with pytest.raises(TypeError, match="An image autoencoder of diffusers is expected"):
+        make_pipeline(tokenizer=unet)
