@@ -3,12 +3,18 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
-from modeling.test_diffusers_tokenizer import FAMILIES
+from modeling.test_diffusers_tokenizer import FAMILIES, make_vq
 from pipelines.test_compilation import compiled_copy
 from pipelines.test_pipeline_latent_dit import make_pipeline, make_transformer
-from titok_pipelines import seeded
+from titok_pipelines import changed_config, codes_of, make_quiet, seeded
 
-from titok_hf import DiffusersTokenizer, LatentDiTPipeline
+from titok_hf import (
+    DiffusersTokenizer,
+    LatentDiTPipeline,
+    MaskGitModel,
+    MaskGitScheduler,
+    TiTokPipeline,
+)
 
 CHANNELS = {"rae": 64, "vq": 5}
 
@@ -81,3 +87,37 @@ def test_what_is_no_autoencoder_is_refused():
     )  # fmt: skip
     with pytest.raises(TypeError, match="An image autoencoder of diffusers is expected"):
         make_pipeline(tokenizer=unet)
+
+
+class TestTiTok:
+    """Codes of a `VQModel`."""
+
+    @pytest.fixture
+    def tokenizer(self):
+        return DiffusersTokenizer(make_vq(), 8).eval()  # 16 codes in 4 rows
+
+    @pytest.fixture
+    def generator(self, generator_config):
+        return MaskGitModel(
+            changed_config(generator_config, codebook_size=16, num_tokens=16)
+        ).eval()
+
+    @pytest.fixture
+    def pipeline(self, tokenizer, generator):
+        return make_quiet(tokenizer, generator, MaskGitScheduler(16))
+
+    def test_it_decodes_what_it_samples(self, pipeline, tokenizer):
+        output = pipeline([1, 2], output_type="pt")
+        with torch.no_grad():
+            decoded = tokenizer.decode_codes(output.codes).reconstruction
+        assert torch.equal(output.images, decoded.clamp(0, 1))
+
+    def test_the_tokenizer_is_passed_to_a_saved_pipeline(self, pipeline, tokenizer, tmp_path):
+        pipeline.save_pretrained(tmp_path)
+        loaded = TiTokPipeline.from_pretrained(tmp_path, tokenizer=tokenizer)
+        codes, expected = (codes_of(each, 1, generator=seeded(0)) for each in (loaded, pipeline))
+        assert torch.equal(codes, expected)
+
+    def test_a_tokenizer_without_code_latents_is_refused(self, tokenizer, generator):
+        with pytest.raises(TypeError, match=r"A tokenizer with `code_latents` .* got a VQModel"):
+            make_quiet(tokenizer.autoencoder, generator, MaskGitScheduler(16))

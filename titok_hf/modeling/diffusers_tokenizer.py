@@ -264,14 +264,18 @@ class DiffusersTokenizer(nn.Module):
             self.autoencoder.training or torch.compiler.is_compiling()
         ):  # synchronizes with the device
             check_id_range(codes, "codes", self.config.codebook_size)
-        side = math.isqrt(codes.shape[1])
-        if side**2 != codes.shape[1]:
+        if math.isqrt(codes.shape[1]) ** 2 != codes.shape[1]:
             raise ValueError(
                 f"`codes` must have a square number of tokens per image, got {codes.shape[1]}; "
                 "`decode` takes the latents of other images."
             )
-        latents = self.autoencoder.quantize.embedding(codes).transpose(1, 2)  # (B, C, h * h)
-        return self.decode(latents.unflatten(-1, (side, side)))
+        return self.decode(self.code_latents(codes))
+
+    def code_latents(self, codes: torch.Tensor) -> torch.Tensor:
+        """Returns the latents `(B, C, h, h)` of codes `(B, h * h)` for `decode`, without checks."""
+        side = math.isqrt(codes.shape[1])
+        vectors = self.autoencoder.quantize.embedding(codes)  # (B, h * h, C)
+        return vectors.transpose(1, 2).unflatten(-1, (side, side))
 
 
 __all__ = ["AUTOENCODERS", "DiffusersTokenizer", "DiffusersTokenizerConfig"]

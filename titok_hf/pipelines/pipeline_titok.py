@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from ..modeling.checks import check_id_range, check_ids
+from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.maskgit.modeling_maskgit import (
     MaskGitModel,
     MaskGitPreTrainedModel,
@@ -89,7 +90,9 @@ class TiTokPipeline(ClassConditionalPipeline):
     2202.04200).
 
     Args:
-        tokenizer: Decodes the codes.
+        tokenizer: Decodes the codes: a TiTok with discrete latents, a MaskGIT-VQGAN, or any other with
+            `code_latents` and `decode`. A `DiffusersTokenizer` is not saved with the pipeline: pass it
+            to `from_pretrained`.
         transformer: The masked generator, which predicts the codes; its `config.id2label` holds the class names.
         scheduler: Decides what stays masked.
         num_inference_steps, guidance_scale, guidance_schedule: Defaults of `__call__`.
@@ -111,7 +114,7 @@ class TiTokPipeline(ClassConditionalPipeline):
 
     def __init__(
         self,
-        tokenizer: TiTokModel | MaskGitVQGANModel,
+        tokenizer: TiTokModel | MaskGitVQGANModel | DiffusersTokenizer,
         transformer: MaskGitPreTrainedModel,
         scheduler: MaskGitScheduler,
         num_inference_steps: int = 8,
@@ -119,11 +122,11 @@ class TiTokPipeline(ClassConditionalPipeline):
         guidance_schedule: str = "linear",
     ):
         super().__init__()
-        if not hasattr(tokenizer, "decode_codes") or not isinstance(
+        if not hasattr(tokenizer, "code_latents") or not isinstance(
             unwrapped(transformer), MaskGitPreTrainedModel
         ):
             raise TypeError(
-                "A tokenizer that decodes codes and a masked generator are expected, got a "
+                "A tokenizer with `code_latents` and a masked generator are expected, got a "
                 f"{type(tokenizer).__name__} and a {type(transformer).__name__}."
             )
         if isinstance(unwrapped(tokenizer), TiTokModel):
