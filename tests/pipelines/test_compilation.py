@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from pipelines.test_pipeline_latent_dit import make_pipeline, make_transformer
@@ -384,6 +385,18 @@ class TestStream:
         of_tensor = list(pipeline.stream(torch.tensor([3, 1]), output_type="codes"))
         of_name = list(pipeline.stream("three", output_type="codes"))
         assert len(of_tensor) == 2 and len(of_name) == 1 and of_name[0].equal(of_tensor[0])
+
+    def test_an_id_of_numpy_is_a_label(self, pipeline):
+        [codes] = pipeline.stream(np.int64(3), output_type="codes")
+        assert codes.equal(next(pipeline.stream([3], output_type="codes")))
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("generator", None), ("num_images_per_label", 2), ("return_dict", False)],
+    )
+    def test_what_it_sets_itself_is_refused(self, pipeline, name, value):
+        with pytest.raises(TypeError, match=f"`stream` takes no `{name}`: "):
+            next(pipeline.stream([1, 2], **{name: value}))
 
     def test_as_many_numbers_as_labels(self, pipeline):
         with pytest.raises(ValueError, match="longer than"):

@@ -170,7 +170,7 @@ class TestArguments:
         given = tuple(seeded(i) for i in range(4))
         assert torch.equal(codes_of(pipeline, LABELS, generator=given), expected)
 
-    @pytest.mark.parametrize("given", [42, [1, 2, 3, 4], "cpu"])
+    @pytest.mark.parametrize("given", [42, [1, 2, 3, 4], "cpu", [None] * 4])
     def test_what_is_no_generator_is_refused(self, pipeline, given):
         with pytest.raises(TypeError, match=r"`generator` must be a `torch.Generator`, as `torch"):
             pipeline(LABELS, generator=given)

@@ -191,6 +191,14 @@ class TestTimes:
             found = pipeline(0, num_inference_steps=steps, latents=noise, output_type="latent")
             torch.testing.assert_close(found.latents, pipeline.denormalized(noise + 2))
 
+    @pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, FlowMatchHeunScheduler])
+    def test_one_level_is_one_step(self, scheduler):
+        pipeline = make_pipeline()
+        pipeline.scheduler = scheduler()
+        one = pipeline("cat", sigmas=np.array([1.0]), generator=seeded())
+        step = pipeline("cat", num_inference_steps=1, generator=seeded())
+        assert torch.equal(one.latents, step.latents)
+
 
 class TestHeun:
     """Heun's method on `dx / dt = x + t`, whose solution is known."""
@@ -317,6 +325,14 @@ class TestImages:
         other = weaker("cat", num_inference_steps=3, latents=noise, output_type="latent").latents
         assert not torch.allclose(other, expected)
 
+    def test_arrays_and_numbers_of_numpy(self, pipeline):
+        noise = torch.randn(1, 4, 4, 4)
+        expected, found = (
+            pipeline("cat", latents=latents, guidance_scale=scale).latents
+            for latents, scale in ((noise, 3.0), (noise.numpy(), np.float32(3)))
+        )
+        assert torch.equal(found, expected)
+
     def test_a_callback_may_change_the_latents(self, pipeline):
         seen = []
 
@@ -365,6 +381,17 @@ class TestTokenizers:
 
 
 class TestSaved:
+    def test_defaults_of_numpy(self, tmp_path):
+        make_pipeline(
+            guidance_scale=np.float32(2),
+            guidance_interval=np.array([0.25, 1], np.float32),
+            guidance_channels=np.int64(3),
+            timestep_shift=np.float32(0.5),
+        ).save_pretrained(tmp_path)
+        config = LatentDiTPipeline.from_pretrained(tmp_path).config
+        assert (config.guidance_scale, config.guidance_interval) == (2.0, [0.25, 1.0])
+        assert (config.guidance_channels, config.timestep_shift) == (3, 0.5)
+
     @pytest.mark.parametrize("autoguidance", [False, True])
     def test_it_saves_and_loads(self, tmp_path, autoguidance):
         pipeline = make_pipeline(
@@ -413,21 +440,34 @@ class TestBadInput:
             ({"num_inference_steps": 0}, "`num_inference_steps` must be an integer of at least 1"),
             ({"timestep_shift": 0.0}, "`timestep_shift` must be a positive number"),
             ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number"),
+            ({"guidance_scale": "2"}, "`guidance_scale` must be a finite number"),
             ({"guidance_interval": (0.5, 0.1)}, "`guidance_interval` must be two times"),
+            ({"guidance_interval": [0, 0.5, 1]}, "`guidance_interval` must be two times"),
+            ({"guidance_interval": 0.5}, "`guidance_interval` must be two times"),
             ({"guidance_channels": 5}, "`guidance_channels` must be from 1 to the 4 channels"),
-            ({"sigmas": [0.5, 1.0]}, "`sigmas` must be at least two noise levels that fall"),
-            ({"sigmas": [1.0, 0.0]}, "`sigmas` must be at least two noise levels that fall"),
+            ({"guidance_channels": 2.5}, "`guidance_channels` must be from 1 to the 4 channels"),
+            ({"sigmas": []}, "`sigmas` must be noise levels that fall"),
+            ({"sigmas": [0.5, 1.0]}, "`sigmas` must be noise levels that fall"),
+            ({"sigmas": [1.0, 0.0]}, "`sigmas` must be noise levels that fall"),
             ({"output_type": "codes"}, "`output_type` must be 'pil', 'np', 'pt' or 'latent'"),
             (
                 {"generator": [seeded()] * 2},
                 "one `torch.Generator` for each of the 1 images, got 2",
             ),
             ({"latents": torch.randn(1, 3, 4, 4)}, r"`latents` must have shape \(1, 4, 4, 4\)"),
+            (
+                {"callback_on_step_end": lambda *_: {"latents": None}},
+                r"`latents` must have shape \(1, 4, 4, 4\), got \(\)",
+            ),
         ],
     )
     def test_calls(self, pipeline, arguments, message):
         with pytest.raises(ValueError, match=message):
             pipeline("cat", **arguments)
+
+    def test_defaults(self):
+        with pytest.raises(ValueError, match=r"`guidance_interval` must be two times .* got 0.5"):
+            make_pipeline(guidance_interval=0.5)
 
     @pytest.mark.parametrize(
         ("fields", "message"),

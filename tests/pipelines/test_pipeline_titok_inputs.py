@@ -89,6 +89,8 @@ def test_an_unknown_name_is_refused(imagenet_like, name):
         ),
         ([1.0], TypeError, "`class_labels` must be integers or class names, got 1.0"),
         (torch.tensor([1.0]), TypeError, "`class_labels` must be integers or class names, got 1.0"),
+        (None, TypeError, "`class_labels` must be integers or class names, got None"),
+        (1.0, TypeError, "`class_labels` must be integers or class names, got 1.0"),
         ([None], TypeError, "`class_labels` must be integers or class names, got None"),
     ],
 )

@@ -438,7 +438,7 @@ def test_noise_of_each_image_depends_on_its_own_generator_alone():
         torch.randint(64, (3, 12)),
         torch.tensor([0.2, 0.5, 0.8]),
     )
-    together = scheduler.add_noise(codes, progress, [seeded(index) for index in range(3)])
+    together = scheduler.add_noise(codes, progress, tuple(map(seeded, range(3))))
 
     for index in range(3):
         row = slice(index, index + 1)

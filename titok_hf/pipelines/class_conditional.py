@@ -65,21 +65,19 @@ def random_generators(
     Raises:
         TypeError: If one is no `torch.Generator`.
     """
-    if isinstance(generator, list | tuple):
-        generator = list(generator)
-    each = generator if isinstance(generator, list) else [generator]
-    if wrong := [one for one in each if not isinstance(one, torch.Generator | None)]:
-        raise TypeError(
-            "`generator` must be a `torch.Generator`, as `torch.Generator().manual_seed(42)`, "
-            f"or a list with one per image, got {wrong[0]!r}."
-        )
-    if not isinstance(generator, list):
+    if isinstance(generator, torch.Generator | None):
         source = generator.device if generator is not None else "cpu"
         seeds = torch.stack(
             [torch.randint(2**63 - 1, (), generator=generator, device=source) for _ in range(count)]
         )
-        generator = [torch.Generator(source).manual_seed(seed) for seed in seeds.tolist()]
-    return generator
+        return [torch.Generator(source).manual_seed(seed) for seed in seeds.tolist()]
+    each = list(generator) if isinstance(generator, list | tuple) else [generator]
+    if wrong := [one for one in each if not isinstance(one, torch.Generator)]:
+        raise TypeError(
+            "`generator` must be a `torch.Generator`, as `torch.Generator().manual_seed(42)`, "
+            f"or a list with one per image, got {wrong[0]!r}."
+        )
+    return each
 
 
 def in_evaluation_mode(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,7 +233,13 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
             ValueError, TypeError: See the call; also if there are not as many numbers as labels.
         """
         positive_integer(batch_size, "batch_size")
-        if isinstance(class_labels, int | str | torch.Tensor | np.ndarray):
+        if fixed := {"generator", "num_images_per_label", "return_dict"} & arguments.keys():
+            raise TypeError(
+                f"`stream` takes no `{min(fixed)}`: it yields an image for each label, drawn from "
+                "`seed` and its number."
+            )
+        single = not isinstance(class_labels, Iterable)
+        if single or isinstance(class_labels, str | torch.Tensor | np.ndarray):
             class_labels = self.label_ids(class_labels)
         numbered = enumerate(class_labels)
         if numbers is not None:
@@ -365,7 +369,7 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
         """
         if isinstance(class_labels, torch.Tensor | np.ndarray):
             class_labels = class_labels.ravel().tolist()
-        elif isinstance(class_labels, int | str | np.integer):
+        elif isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
             class_labels = [class_labels]
         config, ids = self.transformer.config, []
         for label in class_labels:

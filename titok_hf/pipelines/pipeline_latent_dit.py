@@ -4,6 +4,7 @@ them."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -48,6 +49,17 @@ def flow_times(num_inference_steps: int, timestep_shift: float = 1.0) -> torch.T
         raise ValueError(f"`timestep_shift` must be a positive number, got {timestep_shift!r}.")
     times = torch.linspace(0, 1, num_inference_steps + 1, dtype=torch.float64)
     return shifted(times, timestep_shift)
+
+
+def checked_latents(latents: torch.Tensor | np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+    """Returns latents as a tensor.
+
+    Raises:
+        ValueError: If they have another shape.
+    """
+    if np.shape(latents) != shape:
+        raise ValueError(f"`latents` must have shape {shape}, got {tuple(np.shape(latents))}.")
+    return torch.as_tensor(latents)
 
 
 @dataclass
@@ -185,15 +197,20 @@ class LatentDiTPipeline(ClassConditionalPipeline):
             scheduler=scheduler,
             guidance_transformer=guidance_transformer,
         )
-        defaults = {
-            "num_inference_steps": positive_integer(num_inference_steps, "num_inference_steps"),
-            "guidance_scale": guidance_scale,
-            "guidance_interval": list(guidance_interval),
-            "guidance_channels": guidance_channels,
-            "timestep_shift": timestep_shift,
-        }
-        self.check_sampling(**defaults)
-        self.register_to_config(**defaults)
+        self.check_sampling(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_channels=guidance_channels,
+            timestep_shift=timestep_shift,
+        )
+        self.register_to_config(  # plain numbers, as those of numpy cannot be saved
+            num_inference_steps=int(num_inference_steps),
+            guidance_scale=float(guidance_scale),
+            guidance_interval=[float(time) for time in guidance_interval],
+            guidance_channels=None if guidance_channels is None else int(guidance_channels),
+            timestep_shift=float(timestep_shift),
+        )
 
     def check_sampling(
         self,
@@ -212,19 +229,21 @@ class LatentDiTPipeline(ClassConditionalPipeline):
             )
         positive_integer(num_inference_steps, "num_inference_steps")
         flow_times(num_inference_steps, timestep_shift)
-        if not isinstance(guidance_scale, int | float) or not math.isfinite(guidance_scale):
+        if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale!r}.")
-        start, stop = guidance_interval
-        if not 0 <= start <= stop <= 1:
+        interval = guidance_interval
+        if np.shape(interval) != (2,) or not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(
                 "`guidance_interval` must be two times in [0, 1], the first the earlier one, got "
-                f"{list(guidance_interval)}."
+                f"{interval}."
             )
         channels = self.transformer.config.in_channels
-        if guidance_channels is not None and not 1 <= guidance_channels <= channels:
+        if guidance_channels is not None and not (
+            isinstance(guidance_channels, Integral) and 1 <= guidance_channels <= channels
+        ):
             raise ValueError(
                 f"`guidance_channels` must be from 1 to the {channels} channels of the latents, or "
-                f"None for all, got {guidance_channels}."
+                f"None for all, got {guidance_channels!r}."
             )
 
     def networks(self) -> dict[str, tuple[nn.Module, Callable[..., torch.Tensor]]]:
@@ -252,7 +271,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         sigmas: Sequence[float] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images_per_label: int = 1,
-        latents: torch.Tensor | None = None,
+        latents: torch.Tensor | np.ndarray | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[
@@ -275,7 +294,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
             generator: A `torch.Generator`, or a list or tuple with one per image. A single one draws
                 a seed for each image, so images never depend on the batch size.
             num_images_per_label: Images of each label.
-            latents: Noise to start from, `(B, C, h, w)` or `(B, K, C)`; drawn if not given.
+            latents: Noise to start from, of torch or numpy, `(B, C, h, w)` or `(B, K, C)`; drawn if not given.
             output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1],
                 `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1], `"latent"` for the latents.
             return_dict: Whether to return a `LatentDiTPipelineOutput` or the tuple `(images,)`.
@@ -306,13 +325,14 @@ class LatentDiTPipeline(ClassConditionalPipeline):
         if sigmas is None:
             times = flow_times(sampling["num_inference_steps"], sampling["timestep_shift"])
             sigmas = (1 - times[:-1]).tolist()
-        elif (
-            list(sigmas) != sorted(set(sigmas), reverse=True) or not 0 < sigmas[-1] < sigmas[0] <= 1
-        ):
-            raise ValueError(
-                "`sigmas` must be at least two noise levels that fall from at most 1 to above 0, got "
-                f"{list(sigmas)}."
-            )
+        else:
+            sigmas = [float(level) for level in sigmas]
+            falling = sigmas == sorted(set(sigmas), reverse=True)
+            if not (sigmas and falling and sigmas[-1] > 0 and sigmas[0] <= 1):
+                raise ValueError(
+                    "`sigmas` must be noise levels that fall from at most 1 to above 0, got "
+                    f"{sigmas}."
+                )
         # noise
         generators = random_generators(generator, len(labels))
         if len(generators) != len(labels):
@@ -325,13 +345,9 @@ class LatentDiTPipeline(ClassConditionalPipeline):
                 torch.randn(config.latent_shape, generator=one, device=one.device).to(device)
                 for one in generators
             ]
-            latents = torch.stack(noise)  # (B, C, h, w) or (B, K, C)
-        elif tuple(latents.shape) != (len(labels), *config.latent_shape):
-            raise ValueError(
-                f"`latents` must have shape {(len(labels), *config.latent_shape)}, got "
-                f"{tuple(latents.shape)}."
-            )
-        latents = latents.to(device, torch.float32)
+            latents = torch.stack(noise)
+        shape = (len(labels), *config.latent_shape)  # (B, C, h, w) or (B, K, C)
+        latents = checked_latents(latents, shape).to(device, torch.float32)
 
         # flow
         # a scheduler of its own, whose options leave the levels as they are: calls in other threads may
@@ -357,7 +373,7 @@ class LatentDiTPipeline(ClassConditionalPipeline):
             latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
             if callback_on_step_end is not None:
                 changed = callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
-                latents = changed.get("latents", latents)
+                latents = checked_latents(changed.get("latents", latents), shape)
 
         # decode the latents
         latents = self.denormalized(latents)

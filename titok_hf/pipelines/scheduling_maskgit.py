@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..hub.publish import PublishMixin
 from ..version import __version__
 
 MaskSchedule = Literal["arccos", "cosine", "linear", "root"]
-Generators = torch.Generator | list[torch.Generator] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def mask_ratio(progress: torch.Tensor | float, schedule: MaskSchedule) -> torch.Tensor:
@@ -62,13 +63,13 @@ def positive_integer(value: Any, name: str) -> int:
 
 
 def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device) -> torch.Tensor:
-    """Draws uniform float32 noise in [0, 1) of `shape`; with a list of generators, row i uses the
+    """Draws uniform float32 noise in [0, 1) of `shape`; with several generators, row i uses the
     i-th only.
 
     Raises:
         ValueError: If there is not one generator per row.
     """
-    if isinstance(generator, list):
+    if isinstance(generator, Sequence):
         if len(generator) != shape[0]:
             raise ValueError(
                 f"`generator` must be one, or one for each of {shape[0]} images, got "
