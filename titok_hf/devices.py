@@ -2,8 +2,9 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -26,6 +27,18 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise ValueError(f"The dtype must be one of {', '.join(dtypes)}, got {name!r}.")
     return dtypes[name]
+
+
+def with_dtypes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments of `from_pretrained` with a dtype for the name of one, which diffusers ignores.
+
+    Raises:
+        ValueError: If it is not the name of one.
+    """
+    named = {name: arguments.get(name) for name in ("dtype", "torch_dtype")}
+    return dict(arguments) | {
+        name: parse_dtype(dtype) for name, dtype in named.items() if isinstance(dtype, str)
+    }
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

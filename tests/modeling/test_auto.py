@@ -76,6 +76,16 @@ def test_autoencoders_of_diffusers_load(tmp_path, autoencoder, pixel_values):
     assert processor.crop_size == {"height": 48, "width": 48}
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_a_dtype_may_be_a_name(tmp_path, autoencoder, name):
+    autoencoder.save_pretrained(tmp_path)
+    for dtype in ("bfloat16", torch.bfloat16):
+        model, _ = load_tokenizer(tmp_path, **{name: dtype})
+        assert next(model.parameters()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"The dtype must be one of float32, .* got 'bf16'"):
+        load_tokenizer(tmp_path, **{name: "bf16"})
+
+
 def test_autoencoders_come_from_the_hub(hub, tmp_path, pixel_values, autoencoder):
     name = f"user/{type(autoencoder).__name__}"
     expected = []

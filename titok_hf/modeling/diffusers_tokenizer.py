@@ -18,6 +18,7 @@ from diffusers import (
 )
 from torch import nn
 
+from ..devices import with_dtypes
 from ..hub.errors import explain_loading_errors
 from ..hub.location import split_location
 from .checks import check_id_range, check_ids, check_pixel_values
@@ -142,12 +143,12 @@ class DiffusersTokenizer(nn.Module):
             image_size: See the class.
             use_safetensors: Whether to read safetensors or PyTorch's older files, from which only
                 tensors are loaded.
-            kwargs: Passed to `from_pretrained` of the autoencoder.
+            kwargs: Passed to `from_pretrained` of the autoencoder; a `dtype` may be a name.
 
         Raises:
             OSError: If the folder, the repository or a file in it does not exist.
             ValueError: If it is not an image autoencoder, is corrupt, or has missing, unexpected or
-                misshapen weights.
+                misshapen weights, or if the dtype is not the name of one.
         """
         location, _ = split_location(kwargs)
         with explain_loading_errors(path):
@@ -163,7 +164,7 @@ class DiffusersTokenizer(nn.Module):
                     use_safetensors=use_safetensors,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # misshapen weights are reported in `info` and refused below
-                    **kwargs,
+                    **with_dtypes(kwargs),
                 )
             except OSError as error:
                 if "Unable to load weights" not in str(error):

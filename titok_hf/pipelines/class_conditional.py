@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import nn
 
-from ..devices import check_backend, int8_is_exact, parse_dtype
+from ..devices import check_backend, int8_is_exact, parse_dtype, with_dtypes
 from ..hub.errors import explain_hub_errors
 from ..hub.location import split_location
 from ..hub.publish import PublishMixin
@@ -268,10 +268,7 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
             ValueError: If it holds no pipeline, or the pipeline's parts do not fit each other.
         """
         folder = Path(pretrained_model_name_or_path)
-        location, kwargs = split_location(kwargs)
-        for name in ("dtype", "torch_dtype"):
-            if isinstance(kwargs.get(name), str):
-                kwargs[name] = parse_dtype(kwargs[name])
+        location, kwargs = split_location(with_dtypes(kwargs))
         if not folder.is_dir():
             if str(folder).count("/") > 1 or str(pretrained_model_name_or_path).startswith(
                 (".", "/", "~")
