@@ -1,6 +1,7 @@
 """Tokenizing that is stopped, shared by processes, or out of space."""
 
 import ctypes
+import json
 import multiprocessing
 import os
 import shutil
@@ -153,7 +154,7 @@ class TestRestart:
                     "images",
                     {"augmentation": Augmentation(horizontal_flip=True)},
                 ),
-                ("source and parts", "more", {}),
+                ("data and parts", "more", {}),
                 ("dtype", "images", {"dtype": "bfloat16"}),
             ):
                 with pytest.raises(
@@ -173,6 +174,43 @@ class TestRestart:
         TiTokModel(titok.config).save_pretrained(tokenizer)
         with pytest.raises(FileExistsError, match="with other tokenizer"):
             tokenize("images")
+
+    def test_other_images_of_the_same_names_are_refused(self, tokenize, tmp_path):
+        write_images(tmp_path / "images", {"train": 3, "test": 1})
+        folder, _ = tokenize("images")
+        write_images(tmp_path / "other", {"train": 6, "test": 1})
+        image = next((tmp_path / "images" / "train").rglob("*.png"))
+        shutil.copy(next((tmp_path / "other" / "train").rglob("005.png")), image)
+        for place in (folder, tmp_path / "tokens.partial"):
+            with pytest.raises(FileExistsError, match=rf"{place.name} .* \(with other data\)"):
+                tokenize("images")
+            if place == folder:
+                folder.rename(tmp_path / "tokens.partial")
+
+    def test_the_same_content_elsewhere_is_the_same_command(self, tokenize, tokenizer, tmp_path):
+        write_images(tmp_path / "images", {"train": 3, "test": 1})
+        folder, record = tokenize("images")
+        shutil.copytree(tmp_path / "images", tmp_path / "copy")
+        shutil.copytree(tokenizer, tmp_path / "weights")
+        for source, weights in (
+            ("images/", tokenizer),
+            ("copy", tokenizer),
+            ("images", tmp_path / "weights"),
+        ):
+            assert tokenize(source, tokenizer=weights)[1] == record
+        folder.rename(tmp_path / "tokens.partial")
+        tokenize("copy", tokenizer=tmp_path / "weights")
+
+    def test_of_a_folder_that_records_no_data_their_name_counts(self, tokenize, tmp_path):
+        """As earlier versions wrote it."""
+        write_images(tmp_path / "images", {"train": 3, "test": 1})
+        folder, record = tokenize("images")
+        del record["command"]["data"]
+        (folder / "tokenize.json").write_text(json.dumps(record))
+        assert tokenize("images")[1] == record
+        shutil.copytree(tmp_path / "images", tmp_path / "copy")
+        with pytest.raises(FileExistsError, match=r"\(with other source\)"):
+            tokenize("copy")
 
     def test_a_folder_of_something_else_is_refused(self, tokenize, tmp_path):
         write_images(tmp_path / "images", {"train": 3, "test": 1})

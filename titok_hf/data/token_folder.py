@@ -207,7 +207,7 @@ class WorkFolder:
                 self.partial.rmdir()  # fails if anything is in it
 
     def is_made(self, folder: Path) -> bool:
-        """Whether this command has written to a folder.
+        """Whether this command has written to a folder, for data and a tokenizer of this content.
 
         Raises:
             FileExistsError: If another one has.
@@ -215,7 +215,12 @@ class WorkFolder:
         if not (folder / RECORD).exists():
             return False
         made_by = json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"]
-        if others := [key for key in self.command if made_by.get(key) != self.command[key]]:
+        made_by["tokenizer"]["id"] = self.command["tokenizer"]["id"]
+        # the name of the data tells what they are only where an earlier version recorded no hash
+        spelling = "source" if "data" in made_by else "data"
+        if others := [
+            key for key in self.command if key != spelling and made_by.get(key) != self.command[key]
+        ]:
             raise FileExistsError(
                 f"{folder} holds the result of another command (with other "
                 f"{' and '.join(others)}): choose another folder, or delete it."

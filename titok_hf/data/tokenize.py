@@ -23,6 +23,7 @@ from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..progress import ProgressBar
 from .augmentation import Augmentation
 from .decoding import UnreadableImageError, decoder_for
+from .identity import data_identity
 from .opening import dataset_commit, open_images
 from .samples import Samples, StoredSample, StreamedSamples
 from .token_folder import Batch, Part, WorkFolder, explain_full_disk
@@ -123,7 +124,8 @@ def tokenize_to_folder(
 
     Any number of processes can share the work if all of them see the output folder. An interrupted
     run resumes with the same arguments, on any number of processes, and ends with the same files as
-    an uninterrupted one. Unfinished data sets are in `OUTPUT_DIR.partial`.
+    an uninterrupted one. Unfinished data sets are in `OUTPUT_DIR.partial`. Images and tokenizer are
+    the same if their content is (see `data_identity`), wherever they are.
 
     The columns are `key`; `label`, if there are labels; and `codes`, `N` integers of the smallest
     unsigned type that holds the codebook, or `latents` in float32, `(K, C)` or `(C, h, w)`. An
@@ -160,7 +162,8 @@ def tokenize_to_folder(
 
     Raises:
         BlockingIOError: If another run writes to the folder.
-        FileExistsError: If the folder holds anything else, or the result of other arguments.
+        FileExistsError: If the folder holds anything else, or the result of other arguments, images
+            or weights.
         OSError: If tokenizer or images do not load, the encoder cannot be compiled here, or the disk is
             full; finished parts are kept.
         ValueError: If tokenizer and images do not fit each other, or too many images are
@@ -194,8 +197,15 @@ def tokenize_to_folder(
     result = describe_result(
         model, processor, augmentation, rows, labelled=label_column is not None
     )
+    identities = [
+        {name: data_identity(split_rows) for name, split_rows in rows.items()}
+        if state.is_main_process
+        else None
+    ]
+    [identities] = broadcast_object_list(identities)
     command = {
         "source": source,
+        "data": identities,
         "revision": revision,
         "image_column": image_column,
         "label_column": label_column,
