@@ -173,3 +173,20 @@ class TestErrors:
         pairs[broken][3, 0, 0, 0] = torch.nan
         with pytest.raises(ValueError, match="must be finite, got NaN"):
             ReconstructionMetrics(processor)(EvalPrediction(*pairs))
+
+    def test_the_images_of_a_failed_call_are_forgotten(self, processor, pairs):
+        metrics = ReconstructionMetrics(
+            processor, ["psnr", "frechet_distance"], load_extractor("digits")
+        )
+        expected = metrics(EvalPrediction(*pairs))
+        few = EvalPrediction(*(part[:3] for part in pairs))
+        broken = EvalPrediction(
+            pairs[0].clone().index_fill_(0, torch.tensor([70]), torch.nan), pairs[1]
+        )
+        for failing, compute_result, error in (
+            (few, True, "at least 65 judged images"),
+            (broken, False, "must be finite"),  # after a batch was added
+        ):
+            with pytest.raises(ValueError, match=error):
+                metrics(failing, compute_result)
+            assert metrics(EvalPrediction(*pairs)) == expected

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -99,35 +100,39 @@ class ReconstructionMetrics:
             compute_result: Whether this is the last batch.
 
         Returns:
-            The metrics of all images since the last result; empty unless `compute_result`.
+            The metrics of all images since the last result or error; empty unless `compute_result`.
 
         Raises:
             ValueError: If there were fewer images than a metric needs.
         """
-        predictions = prediction.predictions
-        predictions = predictions[0] if isinstance(predictions, tuple) else predictions
-        both = [torch.as_tensor(images).split(64) for images in (predictions, prediction.label_ids)]
-        for batch in zip(*both, strict=True):
-            images, targets = (
-                to_uint8(self.processor.postprocess(part, "pt"), rounding)
-                for part, rounding in zip(batch, (self.protocol.rounding, "round"), strict=True)
+        with ExitStack() as ending:
+            ending.callback(self.reset)  # an error ends the evaluation, too
+            predictions = prediction.predictions
+            predictions = predictions[0] if isinstance(predictions, tuple) else predictions
+            both = [
+                torch.as_tensor(images).split(64) for images in (predictions, prediction.label_ids)
+            ]
+            for batch in zip(*both, strict=True):
+                images, targets = (
+                    to_uint8(self.processor.postprocess(part, "pt"), rounding)
+                    for part, rounding in zip(batch, (self.protocol.rounding, "round"), strict=True)
+                )
+                indices = torch.arange(self.num_images, self.num_images + len(images))
+                self.num_images += len(images)
+                for name, values in pair_metrics(
+                    self.means, images, targets, self.judges.lpips
+                ).items():
+                    self.means[name].update(values)
+                for side, part in zip(self.sides, (images, targets), strict=True):
+                    side.update(ImageBatch(indices, part))
+            if not compute_result:
+                ending.pop_all()
+                return {}
+            seen = ReferenceSet(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
+            protocol = dataclasses.replace(self.protocol, image_size=prediction.label_ids.shape[-1])
+            check_feasible(
+                self.metrics, protocol, self.judges, self.num_images, labelled=False, reference=seen
             )
-            indices = torch.arange(self.num_images, self.num_images + len(images))
-            self.num_images += len(images)
-            for name, values in pair_metrics(
-                self.means, images, targets, self.judges.lpips
-            ).items():
-                self.means[name].update(values)
-            for side, part in zip(self.sides, (images, targets), strict=True):
-                side.update(ImageBatch(indices, part))
-        if not compute_result:
-            return {}
-        seen = ReferenceSet(TensorImages(torch.empty(self.num_images, 0)), self.metrics)
-        protocol = dataclasses.replace(self.protocol, image_size=prediction.label_ids.shape[-1])
-        check_feasible(
-            self.metrics, protocol, self.judges, self.num_images, labelled=False, reference=seen
-        )
-        results = feature_metrics(*self.sides, {}, self.protocol, self.metrics, paired=True)
-        results |= {name: mean.compute() for name, mean in self.means.items()}
-        self.reset()
+            results = feature_metrics(*self.sides, {}, self.protocol, self.metrics, paired=True)
+            results |= {name: mean.compute() for name, mean in self.means.items()}
         return {name: results[name].value for name in self.metrics}
