@@ -286,6 +286,15 @@ class TestDatasetImages:
         with pytest.raises(ValueError, match="'label' must hold integers or classes, got string"):
             DatasetImages(dataset.cast_column("image", Image()), protocol(), label_column="label")
 
+    @pytest.mark.parametrize("missing", [-1, None])
+    def test_missing_labels_are_refused(self, missing):
+        dataset = make_dataset(4).remove_columns("label").add_column("label", [0, missing, 1, 2])
+        with pytest.raises(ValueError, match="a label of 0 or more in 'label'; 1 of the 4 samples"):
+            DatasetImages(dataset, protocol(), label_column="label")
+        assert not DatasetImages(dataset, protocol()).labelled
+        first = DatasetImages(dataset, protocol(), label_column="label", num_images=1)
+        assert first.labels.tolist() == [0]
+
 
 class TestTensorImages:
     def test_images_come_in_order(self):
@@ -303,6 +312,11 @@ class TestTensorImages:
             and not unlabelled.labelled
             and TensorImages(images, images).labelled
         )
+
+    def test_missing_labels_are_refused(self):
+        images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+        with pytest.raises(ValueError, match="Every image must have a label of 0 or more, got -1"):
+            TensorImages(images, torch.tensor([0, -1, 1]))
 
 
 class TestReferenceImages:

@@ -18,6 +18,7 @@ from transformers.image_utils import PILImageResampling
 
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.opening import dataset_commit, open_images
+from ..data.samples import check_labels
 from ..distributed import process_state
 from ..hub.hashes import file_sha256
 from ..modeling.pixels import to_rgb
@@ -122,8 +123,8 @@ class DatasetImages(ImageSource):
         crop: Crop that replaces the protocol's.
 
     Raises:
-        ValueError: If there are fewer images, labels are not integers, or uncropped images do not
-            have the protocol's size.
+        ValueError: If there are fewer images, labels are missing or no integers, or uncropped
+            images do not have the protocol's size.
     """
 
     def __init__(
@@ -145,6 +146,8 @@ class DatasetImages(ImageSource):
                 f"The column {label_column!r} must hold integers or classes, got {found}."
             )
         dataset = dataset if num_images is None else dataset.select(range(num_images))
+        if label_column is not None:
+            check_labels(dataset, label_column)
         self.images = encoded_images(dataset, image_column)
         self.num_images = len(dataset)
         self.protocol = (
@@ -188,6 +191,9 @@ class TensorImages(ImageSource):
         images: uint8 `(n, 3, H, W)`.
         labels: Classes of the images, `(n,)`, if they have labels.
         class_names: Names of the classes, if they are known.
+
+    Raises:
+        ValueError: If a label is negative, which marks a missing one in many data sets.
     """
 
     def __init__(
@@ -196,6 +202,8 @@ class TensorImages(ImageSource):
         labels: torch.Tensor | None = None,
         class_names: Sequence[str] | None = None,
     ):
+        if labels is not None and (labels < 0).any():
+            raise ValueError(f"Every image must have a label of 0 or more, got {labels.min()}.")
         self.images = images
         self.labels = labels
         self.class_names = class_names
