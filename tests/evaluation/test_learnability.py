@@ -1,5 +1,6 @@
 """Learnability of latents: values that are known, invariances, and tokenizers of all families."""
 
+import json
 import math
 
 import pytest
@@ -106,6 +107,13 @@ class TestHighFrequencies:
 def test_the_effective_rank_of_equal_and_of_one_channel():
     assert effective_rank(white(50_000, 5)) == pytest.approx(5, rel=0.01)
     assert effective_rank(white(1000, 1) * torch.ones(5)) == pytest.approx(1)
+    assert effective_rank(white(1000, 1)) == pytest.approx(1)
+
+
+def test_the_effective_rank_is_of_channels_as_they_are():
+    latents = white(5000, 4, 5) * torch.tensor([100.0, 1, 1, 1, 1])
+    found = measure_learnability(latents)["metrics"]["effective_rank"]["value"]
+    assert found == pytest.approx(1, rel=0.01)
 
 
 class TestMeasured:
@@ -137,6 +145,15 @@ class TestMeasured:
         assert few["undefined"]["velocity_variance"] == "no class has 4 images"
         assert 0 <= few["metrics"]["same_class_neighbors"]["value"] <= 1
         assert "spatial_similarity" in measure_learnability(white(9, 3, 1, 1))["undefined"]
+
+    def test_of_one_image(self):
+        found = measure_learnability(white(1, 3, 4, 4), torch.tensor([0]))
+        assert found["undefined"]["same_class_neighbors"] == "one image has no neighbors"
+        json.dumps(found, allow_nan=False)
+
+    def test_a_missing_label_is_refused(self):
+        with pytest.raises(ValueError, match="Every image must have a label of 0 or more, got -1"):
+            measure_learnability(white(6, 3, 4, 4), torch.tensor([0, 1, 2, -1, 1, 0]))
 
     def test_of_masks(self):
         """Images whose foreground has no distant background do not count."""

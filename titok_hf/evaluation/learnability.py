@@ -2,7 +2,7 @@
 
 The measures are those whose correlation with generation was studied on 86 tokenizers (arXiv
 2606.03578). Latents are normalized to mean 0 and standard deviation 1 in each channel first, as a
-generator sees them.
+generator sees them; the effective rank alone is of the channels as they are.
 """
 
 import dataclasses
@@ -141,7 +141,8 @@ def cosine_transform(size: int) -> torch.Tensor:
 def effective_rank(channels: torch.Tensor) -> float:
     """Returns the effective number of channels, `(sum of eigenvalues)^2 / (sum of their squares)` of
     the covariance of vectors `(n, C)`."""
-    eigenvalues = torch.linalg.eigvalsh(torch.cov(channels.double().T))
+    covariance = torch.cov(channels.double().T)  # a scalar of one channel
+    eigenvalues = torch.linalg.eigvalsh(torch.atleast_2d(covariance))
     return float(eigenvalues.sum().square() / eigenvalues.square().sum())
 
 
@@ -166,6 +167,10 @@ def measure_learnability(
         `metrics` by name; `undefined`, the names of those that these latents do not have, each with
         the reason; `shape` of the latents; and `channels`, the `mean` and `std` of each before
         normalization.
+
+    Raises:
+        ValueError: If a channel is constant, or a label negative, which marks a missing one in many
+            data sets.
     """
     is_2d = latents.ndim == 4
     vectors = latents.flatten(2).transpose(1, 2) if is_2d else latents  # (B, N, C)
@@ -178,14 +183,19 @@ def measure_learnability(
     undefined: dict[str, str] = {}
     if labels is None:
         undefined |= dict.fromkeys(("velocity_variance", "same_class_neighbors"), "no labels")
+    elif (labels < 0).any():
+        raise ValueError(f"Every image must have a label of 0 or more, got {labels.min()}.")
     else:
         if labels.bincount().max() < LEAST_IMAGES:
             undefined["velocity_variance"] = f"no class has {LEAST_IMAGES} images"
         else:
             metrics["velocity_variance"] = Estimate.mean(velocity_variance(normalized, labels))
-        metrics["same_class_neighbors"] = Estimate.mean(
-            same_class_neighbors(normalized.mean(1), labels, min(k, len(labels) - 1))
-        )
+        if len(labels) == 1:
+            undefined["same_class_neighbors"] = "one image has no neighbors"
+        else:
+            metrics["same_class_neighbors"] = Estimate.mean(
+                same_class_neighbors(normalized.mean(1), labels, min(k, len(labels) - 1))
+            )
     far = min(6, sum(latents.shape[2:]) - 2) if is_2d else 0
     if far >= 2:
         grid = normalized.transpose(1, 2).unflatten(2, latents.shape[2:])  # (B, C, h, w)
