@@ -26,7 +26,7 @@ COMMANDS = {
         "--set",
         "--json",
     ),
-    "reconstruct": ("--tokenizer", "--output", "--json"),
+    "reconstruct": ("--tokenizer", "--output", "--device", "--json"),
     "app": ("--data", "--host", "--port", "--device", "--push-space", "--private"),
     "generate": (
         "--label",
@@ -40,6 +40,7 @@ COMMANDS = {
         "--compile",
         "--fast",
         "--int8",
+        "--device",
         "--json",
     ),
     "convert": (
@@ -241,6 +242,8 @@ class TestReconstruct:
             folder / "models" / "tokenizer",
             "--output",
             output,
+            "--device",
+            "cpu",
         )
         assert code == 0
         assert Image.open(output).height == 4 + 2 * 68
@@ -270,7 +273,7 @@ class TestGenerate:
         pictures = []
         for options in (
             [],
-            ["--seed", "0"],
+            ["--seed", "0", "--device", "cpu"],
             ["--seed", "1"],
             ["--steps", "1"],
             ["--guidance-scale", "9"],
@@ -336,6 +339,10 @@ class TestErrors:
             (["--label", "3", "--steps", "0"], "at least 1, got 0"),
             (["--label", "3", "--guidance-schedule", "cubic"], "'cubic'"),
             (["--label", "3", "--output", "picture.xyz"], ".xyz"),
+            (
+                ["--label", "3", "--sampler", "num_images_per_label=2"],
+                "takes arguments of the sampling, got num_images_per_label",
+            ),
         ],
     )
     def test_of_generating(self, folder, quiet, tmp_path, monkeypatch, options, expected):

@@ -1,5 +1,6 @@
 """Commands of `titok`."""
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -136,12 +137,13 @@ def reconstruct(
         Path | None,
         typer.Option(file_okay=False, help="Folder for the reconstructions as single files."),
     ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Encode images into tokens and decode them again."""
     from ..evaluation import reconstruct_files
 
-    reconstructed = reconstruct_files(tokenizer, images, output, separate)
+    reconstructed = reconstruct_files(tokenizer, images, output, separate, device=device)
     console.print(f"Images above their reconstructions: [bold]{escape(str(output))}[/bold]")
     return {"tokenizer": tokenizer, "picture": str(output), "images": reconstructed}
 
@@ -184,6 +186,7 @@ def generate(
         bool,
         typer.Option("--int8", help="Compute linear layers in int8, the rest as --fast; on a CPU."),
     ] = False,
+    device: Device = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Generate images of classes."""
@@ -205,6 +208,11 @@ def generate(
         "guidance_schedule": guidance_schedule,
     }
     override(arguments, sampler)
+    if options := arguments.keys() & inspect.signature(generate_to_file).parameters.keys():
+        raise ValueError(
+            f"`--sampler` takes arguments of the sampling, got {', '.join(sorted(options))}: use the option "
+            "for it, see `titok generate --help`."
+        )
     generated = generate_to_file(
         pipeline,
         label,
@@ -214,6 +222,7 @@ def generate(
         separate=separate,
         animation=animation,
         faster=faster[0] if faster else None,
+        device=device,
         **arguments,
     )
     console.print(f"{num_images} images of each label: [bold]{escape(str(output))}[/bold]")

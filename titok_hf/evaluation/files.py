@@ -32,6 +32,7 @@ def reconstruct_files(
     images: Sequence[str | Path],
     output: str | Path,
     separate: str | Path | None = None,
+    device: str | torch.device | None = None,
 ) -> list[dict[str, Any]]:
     """Draws images above their reconstructions.
 
@@ -41,6 +42,7 @@ def reconstruct_files(
         output: Path of the picture.
         separate: Folder for the reconstructions as single files, with the names of the images; files of
             the same name are replaced.
+        device: Device to compute on; by default the accelerator if there is one.
 
     Returns:
         Fields of each image that can be written as JSON: `image`, its path; `codes`, or `None` of a
@@ -57,15 +59,16 @@ def reconstruct_files(
     if separate is not None and (twice := [name for name in names if names.count(name) > 1]):
         raise ValueError(f"Two images would become {twice[0]} in {separate}: rename one.")
     model, processor = load_tokenizer(tokenizer)
+    model.to(device or default_device())
     pixel_values = processor(open_image_files(images, decoder_for(processor)), return_tensors="pt")[
         "pixel_values"
     ]  # (B, 3, H, W)
     codes, shapes, decoded = [], [], []
     for indices in index_batches(len(images), 128, "reconstructions"):
-        encoded = model.encode(pixel_values[indices])
+        encoded = model.encode(pixel_values[indices].to(model.device))
         codes += [None] * len(indices) if encoded.codes is None else encoded.codes.tolist()
         shapes += [list(encoded.latents.shape[1:])] * len(indices)
-        decoded.append(model.decode(encoded.latents).reconstruction)
+        decoded.append(model.decode(encoded.latents).reconstruction.cpu())
     originals, reconstructions = (
         processor.postprocess(tensor, "pt") for tensor in (pixel_values, torch.cat(decoded))
     )
@@ -127,6 +130,7 @@ def generate_to_file(
     separate: str | Path | None = None,
     animation: str | Path | None = None,
     faster: Literal["compiled", "fast", "int8"] | None = None,
+    device: str | torch.device | None = None,
     **arguments: Any,
 ) -> list[dict[str, Any]]:
     """Draws a row of generated images for each label.
@@ -143,6 +147,8 @@ def generate_to_file(
         faster: `"compiled"` compiles the pipeline first, which pays for many images; `"fast"` only
             takes the faster data type, and `"int8"` computes linear layers in int8, see
             `ClassConditionalPipeline.compile`.
+        device: Device to compute on; by default the accelerator if there is one, but the CPU for
+            `"int8"`, which needs one.
         arguments: Further arguments of the pipeline's call.
 
     Returns:
@@ -157,6 +163,7 @@ def generate_to_file(
         animation = output_file(animation, ANIMATIONS)
     with working("loading pipeline"):
         loaded = ClassConditionalPipeline.from_pretrained(pipeline)
+        loaded.to(device or ("cpu" if faster == "int8" else default_device()))
     loaded.set_progress_bar_config(**bar_settings("sampling", "steps"))
     arguments = {name: value for name, value in arguments.items() if value is not None}
     if unknown := arguments.keys() - inspect.signature(type(loaded).__call__).parameters.keys():
