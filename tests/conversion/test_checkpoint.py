@@ -118,8 +118,19 @@ def test_truncated_files_are_refused(tmp_path, name, length):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.bin"])
-def test_garbage_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"<html>404</html>" * 100)
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"<html>404</html>" * 100,
+        b"bad",
+        b"h\x00",
+        b"\x80\x02X\x01\x00\x00\x00\x80",
+        b"\x80\x02K\x01.",
+        b"\x80\x02M",
+    ],
+)
+def test_garbage_is_refused(tmp_path, name, garbage):
+    (tmp_path / name).write_bytes(garbage)
     with pytest.raises(ValueError, match=rf"{name}.* corrupt"):
         read_tensors([tmp_path / name])
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..modeling.loading import refuse_unreadable
+from ..modeling.loading import load_pickle, refuse_unreadable
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -65,13 +65,15 @@ def read_tensors(
     """
     tensors: dict[str, Any] = {}
     for file in files:
-        with refuse_unreadable(file):
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt", backend="pread") as opened:
-                    names = sorted(name for name in opened.keys() if own_name(name) not in unwanted)  # noqa: SIM118
-                    tensors |= {own_name(name): opened.get_tensor(name) for name in names}
-                continue
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            with (
+                refuse_unreadable(file),
+                safe_open(file, framework="pt", backend="pread") as opened,
+            ):
+                names = sorted(name for name in opened.keys() if own_name(name) not in unwanted)  # noqa: SIM118
+                tensors |= {own_name(name): opened.get_tensor(name) for name in names}
+            continue
+        loaded = load_pickle(file)
         # of a training checkpoint, the averaged weights, or those that Lightning stores
         for part in ("ema", "state_dict"):
             if isinstance(loaded, dict) and isinstance(loaded.get(part), dict):

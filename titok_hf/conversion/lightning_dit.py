@@ -10,7 +10,7 @@ import torch
 
 from ..modeling.lightning_dit import LightningDiTConfig, LightningDiTModel
 from ..modeling.lightning_dit.modeling_lightning_dit import positions, rotation
-from ..modeling.loading import refuse_unreadable
+from ..modeling.loading import load_pickle
 from ..settings import load_yaml
 from .imagenet import imagenet_labels
 from .official import OfficialFormat, Shapes, section
@@ -150,11 +150,7 @@ def read_statistics(file: Path) -> dict[str, list[float]]:
     Raises:
         ValueError: If it holds anything else.
     """
-    with refuse_unreadable(file):
-        if file.suffix == ".json":
-            stored = json.loads(file.read_text())
-        else:
-            stored = torch.load(file, map_location="cpu", weights_only=True)
+    stored = json.loads(file.read_text()) if file.suffix == ".json" else load_pickle(file)
     if not isinstance(stored, dict) or not {"mean", "std"} <= stored.keys():
         raise ValueError(
             f"{file} must hold `mean` and `std` of latents: `latent_statistics.json` of "

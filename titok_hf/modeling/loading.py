@@ -277,6 +277,24 @@ def refuse_unreadable(path: str | Path | None) -> Iterator[None]:
         ) from error
 
 
+def load_pickle(file: Path) -> Any:
+    """Loads what `torch.save` wrote, on the CPU and without running code.
+
+    Raises:
+        ValueError: If the file would run code, or is truncated or corrupt.
+    """
+    with refuse_unreadable(file):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, pickle.UnpicklingError):
+            raise
+        except Exception as error:  # broken bytes fail in many ways
+            raise ValueError(
+                f"The checkpoint {file} cannot be read, and is truncated or corrupt "
+                f"({error!r:.100}). Copy or download it again."
+            ) from error
+
+
 def refuse_misfit(
     model_class: str,
     missing: Sequence[str],
