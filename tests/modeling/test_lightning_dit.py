@@ -1,6 +1,7 @@
 """LightningDiT: the reference's velocities, its checkpoints, and latents of one and two dimensions."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,15 @@ class TestBadInput:
             ({"label_dropout": 2.0}, r"`label_dropout` must be in \[0, 1\]"),
             ({"latent_mean": [0.0]}, "`latent_mean` must have a value for each of the 3"),
             ({"latent_mean": [0.0] * 3}, "go together"),
+            (
+                {"latent_mean": [0.0] * 3, "latent_std": [1.0, math.nan, 1.0]},
+                "`latent_std` must be finite",
+            ),
+            (
+                {"latent_mean": [0.0, 0.0, math.inf], "latent_std": [1.0] * 3},
+                "`latent_mean` must be finite",
+            ),
+            ({"num_labels": -1}, "`num_labels` must be at least 1"),
             ({"latent_mean": [0.0] * 3, "latent_std": [0.0] * 3}, "`latent_std` must be positive"),
         ],
     )

@@ -437,12 +437,21 @@ def test_ids_are_checked(any_generator, codes, class_labels, target_codes, field
             {"num_attention_heads": 0},
             "`num_attention_heads` must be at least 1, got 0",
         ),
+        (MaskGitConfig, {"label_dropout": 5.0}, r"`label_dropout` must be in \[0, 1\], got 5"),
+        (MaskGitUViTConfig, {"label_smoothing": -1.0}, r"`label_smoothing` must be .* got -1"),
+        (MaskGitConfig, {"hidden_dropout": 3}, r"`hidden_dropout` must be .* got 3"),
+        (MaskGitConfig, {"id2label": {}}, "`num_labels` must be at least 1, got 0"),
         (MaskGitConfig, {"codebook_size": "64"}, "'codebook_size' expected int, got str"),
     ],
 )
 def test_contradictory_configs_are_refused(generator_config, config_class, fields, sentence):
     with pytest.raises(StrictDataclassError, match=sentence):
         config_class(**{**generator_config.to_dict(), **fields})
+
+
+def test_whole_numbers_are_floats():
+    config = MaskGitConfig(label_dropout=0, label_smoothing=1, initializer_range=1)
+    assert (config.label_dropout, config.label_smoothing, config.initializer_range) == (0, 1, 1)
 
 
 def test_other_classes_keep_what_is_known(any_generator, codes):

@@ -215,6 +215,8 @@ def test_codes_are_checked(vqgan, codes, error, sentence):
             {"norm_num_groups": 3},
             "`norm_num_groups` must divide the 8 channels of every resolution, got 3",
         ),
+        ({"channel_multipliers": []}, r"one or more integers of at least 1, got \[\]"),
+        ({"channel_multipliers": [0, 1, 1, 1]}, "integers of at least 1, got"),
         ({"codebook_size": "64"}, "'codebook_size' expected int, got str"),
     ],
 )

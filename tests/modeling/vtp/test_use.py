@@ -449,6 +449,10 @@ def test_contradictory_configs_are_refused(make_config, fields, sentence):
         make_config(**fields)
 
 
+def test_sizes_of_a_decoder_that_is_not_there_do_not_matter(make_config):
+    make_config(has_decoder=False, decoder_hidden_size=10, decoder_mlp_ratio=0)
+
+
 # cards
 
 

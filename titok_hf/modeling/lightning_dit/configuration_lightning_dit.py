@@ -1,6 +1,7 @@
 """LightningDiT configuration."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +57,7 @@ class LightningDiTConfig(CheckedConfigMixin, PreTrainedConfig):
     label_dropout: float | int = 0.1
     latent_mean: list[float] | None = None
     latent_std: list[float] | None = None
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is None:
@@ -109,6 +110,8 @@ class LightningDiTConfig(CheckedConfigMixin, PreTrainedConfig):
                 f"`hidden_size` must be a multiple of 4 times the {self.num_attention_heads} "
                 f"`num_attention_heads`, got {self.hidden_size}."
             )
+        if self.num_labels < 1:
+            raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels}.")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"`label_dropout` must be in [0, 1], got {self.label_dropout}.")
         for name in ("latent_mean", "latent_std"):
@@ -118,6 +121,8 @@ class LightningDiTConfig(CheckedConfigMixin, PreTrainedConfig):
                     f"`{name}` must have a value for each of the {self.in_channels} channels, got "
                     f"{len(values)}."
                 )
+            if values is not None and not all(map(math.isfinite, values)):
+                raise ValueError(f"`{name}` must be finite, got {values}.")
         if (self.latent_mean is None) != (self.latent_std is None):
             raise ValueError("`latent_mean` and `latent_std` go together, got one of them.")
         if self.latent_std is not None and min(self.latent_std) <= 0:

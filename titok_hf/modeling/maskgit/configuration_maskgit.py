@@ -46,7 +46,7 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
     label_dropout: float | int = 0.1
     label_smoothing: float | int = 0.1
     unmasked_weight: float | int = 0.1
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.id2label is None:
@@ -70,6 +70,11 @@ class MaskGitConfig(CheckedConfigMixin, PreTrainedConfig):
                 f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got "
                 f"{self.num_attention_heads}."
             )
+        if self.num_labels < 1:
+            raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels}.")
+        for name in ("hidden_dropout", "attention_dropout", "label_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
 
 
 @strict

@@ -57,6 +57,11 @@ class MaskGitVQGANConfig(CheckedConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         super().validate_architecture()
+        if min(self.channel_multipliers, default=0) < 1:
+            raise ValueError(
+                "`channel_multipliers` must be one or more integers of at least 1, got "
+                f"{self.channel_multipliers}."
+            )
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"`image_size` must be a multiple of {self.patch_size}, as "

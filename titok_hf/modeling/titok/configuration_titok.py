@@ -78,7 +78,7 @@ class TiTokConfig(CheckedConfigMixin, PreTrainedConfig):
     head: Literal["proxy_codes", "vqgan_decoder", "pixels"] = "proxy_codes"
     vqgan_config: MaskGitVQGANConfig | dict | None = None
     interleaved_latents: bool = False
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head != "pixels" and self.vqgan_config is None:

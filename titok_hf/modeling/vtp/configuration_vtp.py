@@ -88,7 +88,7 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
     image_pooling: Literal["cls", "mean"] = "cls"
     bottleneck_everywhere: bool = False
     logit_bias: bool = False
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     @property
     def text_config(self) -> CLIPTextConfig:
@@ -117,10 +117,11 @@ class VTPConfig(CheckedConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"`num_register_tokens` must be at least 0, got {self.num_register_tokens}."
             )
-        for name in ("vision_mlp_ratio", "decoder_mlp_ratio"):
+        on_pixels = ("vision", "decoder") if self.has_decoder else ("vision",)
+        for name in (f"{part}_mlp_ratio" for part in on_pixels):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-        for part, divisor in (("vision", 4), ("decoder", 4), ("text", 1)):
+        for part, divisor in (*((part, 4) for part in on_pixels), ("text", 1)):
             hidden_size = getattr(self, f"{part}_hidden_size")
             num_heads = getattr(self, f"{part}_num_attention_heads")
             if hidden_size % (divisor * num_heads):
