@@ -89,9 +89,13 @@ def int8_is_exact() -> bool:
 
 
 def check_backend(backend: str, device: torch.device) -> None:
-    """Raises `OSError` if `torch.compile` cannot compile for a device."""
+    """Raises `OSError` if `torch.compile` cannot compile for a device, `ValueError` if it has no such backend."""
     try:
         torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(2, device=device))
+    except torch._dynamo.exc.InvalidBackend as error:
+        raise ValueError(
+            f"`torch.compile` has no backend {backend!r} but {', '.join(torch._dynamo.list_backends())}."
+        ) from error
     except Exception as error:  # each backend raises its own
         reason = str(error).strip().splitlines()[0]
         raise OSError(

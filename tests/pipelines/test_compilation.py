@@ -324,6 +324,11 @@ def test_a_backend_that_cannot_compile_is_one_line():
         check_backend(broken, torch.device("cpu"))
 
 
+def test_an_unknown_backend_is_not_for_want_of_a_compiler():
+    with pytest.raises(ValueError, match=r"no backend 'inductr' but .*inductor"):
+        check_backend("inductr", torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("flops", "onednn", "expected"),
     [
