@@ -201,7 +201,7 @@ class TestRatios:
             assert found.metrics[f"frechet_ratio_{name}"].value == pytest.approx(1, rel=1e-6)
             assert found.judges[name]["name"] == ENCODERS[name]["model"]
         found.save(tmp_path / "fdr6.json")
-        assert Evaluation.load(tmp_path / "fdr6.json").title("frechet_ratio") == "FDr6"
+        assert Evaluation.load(tmp_path / "fdr6.json").title("frechet_ratio") == "FDr5"
         assert "titok evaluate fdr6" in found.command and "--encoder mae" in found.command
         # a run that was stopped computes what is missing
         path = tmp_path / "reference" / "validation.json"

@@ -55,6 +55,14 @@ class TestGeneratedImages:
             )
             assert (other.images[0] != output.images[0]).any()
 
+    def test_the_pipelines_progress_bar_stays_as_it_was(self, ddpm, capsys):
+        ddpm.set_progress_bar_config(desc="mine")
+        source = GeneratedImages(ddpm, 2, protocol(), num_inference_steps=1)
+        collected(source, 2)
+        assert capsys.readouterr().err == ""
+        ddpm(num_inference_steps=1)
+        assert "mine" in capsys.readouterr().err
+
     @pytest.mark.parametrize("rounding", ["truncate", "round"])
     def test_a_pipeline_without_classes(self, ddpm, rounding):
         ddpm.set_progress_bar_config(disable=True)

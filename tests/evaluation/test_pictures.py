@@ -7,6 +7,7 @@ from titok_hf.evaluation.pictures import (
     BACKGROUND,
     generation_grid,
     image_grid,
+    patch_colors,
     reconstruction_grid,
     token_strip,
     training_curves,
@@ -69,6 +70,14 @@ class TestImageGrid:
         image = Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))
         ((cell,),) = cells(image_grid([[image]], zoom=4), 1, 1, 8, 4)
         assert (cell[:, :4] == 0).all() and (cell[:, 4:] == 255).all()
+
+
+class TestPatchColors:
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    def test_of_few_patches(self, number):
+        picture = patch_colors(torch.eye(8)[:number], number, 1)
+        assert (picture.size, picture.mode) == ((1, number), "RGB")
+        assert (np.asarray(picture).reshape(number, 3)[:, number:] == 0).all()
 
 
 class TestTokenStrip:

@@ -44,10 +44,6 @@ class ImageBatch:
     images: torch.Tensor
     labels: torch.Tensor | None = None
 
-    def with_images(self, images: torch.Tensor) -> "ImageBatch":
-        """Returns the batch with other images in place of its own, such as their reconstructions."""
-        return replace(self, images=images)
-
 
 class ImageSource(ABC):
     """Images in a fixed order. Processes take turns batch by batch, so the batches do not depend
@@ -321,13 +317,17 @@ class GeneratedImages(ImageSource):
         classes = (
             {"batch_size": len(indices)} if labels is None else {"class_labels": labels.tolist()}
         )
+        bar = getattr(self.pipeline, "_progress_bar_config", {})
         self.pipeline.set_progress_bar_config(disable=True)
-        # the global seed is for schedulers to which a pipeline passes no generator
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(generators[0].initial_seed())
-            output = self.pipeline(
-                **classes, **self.arguments, generator=generators, output_type="np"
-            )
+        try:
+            # the global seed is for schedulers to which a pipeline passes no generator
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(generators[0].initial_seed())
+                output = self.pipeline(
+                    **classes, **self.arguments, generator=generators, output_type="np"
+                )
+        finally:
+            self.pipeline.set_progress_bar_config(**bar)
         images = torch.from_numpy(np.asarray(output.images)).permute(0, 3, 1, 2)  # (B, 3, H, W)
         if images.shape[2:] != (self.protocol.image_size, self.protocol.image_size):
             raise ValueError(size_error("the pipeline makes", images.shape[2:], self.protocol))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from ..data.grids import BACKGROUND, generation_grid, image_grid, reconstruction_grid
 from ..hub.folders import output_file
@@ -76,7 +77,8 @@ def step_pictures(
 
 def patch_colors(patch_tokens: torch.Tensor, height: int, width: int) -> Image.Image:
     """Draws an image's patch tokens `(height * width, D)` as a pixel each: their first three principal
-    components are red, green and blue, each from its smallest to its largest value."""
+    components are red, green and blue, each from its smallest to its largest value; those that fewer
+    patches do not have are 0."""
     centered = patch_tokens - patch_tokens.mean(0)
     _, _, directions = torch.linalg.svd(centered, full_matrices=False)
     # a direction's sign is arbitrary: its largest weight is made positive
@@ -85,7 +87,8 @@ def patch_colors(patch_tokens: torch.Tensor, height: int, width: int) -> Image.I
     scores = centered @ first.T  # (N, 3)
     low, high = scores.amin(0), scores.amax(0)
     colors = ((scores - low) / (high - low).clamp(min=1e-8) * 255).round().byte()
-    return Image.fromarray(colors.reshape(height, width, -1).numpy())
+    colors = F.pad(colors, (0, 3 - colors.shape[1]))
+    return Image.fromarray(colors.reshape(height, width, 3).numpy())
 
 
 def unmasking_grid(

@@ -1,7 +1,7 @@
 """Evaluation of reconstructions by tokenizers."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def measure_reconstruction(
         ).items():
             means[name].update(values)
         originals.update(batch)
-        reconstructed.update(batch.with_images(reconstructions))
+        reconstructed.update(replace(batch, images=reconstructions))
 
     # join the processes
     originals.reduce()

@@ -28,7 +28,6 @@ INCEPTION_NAMES = {
 }
 NAMES = {
     "frechet_distance": "Fréchet distance",
-    "frechet_ratio": "FDr6",
     "spatial_frechet_distance": "spatial Fréchet distance",
     "inception_score": "Inception Score",
     "psnr": "PSNR",
@@ -108,6 +107,8 @@ class Evaluation:
 
     def title(self, metric: str) -> str:
         """Returns the usual name of a metric, with the extractor if that is not Inception."""
+        if metric == "frechet_ratio":
+            return f"FDr{len(self.judges)}"  # a judge for each encoder
         name = NAMES.get(metric, metric.replace("_", " "))
         if metric not in INCEPTION_NAMES:
             return name

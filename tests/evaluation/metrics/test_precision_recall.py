@@ -105,10 +105,24 @@ def test_near_duplicates_are_told_apart():
     np.testing.assert_allclose(neighbor_radii(base + line, 1).sqrt(), expected, rtol=1e-4)
 
 
+def test_density_and_coverage_need_few_images_and_more_reference_than_neighbors(
+    features, reference
+):
+    inside = cdist(features[:4], reference) < radii(reference, 5)
+    measured = density_coverage(features[:4], reference, 5)
+    assert measured["density"].value == pytest.approx(inside.sum(1).mean() / 5, rel=1e-12)
+    assert measured["coverage"].value == pytest.approx(inside.any(0).mean())
+
+
 def test_sets_that_do_not_fit_are_errors(features):
     with pytest.raises(ValueError, match=r"got \(40, 3\) and \(40, 2\)"):
         precision_recall(features, features[:, :2])
-    with pytest.raises(ValueError, match="more than 3 images in each set, got 40 and 3"):
-        precision_recall(features, features[:3])
+    for sets in ((features, features[:3]), (features[:3], features)):
+        with pytest.raises(ValueError, match="needs more than 3 images, got 3"):
+            precision_recall(*sets)
+    with pytest.raises(ValueError, match="needs more than 5 images, got 5"):
+        density_coverage(features, features[:5])
+    with pytest.raises(ValueError, match=r"n at least 1, .* got \(0, 3\)"):
+        density_coverage(features[:0], features)
     with pytest.raises(ValueError, match="finite"):
         density_coverage(features, features / 0)

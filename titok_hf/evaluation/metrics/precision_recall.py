@@ -32,7 +32,7 @@ def precision_recall(
     Returns:
         `precision`, the share of `features` in the manifold of `reference`; `recall`, the reverse.
     """
-    check_sets(features, reference, k)
+    check_sets(features, reference)
     radii, reference_radii = neighbor_radii(features, k), neighbor_radii(reference, k)
     precise = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     recalled = torch.zeros(len(reference), dtype=torch.bool, device=features.device)
@@ -58,7 +58,7 @@ def density_coverage(
         are, divided by `k`, which may exceed 1; `coverage`, the share of `reference` with one of
         `features` within its radius.
     """
-    check_sets(features, reference, k)
+    check_sets(features, reference)
     radii = neighbor_radii(reference, k)
     densities = torch.zeros(len(features), dtype=torch.float64, device=features.device)
     covered = torch.zeros(len(reference), dtype=torch.bool, device=features.device)
@@ -70,7 +70,12 @@ def density_coverage(
 
 
 def neighbor_radii(features: torch.Tensor, k: int) -> torch.Tensor:
-    """Computes the squared distance `(n,)` of each of `(n, D)` to its `k`-th nearest other row."""
+    """Computes the squared distance `(n,)` of each of `(n, D)` to its `k`-th nearest other row; raises
+    `ValueError` if there are not more than `k`."""
+    if len(features) <= k:
+        raise ValueError(
+            f"The {k}-th nearest neighbour needs more than {k} images, got {len(features)}."
+        )
     radii = torch.empty(len(features), dtype=torch.float64, device=features.device)
     for rows, distances in distance_blocks(features, features):
         distances[:, rows].fill_diagonal_(torch.inf)  # an image is not its own neighbour
@@ -101,17 +106,17 @@ def distance_blocks(
         yield slice(start, start + len(block)), torch.cat(distances, dim=1)
 
 
-def check_sets(features: torch.Tensor, reference: torch.Tensor, k: int) -> None:
-    """Raises `ValueError` unless these are finite `(n, D)` and `(m, D)` of more than `k` rows each."""
-    if features.ndim != 2 or reference.ndim != 2 or features.shape[1] != reference.shape[1]:
+def check_sets(features: torch.Tensor, reference: torch.Tensor) -> None:
+    """Raises `ValueError` unless these are finite `(n, D)` and `(m, D)`, n at least 1."""
+    if (
+        features.ndim != 2
+        or reference.ndim != 2
+        or features.shape[1] != reference.shape[1]
+        or not len(features)
+    ):
         raise ValueError(
-            f"Features must have shapes (n, D) and (m, D), got {tuple(features.shape)} and "
+            f"Features must have shapes (n, D), n at least 1, and (m, D), got {tuple(features.shape)} and "
             f"{tuple(reference.shape)}."
-        )
-    if min(len(features), len(reference)) <= k:
-        raise ValueError(
-            f"The {k}-th nearest neighbour needs more than {k} images in each set, got "
-            f"{len(features)} and {len(reference)}."
         )
     if not (features.isfinite().all() and reference.isfinite().all()):
         raise ValueError("Features must be finite, got NaN or infinity.")
