@@ -61,6 +61,12 @@ class TestModels:
     def test_a_title_tells_no_path_of_the_machine(self, path, title):
         assert title_of(path) == title
 
+    def test_images_that_no_model_can_search_are_said(self, folders):
+        models = open_models(folders[:1], data="/no/such/folder")
+        assert models.problems == [
+            "The images of `data` are not searched for the nearest: that takes a VTP with a text encoder."
+        ]
+
     @pytest.mark.parametrize("path", ["../secret client/models/mine", "/home/Jane Doe/mine"])
     def test_the_path_of_a_model_is_not_told(self, folders, path):
         models = open_models([folders[2], path])

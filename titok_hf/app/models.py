@@ -45,7 +45,7 @@ class AppModels:
             not told.
         credits: A sentence for each model whose training data are known, and for the images, with the
             credit that their license asks for.
-        problems: A sentence for each model that was not loaded.
+        problems: A sentence for each model that was not loaded, and for images that none can search.
     """
 
     pipelines: dict[str, ClassConditionalPipeline] = field(default_factory=dict)
@@ -98,7 +98,11 @@ def open_models(
             models.problems.append(f"{title} was not loaded: {without_paths(message)}")
     if not models.tokenizers:
         raise ValueError(" ".join(models.problems) or "Name at least one pipeline or tokenizer.")
-    if data is not None and models.readers:
+    if data is not None and not models.readers:
+        models.problems.append(
+            "The images of `data` are not searched for the nearest: that takes a VTP with a text encoder."
+        )
+    elif data is not None:
         train = open_images(data, label_column=None).dataset("train")
         for row in range(min(NEAREST_OF, len(train))):
             image = decode_image(train[row]["image"])
