@@ -186,7 +186,6 @@ def test_the_credit_goes_with_the_name():
     assert credited("emoji:seed=1") == (
         "emoji:seed=1, OpenMoji (https://openmoji.org), CC BY-SA 4.0"
     )
-    assert credited("folder/of/images") == "images"
 
 
 def test_two_processes_render_at_once():

@@ -11,7 +11,7 @@ from datasets import ClassLabel, DatasetDict, Value
 import titok_hf
 from titok_hf.data.decoding import decode_image
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_pixels
-from titok_hf.data.opening import EMBEDDED, dataset_commit, open_images
+from titok_hf.data.opening import EMBEDDED, credited, dataset_commit, open_images
 from titok_hf.data.samples import IndexedSamples
 
 from .sources import (
@@ -40,6 +40,25 @@ def test_datasets_is_used_through_its_public_modules():
     assert not found, (
         f"{', '.join(found)} import modules of `datasets` that may change with any release."
     )
+
+
+def test_the_name_of_a_data_set_on_a_card(tmp_path, monkeypatch):
+    """Without the path of a machine."""
+    write_tar(tmp_path / "imagenet" / "train-0000.tar", samples(0, 2))
+    monkeypatch.chdir(tmp_path / "imagenet")
+    for source, name in (
+        ("user/photos", "user/photos"),
+        ("imagenet-1k", "imagenet-1k"),
+        ("digits", "digits"),
+        (f"{tmp_path}/imagenet/", "imagenet"),
+        (".", "imagenet"),
+        ("train-0000.tar", "train-0000.tar"),
+        ("train-{0000..1023}.tar", "imagenet"),
+        ("*.tar", "imagenet"),
+        (f"{tmp_path}/imagenet/train-{{0000..1023}}.tar", "imagenet"),
+        (f"{tmp_path}/imagenet/*/*.tar", "imagenet"),
+    ):
+        assert credited(source) == name
 
 
 class TestTarShards:
