@@ -166,6 +166,12 @@ class TestClasses:
         assert labelled(path) == {"train": ["a", "b"]}
         assert "metadata without a column file_name 1 (metadata.csv)" in found()[-1]
 
+    def test_a_column_of_metadata_cannot_be_the_images(self, folder):
+        path = folder("a/0.png", "a/1.png")
+        (path / "metadata.csv").write_text("file_name,image\na/0.png,zero\na/1.png,one\n")
+        with pytest.raises(ValueError, match=r"metadata\.csv has a column 'image', .*: rename it"):
+            open_images(str(path))
+
     def test_metadata_that_cannot_be_read_is_named(self, folder):
         path = folder("0.png")
         (path / "metadata.csv").write_text("file_name,label\n0.png\n")

@@ -210,7 +210,7 @@ def load_folder(contents: FolderContents, labelled: bool) -> DatasetDict:
             out, which is noted in `contents.left_out`.
 
     Raises:
-        ValueError: If a metadata file cannot be read.
+        ValueError: If a metadata file cannot be read, or has a column `image`.
     """
     described = read_metadata(contents)
     columns = list(dict.fromkeys(name for row in described.values() for name in row))
@@ -242,7 +242,7 @@ def read_metadata(contents: FolderContents) -> dict[str, dict[str, Any]]:
     """Returns the rows of the metadata files by the relative paths of their images.
 
     Raises:
-        ValueError: If a file cannot be read.
+        ValueError: If a file cannot be read, or has a column `image`.
     """
     readers = {
         ".csv": pyarrow.csv.read_csv,
@@ -259,6 +259,11 @@ def read_metadata(contents: FolderContents) -> dict[str, dict[str, Any]]:
         if "file_name" not in table.column_names:
             contents.left_out.setdefault("metadata without a column file_name", []).append(relative)
             continue
+        if "image" in table.column_names:
+            raise ValueError(
+                f"The metadata file {path} has a column 'image', which is the name of the images' own "
+                "column: rename it."
+            )
         for row in table.to_pylist():
             name = str(row.pop("file_name"))
             image = os.path.normpath(os.path.join(os.path.dirname(relative), name))
