@@ -84,7 +84,7 @@ def test_bars_can_be_hidden():
 def train(tmp_path):
     """Calls what a trainer calls in four steps, resumed after the first one."""
 
-    def train():
+    def train(logged=True):
         args = TrainingArguments(tmp_path / "decoder_finetuning", report_to="none")
         state, control = TrainerState(max_steps=4, global_step=1), TrainerControl()
         with TrainingProgress() as progress:
@@ -93,7 +93,8 @@ def train(tmp_path):
                 state.global_step += 1
                 time.sleep(0.12)
                 progress.on_step_end(args, state, control)
-            progress.on_log(args, state, control, logs={"loss": 0.5, "images_per_second": 32.1})
+            if logged:
+                progress.on_log(args, state, control, logs={"loss": 0.5, "images_per_second": 32.1})
             progress.on_train_end(args, state, control)
 
     return train
@@ -109,6 +110,11 @@ def test_training_shows_loss_and_speed(train):
 def test_training_without_a_terminal_ends_with_a_line(train, capsys):
     train()
     assert capsys.readouterr().err == "decoder finetuning: 4 steps, loss 0.5000, 32 images/s\n"
+
+
+def test_training_that_logged_nothing_ends_with_its_steps(train, capsys):
+    train(logged=False)
+    assert capsys.readouterr().err == "decoder finetuning: 4 steps\n"
 
 
 def test_nothing_is_drawn_without_a_terminal(capsys):

@@ -56,4 +56,5 @@ class TrainingProgress(TrainerCallback):
         hidden = self.bar.disable
         self.bar.close()
         if hidden and state.is_world_process_zero:
-            typer.echo(f"{self.stage}: {state.global_step} steps, {self.latest}", err=True)
+            ended = f"{self.stage}: {state.global_step} steps"
+            typer.echo(", ".join(filter(None, (ended, self.latest))), err=True)
