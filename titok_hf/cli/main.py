@@ -18,7 +18,8 @@ from .study import study
 from .tables import demo_table
 
 app = Commands(
-    help="Images as short 1D token sequences: train, reconstruct and generate with TiTok and MaskGIT.",
+    help="Images as short 1D token sequences, or as latents: train, reconstruct and generate with TiTok, "
+    "MaskGIT, VTP and LightningDiT.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
