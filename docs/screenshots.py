@@ -1,6 +1,6 @@
 """Takes the pictures of docs/app.md: uses each tab of the web demo in a browser, as a person would.
 
-    python docs/screenshots.py demo/pipeline runs/vtp-emoji/vtp
+    python docs/screenshots.py demo/pipeline vtp-emoji/vtp
     python docs/screenshots.py titok-emoji/pipeline --classes Flags "Smileys & Emotion" --suffix emoji
 
 The tab Understand needs a VTP, and is left out without one. The script needs the extras `app`,
