@@ -61,7 +61,7 @@ class TestErrors:
         generator.save_pretrained(tmp_path / "generator")
         error = refused("reconstruction", "generator", "--data", "digits", *DEMO)
         assert "generator must be a tokenizer" in error
-        assert "pipeline is a whole pipeline" in refused(
+        assert "pipeline is a whole pipeline: name its tokenizer, pipeline/tokenizer." in refused(
             "reconstruction", saved_pipeline, "--data", "digits", *DEMO
         )
 

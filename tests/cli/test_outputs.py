@@ -9,10 +9,13 @@ pytestmark = pytest.mark.xdist_group("cli")
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("reconstruct image.png --output grid", "must end in"),
-        ("reconstruct image.png --output grid.doc", "must end in"),
-        ("reconstruct image.png --output image.png/grid.png", "must be a folder to write into"),
-        ("generate --label 1 --output samples", "must end in"),
+        ("reconstruct image.png --tokenizer none --output grid", "must be an image"),
+        ("reconstruct image.png --tokenizer none --output grid.doc", "such as .png"),
+        (
+            "reconstruct image.png --tokenizer none --output image.png/grid.png",
+            "must be a folder to write into",
+        ),
+        ("generate --pipeline none --label 1 --output samples", "must be an image"),
         ("evaluate reference digits --protocol demo --output reference", "must end in .npz"),
     ],
 )

@@ -384,7 +384,7 @@ def test_sources_on_the_hub(
     )
     assert_same_weights(convert("lab/files/generator.bin", tmp_path / "from_file"), generator)
     with pytest.raises(
-        FileNotFoundError, match="There is no repository lab/nothing on the Hub, or it is private"
+        FileNotFoundError, match="no repository lab/nothing on the Hub, or it is private"
     ):
         convert("lab/nothing", tmp_path / "nothing")
     with pytest.raises(

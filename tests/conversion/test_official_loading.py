@@ -396,6 +396,12 @@ def test_config_of_a_newer_version_is_refused(ours, loader):
         loader.from_pretrained(ours)
 
 
+def test_a_wrong_field_of_this_version_asks_for_no_other_version(ours):
+    edit_config(ours, codebook_sise=64)
+    with pytest.raises(ValueError, match=r"not known here: codebook_sise\. Correct or delete them"):
+        MaskGitConfig.from_pretrained(ours)
+
+
 def test_misshapen_weights_of_ours_are_refused(ours):
     edit_config(ours, codebook_size=128)
     with pytest.raises(

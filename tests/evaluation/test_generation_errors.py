@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from titok_hf.evaluation import evaluate_generation
+from titok_hf.evaluation.generation import load_pipeline
 
 from .tiny_models import make_ddpm
 
@@ -97,6 +98,10 @@ class TestBadInput:
         make_ddpm().save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="accuracy needs labels"):
             evaluate_generation(tmp_path, "demo", reference="digits", num_samples=70)
+
+    def test_a_folder_that_is_no_pipeline(self, tmp_path):
+        with pytest.raises(ValueError, match="holds no pipeline"):
+            load_pipeline(tmp_path)
 
     def test_a_pipeline_that_is_not_there(self, hub):
         with pytest.raises(OSError, match="user/nothing"):

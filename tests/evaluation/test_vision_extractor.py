@@ -234,7 +234,7 @@ def test_on_the_hub_its_identity_names_the_commit(hub, save, images):
 
 
 def test_a_missing_model_is_refused(hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no repository user/nothing on the Hub"):
+    with pytest.raises(FileNotFoundError, match="no repository user/nothing on the Hub"):
         VisionExtractor("user/nothing")
     with pytest.raises(OSError, match="nothing"):
         VisionExtractor(tmp_path / "nothing")

@@ -36,7 +36,7 @@ def assert_explained(request, error, *words, repo_id=REPO):
 
 @pytest.mark.parametrize("token", ["hf_user", "hf_stranger", False])
 def test_missing_repository(hub, token):
-    words = "no repository", "private", "hf auth login"
+    words = "no folder user/none here", "no repository", "private", "hf auth login"
     assert_explained(info("user/none", token), FileNotFoundError, *words, repo_id="user/none")
 
 
@@ -78,7 +78,11 @@ def test_what_is_not_in_the_cache(hub, tmp_path, monkeypatch):
         hf_hub_download(REPO, "a.txt", cache_dir=tmp_path, **arguments)
 
     assert_explained(
-        lambda: download(local_files_only=True), FileNotFoundError, "cache", "local_files_only"
+        lambda: download(local_files_only=True),
+        FileNotFoundError,
+        "no folder",
+        "cache",
+        "local_files_only",
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_explained(download, FileNotFoundError, "cache", "HF_HUB_OFFLINE")

@@ -130,9 +130,12 @@ def test_the_tokenizer_of_a_pipeline_loads(tmp_path, pipeline, pixel_values, aut
 def test_a_pipeline_without_a_subfolder_is_refused(hub, tmp_path, pipeline):
     pipeline.save_pretrained(tmp_path)
     pipeline.push_to_hub("user/whole-pipeline")
-    for path in (tmp_path, "user/whole-pipeline"):
+    for path, tokenizer in (
+        (tmp_path, tmp_path / "tokenizer"),
+        ("user/whole-pipeline", "`subfolder='tokenizer'`"),
+    ):
         with pytest.raises(
-            FileNotFoundError, match=f"{path} is a whole pipeline: .* `subfolder`, such as 'vae'"
+            FileNotFoundError, match=f"{path} is a whole pipeline: name its tokenizer, {tokenizer}"
         ):
             load_tokenizer(path)
 

@@ -125,11 +125,11 @@ def test_a_file_that_is_not_here_and_cannot_be_on_the_hub_is_refused(hub, far, g
     [
         (
             "user/nothing/weights.pth",
-            "no local file user/nothing/weights.pth, and on the Hub: There is no repository",
+            r"no local file user/nothing/weights\.pth\. There is no folder user/nothing here",
         ),
         (
             "user/weights/nothing.pth",
-            r"on the Hub: A file is missing in the repository user/weights: nothing\.pth",
+            r"nothing\.pth\. A file is missing in the repository user/weights: nothing\.pth",
         ),
     ],
 )

@@ -292,7 +292,10 @@ def locate(source: str, revision: str | None = None) -> Stored:
             split: [str(folder / path) for path in paths] for split, paths in contents.files.items()
         }
         return Stored(contents.kind, files, contents=contents)
-    builder = load_dataset_builder(source, revision=revision)
+    try:
+        builder = load_dataset_builder(source, revision=revision)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise type(error)(f"There is no folder {source} here. {error}") from error
     files = {
         str(split): list(map(str, paths))
         for split, paths in (builder.config.data_files or {}).items()

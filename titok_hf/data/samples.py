@@ -16,8 +16,9 @@ from .shard_index import numbered_classes, stamp_of
 
 KEY_COLUMNS = ("__key__", "key")
 NO_LABELS = (
-    "`label_column` (`--label-column`); in a folder of images, labels are the names of its "
-    "subfolders; without labels, `label_column=None` (`titok tokenize --no-labels`)"
+    "`label_column` (`--label-column`); in a folder of images, labels are the names of its subfolders: put the "
+    "images into one subfolder per class; where labels are not needed, pass `label_column=None` (`--no-labels` "
+    "of `titok tokenize` and `titok evaluate`)"
 )
 
 

@@ -53,7 +53,7 @@ def reconstruct_files(
         ValueError: If a file is no image, a folder has none, or two images have the same name and
             `separate` is given.
     """
-    output = output_file(output, writable_extensions())
+    output = picture_file(output)
     images = [file for path in images for file in image_files(Path(path))]
     names = [f"{image.stem}.png" for image in images]
     if separate is not None and (twice := [name for name in names if names.count(name) > 1]):
@@ -158,7 +158,7 @@ def generate_to_file(
         OSError: If the networks cannot be compiled here.
         ValueError: If the pipeline does not take an argument, or its value is not valid.
     """
-    output = output_file(output, writable_extensions())
+    output = picture_file(output)
     if animation is not None:
         animation = output_file(animation, ANIMATIONS)
     with working("loading pipeline"):
@@ -208,10 +208,13 @@ def generate_to_file(
     return described
 
 
-def writable_extensions() -> set[str]:
-    """Returns the extensions of the formats in which PIL saves pictures."""
-    formats = Image.registered_extensions()
-    return {ending for ending, name in formats.items() if name in Image.SAVE}
+def picture_file(path: str | Path) -> Path:
+    """Same as `output_file`, of a picture: raises `ValueError` also if PIL saves none with this extension."""
+    if Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"The output file must be an image, such as .png, .jpg or .webp, got {str(path)!r}."
+        )
+    return output_file(path)
 
 
 def probe_files(

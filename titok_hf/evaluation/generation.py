@@ -391,6 +391,8 @@ def open_samples(
 @working("loading pipeline")
 def load_pipeline(source: str | Path, revision: str | None = None) -> DiffusionPipeline:
     """Loads a pipeline of this package or of diffusers."""
+    if Path(source).is_dir() and not (Path(source) / DiffusionPipeline.config_name).exists():
+        return ClassConditionalPipeline.from_pretrained(source)  # refuses it
     with explain_hub_errors(str(source)):
         index = DiffusionPipeline.load_config(str(source), revision=revision)
     name = index["_class_name"]

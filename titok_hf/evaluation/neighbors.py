@@ -10,11 +10,10 @@ from PIL import Image
 from ..data.grids import image_grid
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device
-from ..hub.folders import output_file
 from ..modeling.titok import TiTokImageProcessor
 from ..progress import index_batches
 from .extractors import FeatureExtractor
-from .files import writable_extensions
+from .files import picture_file
 from .generation import describe_pipeline, load_pipeline
 from .image_sources import DatasetImages, GeneratedImages, TensorImages
 from .metric_networks import load_extractor
@@ -105,7 +104,7 @@ def evaluate_neighbors(
         ValueError: If the protocol names no number of images, or does not fit them.
     """
     arguments = dict(locals())
-    picture = None if picture is None else output_file(picture, writable_extensions())
+    picture = None if picture is None else picture_file(picture)
     count = [] if num_samples is None else [f"num_samples={num_samples}"]
     loaded_protocol = Protocol.load(protocol, [*overrides, *count])
     if loaded_protocol.num_samples is None:

@@ -39,8 +39,8 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"There is no repository {repo_id} on the Hub, or it is private and the token gives no "
-            "access: check the name, or log in with `hf auth login` or pass `token`."
+            f"There is no folder {repo_id} here, and no repository {repo_id} on the Hub, or it is private "
+            "and the token gives no access: check the name, or log in with `hf auth login` or pass `token`."
         ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
@@ -48,8 +48,9 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise FileNotFoundError(
-            f"{repo_id} is not in the cache, or only in part, and the Hub is unreachable or disabled "
-            "(`HF_HUB_OFFLINE`, `local_files_only`): load it once with a connection."
+            f"There is no folder {repo_id} here, and the repository {repo_id} is not in the cache, or only in "
+            "part, while the Hub is unreachable or disabled (`HF_HUB_OFFLINE`, `local_files_only`): check the "
+            "name, or load it once with a connection."
         ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(

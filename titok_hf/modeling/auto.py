@@ -56,9 +56,10 @@ def load_tokenizer(
     with explain_loading_errors(path):
         config, _ = PreTrainedConfig.get_config_dict(path, **location)
     if not config and not location.get("subfolder") and is_pipeline(path, **location):
-        raise FileNotFoundError(
-            f"{path} is a whole pipeline: name its tokenizer with `subfolder`, such as 'vae'."
-        )
+        # where there is a `vae`, a `tokenizer` is one of texts
+        part = "vae" if "vae" in DiffusionPipeline.load_config(path, **location) else "tokenizer"
+        where = Path(path) / part if Path(path).is_dir() else f"`subfolder={part!r}`"
+        raise FileNotFoundError(f"{path} is a whole pipeline: name its tokenizer, {where}.")
     if "_class_name" in config:  # a diffusers model
         tokenizer = DiffusersTokenizer.from_pretrained(path, **kwargs)
         return tokenizer, TiTokImageProcessor.from_image_size(tokenizer.config.image_size)

@@ -115,16 +115,20 @@ class CheckedConfigMixin:
         if unknown := sorted(
             config_dict.keys() - {field.name for field in fields(cls)} - KNOWN_TO_TRANSFORMERS
         ):
-            writers = (
+            writers = [
                 config_dict.get(f"{name}_version", "unknown")
                 for name in ("titok_hf", "transformers")
-            )
-            raise ValueError(
+            ]
+            problem = (
                 f"This configuration of a {cls.model_type!r} has fields that are not known here: "
-                f"{', '.join(unknown[:3])}. It was written by titok_hf "
-                f"{' and transformers '.join(writers)}, this is titok_hf {__version__} and "
-                f"transformers {transformers.__version__}: install those or newer ones, or "
-                "correct the fields."
+                f"{', '.join(unknown[:3])}."
+            )
+            if writers == [__version__, transformers.__version__]:
+                raise ValueError(f"{problem} Correct or delete them.")
+            raise ValueError(
+                f"{problem} It was written by titok_hf {' and transformers '.join(writers)}, this is "
+                f"titok_hf {__version__} and transformers {transformers.__version__}: install those or "
+                "newer ones, or correct the fields."
             )
         return super().from_dict(
             {name: value for name, value in config_dict.items() if name != "titok_hf_version"},

@@ -89,9 +89,7 @@ def find_given(given: str | Path) -> Path:
         with explain_hub_errors(repo_id):
             return Path(hf_hub_download(repo_id, "/".join(parts[2:])))
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"There is no local file {given}, and on the Hub: {error}"
-        ) from error
+        raise FileNotFoundError(f"There is no local file {given}. {error}") from error
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
