@@ -13,6 +13,7 @@ from titok_hf import TiTokImageProcessor, TiTokPipeline
 from titok_hf.cli import main
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_dataset
 from titok_hf.evaluation import generate_to_file
+from titok_hf.version import __version__
 
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 COMMANDS = {
@@ -144,6 +145,11 @@ def test_help_tells_what_a_command_takes(command):
     assert done.stderr == ""
     for expected in COMMANDS if command is None else COMMANDS[command]:
         assert expected in done.stdout
+
+
+def test_the_version():
+    done = run_titok("--version")
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
 
 
 def test_the_module_is_a_program():
@@ -400,7 +406,7 @@ class TestErrors:
             ([MINIATURE, "--data", "digits", "--set", "stages"], "key=value"),
             ([MINIATURE, "--data", "digits", "--set", "name.x.y=1"], "name"),
             ([MINIATURE, "--data", "digits", "--set", "image_size=[1"], "image_size"),
-            ([MINIATURE, "--data", "nowhere/images"], "nowhere/images"),
+            ([MINIATURE, "--data", "nowhere/images"], "There is no folder nowhere/images here"),
             ([MINIATURE, "--data", "digits", "--label-column", "klass"], "'klass'"),
         ],
     )
@@ -438,6 +444,18 @@ class TestErrors:
         code, _, errors = call(*arguments)
         assert code == 2
         assert "Error" in errors and "Traceback" not in errors
+
+    def test_of_a_demo_that_has_not_run(self, call, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Image.new("RGB", (32, 32)).save("image.png")
+        for arguments, part in (
+            (["generate", "--label", "3"], "pipeline"),
+            (["reconstruct", "image.png"], "tokenizer"),
+        ):
+            code, _, errors = call(*arguments)
+            assert code == 2 and f"'--{part}'" in errors
+            for words in (f"no folder demo/{part} here", "`titok demo`"):
+                assert words in " ".join(errors.replace("│", " ").split())
 
 
 def test_output_paths_are_printed_as_they_are(folder, call, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ class TestFaster:
         assert Image.open("samples.png").size[0] > 2 * 64
 
     def test_one_way_at_a_time(self, call):
-        code, _, errors = call("generate", "--label", 3, "--fast", "--int8")
+        code, _, errors = call("generate", "--pipeline", "none", "--label", 3, "--fast", "--int8")
         assert code == 1 and "Give only one of `--compile`, `--fast` and `--int8`" in errors
 
 

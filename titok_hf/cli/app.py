@@ -33,7 +33,10 @@ def app(
         str | None,
         typer.Option(metavar="USER/SPACE", help="Publish the demo as a Space instead."),
     ] = None,
-    private: Annotated[bool | None, typer.Option(help="Whether a new Space is private.")] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(help="Make a new Space private, or public; the account's setting by default."),
+    ] = None,
 ) -> None:
     """Show models in the browser: generate, reconstruct and edit images by their tokens."""
     if models is None:

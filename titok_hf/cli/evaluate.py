@@ -314,7 +314,7 @@ def learnability(
     output: Output = Path("learnability.json"),
     as_json: Json = False,
 ) -> Any:
-    """Tell how well a generator will learn on a tokenizer's latents, without training one."""
+    """Estimate how well a generator will learn on a tokenizer's latents, without training one."""
     from ..evaluation import evaluate_learnability
     from ..evaluation.learnability import comparable
 

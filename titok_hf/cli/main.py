@@ -11,9 +11,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..version import __version__
 from . import first_look, frechet_ratio
 from .app import app as show_app
-from .options import Commands, Device, Json, RecipeOverrides, Sampler, Seed, console, recipes
+from .options import (
+    Commands,
+    Device,
+    Json,
+    Private,
+    RecipeOverrides,
+    Sampler,
+    Seed,
+    check_demo,
+    console,
+    recipes,
+)
 from .study import study
 from .tables import demo_table
 
@@ -24,6 +36,25 @@ app = Commands(
     pretty_exceptions_enable=False,
 )
 app.add_typer(frechet_ratio.app, name="evaluate")
+
+
+def print_version(wanted: bool) -> None:
+    """Prints the version and ends."""
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Takes the options of `titok` itself."""
 
 
 @app.command()
@@ -74,7 +105,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Changes of the recipe, such as stages.warmup.training.max_steps=100.",
+            help="Changes of the recipe, such as stages.warmup.training.max_steps=100; --set does the same.",
         ),
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of the images.")] = "image",
@@ -129,7 +160,7 @@ def reconstruct(
         list[Path], typer.Argument(exists=True, help="Image files, or folders of them.")
     ],
     tokenizer: Annotated[
-        str, typer.Option(help="Folder or Hub repository of a tokenizer.")
+        str, typer.Option(callback=check_demo, help="Folder or Hub repository of a tokenizer.")
     ] = "demo/tokenizer",
     output: Annotated[
         Path, typer.Option(help="Picture of the images above their reconstructions.")
@@ -153,7 +184,7 @@ def reconstruct(
 def generate(
     label: Annotated[list[str], typer.Option(help="Class name or id; may be repeated.")],
     pipeline: Annotated[
-        str, typer.Option(help="Folder or Hub repository of a pipeline.")
+        str, typer.Option(callback=check_demo, help="Folder or Hub repository of a pipeline.")
     ] = "demo/pipeline",
     num_images: Annotated[int, typer.Option(min=1, help="Number of images of each label.")] = 12,
     steps: Annotated[
@@ -163,7 +194,7 @@ def generate(
         float | None, typer.Option(help="Guidance scale; 1 for no guidance.")
     ] = None,
     guidance_schedule: Annotated[
-        str | None, typer.Option(help="constant, linear or power-cosine; of a TiTok pipeline.")
+        str | None, typer.Option(help="constant, linear or power-cosine; TiTok pipelines only.")
     ] = None,
     sampler: Sampler = (),
     seed: Seed = 0,
@@ -268,12 +299,10 @@ def convert(
     push: Annotated[
         str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")
     ] = None,
-    private: Annotated[
-        bool | None, typer.Option(help="Whether a new repository is private.")
-    ] = None,
+    private: Private = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
-    """Convert official checkpoints of tokenizers, generators and VQGANs."""
+    """Convert official checkpoints: TiTok, MaskGIT and its VQGAN, VTP, VA-VAE, LightningDiT."""
     from .. import conversion
     from ..devices import parse_dtype
     from ..publish import publish_folder
@@ -354,9 +383,7 @@ def tokenize(
     push: Annotated[
         str | None, typer.Option(metavar="USER/REPO", help="Publish the folder on the Hub.")
     ] = None,
-    private: Annotated[
-        bool | None, typer.Option(help="Whether a new repository is private.")
-    ] = None,
+    private: Private = None,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Encode images into a data set of codes, or of latents with their statistics.
@@ -415,7 +442,7 @@ def zero_shot(
     device: Device = None,
     as_json: Json = False,
 ) -> list[dict[str, Any]]:
-    """Classify images by class names that were not trained on."""
+    """Classify images among class names that you give, with a VTP."""
     from ..evaluation import zero_shot_files
 
     names = [name.strip() for name in labels.split(",")]
@@ -443,9 +470,7 @@ def push(
     repo_id: Annotated[
         str, typer.Argument(metavar="USER/REPO", help="Hub repository; created if missing.")
     ],
-    private: Annotated[
-        bool | None, typer.Option(help="Whether a new repository is private.")
-    ] = None,
+    private: Private = None,
     revision: Annotated[str | None, typer.Option(help="Branch; created if missing.")] = None,
     result: Annotated[
         list[Path] | None,

@@ -111,6 +111,16 @@ class Commands(typer.Typer):
         return super().command(*args, cls=Command, **kwargs)
 
 
+def check_demo(folder: str) -> str:
+    """Rejects the folder of the demo that a command takes by default, if there is none."""
+    if folder in ("demo/pipeline", "demo/tokenizer") and not Path(folder).is_dir():
+        raise typer.BadParameter(
+            f"There is no folder {folder} here: train the demo with `titok demo`, or name another folder or "
+            "a Hub repository."
+        )
+    return folder
+
+
 def check_device(device: str | None) -> str | None:
     """Rejects a device that torch does not know or that does not exist."""
     if device is not None:
@@ -138,12 +148,18 @@ RecipeOverrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change of the recipe, such as stages.warmup.training.max_steps=100.",
+        help="Change of the recipe, such as stages.warmup.training.max_steps=100; may be repeated.",
     ),
 ]
 # A command with this option returns its result, which `Command` prints.
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")
+]
+Private = Annotated[
+    bool | None,
+    typer.Option(
+        help="Make a new repository private, or public; the account's setting by default."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Device = Annotated[
