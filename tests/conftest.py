@@ -1,6 +1,7 @@
 """Tiny real models that all tests share: 32x32 images, 8 tokens of 64 codes, 10 classes."""
 
 import atexit
+import ctypes
 import gc
 import json
 import os
@@ -24,6 +25,12 @@ os.environ |= {
     "HF_HUB_DISABLE_XET": "1",
 }
 os.environ.pop("HF_HUB_OFFLINE", None)
+
+# glibc returns large blocks to the system as soon as they are free, and every page of the next ones is a fault,
+# which takes up to half of the time of the tests on some virtual machines
+if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc.mallopt(-4, 0)  # M_MMAP_MAX
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 import pytest
 import torch

@@ -49,7 +49,7 @@ def test_one_look_and_no_bars_of_libraries(tokenizer, tmp_path):
     assert re.search(with_rate, shown), shown
     assert "images: 1,437 images (train 1,437), 10 classes." in shown
     for line in filter(str.strip, re.split(r"\r|\n|\x1b\[A", shown)):
-        ours = r"(tokens|images): |(opening data|loading tokenizer) \[00:\d\d\]"
+        ours = r"(tokens|images|sizes of files): |(opening data|loading tokenizer) \[00:\d\d\]"
         assert re.match(ours, line), line
     assert "1149 train, 288 test images as codes: tokens" in printed
 

@@ -269,7 +269,7 @@ class TestFolders:
         assert list(open_images(str(tmp_path))) == ["train"]
         with pytest.raises(
             ValueError,
-            match=r"no column 'label' but image; .*without labels, `label_column=None`",
+            match=r"no column 'label' but image; .*one subfolder per class; .*pass `label_column=None`",
         ):
             open_images(str(tmp_path))["train"]
         with pytest.raises(ValueError, match="has no split 'test' but train"):
