@@ -26,8 +26,8 @@ os.environ |= {
 }
 os.environ.pop("HF_HUB_OFFLINE", None)
 
-# glibc returns large blocks to the system as soon as they are free, and every page of the next ones is a fault,
-# which takes up to half of the time of the tests on some virtual machines
+# glibc returns large blocks to the system as soon as they are free, and every page of the next ones is a fault: a
+# quarter of the time of a MaskGIT-VQGAN of full size on a virtual machine
 if hasattr(libc := ctypes.CDLL(None), "mallopt"):
     libc.mallopt(-4, 0)  # M_MMAP_MAX
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
