@@ -8,7 +8,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import BaseImageProcessor, TrainerCallback
 
-from .data.opening import credited, open_images
+from .data.credits import credited
+from .data.opening import open_images
 from .evaluation import ReconstructionMetrics, load_extractor, measure_representations
 from .modeling.vtp import VTPModel
 from .training.recipe import Recipe

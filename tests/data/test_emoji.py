@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from titok_hf.data import ImageCollator, open_images
+from titok_hf.data.credits import credited
 from titok_hf.data.emoji import (
     CATEGORIES,
     NEWER,
@@ -17,7 +18,7 @@ from titok_hf.data.emoji import (
     load_emoji_dataset,
     render,
 )
-from titok_hf.data.opening import credited, dataset_commit
+from titok_hf.data.opening import dataset_commit
 from titok_hf.modeling.titok import TiTokImageProcessor
 
 pytestmark = pytest.mark.xdist_group("emoji")

@@ -9,9 +9,10 @@ import pytest
 from datasets import ClassLabel, DatasetDict, Value
 
 import titok_hf
+from titok_hf.data.credits import credited
 from titok_hf.data.decoding import decode_image
 from titok_hf.data.digits import DIGIT_NAMES, load_digits_pixels
-from titok_hf.data.opening import EMBEDDED, credited, dataset_commit, open_images
+from titok_hf.data.opening import EMBEDDED, dataset_commit, open_images
 from titok_hf.data.samples import IndexedSamples
 
 from .sources import (

@@ -202,7 +202,7 @@ class TestRestart:
         tokenize("copy", tokenizer=tmp_path / "weights")
 
     def test_of_a_folder_that_records_no_data_their_name_counts(self, tokenize, tmp_path):
-        """As earlier versions wrote it."""
+        """Earlier versions wrote such a record."""
         write_images(tmp_path / "images", {"train": 3, "test": 1})
         folder, record = tokenize("images")
         del record["command"]["data"]

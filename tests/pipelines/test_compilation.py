@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from pipelines.test_pipeline_latent_dit import make_pipeline, make_transformer
+from latent_pipelines import make_pipeline, make_transformer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from titok_hf.devices import check_backend, int8_is_exact

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
+from latent_pipelines import make_pipeline, make_transformer
 from modeling.test_diffusers_tokenizer import FAMILIES, make_vq
 from pipelines.test_compilation import compiled_copy
-from pipelines.test_pipeline_latent_dit import make_pipeline, make_transformer
 from titok_pipelines import changed_config, codes_of, make_quiet, seeded
 
 from titok_hf import (

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
+from latent_pipelines import make_pipeline, make_transformer
 from modeling.test_diffusers_tokenizer import make_vq
-from pipelines.test_pipeline_latent_dit import make_pipeline, make_transformer
 from titok_pipelines import changed_config, make_quiet, seeded
 
 from titok_hf import MaskGitModel

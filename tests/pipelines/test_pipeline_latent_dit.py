@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
 )
 from fixtures.parity.fill import fill, normal
+from latent_pipelines import MEAN, STD, make_pipeline, make_transformer, seeded
 from safetensors.torch import load_file
 from training.tiny_pretraining import make_model
 
@@ -30,51 +31,12 @@ from titok_hf.conversion.lightning_dit import OfficialLightningDiT
 from titok_hf.pipelines.pipeline_latent_dit import flow_times
 from titok_hf.publish import publish_folder
 
-MEAN, STD = [0.1, -0.2, 0.3, 0.0], [1.0, 0.5, 2.0, 1.5]
 CASES = Path(__file__).parents[1] / "fixtures" / "parity" / "cases"
-
-
-def make_transformer(seed=0, **fields):
-    torch.manual_seed(seed)
-    config = LightningDiTConfig(
-        **{
-            "in_channels": 4,
-            "sample_size": 4,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "id2label": {0: "cat", 1: "dog, hound", 2: "7"},
-            "latent_mean": MEAN,
-            "latent_std": STD,
-            **fields,
-        }
-    )
-    model = LightningDiTModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def make_pipeline(transformer=None, tokenizer=None, **arguments):
-    if tokenizer is None:
-        torch.manual_seed(0)
-        tokenizer = make_model(has_text=False).eval()
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    pipeline = LatentDiTPipeline(
-        tokenizer, transformer or make_transformer(), scheduler, **arguments
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.fixture(scope="module")
 def pipeline():
     return make_pipeline(num_inference_steps=4, guidance_scale=2.0)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 class TestReference:

@@ -211,7 +211,7 @@ class TestInitial:
         assert torch.equal(tuned.label_embedding.weight, expected)
 
     def test_classes_of_one_name_are_matched_in_their_order(self, start, tmp_path):
-        """As ImageNet's two cranes."""
+        """ImageNet has two classes "crane"."""
         before = LatentDiTPipeline.from_pretrained(start).transformer
         before.provenance = {"license": "mit", "results": [{"value": 1}]}
         before.config.id2label = {**before.config.id2label, 1: "crane", 5: "crane"}

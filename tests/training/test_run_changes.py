@@ -79,7 +79,10 @@ class TestWrongArguments:
                 "stages.generator.training.max_grad_norm=abc",
                 "`max_grad_norm` must be a number, got 'abc'",
             ),
-            ("stages.generator.training.adam_beta2=2", "Invalid beta parameter"),
+            (
+                "stages.generator.training.adam_beta2=2",
+                r"`stages.generator.training`: Invalid beta parameter",
+            ),
             (
                 "stages.generator.training.lr_scheduler_kwargs={foo: 1}",
                 "unexpected keyword argument 'foo'",
@@ -175,7 +178,7 @@ def test_held_out_images_that_cannot_be_read_are_said_before_anything_trains(run
 
 
 def test_a_run_that_was_stopped_after_its_last_step_keeps_the_best_network(run, digits, tmp_path):
-    """As an uninterrupted one does with `load_best_model_at_end`."""
+    """An uninterrupted run with `load_best_model_at_end` keeps it, too."""
     training = {
         "eval_strategy": "steps",
         "eval_steps": 1,

@@ -99,15 +99,8 @@ class TestEpochs:
 
 @pytest.mark.slow
 class TestUnreadable:
-    def test_they_are_counted_and_listed_and_training_goes_on(
-        self, make_objective, make_trainer, files, tmp_path
-    ):
-        trainer = make_trainer(
-            make_objective("classifier"),
-            train_dataset=files({3: b"no image", 11: b""}),
-            num_train_epochs=1,
-            max_unreadable=0.2,
-        )
+    def test_they_are_counted_and_listed_and_training_goes_on(self, broken, tmp_path):
+        trainer = broken(max_unreadable=0.2)
         trainer.train()
         counts = [entry.get("unreadable_images", 0) for entry in steps_of(trainer)]
         assert counts == sorted(counts) and counts[-1] == 2
@@ -124,16 +117,23 @@ class TestUnreadable:
         assert not (tmp_path / "trainer" / "unreadable.jsonl").exists()
         assert all("unreadable_images" not in entry for entry in steps_of(trainer))
 
+    @pytest.fixture
+    def broken(self, make_objective, make_trainer, files):
+        """Builds a trainer for an epoch of 18 images, two of them broken: `broken(max_unreadable=0.2)`."""
+
+        def make(**arguments):
+            return make_trainer(
+                make_objective("classifier"),
+                train_dataset=files({3: b"no image", 11: b""}),
+                num_train_epochs=1,
+                **arguments,
+            )
+
+        return make
+
     @pytest.mark.parametrize(("share", "stops"), [(2 / 18, False), (1 / 18, True), (0, True)])
-    def test_past_the_given_share_training_stops(
-        self, make_objective, make_trainer, files, share, stops
-    ):
-        trainer = make_trainer(
-            make_objective("classifier"),
-            train_dataset=files({3: b"no image", 11: b""}),
-            num_train_epochs=1,
-            max_unreadable=share,
-        )
+    def test_past_the_given_share_training_stops(self, broken, share, stops):
+        trainer = broken(max_unreadable=share)
         if not stops:
             trainer.train()
             return
@@ -143,30 +143,17 @@ class TestUnreadable:
             trainer.train()
         assert "such as digit-" in str(error.value)
 
-    @pytest.mark.parametrize("strategy", [{"save_strategy": "no"}, {"save_steps": 2}])
-    def test_they_are_counted_without_a_log(
-        self, make_objective, make_trainer, files, tmp_path, strategy
-    ):
-        trainer = make_trainer(
-            make_objective("classifier"),
-            train_dataset=files({3: b"no image", 11: b""}),
-            num_train_epochs=1,
-            max_unreadable=0.1,
-            logging_steps=500,
-            **strategy,
-        )
+    @pytest.mark.parametrize("saving", [{}, {"save_strategy": "steps", "save_steps": 2}])
+    def test_they_are_counted_without_a_log(self, broken, tmp_path, saving):
+        trainer = broken(max_unreadable=0.1, logging_steps=500, **saving)
         with pytest.raises(ValueError, match="2 of 18 images could not be read"):
             trainer.train()
         assert len((tmp_path / "trainer" / "unreadable.jsonl").read_text().splitlines()) == 2
+        last = trainer.args.max_steps
+        assert not (tmp_path / "trainer" / f"checkpoint-{last}").exists()
 
-    def test_workers_report_theirs(self, make_objective, make_trainer, files):
-        trainer = make_trainer(
-            make_objective("classifier"),
-            train_dataset=files({3: b"no image", 11: b""}),
-            num_train_epochs=1,
-            max_unreadable=0.2,
-            dataloader_num_workers=2,
-        )
+    def test_workers_report_theirs(self, broken):
+        trainer = broken(max_unreadable=0.2, dataloader_num_workers=2)
         trainer.train()
         assert steps_of(trainer)[-1]["unreadable_images"] == 2
 

@@ -14,8 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from torch import nn
 
+from ..data.credits import credited
 from ..data.decoding import decode_image
-from ..data.opening import credited, open_images
+from ..data.opening import open_images
 from ..devices import default_device
 from ..hub.provenance import provenance_of
 from ..modeling.auto import is_pipeline, load_tokenizer

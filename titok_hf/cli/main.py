@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..version import __version__
 from . import first_look, frechet_ratio
 from .app import app as show_app
 from .options import (
@@ -24,6 +23,7 @@ from .options import (
     Seed,
     check_demo,
     console,
+    print_version,
     recipes,
 )
 from .study import study
@@ -36,13 +36,6 @@ app = Commands(
     pretty_exceptions_enable=False,
 )
 app.add_typer(frechet_ratio.app, name="evaluate")
-
-
-def print_version(wanted: bool) -> None:
-    """Prints the version and ends."""
-    if wanted:
-        print(__version__)
-        raise typer.Exit
 
 
 @app.callback()

@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from ..settings import load_yaml
+from ..version import __version__
 
 PACKAGE = Path(__file__).parents[1]
 console = Console()
@@ -109,6 +110,13 @@ class Commands(typer.Typer):
 
     def command(self, *args: Any, **kwargs: Any) -> Any:
         return super().command(*args, cls=Command, **kwargs)
+
+
+def print_version(wanted: bool) -> None:
+    """Prints the version and ends."""
+    if wanted:
+        print(__version__)
+        raise typer.Exit
 
 
 def check_demo(folder: str) -> str:

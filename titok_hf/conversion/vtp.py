@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..modeling.vtp import VTPConfig, VTPModel
-from ..modeling.vtp.modeling_vtp import rotary_periods
+from ..modeling.vtp.rotary import rotary_periods
 from .official import OfficialFormat, Section, Shapes, refuse_unknown
 
 # Our fields and the official ones; the rest are in `FIXED` and `SPECIAL`.

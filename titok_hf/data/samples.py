@@ -12,6 +12,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from ..progress import counted
+from .decoding import UnreadableImageError, decode_image
 from .shard_index import numbered_classes, stamp_of
 
 KEY_COLUMNS = ("__key__", "key")
@@ -258,6 +260,23 @@ def token_column(columns: Iterable[str]) -> str | None:
 def as_tokens(content: Any, column: str) -> np.ndarray:
     """Returns codes as int64, latents as float32."""
     return np.asarray(content, np.int64 if column == "codes" else np.float32)
+
+
+def check_readable(samples: IndexedSamples, indices: Sequence[int]) -> None:
+    """Raises `ValueError` if one of the held-out images at some indices cannot be decoded."""
+    unreadable = {}
+    for index in counted(indices, "held-out images", total=len(indices)):
+        sample = samples[index]
+        try:
+            decode_image(sample.image)
+        except UnreadableImageError as error:
+            unreadable[sample.key] = error
+    if unreadable:
+        key, error = next(iter(unreadable.items()))
+        raise ValueError(
+            f"{len(unreadable)} of the held-out images cannot be read, such as {key}: {error} Repair or "
+            "remove them, or remove `eval_strategy`."
+        )
 
 
 def captions_of(value: str | Sequence[str | None] | None) -> list[str]:

@@ -11,8 +11,9 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import TrainerCallback
 
+from ..data.credits import credited
 from ..data.identity import data_identity
-from ..data.opening import credited, is_embedded, open_images
+from ..data.opening import is_embedded, open_images
 from ..distributed import process_state
 from ..hub.folders import whole_file
 from ..hub.lock import locked_folder

@@ -123,18 +123,12 @@ class TiTokTrainingArguments(TrainingArguments):
                 expected = " or ".join(KINDS[kind] for kind in kinds)
                 raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
 
-    def check_parts(self, model: nn.Module) -> None:
-        """Builds what `Trainer` builds only once training starts: optimizer, schedule and reports.
-
-        Raises:
-            ValueError: If one cannot be built.
-        """
-        try:
-            optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(self, model)
-            optimizer = optimizer_class([nn.Parameter(torch.empty(1))], **kwargs)
-            arguments = self.get_warmup_steps(100), 100, self.lr_scheduler_kwargs
-            get_scheduler(self.lr_scheduler_type, optimizer, *arguments)
-            for callback in get_reporting_integration_callbacks(self.report_to):
-                callback()
-        except (ImportError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"The arguments of training do not work: {error}") from error
+    def build_parts(self, model: nn.Module) -> None:
+        """Builds what `Trainer` builds only once training starts: optimizer, schedule and reports. Errors are
+        those of the libraries."""
+        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(self, model)
+        optimizer = optimizer_class([nn.Parameter(torch.empty(1))], **kwargs)
+        arguments = self.get_warmup_steps(100), 100, self.lr_scheduler_kwargs
+        get_scheduler(self.lr_scheduler_type, optimizer, *arguments)
+        for callback in get_reporting_integration_callbacks(self.report_to):
+            callback()

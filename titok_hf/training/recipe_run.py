@@ -18,16 +18,14 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from ..data.augmentation import Augmentation
-from ..data.decoding import UnreadableImageError, decode_image
 from ..data.identity import data_identity
 from ..data.opening import ImageSplits
-from ..data.samples import IndexedSamples, Samples
+from ..data.samples import IndexedSamples, Samples, check_readable
 from ..distributed import process_state
 from ..hub.folders import whole_file, whole_folder
 from ..hub.lock import locked_folder
 from ..hub.publish import PublishMixin
 from ..modeling.titok import TiTokImageProcessor
-from ..progress import counted
 from .arguments import TiTokTrainingArguments
 from .checkpoints import checkpoints, delete_checkpoint, last_checkpoint
 from .measurements import Measurements
@@ -128,10 +126,9 @@ class RecipeRun:
         """Writes `recipe.yaml`, and checks that an earlier one differs only in what may change."""
         path = self.output_dir / "recipe.yaml"
         earlier = yaml.safe_load(path.read_text()) if path.exists() else None
-        if earlier and not any(
-            map(Path.exists, [self.work_dir, *map(self.folder, earlier["stages"])])
-        ):
-            earlier = None  # nothing has been trained
+        if earlier is not None:
+            made = [self.work_dir, *map(self.folder, earlier["stages"])]
+            earlier = earlier if any(map(Path.exists, made)) else None  # else nothing was trained
         if earlier is not None and earlier["data_sha256"] == record["data_sha256"]:
             record["data"] = earlier["data"]  # a renamed folder is the same data
         if earlier == record:
@@ -229,12 +226,13 @@ class RecipeRun:
                 "their column by `--text-column` (in Python: `text_column`), or set its `clip_weight` "
                 "to 0."
             )
+        arguments = {stage.name: self.training_arguments(stage) for stage in ahead}
         for stage in ahead:
-            args = self.training_arguments(stage)
-            stage.check_arguments(args)
+            stage.check_arguments(arguments[stage.name])
             Augmentation(**stage.part("augmentation"))
-        if any(self.training_arguments(stage).eval_strategy != "no" for stage in ahead):
-            self.check_held_out_images()
+        if any(args.eval_strategy != "no" for args in arguments.values()):
+            state, count = process_state(), len(self.held_out_images())
+            check_readable(self.held_out, range(state.process_index, count, state.num_processes))
 
         # pretrained networks
         needed = {
@@ -272,11 +270,17 @@ class RecipeRun:
                 self.train_samples.class_names or (),
             ):
                 stage.check_data(objective, self.train_samples)
-                if stage.name in {other.name for other in ahead}:
-                    args = self.training_arguments(stage)
-                    args.check_parts(objective)
-                    if args.eval_strategy != "no" and self.make_metrics and objective.predict:
-                        self.make_metrics(stage.image_processor())
+                args = arguments.get(stage.name)
+                if args is None:  # trained already
+                    continue
+                try:
+                    args.build_parts(objective)
+                except (ImportError, RuntimeError, TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"Training cannot begin with `stages.{stage.name}.training`: {error}"
+                    ) from error
+                if args.eval_strategy != "no" and self.make_metrics and objective.predict:
+                    self.make_metrics(stage.image_processor())
 
     def folder(self, stage: str) -> Path:
         """Returns the folder of the result of a trained stage, which may not exist yet."""
@@ -333,28 +337,6 @@ class RecipeRun:
         images = self.splits.dataset("test")
         number = self.recipe.evaluation.get("num_images", len(images))
         return images.select(range(min(number, len(images))))
-
-    def check_held_out_images(self) -> None:
-        """Checks that the images that `eval_strategy` evaluates on can be read, each process a part of them.
-
-        Raises:
-            ValueError: If one cannot be read; see also `held_out_images`.
-        """
-        state = process_state()
-        mine = range(state.process_index, len(self.held_out_images()), state.num_processes)
-        unreadable = {}
-        for index in counted(mine, "held-out images", total=len(mine)):
-            sample = self.held_out[index]
-            try:
-                decode_image(sample.image)
-            except UnreadableImageError as error:
-                unreadable[sample.key] = error
-        if unreadable:
-            key, error = next(iter(unreadable.items()))
-            raise ValueError(
-                f"{len(unreadable)} of the held-out images cannot be read, such as {key}: {error} Repair "
-                "or remove them, or remove `eval_strategy`."
-            )
 
     def training_arguments(self, stage: Stage) -> TiTokTrainingArguments:
         """Returns the trainer's arguments for a stage.

@@ -21,9 +21,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     get_scheduler,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -41,6 +38,7 @@ from .monitoring import Finiteness, HealthWarnings
 from .objectives import Objective
 from .open_trainer import OpenTrainer
 from .place import KeptPlace
+from .steps import Steps
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
@@ -52,64 +50,6 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not any(
         word in name for word in ("embedding", "token", "codebook", "norm")
     )
-
-
-class Steps(TrainerCallback):
-    """Informs the objective and the data loader of the trainer's progress."""
-
-    def __init__(self, trainer: "TiTokTrainer"):
-        self.trainer = trainer
-
-    def on_train_begin(
-        self,
-        args: TiTokTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        self.trainer.start_step = state.global_step
-        self.trainer.model.num_steps = state.max_steps
-        # random numbers drawn inside the networks, such as dropout, differ between processes
-        torch.manual_seed(args.seed + args.process_index)
-
-    def on_pre_optimizer_step(
-        self,
-        args: TiTokTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        self.trainer.model.before_optimizer_step(state.global_step)
-
-    def on_optimizer_step(
-        self,
-        args: TiTokTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        self.trainer.model.after_optimizer_step(state.global_step + 1)
-
-    def on_step_end(
-        self,
-        args: TiTokTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        seen = sum(leg.samples for leg in self.trainer.current_legs())
-        state.epoch = seen / self.trainer.num_samples
-
-    def on_train_end(
-        self,
-        args: TiTokTrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        # the last steps may have been neither logged nor saved
-        self.trainer.finiteness.check(state.global_step, args.output_dir, self.trainer.model)
-        self.trainer.check_unreadable()
 
 
 class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):

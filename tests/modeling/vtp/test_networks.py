@@ -15,7 +15,7 @@ from titok_hf import (
     VTPVisionModel,
 )
 from titok_hf.modeling.transformer import rotate
-from titok_hf.modeling.vtp.modeling_vtp import axial_rotation, rotary_periods
+from titok_hf.modeling.vtp.rotary import axial_rotation, rotary_periods
 
 from .variants import END
 
