@@ -1,12 +1,18 @@
 """Rules of the code that a linter does not know."""
 
 import ast
+import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import pytest
 
 import titok_hf
 
 ROOT = Path(titok_hf.__file__).parent
+SCRIPTS = [
+    path for folder in ("examples", "benchmarks") for path in ROOT.parent.glob(f"{folder}/**/*.py")
+]
 MOST_POSITIONAL = 4
 
 Trees = Mapping[str, ast.Module]
@@ -119,3 +125,17 @@ def test_a_cycle_is_found():
         assert cycle(parse(sources | {name: back})) == ["p.a", "p.q.b", "p.a"]
     for_types = "if TYPE_CHECKING:\n    from .q.b import x\nelse:\n    x = None"
     assert cycle(parse(sources | {"p.a": for_types})) == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_imports_names_that_exist(path):
+    """Their own tests are slow, so that a name that moved would be missed without them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and not node.level
+            and node.module.startswith("titok_hf")
+        ):
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert missing == []
