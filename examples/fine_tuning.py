@@ -17,8 +17,8 @@ from pathlib import Path
 
 from titok_hf import TiTokImageProcessor, TiTokPipeline
 from titok_hf.data import ImageCollator, open_images
-from titok_hf.data.grids import generation_grid, image_grid
 from titok_hf.data.credits import credited
+from titok_hf.data.grids import generation_grid, image_grid
 from titok_hf.evaluation import ReconstructionMetrics, reconstruct
 from titok_hf.perceptual import load_lpips
 from titok_hf.training import (

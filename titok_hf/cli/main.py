@@ -218,9 +218,8 @@ def generate(
     from ..evaluation import generate_to_file
     from ..settings import override
 
-    faster = [
-        name for name, given in (("compiled", compiled), ("fast", fast), ("int8", int8)) if given
-    ]
+    choices = {"compiled": compiled, "fast": fast, "int8": int8}
+    faster = [name for name, given in choices.items() if given]
     if len(faster) > 1:
         raise ValueError(
             "Give only one of `--compile`, `--fast` and `--int8`: `--compile` and `--int8` also compute in "

@@ -1,4 +1,4 @@
-"""Normal noise from the uniform numbers that are drawn for each sample."""
+"""Noise and stochastic depth from the uniform numbers that are drawn for each sample."""
 
 import torch
 
@@ -19,3 +19,21 @@ def noisy_latents(latents: torch.Tensor, draws: torch.Tensor, largest: float) ->
     """
     scale = largest * draws[:, 0] * latents.flatten(1).std(1)  # (B,)
     return latents + scale.view(-1, 1, 1, 1) * standard_normal(draws[:, 1:]).view_as(latents)
+
+
+def branch_scales(draws: torch.Tensor, drop_rate: float, num_layers: int) -> torch.Tensor:
+    """Returns the factors of the branches of a transformer's blocks, for stochastic depth.
+
+    A factor is 0 where a branch is left out, and else the inverse of the probability that it is
+    kept, so that its expectation is 1.
+
+    Args:
+        draws: `(B, passes * num_layers * 2)`, uniform in [0, 1).
+        drop_rate: The probability that a branch is left out.
+        num_layers: Number of blocks, of two branches each.
+
+    Returns:
+        `(num_layers, 2, passes * B)`.
+    """
+    kept = draws.unflatten(1, (-1, num_layers, 2)) >= drop_rate  # (B, passes, layers, 2)
+    return kept.permute(2, 3, 1, 0).flatten(2).float() / (1 - drop_rate)

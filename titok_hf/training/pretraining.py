@@ -15,7 +15,7 @@ from .alignment import Alignment
 from .contrast import contrastive_loss, sigmoid_loss
 from .equivariance import Transformation, halved
 from .losses import adaptive_weight, at_least_float32
-from .noise import noisy_latents
+from .noise import branch_scales, noisy_latents
 from .objectives import Objective, ObjectiveOutput
 from .perceptual import PerceptualLoss
 from .self_supervision import (
@@ -242,6 +242,7 @@ class VTPPretrainingObjective(Objective):
         is no self-supervision. `step` counts from 0."""
         logged: dict[str, torch.Tensor] = {}
         loss, vision = 0.0, None
+        layers = self.model.config.vision_num_hidden_layers
         if draws is not None:
             of_passes = draws.split(self.draws_of_pass, dim=1)
             for_clip, for_reconstruction, for_ssl, for_noise = of_passes
@@ -250,7 +251,7 @@ class VTPPretrainingObjective(Objective):
         if self.clip_weight:
             scales = None
             if draws is not None and self.clip_drop_rate:
-                scales = self.branch_scales(for_clip, self.clip_drop_rate)
+                scales = branch_scales(for_clip, self.clip_drop_rate, layers)
             vision = self.model.get_vision_features(pixel_values, branch_scales=scales)
             logged["clip_loss"] = self.contrastive_loss(vision, input_ids, logged)
             loss = loss + self.clip_weight * logged["clip_loss"]
@@ -279,8 +280,8 @@ class VTPPretrainingObjective(Objective):
             else:
                 scales = None
                 if draws is not None and self.reconstruction_drop_rate:
-                    scales = self.branch_scales(
-                        for_reconstruction[rows], self.reconstruction_drop_rate
+                    scales = branch_scales(
+                        for_reconstruction[rows], self.reconstruction_drop_rate, layers
                     )
                 patch_tokens = self.model.get_vision_features(
                     images, branch_scales=scales
@@ -301,7 +302,7 @@ class VTPPretrainingObjective(Objective):
         if self.ssl_weight and global_crops is not None:
             scales = None
             if draws is not None and self.ssl_drop_rate:
-                scales = self.branch_scales(for_ssl[ssl_rows], self.ssl_drop_rate)
+                scales = branch_scales(for_ssl[ssl_rows], self.ssl_drop_rate, layers)
             ssl_loss = self.self_supervised_loss(
                 global_crops,
                 local_crops,
@@ -314,18 +315,6 @@ class VTPPretrainingObjective(Objective):
             )
             loss = loss + self.ssl_weight * ssl_loss
         return ObjectiveOutput(loss=loss, logged_losses=logged)
-
-    def branch_scales(self, draws: torch.Tensor, drop_rate: float) -> torch.Tensor:
-        """Returns the factors `(num_layers, 2, passes * B)` of the branches: 0 where one is left out,
-        else the inverse of the probability of that, so that their expectation is 1.
-
-        Args:
-            draws: `(B, passes * num_layers * 2)`, uniform in [0, 1).
-            drop_rate: The probability that a branch is left out.
-        """
-        layers = self.model.config.vision_num_hidden_layers
-        kept = draws.unflatten(1, (-1, layers, 2)) >= drop_rate  # (B, passes, layers, 2)
-        return kept.permute(2, 3, 1, 0).flatten(2).float() / (1 - drop_rate)
 
     def contrastive_loss(
         self,
@@ -480,11 +469,8 @@ class VTPPretrainingObjective(Objective):
 
     def temperature(self, step: int) -> float:
         """Returns the teacher's temperature at a step."""
-        progress = (
-            min(step / self.teacher_temperature_steps, 1.0)
-            if self.teacher_temperature_steps
-            else 1.0
-        )
+        steps = self.teacher_temperature_steps
+        progress = step / steps if step < steps else 1.0
         first, last = self.initial_teacher_temperature, self.teacher_temperature
         return first + progress * (last - first)
 
