@@ -277,6 +277,17 @@ class TestReference:
         assert "fingerprint" not in reference.describe(None)
         assert judges.extractor.num_seen == 0
 
+    def test_it_is_gathered_once_for_the_same_networks_and_protocol(self, real, protocol):
+        reference = ReferenceSet(TensorImages(real), ["frechet_distance"])
+        judges, others = MetricNetworks(Colors()), MetricNetworks(Colors())
+        first = reference.gather(judges, protocol, 16, progress_bar=False)
+        assert reference.gather(judges, replace(protocol), 8, progress_bar=False) is first
+        assert judges.extractor.num_seen == len(real)
+        assert reference.gather(others, protocol, 16, progress_bar=False) is not first
+        other = replace(protocol, image_size=2 * protocol.image_size)
+        reference.gather(others, other, 16, progress_bar=False)
+        assert others.extractor.num_seen == 2 * len(real)
+
 
 class TestCheckFeasible:
     def check(

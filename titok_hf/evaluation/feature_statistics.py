@@ -140,18 +140,25 @@ class ReferenceSet:
         self.metrics = [
             name for name in metrics if name in REFERENCE_METRICS and name not in self.stored
         ]
+        self.gathered_by: tuple[MetricNetworks, Protocol] | None = None
+        self.gathered: FeatureStatistics | None = None
 
     def gather(
         self, judges: MetricNetworks, protocol: Protocol, batch_size: int, progress_bar: bool
     ) -> FeatureStatistics | None:
-        """Gathers the statistics that the metrics need; `None` if they need none of the images."""
-        if not self.metrics:
-            return None
-        gathered = FeatureStatistics(judges, self.metrics, self.source.num_images, protocol)
-        for batch in self.source.progress(batch_size, "reference", progress_bar):
-            gathered.update(batch)
-        gathered.reduce()
-        return gathered
+        """Gathers the statistics that the metrics need; `None` if they need none of the images.
+
+        They are kept for further calls with the same networks and protocol.
+        """
+        if self.metrics and self.gathered_by != (judges, protocol):
+            self.gathered = FeatureStatistics(
+                judges, self.metrics, self.source.num_images, protocol
+            )
+            for batch in self.source.progress(batch_size, "reference", progress_bar):
+                self.gathered.update(batch)
+            self.gathered.reduce()
+            self.gathered_by = judges, protocol
+        return self.gathered
 
     def describe(self, gathered: FeatureStatistics | None) -> dict[str, Any]:
         """Returns the fields that describe it in a result."""

@@ -160,7 +160,7 @@ def different_parts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[st
 @torch.no_grad()
 def measure_generation(
     sets: Sequence[ImageSource],
-    reference: ImageSource | None,
+    reference: ImageSource | ReferenceSet | None,
     protocol: Protocol,
     judges: MetricNetworks | None = None,
     batch_size: int = 64,
@@ -173,7 +173,8 @@ def measure_generation(
     Args:
         sets: The images; several sets, such as those of several seeds, give means and their
             standard errors.
-        reference: Images or statistics to compare with, if a metric compares.
+        reference: Images or statistics to compare with, if a metric compares. A `ReferenceSet` is
+            gathered once for several calls.
         protocol: Metrics and their settings.
         judges: Networks of the metrics; those of the protocol if not given.
         batch_size: Number of images per batch.
@@ -184,7 +185,9 @@ def measure_generation(
     """
     metrics = protocol.metrics_of("generation")
     judges = judges or MetricNetworks.load(protocol, metrics)
-    against = None if reference is None else ReferenceSet(reference, metrics)
+    against = reference
+    if isinstance(reference, ImageSource):
+        against = ReferenceSet(reference, metrics)
     for images in sets:
         check_feasible(
             metrics,

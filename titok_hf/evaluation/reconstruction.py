@@ -83,7 +83,7 @@ def measure_reconstruction(
     processor: BaseImageProcessor,
     images: DatasetImages,
     protocol: Protocol,
-    reference: ImageSource | None = None,
+    reference: ImageSource | ReferenceSet | None = None,
     judges: MetricNetworks | None = None,
     batch_size: int = 64,
     progress_bar: bool = True,
@@ -98,7 +98,8 @@ def measure_reconstruction(
         images: The images.
         protocol: Metrics and their settings; metrics of codes are left out if the tokenizer is
             continuous.
-        reference: Images or statistics to compare features with; the originals if not given.
+        reference: Images or statistics to compare features with; the originals if not given. A
+            `ReferenceSet` is gathered once for several calls.
         judges: Networks of the metrics; those of the protocol if not given.
         batch_size: Number of images per batch.
         progress_bar: Whether to show a progress bar.
@@ -120,7 +121,9 @@ def measure_reconstruction(
     codes = (
         CodebookUsage(tokenizer.config.codebook_size) if set(metrics) & {*CODE_METRICS} else None
     )
-    against = ReferenceSet(images if reference is None else reference, metrics)
+    against = reference
+    if not isinstance(reference, ReferenceSet):
+        against = ReferenceSet(images if reference is None else reference, metrics)
     check_feasible(
         metrics, protocol, judges, images.num_images, labelled=images.labelled, reference=against
     )

@@ -67,18 +67,21 @@ class HeldOut:
         self.test = DatasetImages(dataset["test"], self.protocol, image_column, label_column)
         self.train, self.of_classes, self.judges = None, None, MetricNetworks()
         if extractor is not None:
-            self.train = DatasetImages(dataset["train"], self.protocol, image_column, label_column)
             even = dataset["train"].select(even_rows(dataset["train"][label_column]))
-            self.of_classes = DatasetImages(even, self.protocol, image_column, label_column)
+            self.train, self.of_classes = (
+                ReferenceSet(
+                    DatasetImages(rows, self.protocol, image_column, label_column), metrics[kind]
+                )
+                for rows, kind in ((dataset["train"], "reconstruction"), (even, "generation"))
+            )
             self.judges = MetricNetworks.load(self.protocol, judged)
-            reference = ReferenceSet(self.train, judged)
             check_feasible(
                 judged,
                 self.protocol,
                 self.judges,
                 self.test.num_images,
                 labelled=True,
-                reference=reference,
+                reference=self.train,
             )
 
     def measure(self, run: RecipeRun, images_per_class: int) -> dict[str, float]:
