@@ -51,7 +51,7 @@ TOLERANCE = 5e-6
 TOLERANCE_OF_VQGAN = 5e-5
 AMBIGUOUS = 1e-4  # gap of squared distances below which either of two codes is right
 NEAR_TIE = 1e-4  # share of the logits' range below which either decision of a greedy step is right
-MAX_NEAR_TIES = 16  # of the 96 steps of an image that a generator's greedy runs have
+MAX_NEAR_TIES = 1 / 6  # of the steps of an image that a generator's greedy runs have
 
 REFERENCE_SCALES = {"constant": 3.0, "linear": 4.5, "power-cosine": 6.9}
 
@@ -339,17 +339,17 @@ def margin_of_difference(logits, sample, ours, theirs, mask_token_id):
     return float(torch.stack(margins).max() / (logits.max() - logits.min()))
 
 
-def assert_greedy_steps(model, case, tokenizer):
-    """Asserts that each step of the greedy runs, from the reference's codes, decides as the
-    reference does.
+def assert_greedy_steps(model, case, tokenizer, schedules):
+    """Asserts that each step of the greedy runs with these guidance schedules, from the reference's
+    codes, decides as the reference does.
 
     A decision may differ where it is a near tie: which code or which token is ahead then hangs on
     the last bits of the logits, which are not the same on every processor.
     """
     labels = case.integers("labels", model.config.num_labels, 2)
     model.forward = computed_once(model.forward)
-    differing = {}
-    for schedule in REFERENCE_SCALES:
+    num_decisions, differing = 0, {}
+    for schedule in schedules:
         for kind in ("annealed", "plain"):
             run = f"greedy_{schedule}_{kind}"
             states = torch.cat(
@@ -370,13 +370,17 @@ def assert_greedy_steps(model, case, tokenizer):
                 for image, decided in enumerate(
                     zip(logits, sample, ours, states[step + 1], strict=True)
                 ):
+                    num_decisions += 1
                     if not torch.equal(decided[2], decided[3]):
                         margin = margin_of_difference(*decided, model.config.mask_token_id)
                         differing[run, step, image] = margin
     worst, margin = max(differing.items(), key=lambda item: item[1], default=(None, 0.0))
-    said = f"{len(differing)} of 96 decisions differ; the margin is largest, {margin:.1e} of the range, at {worst}"
+    said = (
+        f"{len(differing)} of {num_decisions} decisions differ; the margin is largest, {margin:.1e} of the range, "
+        f"at {worst}"
+    )
     assert margin < NEAR_TIE, said
-    assert len(differing) <= MAX_NEAR_TIES, said
+    assert len(differing) <= MAX_NEAR_TIES * num_decisions, said
 
 
 @pytest.mark.slow
@@ -393,7 +397,10 @@ def test_generator_is_the_reference_and_goes_back(load, make_titok_config, name,
 
     logits = {output: tensor for output, tensor in case.reference.items() if "logits" in output}
     assert_outputs(logits_outputs(loaded.model, case), logits)
-    assert_greedy_steps(loaded.model, case, tokenizer)
+    # the smallest with all schedules, the others with their own
+    own = case.config["model"]["generator"]["guidance_decay"]
+    schedules = REFERENCE_SCALES if name == "generator_l32" else [own]
+    assert_greedy_steps(loaded.model, case, tokenizer, schedules)
     assert_official_again(loaded)
 
 
