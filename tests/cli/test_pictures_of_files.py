@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from titok_hf import TiTokImageProcessor
+from titok_hf import TiTokImageProcessor, TiTokModel
 from titok_hf.devices import int8_is_exact
 from titok_hf.evaluation.pictures import sampling_steps
 
@@ -58,6 +58,11 @@ class TestReconstruct:
 
 
 class TestFaster:
+    @pytest.fixture
+    def titok(self, make_titok_config):
+        """A tokenizer without convolutions, which the compiler is quick with."""
+        return TiTokModel(make_titok_config("pixels")).eval()
+
     @pytest.mark.parametrize(
         "option",
         [
