@@ -102,7 +102,7 @@ class TestRequests:
     def client(self, address):
         return Client(address, verbose=False)
 
-    def test_a_hundred_bad_requests_and_twenty_users(self, address, client, tmp_path):
+    def test_bad_requests_and_many_users_take_no_memory(self, address, client, tmp_path):
         benchmark = load_script("benchmarks/app_memory.py")
         image, text = benchmark.write_uploads(tmp_path)
         words = ", ".join(map(str, range(60)))
@@ -114,10 +114,10 @@ class TestRequests:
         client.predict(*good, api_name="/reconstruct")
         process = psutil.Process()
         before = process.memory_info().rss
-        for request in bad * 10:
+        for request in bad * 3:
             message = benchmark.refusal(client, request)
             assert message.strip() and "Traceback" not in message and "/tmp" not in message
-        for _ in range(20):
+        for _ in range(10):
             user = Client(address, verbose=False)
             pictures, _, table = user.predict(*good, api_name="/reconstruct")
             assert len(pictures) == 3 and len(table["data"]) == 2

@@ -3,6 +3,8 @@
 It requires scikit-learn, which contains the images: `pip install "titok_hf[demo]"`.
 """
 
+import functools
+
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
@@ -15,10 +17,16 @@ except ImportError as error:
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
+@functools.cache
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Reads the text file that scikit-learn has: pixels `(1797, 64)` from 0 to 16, and labels `(1797,)`."""
+    return load_digits(return_X_y=True)
+
+
 def split_rows() -> dict[str, np.ndarray]:
     """Returns the row numbers of the fixed splits: a stratified fifth is `test`, the rest
     `train`."""
-    labels = load_digits().target
+    _, labels = read_digits()
     train, test = train_test_split(
         np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
     )
@@ -28,8 +36,8 @@ def split_rows() -> dict[str, np.ndarray]:
 def load_digits_pixels(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the digits of a split as arrays: pixels `(n, 64)` in [0, 1], in steps of 1/16, and
     labels `(n,)`."""
-    digits, rows = load_digits(), split_rows()[split]
-    return digits.data[rows] / 16, digits.target[rows]
+    (pixels, labels), rows = read_digits(), split_rows()[split]
+    return pixels[rows] / 16, labels[rows]
 
 
 def load_digits_dataset() -> DatasetDict:
