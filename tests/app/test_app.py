@@ -1,11 +1,13 @@
 """The demo without a browser: what it opens, requests of programs, and the files of a Space."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,6 +21,7 @@ from scripts import load_script
 from titok_hf.app import blocks, build_app, launch_app, open_models, push_space, write_space
 from titok_hf.app.answers import decode_upload
 from titok_hf.app.models import describe_tokens, title_of, without_paths
+from titok_hf.app.space import wheel
 from titok_hf.evaluation.pictures import patch_colors
 from titok_hf.modeling.outputs import TokenizerEncoderOutput
 
@@ -218,6 +221,17 @@ class TestSpace:
         )
         assert done.returncode == 0, done.stderr
         assert str(unpacked) in done.stdout
+
+    def test_the_wheel_that_was_installed_comes_along(self, monkeypatch, tmp_path):
+        installed = tmp_path / "titok_hf-9.9-py3-none-any.whl"
+        installed.write_bytes(b"a wheel")
+        origin = json.dumps({"url": installed.as_uri(), "archive_info": {}})
+        distribution = SimpleNamespace(read_text=lambda name: origin)
+        monkeypatch.setattr("titok_hf.app.space.distribution", lambda name: distribution)
+        folder = tmp_path / "space"
+        folder.mkdir()
+        assert wheel(folder) == installed.name
+        assert (folder / installed.name).read_bytes() == b"a wheel"
 
     def test_a_push(self, hub, folders):
         place = push_space(folders[:1], "user/show")

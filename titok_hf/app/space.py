@@ -147,7 +147,8 @@ def wheel(folder: Path) -> str | None:
         return None
     place = Path(unquote(urlsplit(json.loads(origin)["url"]).path))
     if place.is_file():
-        return shutil.copy(place, folder).name
+        shutil.copy(place, folder)
+        return place.name
     with TemporaryDirectory() as source:  # an earlier build/ in the checkout would be in the wheel
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(place / name, source)
