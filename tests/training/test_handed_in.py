@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 
-from titok_hf.data import IndexedSamples, open_images
+from titok_hf.data import ImageCollator, IndexedSamples, open_images
 from titok_hf.training import TiTokTrainer, TiTokTrainingArguments
 
 
@@ -209,6 +209,15 @@ class TestRefused:
     def test_an_iterable_without_a_number_of_steps(self, trained, digits):
         with pytest.raises(ValueError, match="set `max_steps`"):
             trained(digits.to_iterable_dataset())
+
+    def test_nothing_to_train_on(self, make_objective, processor, tmp_path):
+        trainer = TiTokTrainer(
+            make_objective("vqgan"),
+            TiTokTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+            data_collator=ImageCollator(processor),
+        )
+        with pytest.raises(ValueError, match="Training needs a `train_dataset`"):
+            trainer.train()
 
     def test_an_iterator_that_has_ended(self, trained, digits):
         with pytest.raises(ValueError, match="an iterator can be read only once"):

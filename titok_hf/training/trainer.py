@@ -81,7 +81,8 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
 
     Raises:
         TypeError: If `compute_metrics` is given, but the objective makes no predictions.
-        ValueError: During training, if more images than `args.max_unreadable` are unreadable.
+        ValueError: During training, if there is no `train_dataset`, or more images than
+            `args.max_unreadable` are unreadable.
         FloatingPointError: During training, if a loss, gradient or weight is not finite.
         OSError: During training, if a checkpoint cannot be written.
     """
@@ -155,6 +156,8 @@ class TiTokTrainer(KeptPlace, WholeCheckpoints, OpenTrainer):
         self.counts: Counter[str] = Counter()
 
     def get_train_dataloader(self) -> TrainingLoader:
+        if self.train_samples is None:
+            raise ValueError("Training needs a `train_dataset`.")
         args, collator = self.args, self.data_collator
         decode = decode_image
         if self.takes_images:
