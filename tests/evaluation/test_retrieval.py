@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import DatasetDict, Value
 from torch.nn import functional as F
 from training.tiny_pretraining import captioned_digits, make_model, tokenizer
 from typer.testing import CliRunner
@@ -151,6 +151,17 @@ class TestRepresentations:
         )
         assert measured["metrics"].keys() == {"psnr", "spatial_similarity"}
         assert measured["num_training_images"] == 0
+
+    def test_labels_without_names_are_probed_but_not_classified(self, model, processor, digits):
+        numbered = digits.cast_column("label", Value("int64"))
+        found, named = (
+            measure_representations(model, processor, **data)["metrics"]
+            for data in (numbered, digits)
+        )
+        assert "zero_shot_accuracy" in named
+        assert found == {
+            name: value for name, value in named.items() if name != "zero_shot_accuracy"
+        }
 
     def test_images_without_a_text_are_left_out(self, model, processor, digits):
         def without(row, index):

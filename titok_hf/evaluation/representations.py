@@ -105,7 +105,8 @@ def measure_representations(
         train: Images with labels, on which probes are trained.
         test: Images on which everything is measured.
         image_column, label_column, text_column: Columns of both; without labels there are no probes
-            and no zero-shot classification, without texts no retrieval.
+            and no zero-shot classification, which also needs the names of classes; without texts there
+            is no retrieval.
         templates: Prompts of zero-shot classification, see `class_embeddings`.
         batch_size: Number of images encoded at once.
         k: Number of neighbors that vote, see `knn_probe`; at most all training images.
@@ -197,8 +198,8 @@ def measure_representations(
                 metrics[f"{kind}_balanced_accuracy_{name}"] = Estimate(
                     measured["balanced_accuracy"]
                 )
-        if model.config.has_text:
-            names = test.features[label_column].names
+        names = getattr(test.features[label_column], "names", None)
+        if model.config.has_text and names is not None:
             classes = class_embeddings(model, processor, names, templates).cpu()
             chosen = (torch.cat(image_embeds) @ classes.T).argmax(1)
             metrics["zero_shot_accuracy"] = Estimate.mean(chosen == labels["test"])
