@@ -5,7 +5,9 @@ import json
 
 import pytest
 import torch
+from evaluation.tiny_models import make_kl
 from huggingface_hub import ModelCard
+from pipelines.latent_pipelines import make_pipeline, make_transformer
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, CLIPTokenizer
 
 from titok_hf import (
@@ -335,6 +337,14 @@ class TestResults:
         result.save(tmp_path / "result.json")
         publish_folder(tmp_path / "titok", "user/titok", results=[tmp_path / "result.json"])
         assert self.card(hub, "user/titok") == self.values(tmp_path / "result.json")
+
+    def test_of_an_autoencoder_of_diffusers(self, hub, reconstruct, tmp_path):
+        pipeline = make_pipeline(make_transformer(sample_size=16), make_kl())
+        pipeline.save_pretrained(tmp_path / "latent")
+        path = reconstruct(tmp_path / "latent" / "tokenizer")
+        with pytest.raises(ValueError, match="of diffusers, whose card takes no results"):
+            publish_folder(tmp_path / "latent", "user/latent", results=[path])
+        assert not hub.repositories
 
     def test_twice_is_once(self, hub, tokenizer_folder, reconstruct, titok):
         path = reconstruct(tokenizer_folder)

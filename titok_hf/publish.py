@@ -13,7 +13,7 @@ from .evaluation.results import Evaluation
 from .hub.cards import GENERATED
 from .hub.errors import explain_hub_errors
 from .hub.hashes import state_sha256
-from .hub.provenance import with_results, write_provenance
+from .hub.provenance import has_provenance, with_results, write_provenance
 from .modeling.diffusers_tokenizer import DiffusersTokenizer
 from .modeling.vtp import VTPModel
 from .pipelines import ClassConditionalPipeline
@@ -124,7 +124,8 @@ def add_result(
         The part of a pipeline that the result is about: `"tokenizer"` or `"transformer"`.
 
     Raises:
-        ValueError: If the result is of other weights, or does not record of which.
+        ValueError: If the result is of other weights, does not record of which, or is of an autoencoder
+            of diffusers.
     """
     part = "transformer" if result.task == "generation" else "tokenizer"
     models = {part: thing}
@@ -147,5 +148,9 @@ def add_result(
                 f"{path} is a result of another {name}, {measured['id']} ({measured['class']}): "
                 "evaluate the model that you publish."
             )
+    if not has_provenance(models[part]):
+        raise ValueError(
+            f"{path} is a result of an autoencoder of diffusers, whose card takes no results."
+        )
     models[part].provenance = with_results(models[part].provenance, result.card_results())
     return part
