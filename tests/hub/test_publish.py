@@ -1,7 +1,7 @@
 """`push_to_hub` of everything: what arrives, where, and what does not."""
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 
 from titok_hf import TiTokModel, TiTokPipeline
 
@@ -52,6 +52,20 @@ def test_the_account_is_the_default_owner(hub, titok):
     titok.push_to_hub("short", commit_message="First version")
     assert titles("user/short")[0] == "First version"
     assert 'from_pretrained("user/short")' in hub.files("user/short")["README.md"].decode()
+
+
+def test_a_description_and_tags_come_along(hub, thing, tmp_path):
+    more = {"commit_description": "It was trained for longer.", "tags": ["mine"]}
+    thing.push_to_hub("user/described", **more)
+    thing.save_pretrained(tmp_path / "saved", push_to_hub=True, **more)
+    for name in ("user/described", "user/saved"):
+        assert HfApi().list_repo_commits(name)[0].message == more["commit_description"]
+        tags = ModelCard(hub.files(name)["README.md"].decode()).data.tags
+        assert tags[-1] == "mine" and len(tags) > 1
+
+
+def test_a_processor_tells_the_files_that_it_wrote(processor, tmp_path):
+    assert processor.save_pretrained(tmp_path) == [str(tmp_path / "preprocessor_config.json")]
 
 
 def test_the_same_again_makes_no_commit(hub, heavy_thing):

@@ -1,5 +1,6 @@
 """`push_to_hub` for everything that can be published."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,29 +41,41 @@ class PublishMixin:
 
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any
-    ) -> None:
+    ) -> Any:
         """Same as in the base class; `push_to_hub=True` also publishes, as `repo_id` or under the
         folder's name."""
-        names = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
+        names = (
+            "repo_id",
+            "commit_message",
+            "commit_description",
+            "private",
+            "token",
+            "revision",
+            "create_pr",
+            "tags",
+        )
         publishing = {name: kwargs.pop(name) for name in names if name in kwargs}
-        super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             self.complete_folder(Path(save_directory))
         if push_to_hub:
             self.push_to_hub(
                 publishing.pop("repo_id", Path(save_directory).name), **publishing, **kwargs
             )
+        return saved
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
         commit_message: str | None = None,
+        commit_description: str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
         subfolder: str = "",
         create_pr: bool = False,
+        tags: Sequence[str] | None = None,
         **save_arguments: Any,
     ) -> CommitInfo:
         """Publishes on the Hub, in one commit.
@@ -72,11 +85,13 @@ class PublishMixin:
         Args:
             repo_id: Repository, such as `"user/titok-l-32"`; created if it does not exist.
             commit_message: Commit message.
+            commit_description: What the message does not say.
             private: Whether a new repository is private; defaults to the account's setting.
             token: Access token; defaults to that of `hf auth login` or `HF_TOKEN`.
             revision: Branch; created if it does not exist.
             subfolder: Folder in the repository; no card is written for one.
             create_pr: Whether to open a pull request instead.
+            tags: Further tags of a generated card.
             save_arguments: Passed to `save_pretrained`, such as `max_shard_size`.
 
         Raises:
@@ -92,12 +107,15 @@ class PublishMixin:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             models = [config.parent for config in Path(folder).rglob("config.json")]
             if not subfolder and replaces_card(api, repo_id, revision, bool(models)):
-                self.model_card(repo_id, revision).save(Path(folder) / "README.md")
+                card = self.model_card(repo_id, revision)
+                card.data.tags = [*card.data.tags, *(tags or ())]
+                card.save(Path(folder) / "README.md")
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 path_in_repo=subfolder or None,
                 commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
                 revision=revision,
                 create_pr=create_pr,
                 delete_patterns=[
