@@ -18,6 +18,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from scripts import load_script
 
+from titok_hf import TiTokModel
 from titok_hf.app import blocks, build_app, launch_app, open_models, push_space, write_space
 from titok_hf.app.answers import decode_upload
 from titok_hf.app.models import describe_tokens, title_of, without_paths
@@ -74,6 +75,13 @@ class TestModels:
     def test_the_path_of_a_model_is_not_told(self, folders, path):
         models = open_models([folders[2], path])
         assert models.problems == ["mine was not loaded: There is no folder mine."]
+
+    def test_a_tokenizer_without_pixels_is_said(self, folders, make_titok_config, tmp_path):
+        TiTokModel(make_titok_config("proxy_codes")).save_pretrained(tmp_path / "warm")
+        models = open_models([folders[2], tmp_path / "warm"])
+        assert "warm" not in models.tokenizers
+        [problem] = models.problems
+        assert "warm was not loaded: The tokenizer must decode to pixels" in problem
 
     def test_paths_in_a_message_are_shortened(self):
         message = "No file /home/someone/x/model.safetensors, see https://hf.co/a/b."

@@ -9,6 +9,7 @@ from PIL import Image as PILImage
 from titok_hf import TiTokImageProcessor
 from titok_hf.evaluation import evaluate_reconstruction, measure_reconstruction
 from titok_hf.evaluation.adm import ReferenceBatch
+from titok_hf.evaluation.files import reconstruct_files
 from titok_hf.evaluation.image_sources import ReferenceImages, TensorImages
 from titok_hf.evaluation.metric_networks import MetricNetworks
 
@@ -50,6 +51,21 @@ class TestBadInput:
             counting, processor, digits(5)[0], protocol("psnr"), progress_bar=False
         )
         assert counting.num_encoded == 5
+
+    def test_a_tokenizer_that_ends_in_proxy_codes(self, make_titok_config, tmp_path):
+        warm = CountingTiTok(make_titok_config("proxy_codes")).eval()
+        sentence = "must decode to pixels, but ends in proxy codes"
+        with pytest.raises(ValueError, match=sentence):
+            measure_reconstruction(
+                warm, TiTokImageProcessor.from_image_size(32), digits(5)[0], protocol("psnr")
+            )
+        assert warm.num_encoded == 0
+        warm.save_pretrained(tmp_path / "warm")
+        PILImage.new("RGB", (32, 32)).save(tmp_path / "image.png")
+        with pytest.raises(ValueError, match=sentence):
+            reconstruct_files(
+                tmp_path / "warm", [tmp_path / "image.png"], tmp_path / "pairs.png", device="cpu"
+            )
 
     def test_fewer_images_than_features(self, refuse):
         refuse("frechet_distance with digits-8x8 needs at least 65 judged images, got 64", digits(64)[0], "psnr",

@@ -20,6 +20,7 @@ from ..data.opening import open_images
 from ..devices import default_device
 from ..hub.provenance import provenance_of
 from ..modeling.auto import is_pipeline, load_tokenizer
+from ..modeling.checks import check_ends_in_pixels
 from ..modeling.diffusers_tokenizer import AUTOENCODERS, DiffusersTokenizer
 from ..modeling.outputs import TokenizerEncoderOutput
 from ..modeling.titok import TiTokImageProcessor
@@ -131,6 +132,7 @@ def open_model(models: AppModels, path: str | Path, title: str, device: torch.de
         models.tokenizers[title] = (tokenizer.eval(), processor)
         return
     tokenizer, processor = load_tokenizer(path)
+    check_ends_in_pixels(tokenizer)
     if isinstance(tokenizer.config, VTPConfig) and VTPConfig.from_pretrained(path).has_text:
         tokenizer = VTPModel.from_pretrained(path).eval()  # reconstructs, too
         models.readers[title] = (tokenizer, VTPProcessor.from_pretrained(path))

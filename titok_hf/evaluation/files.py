@@ -14,6 +14,7 @@ from ..data.opening import dataset_commit, open_images
 from ..devices import default_device, parse_dtype
 from ..hub.folders import output_file
 from ..modeling.auto import load_tokenizer
+from ..modeling.checks import check_ends_in_pixels
 from ..modeling.titok import TiTokImageProcessor
 from ..pipelines import ClassConditionalPipeline
 from ..progress import bar_settings, index_batches, working
@@ -50,8 +51,8 @@ def reconstruct_files(
         reconstruction, see `pair_metrics`; and its single `file`, or `None`.
 
     Raises:
-        ValueError: If a file is no image, a folder has none, or two images have the same name and
-            `separate` is given.
+        ValueError: If a file is no image, a folder has none, two images have the same name and
+            `separate` is given, or the tokenizer ends in proxy codes.
     """
     output = picture_file(output)
     images = [file for path in images for file in image_files(Path(path))]
@@ -59,6 +60,7 @@ def reconstruct_files(
     if separate is not None and (twice := [name for name in names if names.count(name) > 1]):
         raise ValueError(f"Two images would become {twice[0]} in {separate}: rename one.")
     model, processor = load_tokenizer(tokenizer)
+    check_ends_in_pixels(model)
     model.to(device or default_device())
     pixel_values = processor(open_image_files(images, decoder_for(processor)), return_tensors="pt")[
         "pixel_values"

@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor
 from ..devices import default_device, parse_dtype
 from ..distributed import process_state
 from ..modeling.auto import load_tokenizer
+from ..modeling.checks import check_ends_in_pixels
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .extractors import float32_convolutions
@@ -105,9 +106,10 @@ def measure_reconstruction(
         progress_bar: Whether to show a progress bar.
 
     Raises:
-        ValueError: If the protocol does not fit the tokenizer or the images, before anything is
-            computed.
+        ValueError: If the tokenizer ends in proxy codes, or the protocol does not fit it or the images,
+            before anything is computed.
     """
+    check_ends_in_pixels(tokenizer)
     metrics = protocol.metrics_of("reconstruction")
     judges = judges or MetricNetworks.load(protocol, metrics, device=tokenizer.device)
     processor = processor_for(tokenizer, processor, protocol)

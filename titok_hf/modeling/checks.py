@@ -7,6 +7,7 @@ since reading them synchronizes with the device.
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def check_tensor(value: Any, name: str) -> None:
@@ -88,3 +89,12 @@ def check_id_range(ids: torch.Tensor, name: str, upper: int) -> None:
     low, high = torch.stack(torch.aminmax(ids)).tolist()
     if low < 0 or high >= upper:
         raise ValueError(f"`{name}` must be in [0, {upper}), got values from {low} to {high}.")
+
+
+def check_ends_in_pixels(tokenizer: nn.Module) -> None:
+    """Raises `ValueError` if a tokenizer decodes to the logits of proxy codes."""
+    if getattr(tokenizer.config, "head", None) == "proxy_codes":
+        raise ValueError(
+            "The tokenizer must decode to pixels, but ends in proxy codes: it lacks the decoder of its "
+            "VQGAN (see `TiTokModel.with_pixel_decoder`)."
+        )
