@@ -194,7 +194,7 @@ class TestTokenizers:
         TiTokModel(make_titok_config("pixels", quantizer="kl")).save_pretrained(tmp_path / "titok")
         for name, has_grid in (("vtp", True), ("titok", False)):
             result = evaluate_learnability(str(tmp_path / name), "digits", num_images=60)
-            assert result["num_images"] == 60
+            assert result["num_images"] == 60 and result["data"]["split"] == "test"
             assert ("spatial_similarity" in result["metrics"]) == has_grid
             assert "learnability" in result["command"] and "--num-images 60" in result["command"]
 

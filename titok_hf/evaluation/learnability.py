@@ -366,6 +366,7 @@ def evaluate_learnability(
     model.to(device)
     columns = {"image_column": image_column, "label_column": label_column}
     splits = open_images(data, **columns, revision=data_revision)
+    split = splits.resolve(split)
     dataset = splits.dataset(split)
     dataset = dataset if num_images is None else dataset.select(range(num_images))
     reason = None
