@@ -298,8 +298,9 @@ class LatentDiTPipeline(ClassConditionalPipeline):
             output_type: `"pil"` for PIL images, `"np"` for a float array `(B, H, W, 3)` in [0, 1],
                 `"pt"` for a float tensor `(B, 3, H, W)` in [0, 1], `"latent"` for the latents.
             return_dict: Whether to return a `LatentDiTPipelineOutput` or the tuple `(images,)`.
-            callback_on_step_end: Called after each velocity with the pipeline, the step, the time and a
-                dict of the normalized `"latents"`; may return a dict with changed `"latents"`.
+            callback_on_step_end: Called after each velocity with the pipeline, the step, the scheduler's
+                timestep and a dict of the normalized `"latents"`; may return a dict with changed
+                `"latents"`.
 
         Raises:
             ValueError, TypeError: If an argument is not valid.

@@ -181,9 +181,7 @@ class TiTokPipeline(ClassConditionalPipeline):
         codes: torch.Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "codes"] = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[
-            ["TiTokPipeline", int, torch.Tensor, dict], dict[str, Any] | None
-        ]
+        callback_on_step_end: Callable[["TiTokPipeline", int, int, dict], dict[str, Any] | None]
         | None = None,
     ) -> TiTokPipelineOutput | tuple:
         """Generates images.
