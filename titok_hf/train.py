@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import BaseImageProcessor, TrainerCallback
+from transformers import TrainerCallback
 
 from .data.credits import credited
 from .data.opening import open_images
 from .evaluation import ReconstructionMetrics, load_extractor, measure_representations
+from .modeling.titok import TiTokImageProcessor
 from .modeling.vtp import VTPModel
 from .training.recipe import Recipe
 from .training.recipe_run import RecipeRun
@@ -76,7 +77,7 @@ def train_recipe(
     return run.train()
 
 
-def metrics_maker(recipe: Recipe) -> Callable[[BaseImageProcessor], ReconstructionMetrics] | None:
+def metrics_maker(recipe: Recipe) -> Callable[[TiTokImageProcessor], ReconstructionMetrics] | None:
     """Returns a function that makes `compute_metrics` from the recipe's part `evaluation`; `None`
     if the recipe names no metrics."""
     if "metrics" not in recipe.evaluation:

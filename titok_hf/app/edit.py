@@ -26,7 +26,7 @@ from .reconstruct import shown
 STRIP_WIDTH, STRIP_HEIGHT = 1024, 40
 BETWEEN = 8  # images of an interpolation
 
-Codes = list[int]
+Codes = list[int] | None  # `None` before there is an image
 
 
 def edit_tab(models: AppModels) -> None:
@@ -109,7 +109,7 @@ def other_pipeline(models: AppModels, title: str) -> list[Any]:
 
 
 def generate_one(
-    models: AppModels, is_first: bool, title: str, label: int | None, seed: int
+    models: AppModels, is_first: bool, title: str, label: int | None, seed: int | None
 ) -> list[Any]:
     """Generates an image of a class; returns its codes, its picture and, of A, its tokens."""
     pipeline = chosen_from(models.editable, title)
@@ -161,7 +161,12 @@ def choose_all(models: AppModels, title: str, codes: Codes) -> list[Any]:
 
 
 def draw_anew(
-    models: AppModels, title: str, codes: Codes, tokens: list[int], label: int | None, seed: int
+    models: AppModels,
+    title: str,
+    codes: Codes,
+    tokens: list[int],
+    label: int | None,
+    seed: int | None,
 ) -> list[Any]:
     """Draws the chosen tokens anew, as a class."""
     pipeline = chosen_from(models.editable, title)
@@ -214,7 +219,7 @@ def interpolated(models: AppModels, title: str, first: Codes, second: Codes) -> 
 
 
 def classes_interpolated(
-    models: AppModels, title: str, first: int | None, second: int | None, seed: int
+    models: AppModels, title: str, first: int | None, second: int | None, seed: int | None
 ) -> list[Any]:
     """Generates images that go from one class to another."""
     pipeline = chosen_from(models.editable, title)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.image_processing_backends import PilBackend
 
+from ..modeling.vtp import VTPImageProcessor
 from .augmentation import Augmentation
 from .collator import ImageCollator
 from .loader import Sample
@@ -124,7 +124,7 @@ class PretrainingCollator(ImageCollator):
 
     def __init__(
         self,
-        processor: PilBackend,
+        processor: VTPImageProcessor,
         image_column: str = "image",
         text_column: str = "text",
         augmentation: Augmentation | None = None,

@@ -13,13 +13,14 @@ import torch
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..devices import check_backend, default_device, parse_dtype
 from ..distributed import process_state
 from ..hub.hashes import state_sha256
 from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
+from ..modeling.titok import TiTokImageProcessor
 from ..progress import ProgressBar
 from .augmentation import Augmentation
 from .decoding import UnreadableImageError, decoder_for
@@ -51,7 +52,7 @@ class PartBatches(IterableDataset):
         self,
         rows: Mapping[str, Samples],
         parts: list[Part],
-        processor: BaseImageProcessor,
+        processor: TiTokImageProcessor,
         augmentation: Augmentation,
         batch_size: int,
         dtype: torch.dtype,
@@ -294,7 +295,7 @@ def default_workers() -> int:
 
 def describe_result(
     model: Tokenizer,
-    processor: BaseImageProcessor,
+    processor: TiTokImageProcessor,
     augmentation: Augmentation,
     rows: Mapping[str, Samples],
     labelled: bool,

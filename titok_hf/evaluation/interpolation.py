@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BaseImageProcessor
 
+from ..modeling.titok import TiTokImageProcessor
 from ..progress import index_batches
 from .extractors import FeatureExtractor
 from .image_sources import to_uint8
@@ -52,7 +52,7 @@ def interpolated_latents(
 @torch.no_grad()
 def interpolated_frechet_distance(
     tokenizer: nn.Module,
-    processor: BaseImageProcessor,
+    processor: TiTokImageProcessor,
     extractor: FeatureExtractor,
     features: torch.Tensor,
     latents: torch.Tensor,

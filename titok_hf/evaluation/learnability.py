@@ -17,12 +17,12 @@ import torch
 from datasets import Dataset, Image
 from torch import nn
 from torch.nn import functional as F
-from transformers import BaseImageProcessor
 
 from ..data.decoding import decoder_for
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device
 from ..modeling.auto import load_tokenizer
+from ..modeling.titok import TiTokImageProcessor
 from ..progress import index_batches, working
 from .extractors import FeatureExtractor
 from .image_sources import Fingerprint, decode_row, encoded_images, to_uint8
@@ -257,7 +257,7 @@ class EncodedImages:
     def encode(
         cls,
         tokenizer: nn.Module,
-        processor: BaseImageProcessor,
+        processor: TiTokImageProcessor,
         dataset: Dataset,
         image_column: str = "image",
         label_column: str | None = "label",

@@ -1,19 +1,19 @@
 """Evaluation of reconstructions by tokenizers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import BaseImageProcessor
 
 from ..devices import default_device, parse_dtype
 from ..distributed import process_state
 from ..modeling.auto import load_tokenizer
 from ..modeling.checks import check_ends_in_pixels
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
+from ..modeling.titok import TiTokImageProcessor
 from ..modeling.vtp.modeling_vtp import VTPPreTrainedModel
 from .extractors import float32_convolutions
 from .feature_statistics import (
@@ -81,7 +81,7 @@ def codebook_statistics(tokenizer: nn.Module, batches: Iterable[torch.Tensor]) -
 @torch.no_grad()
 def measure_reconstruction(
     tokenizer: nn.Module,
-    processor: BaseImageProcessor,
+    processor: TiTokImageProcessor,
     images: DatasetImages,
     protocol: Protocol,
     reference: ImageSource | ReferenceSet | None = None,
@@ -181,8 +181,8 @@ def measure_reconstruction(
 
 
 def processor_for(
-    tokenizer: nn.Module, processor: BaseImageProcessor, protocol: Protocol
-) -> BaseImageProcessor:
+    tokenizer: nn.Module, processor: TiTokImageProcessor, protocol: Protocol
+) -> TiTokImageProcessor:
     """Returns a processor that makes images of the protocol's size; raises `ValueError` if the
     tokenizer does not take that size."""
     size, wanted = tokenizer.config.image_size, protocol.image_size
@@ -201,7 +201,7 @@ def processor_for(
 
 
 def pair_metrics(
-    names: Sequence[str], images: torch.Tensor, targets: torch.Tensor, lpips: nn.Module | None
+    names: Collection[str], images: torch.Tensor, targets: torch.Tensor, lpips: nn.Module | None
 ) -> dict[str, torch.Tensor]:
     """Computes metrics `(B,)` of pairs of uint8 images `(B, 3, H, W)`; `mean_squared_error` is
     that of images in [0, 1]."""

@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from transformers import BaseImageProcessor, EvalPrediction
+from transformers import EvalPrediction
 
+from ..modeling.titok import TiTokImageProcessor
 from ..perceptual.published_weights import load_lpips
 from ..settings import suggestion
 from .extractors import FeatureExtractor
@@ -51,7 +52,7 @@ class ReconstructionMetrics:
 
     def __init__(
         self,
-        processor: BaseImageProcessor,
+        processor: TiTokImageProcessor,
         metrics: Sequence[str] = ("mean_squared_error", "psnr"),
         extractor: FeatureExtractor | None = None,
         **protocol: Any,

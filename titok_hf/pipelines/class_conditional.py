@@ -254,7 +254,7 @@ class ClassConditionalPipeline(PublishMixin, DiffusionPipeline):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, subfolder: str = "", **kwargs: Any
-    ) -> "ClassConditionalPipeline":
+    ) -> Self:
         """Same as in diffusers, from a folder or a Hub repository.
 
         Args:

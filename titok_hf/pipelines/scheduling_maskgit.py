@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -158,7 +158,7 @@ class MaskGitScheduler(PublishMixin, SchedulerMixin, ConfigMixin):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path | None = None, *args: Any, **kwargs: Any
-    ) -> "MaskGitScheduler":
+    ) -> Self:
         """Same as in diffusers.
 
         Raises:

@@ -27,6 +27,7 @@ from ..modeling.maskgit import MaskGitModel, MaskGitUViTModel
 from ..modeling.maskgit_vqgan import MaskGitVQGANModel
 from ..modeling.outputs import TokenizerEncoderOutput
 from ..modeling.titok import TiTokModel
+from ..modeling.vtp import VTPModel
 from ..pipelines.scheduling_maskgit import MaskGitScheduler
 from .codebook import CodebookRevival
 from .losses import (
@@ -157,7 +158,7 @@ class Objective(nn.Module):
         self.codebook_revival.observe(encoded.codes, unquantized)
 
 
-def posterior_size(model: TiTokModel | MaskGitVQGANModel) -> int:
+def posterior_size(model: TiTokModel | MaskGitVQGANModel | VTPModel) -> int:
     """Returns the random numbers per sample of the tokenizer's posterior; 0 if it has none."""
     config = model.config
     return (
@@ -227,7 +228,7 @@ class ReconstructionObjective(Objective):
     accumulated batch alone.
 
     Args:
-        model: The tokenizer: a TiTok that ends in pixels, or a VQGAN.
+        model: The tokenizer: a TiTok that ends in pixels, a VQGAN, or a VTP in a subclass.
         freeze_encoder: Whether encoder and quantizer keep their weights, as in
             `decoder_finetuning`.
         perceptual: Required if `perceptual_weight` is not 0.
@@ -245,7 +246,7 @@ class ReconstructionObjective(Objective):
 
     def __init__(
         self,
-        model: TiTokModel | MaskGitVQGANModel,
+        model: TiTokModel | MaskGitVQGANModel | VTPModel,
         freeze_encoder: bool = False,
         perceptual: PerceptualLoss | None = None,
         discriminator: nn.Module | None = None,

@@ -2,7 +2,7 @@
 2512.13687)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -211,7 +211,7 @@ class VTPPretrainingObjective(Objective):
         if self.alignment is not None:
             yield "alignment", self.alignment
 
-    def check_batch(self, batch: dict[str, torch.Tensor]) -> None:
+    def check_batch(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Checks the ids of a batch; images are normalized, so that they have no range."""
         super().check_batch({name: batch[name] for name in self.id_limits if name in batch})
 

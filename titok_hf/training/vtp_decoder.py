@@ -1,5 +1,8 @@
 """The objective of VTP's second stage: the pixel decoder alone, with an adversarial loss."""
 
+from collections.abc import Mapping
+from typing import Literal
+
 import torch
 from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -32,7 +35,7 @@ class VTPDecoderObjective(ReconstructionObjective):
         model: VTPModel,
         perceptual: PerceptualLoss | None = None,
         discriminator: nn.Module | None = None,
-        distance: str = "l1",
+        distance: Literal["l1", "l2"] = "l1",
         reconstruction_weight: float = 1.0,
         perceptual_weight: float = 0.0,
         adversarial_weight: float = 0.0,
@@ -69,7 +72,7 @@ class VTPDecoderObjective(ReconstructionObjective):
         model.requires_grad_(False)
         model.pixel_decoder.requires_grad_(True)
 
-    def check_batch(self, batch: dict[str, torch.Tensor]) -> None:
+    def check_batch(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Checks nothing: images are normalized, so that they have no range."""
 
     def encode(

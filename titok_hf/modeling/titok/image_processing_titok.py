@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class TiTokImageProcessor(PublishMixin, PilBackend):
             return cls.from_image_size(config.image_size).to_dict(), kwargs
 
     @classmethod
-    def from_image_size(cls, image_size: int) -> "TiTokImageProcessor":
+    def from_image_size(cls, image_size: int) -> Self:
         """Returns the processor of a tokenizer for square images of `image_size` pixels."""
         return cls(
             size={"shortest_edge": image_size},

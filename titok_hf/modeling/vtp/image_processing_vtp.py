@@ -1,6 +1,6 @@
 """Converts images to VTP's input tensors and back."""
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class VTPImageProcessor(TiTokImageProcessor):
     image_std = IMAGENET_DEFAULT_STD
 
     @classmethod
-    def from_image_size(cls, image_size: int) -> "VTPImageProcessor":
+    def from_image_size(cls, image_size: int) -> Self:
         """Returns the processor for square images of `image_size` pixels."""
         return cls(size={"height": image_size, "width": image_size})
 

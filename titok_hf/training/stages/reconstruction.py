@@ -68,7 +68,7 @@ class PerceptualStage(Stage):
                 "so the perceptual loss is off."
             )
 
-    def downloads(self) -> dict[str, Callable[[], LPIPS]]:
+    def downloads(self) -> dict[str, Callable[[], Any]]:
         if not self.perceptual_weights()["lpips_weight"]:
             return {}
         return {"LPIPS": partial(load_lpips, **self.part("lpips"))}
