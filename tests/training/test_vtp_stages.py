@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from datasets import DatasetDict
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 from typer.testing import CliRunner
@@ -374,8 +375,10 @@ class TestBadInput:
         with pytest.raises(ValueError, match="trains the decoder of a VTP, but this VTP has none"):
             RecipeRun(Recipe.from_dict(content), dataset, tmp_path / "run").train()
 
-    def test_a_pretrained_vtp_without_its_text_tokenizer(self, dataset, tmp_path):
+    def test_a_pretrained_vtp_without_its_text_tokenizer(self, dataset, tmp_path, monkeypatch):
         """It is missed before training, not when the decoder is saved."""
+        # other tests may have left the tokenizer of CLIP in the cache
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         make_model().save_pretrained(tmp_path / "vtp")
         content = yaml.safe_load(MINIATURE.read_text())
         content["stages"]["vtp_pretraining"] = {"pretrained": str(tmp_path / "vtp")}
