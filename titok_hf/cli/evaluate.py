@@ -261,9 +261,12 @@ def probe(
     """Evaluate features of a tokenizer: accuracy of a linear and a nearest-neighbor classifier."""
     arguments = dict(locals())
     del arguments["output"], arguments["as_json"]
+    from ..distributed import process_state
     from ..evaluation import probe_files
 
     probed = probe_files(**arguments)
+    if not process_state().is_main_process:
+        return probed
     output.write_text(json.dumps(probed, indent=2) + "\n")
     num_images = probed["data"]["test"]["num_images"]
     caption = f"{num_images} images; the most frequent class: {probed['majority_accuracy']:.1%}"

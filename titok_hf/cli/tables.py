@@ -46,8 +46,8 @@ def show_measured(
     hidden: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any] | list[dict[str, Any]]:
-    """Writes results as JSON, one alone or several as a list, prints a column of metrics for each, and
-    returns what it wrote.
+    """Writes results as JSON on the main process, one alone or several as a list, prints a column of
+    metrics for each, and returns what it wrote.
 
     Args:
         results: Results with `metrics`, each a `value` and a `standard_error`, and `num_images`.
@@ -56,7 +56,11 @@ def show_measured(
         hidden: Metrics that are not printed.
         notes: Remarks below the table.
     """
+    from ..distributed import process_state
+
     stored = results[0] if len(results) == 1 else list(results)
+    if not process_state().is_main_process:
+        return stored
     output.write_text(json.dumps(stored, indent=2) + "\n")
     table = Table(
         "metric", *names, caption="; ".join([f"{results[0]['num_images']} images", *notes])

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -74,12 +75,12 @@ class ImageSource(ABC):
                 bar.update(min(done, self.num_images - bar.n))
 
     def whole(self, batch_size: int = 64) -> "TensorImages":
-        """Loads all images of this process into memory."""
-        batches = list(self.progress(batch_size, "images"))
-        labels = torch.cat([batch.labels for batch in batches]) if self.labelled else None
-        return TensorImages(
-            torch.cat([batch.images for batch in batches]), labels, self.class_names
-        )
+        """Loads all images into memory, in every process."""
+        batches = gather_object(list(self.progress(batch_size, "images")))
+        order = torch.cat([batch.indices for batch in batches]).argsort()
+        labels = torch.cat([batch.labels for batch in batches])[order] if self.labelled else None
+        images = torch.cat([batch.images for batch in batches])[order]
+        return TensorImages(images, labels, self.class_names)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

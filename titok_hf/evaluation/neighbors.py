@@ -10,6 +10,7 @@ from PIL import Image
 from ..data.grids import image_grid
 from ..data.opening import dataset_commit, open_images
 from ..devices import default_device
+from ..distributed import process_state
 from ..modeling.titok import TiTokImageProcessor
 from ..progress import index_batches
 from .extractors import FeatureExtractor
@@ -126,7 +127,7 @@ def evaluate_neighbors(
     features, known, new = (
         features_of(extractor, images) for images in (generated.images, training, held_out)
     )
-    if picture is not None:
+    if picture is not None and process_state().is_main_process:
         nearest = torch.cdist(features, known).argmin(1)
         draw_neighbors(generated, training[nearest]).save(picture)
     commit = dataset_commit(data, data_revision)
