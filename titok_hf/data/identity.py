@@ -27,7 +27,7 @@ def data_identity(samples: Samples) -> str:
 
     No image is decoded, and the time does not grow with the size of the images.
     """
-    digest = hashlib.sha256(repr((len(samples), samples.class_names)).encode())
+    digest = outline_digest(samples)
     if isinstance(samples, StreamedSamples):
         add_shards(digest, samples)
     else:
@@ -35,22 +35,39 @@ def data_identity(samples: Samples) -> str:
     return digest.hexdigest()
 
 
+def data_outline(samples: Samples) -> str:
+    """Returns the SHA-256, in hex, of the part of `data_identity` that needs no file to be read: names
+    of classes and labels; of shards, names, numbers of samples and sizes. Every process can afford it.
+    """
+    return outline_digest(samples).hexdigest()
+
+
+def outline_digest(samples: Samples) -> Any:
+    """Returns the hash of `data_outline`, to be updated."""
+    digest = hashlib.sha256(repr((len(samples), samples.class_names)).encode())
+    if isinstance(samples, StreamedSamples):
+        names = relative(samples.names)
+        for name, size, stamp in zip(names, samples.sizes, stamps_of(samples), strict=True):
+            digest.update(repr((name, size, stamp[0])).encode())
+    elif samples.label_column is not None:
+        digest.update(np.asarray(samples.stored[samples.label_column][:], np.int64))
+    return digest
+
+
+def stamps_of(samples: StreamedSamples) -> list[list[Any]]:
+    """Returns for each shard its size, then its hash on the Hub, or else the time of its last change."""
+    return samples.stamps or [[-1, ""]] * len(samples.names)
+
+
 def add_shards(digest: Any, samples: StreamedSamples) -> None:
-    names = relative(samples.names)
-    # a stamp is the size of a file, then its hash on the Hub, or else the time of its last change
-    stamps = samples.stamps or [[-1, ""]] * len(names)
-    for name, size, stamp in zip(names, samples.sizes, stamps, strict=True):
-        digest.update(repr((name, size, stamp[0])).encode())
-    for number in spread(len(names)):
+    for number in spread(len(samples.names)):
         if "://" in samples.names[number]:
-            digest.update(stamps[number][1].encode())
+            digest.update(stamps_of(samples)[number][1].encode())
         else:
             digest.update(bytes_of_file(samples.names[number]))
 
 
 def add_samples(digest: Any, samples: IndexedSamples) -> None:
-    if samples.label_column is not None:
-        digest.update(np.asarray(samples.stored[samples.label_column][:], np.int64))
     if samples.captioned:
         digest.update(repr(samples.stored[samples.text_column][:]).encode())
     if samples.token_column is None:
@@ -113,4 +130,4 @@ def bytes_of_file(path: str) -> bytes:
         return b""
 
 
-__all__ = ["data_identity"]
+__all__ = ["data_identity", "data_outline"]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedModel
 
 from ..devices import check_backend, default_device, parse_dtype
-from ..distributed import process_state
+from ..distributed import check_same, check_shared, process_state
 from ..hub.hashes import state_sha256
 from ..modeling.auto import load_tokenizer
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
@@ -24,7 +24,7 @@ from ..modeling.titok import TiTokImageProcessor
 from ..progress import ProgressBar
 from .augmentation import Augmentation
 from .decoding import UnreadableImageError, decoder_for
-from .identity import data_identity
+from .identity import data_identity, data_outline
 from .opening import dataset_commit, open_images
 from .samples import Samples, StoredSample, StreamedSamples
 from .token_folder import Batch, Part, WorkFolder, explain_full_disk
@@ -165,10 +165,10 @@ def tokenize_to_folder(
         BlockingIOError: If another run writes to the folder.
         FileExistsError: If the folder holds anything else, or the result of other arguments, images
             or weights.
-        OSError: If tokenizer or images do not load, the encoder cannot be compiled here, or the disk is
-            full; finished parts are kept.
-        ValueError: If tokenizer and images do not fit each other, or too many images are
-            unreadable; finished parts are kept.
+        OSError: If tokenizer or images do not load, the encoder cannot be compiled here, a process
+            does not see the folder of the others, or the disk is full; finished parts are kept.
+        ValueError: If tokenizer and images do not fit each other, a process has other ones than the
+            others, or too many images are unreadable; finished parts are kept.
     """
     state = process_state()
     torch_dtype, augmentation = parse_dtype(dtype), augmentation or Augmentation()
@@ -198,6 +198,12 @@ def tokenize_to_folder(
     result = describe_result(
         model, processor, augmentation, rows, labelled=label_column is not None
     )
+    check_same(
+        data={name: data_outline(split_rows) for name, split_rows in rows.items()},
+        tokenizer=tokenizer_record["weights_sha256"],
+        arguments=(asdict(augmentation), dtype, part_size, compiled),
+    )
+    check_shared(Path(output_dir).parent)
     identities = [
         {name: data_identity(split_rows) for name, split_rows in rows.items()}
         if state.is_main_process

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..distributed import process_state
+from ..distributed import check_same, process_state
 from ..progress import working
 from .extractors import INCEPTION
 from .image_sources import Fingerprint, ImageBatch, ImageSource, ReferenceImages
@@ -165,6 +165,22 @@ class ReferenceSet:
         return self.source.describe() | (
             {} if gathered is None else {"fingerprint": gathered.sha256}
         )
+
+
+def check_same_everywhere(
+    protocol: Protocol, judges: MetricNetworks, *sources: ImageSource | None
+) -> None:
+    """Checks that all processes, each of which measures a share, have the same protocol, the same
+    networks of the metrics, and as many images.
+
+    Raises:
+        ValueError: In every process, if one has others.
+    """
+    check_same(
+        protocol=protocol.to_dict(),
+        images=[None if source is None else source.num_images for source in sources],
+        extractors={name: judge["weights_sha256"] for name, judge in judges.identities().items()},
+    )
 
 
 @working("metrics")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..devices import default_device
-from ..distributed import process_state
+from ..distributed import check_shared, process_state
 from ..hub.folders import whole_file
 from ..settings import check_keys
 from .generation import evaluate_generation, is_image_source, measure_generation
@@ -60,9 +60,11 @@ def write_ratio_reference(
         The distance by encoder.
 
     Raises:
+        OSError: If a process does not see the folder of the others.
         ValueError: If there are fewer images than features.
     """
     folder, device = Path(output), device or default_device()
+    check_shared(folder)
     path = folder / CONSTANTS
     constants = json.loads(path.read_text()) if path.exists() else {}
     for name in named_encoders(encoders):

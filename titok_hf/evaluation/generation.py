@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..devices import default_device, parse_dtype
-from ..distributed import process_state
+from ..distributed import check_same, check_shared, process_state
 from ..hub.errors import explain_hub_errors
 from ..hub.folders import whole_file
 from ..pipelines import ClassConditionalPipeline
@@ -23,6 +23,7 @@ from .feature_statistics import (
     FeatureStatistics,
     ReferenceSet,
     check_feasible,
+    check_same_everywhere,
     feature_metrics,
     match_classes,
 )
@@ -55,10 +56,12 @@ class KeptImages(ImageSource):
 
     Raises:
         FileExistsError: If the file exists without a record of how its images were made.
+        OSError: If a process does not see the folder of the others.
         ValueError: If file or folder hold images that were made differently.
     """
 
     def __init__(self, source: GeneratedImages, path: Path, made_by: Mapping[str, Any]):
+        check_shared(path.parent)
         self.source = source
         self.path = path
         self.folder = path.with_name(f"{path.name}.parts")
@@ -103,7 +106,7 @@ class KeptImages(ImageSource):
         return self.source.describe()
 
     def join(self) -> None:
-        """Writes the file and deletes the folder, on the main process."""
+        """Writes the file and deletes the folder, on the main process, for which the others wait."""
         state = process_state()
         state.wait_for_everyone()
         if state.is_main_process and not self.joined:
@@ -115,6 +118,7 @@ class KeptImages(ImageSource):
                     writer.write(torch.from_numpy(np.load(file)))
         if state.is_main_process:
             shutil.rmtree(self.folder, ignore_errors=True)
+        state.wait_for_everyone()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +192,7 @@ def measure_generation(
     against = reference
     if isinstance(reference, ImageSource):
         against = ReferenceSet(reference, metrics)
+    check_same_everywhere(protocol, judges, *sets, against and against.source)
     for images in sets:
         check_feasible(
             metrics,
@@ -309,6 +314,7 @@ def evaluate_generation(
             pipeline.compile(batch_size, dtype, backend="inductor" if compiled else None)
             dtype = pipeline.compiled_dtype
         made_by = MadeBy(*described, seeds, dtype)
+        check_same(pipeline=[part and part["weights_sha256"] for part in described[:2]])
         if compiled:
             made_by.sampler["compiled"] = True
         count = loaded_protocol.num_samples

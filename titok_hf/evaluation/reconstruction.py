@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..devices import default_device, parse_dtype
-from ..distributed import process_state
+from ..distributed import check_same, process_state
 from ..modeling.auto import load_tokenizer
 from ..modeling.checks import check_ends_in_pixels
 from ..modeling.diffusers_tokenizer import DiffusersTokenizer
@@ -20,6 +20,7 @@ from .feature_statistics import (
     FeatureStatistics,
     ReferenceSet,
     check_feasible,
+    check_same_everywhere,
     feature_metrics,
     match_classes,
 )
@@ -126,6 +127,7 @@ def measure_reconstruction(
     against = reference
     if not isinstance(reference, ReferenceSet):
         against = ReferenceSet(images if reference is None else reference, metrics)
+    check_same_everywhere(protocol, judges, images, against.source)
     check_feasible(
         metrics, protocol, judges, images.num_images, labelled=images.labelled, reference=against
     )
@@ -309,6 +311,7 @@ def evaluate_reconstruction(
     judges = MetricNetworks.load(loaded_protocol, metrics, extractor_weights, device)
     model, processor = load_tokenizer(tokenizer, revision=revision, subfolder=subfolder)
     described = describe_model(model, tokenizer, revision, subfolder)
+    check_same(tokenizer=described["weights_sha256"])
     model.to(device, torch_dtype)
     measured = measure_reconstruction(
         model,

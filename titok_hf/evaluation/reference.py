@@ -10,7 +10,12 @@ from ..devices import default_device
 from ..distributed import process_state
 from ..hub.folders import output_file
 from .adm import write_statistics
-from .feature_statistics import FeatureStatistics, ReferenceSet, check_feasible
+from .feature_statistics import (
+    FeatureStatistics,
+    ReferenceSet,
+    check_feasible,
+    check_same_everywhere,
+)
 from .image_sources import open_source
 from .metric_networks import MetricNetworks
 from .protocol import GAUSSIAN_METRICS, Protocol
@@ -57,6 +62,7 @@ def write_reference(
     judges = MetricNetworks.load(
         loaded, ["frechet_distance"], extractor_weights, device or default_device()
     )
+    check_same_everywhere(loaded, judges, source)
     metrics = GAUSSIAN_METRICS if judges.extractor.num_spatial else GAUSSIAN_METRICS[:1]
     check_feasible(
         metrics,

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from ..data.credits import credited
 from ..data.identity import data_identity
 from ..data.opening import is_embedded, open_images
-from ..distributed import process_state
+from ..distributed import check_same, check_shared, process_state
 from ..hub.folders import whole_file
 from ..hub.lock import locked_folder
 from ..training.flops import recipe_flops
@@ -71,12 +71,14 @@ def run_study(
     Raises:
         BlockingIOError: If another process uses the folder.
         ImportError: If matplotlib is not installed.
-        OSError: If the extractor's weights are missing.
-        ValueError: If there is no such study, a required extractor is not given, or the folder
-            holds another study or configuration.
+        OSError: If the extractor's weights are missing, or a process does not see the folder of the
+            others.
+        ValueError: If there is no such study, a required extractor is not given, the folder holds
+            another study or configuration, or a process has other data than the others.
     """
     study = Study.load(name, overrides, quick, values)
     columns = Columns(image_column, label_column, text_column if study.reads_captions else None)
+    check_shared(output_dir)
     run = StudyRun(
         study,
         Path(output_dir),
@@ -133,6 +135,7 @@ class StudyRun:
         )
         splits = open_images(data, columns.image, columns.label, text_column=columns.text)
         identity = data_identity(splits["train"])
+        check_same(data=identity)
         if self.results["configuration"].setdefault("data_sha256", identity) != identity:
             raise ValueError(
                 f"{folder} holds a study on other data of the name {data!r}: give the data of that "

@@ -21,6 +21,7 @@ COMMON_PARTS = {
 # Fields of `TiTokTrainingArguments` that a run sets itself, and where to set them instead.
 SET_BY_RUN = {
     "output_dir": "name the folder of the run with `--output-dir` (in Python: `output_dir`)",
+    "save_on_each_node": "the machines of a run share its folder",
     "seed": "set the seed of the run with `--seed` (in Python: `seed`)",
     "resume_from_checkpoint": "leave it out, because a run resumes from its last checkpoint by itself",
 }

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from ..data.augmentation import Augmentation
-from ..data.identity import data_identity
+from ..data.identity import data_identity, data_outline
 from ..data.opening import ImageSplits
 from ..data.samples import IndexedSamples, Samples, check_readable
-from ..distributed import process_state
+from ..distributed import check_same, check_shared, gather_by_machine, process_state
 from ..hub.folders import whole_file, whole_folder
 from ..hub.lock import locked_folder
 from ..hub.publish import PublishMixin
@@ -56,7 +56,7 @@ class RecipeRun:
     Until a stage is finished, its `training` and `objective` may be changed: it resumes from its
     last checkpoint with the new settings.
 
-    Under `torchrun`, all processes train together; they must share the folder.
+    Under `torchrun`, all processes train together; they must share the folder, and see the same data.
 
     Args:
         recipe: The recipe.
@@ -75,8 +75,10 @@ class RecipeRun:
             VTP whose `training` has an `eval_strategy`.
 
     Raises:
+        OSError: If a process does not see the folder of the others.
         ValueError: If the folder holds a run of another seed, on data of other content (see
-            `data_identity`), or of a recipe with differences that are not allowed.
+            `data_identity`), or of a recipe with differences that are not allowed; or if a process
+            has another recipe, seed or data than the others.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class RecipeRun:
         self.measure = measure
         self.processor = TiTokImageProcessor.from_image_size(recipe.image_size)
         self.results: dict[str, Any] = {}
+        check_same(recipe=recipe.to_dict(), seed=seed, data=data_outline(self.train_samples))
+        check_shared(self.output_dir)
         identity = [data_identity(self.train_samples) if process_state().is_main_process else None]
         [identity] = broadcast_object_list(identity)
         with process_state().main_process_first():
@@ -245,21 +249,21 @@ class RecipeRun:
             for stage in ahead
             for what, load in stage.downloads().items()
         }
-        errors: dict[str, OSError | ValueError] = {}
+        errors: dict[str, tuple[type[Exception], str]] = {}
         # one process downloads, the others find it in the cache
         with process_state().local_main_process_first():
             for name, load in needed.items():
                 try:
                     load()
                 except (OSError, ValueError) as error:
-                    errors[name] = error
-        if errors:
-            missing = any(isinstance(error, OSError) for error in errors.values())
-            error_class = OSError if missing else ValueError
-            raise error_class(
+                    error_class = OSError if isinstance(error, OSError) else ValueError
+                    errors[name] = error_class, str(error)
+        if errors := gather_by_machine(errors):
+            classes = [error_class for error_class, _ in errors.values()]
+            raise (OSError if OSError in classes else ValueError)(
                 "Nothing has been trained, because pretrained networks that the recipe needs are "
                 "missing or do not fit. "
-                + " ".join(f"{name}: {error}" for name, error in errors.items())
+                + " ".join(f"{name}: {reason}" for name, (_, reason) in errors.items())
             )
 
         # objectives, without weights
