@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Value
 from transformers import TrainerCallback
 
+from .data.classes import with_classes
 from .data.credits import credited
 from .data.opening import open_images
 from .evaluation import ReconstructionMetrics, load_extractor, measure_representations
@@ -100,6 +101,11 @@ def measure_of(
             name: column if column in test.column_names else None
             for name, column in (("label_column", label_column), ("text_column", text_column))
         }
+        labels = test.features.get(label_column)
+        if isinstance(labels, Value) and "string" in labels.dtype:  # names of classes
+            train, test = (
+                with_classes(split, train, "the data", label_column) for split in (train, test)
+            )
         if "num_images" in recipe.evaluation:
             number = min(recipe.evaluation["num_images"], len(train))
             train = train.select(range(number))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from datasets import DatasetDict
+from datasets import DatasetDict, Features, Value
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
@@ -27,6 +27,7 @@ from titok_hf import (
 from titok_hf.cli import app
 from titok_hf.evaluation import measure_representations
 from titok_hf.publish import publish_folder
+from titok_hf.train import measure_of
 from titok_hf.training import Recipe, RecipeRun
 from titok_hf.training.checkpoints import MANIFEST
 from titok_hf.training.discriminator import FeatureDiscriminator
@@ -203,6 +204,21 @@ class TestTraining:
         again = measure_representations(model, processor, dataset["train"], dataset["test"])
         for name, estimate in again["metrics"].items():
             assert measured[-1][f"eval_{name}"] == pytest.approx(estimate["value"], abs=1e-4), name
+
+    def test_labels_may_be_names_of_classes(self, folder, dataset):
+        model, processor = (
+            kind.from_pretrained(folder / "vtp") for kind in (VTPModel, VTPProcessor)
+        )
+        recipe = Recipe.load(MINIATURE, ['evaluation={"representations": true}'])
+        measure = measure_of(recipe, "image", "label", "text")
+        labels = dataset["train"].features["label"]
+        named = dataset.map(
+            lambda row: {"label": labels.int2str(row["label"])},
+            features=Features({**dataset["train"].features, "label": Value("string")}),
+        )
+        expected = measure(model.eval(), processor, dataset["train"], dataset["test"])
+        found = measure(model, processor, named["train"], named["test"])
+        assert found == pytest.approx(expected, abs=1e-4) and "zero_shot_accuracy" in found
 
     @pytest.mark.parametrize(
         "weights",
