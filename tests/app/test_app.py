@@ -15,6 +15,7 @@ import torch
 import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from packaging.requirements import Requirement
 from PIL import Image
 from scripts import load_script
 
@@ -22,7 +23,7 @@ from titok_hf import TiTokModel
 from titok_hf.app import blocks, build_app, launch_app, open_models, push_space, write_space
 from titok_hf.app.answers import decode_upload
 from titok_hf.app.models import describe_tokens, title_of, without_paths
-from titok_hf.app.space import wheel
+from titok_hf.app.space import own_requirement
 from titok_hf.evaluation.pictures import patch_colors
 from titok_hf.modeling.outputs import TokenizerEncoderOutput
 
@@ -230,16 +231,41 @@ class TestSpace:
         assert done.returncode == 0, done.stderr
         assert str(unpacked) in done.stdout
 
-    def test_the_wheel_that_was_installed_comes_along(self, monkeypatch, tmp_path):
+    @pytest.fixture
+    def install(self, monkeypatch):
+        """Says where this package was installed from."""
+
+        def install(**origin):
+            record = SimpleNamespace(read_text=lambda name: json.dumps(origin))
+            monkeypatch.setattr("titok_hf.app.space.distribution", lambda name: record)
+
+        return install
+
+    def test_the_wheel_that_was_installed_comes_along(self, install, tmp_path):
         installed = tmp_path / "titok_hf-9.9-py3-none-any.whl"
         installed.write_bytes(b"a wheel")
-        origin = json.dumps({"url": installed.as_uri(), "archive_info": {}})
-        distribution = SimpleNamespace(read_text=lambda name: origin)
-        monkeypatch.setattr("titok_hf.app.space.distribution", lambda name: distribution)
+        install(url=installed.as_uri(), archive_info={})
         folder = tmp_path / "space"
         folder.mkdir()
-        assert wheel(folder) == installed.name
+        assert own_requirement(folder) == f"./{installed.name}"
         assert (folder / installed.name).read_bytes() == b"a wheel"
+
+    @pytest.mark.parametrize(
+        ("origin", "expected"),
+        [
+            (
+                {"url": "https://x.org/a.git", "vcs_info": {"vcs": "git", "commit_id": "1f"}},
+                "git+https://x.org/a.git@1f",
+            ),
+            ({"url": "https://x.org/a-1.whl", "archive_info": {}}, "https://x.org/a-1.whl"),
+        ],
+        ids=["repository", "wheel"],
+    )
+    def test_an_address_is_required_as_it_is(self, install, tmp_path, origin, expected):
+        install(**origin)
+        required = own_requirement(tmp_path)
+        assert Requirement(required).url == expected and required.startswith("titok_hf @ ")
+        assert not [*tmp_path.iterdir()]
 
     def test_a_push(self, hub, folders):
         place = push_space(folders[:1], "user/show")

@@ -117,11 +117,12 @@ def write_space(
     extras = ["app"]
     if data is not None and is_embedded(data):
         extras.append(EMBEDDED_EXTRAS[data.partition(":")[0]])
-    (folder / "requirements.txt").write_text("\n".join(requirements(extras, wheel(folder))) + "\n")
+    lines = [*requirements(extras), own_requirement(folder)]
+    (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
 
 
-def requirements(extras: Sequence[str], wheel_name: str | None) -> list[str]:
-    """Returns the requirements of the demo, in the versions that are installed here."""
+def requirements(extras: Sequence[str]) -> list[str]:
+    """Returns what this package requires for the demo, in the versions that are installed here."""
     pinned = [f"--extra-index-url {CPU_WHEELS}"]
     for text in requires("titok_hf") or []:
         requirement = Requirement(text)
@@ -132,23 +133,32 @@ def requirements(extras: Sequence[str], wheel_name: str | None) -> list[str]:
             # a local part, such as +cpu, names a build that the Space may not find
             number = version(requirement.name).partition("+")[0]
             pinned.append(f"{requirement.name}=={number}")
-    return [*pinned, f"./{wheel_name}" if wheel_name else f"titok_hf=={version('titok_hf')}"]
+    return pinned
 
 
-def wheel(folder: Path) -> str | None:
-    """Writes the wheel of this package if it is installed from a checkout or a wheel, and returns its
-    name; `None` if it comes from an index.
+def own_requirement(folder: Path) -> str:
+    """Returns the line that requires this package from where it was installed: from an index, an
+    address, or a wheel, which is written to the folder.
+
+    Source: PEP 610, which says how an installer records the origin.
 
     Raises:
-        ValueError: If it cannot be built.
+        ValueError: If the wheel of a checkout cannot be built.
     """
-    origin = distribution("titok_hf").read_text("direct_url.json")
-    if origin is None:
-        return None
-    place = Path(unquote(urlsplit(json.loads(origin)["url"]).path))
+    record = distribution("titok_hf").read_text("direct_url.json")
+    if record is None:
+        return f"titok_hf=={version('titok_hf')}"
+    origin = json.loads(record)
+    if "vcs_info" in origin:
+        found = origin["vcs_info"]
+        return f"titok_hf @ {found['vcs']}+{origin['url']}@{found['commit_id']}"
+    address = urlsplit(origin["url"])
+    if address.scheme != "file":
+        return f"titok_hf @ {origin['url']}"
+    place = Path(unquote(address.path))
     if place.is_file():
         shutil.copy(place, folder)
-        return place.name
+        return f"./{place.name}"
     with TemporaryDirectory() as source:  # an earlier build/ in the checkout would be in the wheel
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(place / name, source)
@@ -162,4 +172,4 @@ def wheel(folder: Path) -> str | None:
             "The wheel of titok_hf could not be built, which needs pip and setuptools: "
             f"{built.stderr.strip().splitlines()[-1]}"
         )
-    return next(folder.glob("titok_hf-*.whl")).name
+    return f"./{next(folder.glob('titok_hf-*.whl')).name}"
