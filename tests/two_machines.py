@@ -1,5 +1,5 @@
-"""What two machines do together, or two processes on one: each runs this file on its own disk, which
-has images and other ones, a tokenizer, and caches. It writes what was refused and measured there."""
+"""The work of two machines, or of two processes on one. Each runs this file on its own disk, which has images, other
+images, a tokenizer and caches, and writes there what was refused and measured."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ def train(
 
 
 def refusals(models: Path, shared: Path) -> dict[str, Callable[[], Any]]:
-    """What two machines must refuse: output on their own disks, and another input on each."""
+    """Returns the calls that two machines must refuse: output on their own disks, and another input on each."""
     pipeline, tokenizer = models / "pipeline", models / "tokenizer"
     tokenize = partial(tokenize_to_folder, tokenizer=tokenizer, **TOKENS)
     return {

@@ -40,7 +40,7 @@ def check_same(**values: Any) -> None:
     Machines may differ in what lies on their own disks, and each process reads only its share.
 
     Args:
-        values: What must be the same, by names that an error can list.
+        values: The values of this process, by names that an error can list.
 
     Raises:
         ValueError: In every process, if one has another value than the first process.

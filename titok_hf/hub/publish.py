@@ -85,7 +85,7 @@ class PublishMixin:
         Args:
             repo_id: Repository, such as `"user/titok-l-32"`; created if it does not exist.
             commit_message: Commit message.
-            commit_description: What the message does not say.
+            commit_description: Text below the commit's message.
             private: Whether a new repository is private; defaults to the account's setting.
             token: Access token; defaults to that of `hf auth login` or `HF_TOKEN`.
             revision: Branch; created if it does not exist.
