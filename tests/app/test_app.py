@@ -7,7 +7,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -232,12 +231,15 @@ class TestSpace:
         assert str(unpacked) in done.stdout
 
     @pytest.fixture
-    def install(self, monkeypatch):
-        """Says where this package was installed from."""
+    def install(self, monkeypatch, tmp_path):
+        """Writes the record of an installation, which comes before that of this checkout."""
 
         def install(**origin):
-            record = SimpleNamespace(read_text=lambda name: json.dumps(origin))
-            monkeypatch.setattr("titok_hf.app.space.distribution", lambda name: record)
+            record = tmp_path / "installed" / "titok_hf-9.9.dist-info"
+            record.mkdir(parents=True)
+            (record / "METADATA").write_text("Name: titok_hf\nVersion: 9.9\n")
+            (record / "direct_url.json").write_text(json.dumps(origin))
+            monkeypatch.syspath_prepend(record.parent)
 
         return install
 
@@ -263,9 +265,11 @@ class TestSpace:
     )
     def test_an_address_is_required_as_it_is(self, install, tmp_path, origin, expected):
         install(**origin)
-        required = own_requirement(tmp_path)
+        folder = tmp_path / "space"
+        folder.mkdir()
+        required = own_requirement(folder)
         assert Requirement(required).url == expected and required.startswith("titok_hf @ ")
-        assert not [*tmp_path.iterdir()]
+        assert not [*folder.iterdir()]
 
     def test_a_push(self, hub, folders):
         place = push_space(folders[:1], "user/show")

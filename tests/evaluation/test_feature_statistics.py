@@ -285,8 +285,16 @@ class TestReference:
         assert judges.extractor.num_seen == len(real)
         assert reference.gather(others, protocol, 16, progress_bar=False) is not first
         other = replace(protocol, image_size=2 * protocol.image_size)
-        reference.gather(others, other, 16, progress_bar=False)
+        second = reference.gather(others, other, 16, progress_bar=False)
         assert others.extractor.num_seen == 2 * len(real)
+
+        class Interrupted(Colors):
+            def __call__(self, images):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            reference.gather(MetricNetworks(Interrupted()), other, 16, progress_bar=False)
+        assert reference.gather(others, other, 16, progress_bar=False) is second
 
 
 class TestCheckFeasible:

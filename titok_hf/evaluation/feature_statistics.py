@@ -151,13 +151,11 @@ class ReferenceSet:
         They are kept for further calls with the same networks and protocol.
         """
         if self.metrics and self.gathered_by != (judges, protocol):
-            self.gathered = FeatureStatistics(
-                judges, self.metrics, self.source.num_images, protocol
-            )
+            gathered = FeatureStatistics(judges, self.metrics, self.source.num_images, protocol)
             for batch in self.source.progress(batch_size, "reference", progress_bar):
-                self.gathered.update(batch)
-            self.gathered.reduce()
-            self.gathered_by = judges, protocol
+                gathered.update(batch)
+            gathered.reduce()
+            self.gathered, self.gathered_by = gathered, (judges, protocol)
         return self.gathered
 
     def describe(self, gathered: FeatureStatistics | None) -> dict[str, Any]:
